@@ -1,0 +1,34 @@
+"""What goes wrong, in one sentence: what was wanted, what was found, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MultigateError(Exception):
+    """Parent of every error a user can cause; the command line prints it and exits with 2."""
+
+
+class DataError(MultigateError):
+    """A table cannot be read, or a column does not hold what the schema says."""
+
+
+class ExperimentError(MultigateError):
+    """An experiment (or schema) names something that does not exist or does not fit together."""
+
+
+class RunError(MultigateError):
+    """A run folder is in the way, incomplete, or was made by another experiment."""
+
+
+class BundleError(MultigateError):
+    """A bundle is missing a file, was altered, or cannot answer what was asked."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A clause naming the valid name closest to ``name`` (or listing a few), to end an error with."""
+    valid = sorted(set(choices))
+    close = get_close_matches(name, valid, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(repr(choice) for choice in valid[:12])
+    return f"valid names: {shown}{', ...' if len(valid) > 12 else ''}" if valid else "there are none"

@@ -1,0 +1,144 @@
+"""An experiment: one YAML file (or object) that names the data, the structure and how to train it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+
+from multigate.balance import Name as BalanceName
+from multigate.data.split import Split
+from multigate.errors import ExperimentError, nearest
+from multigate.model import Tower
+from multigate.nn.embed import Embedding
+from multigate.options import Options, explain
+from multigate.schema import Schema
+from multigate.sharing import STRUCTURES, MMoE, Structure
+
+Paths = str | tuple[str, ...]
+
+
+class Optimizer(Options):
+    """How weights move."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """The highest of the schedule."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled (AdamW), on weights and embeddings, not on biases and normalisers."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    """one_cycle: up over the first 30 % of the steps, down to nearly zero by a cosine; cosine: down only; constant."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the whole gradient."""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, which is what is evaluated and kept; 0 is none."""
+
+
+class Experiment(Options):
+    """Everything one training needs. Every field but ``schema`` and ``train`` has a default."""
+
+    schema: Schema  # type: ignore[assignment]  # pydantic's deprecated method of this name is not ours to keep
+    train: Paths = ""
+    """A file, folder or glob (or a list of them), or empty where a table is passed from Python."""
+    valid: Paths | None = None
+    test: Paths | None = None
+    split: Split = Split()
+    """Where valid (or test) rows come from when they have no file of their own."""
+
+    sharing: SerializeAsAny[Structure] = MMoE()
+    tower: Tower = Tower()
+    embedding: Embedding = Embedding()
+    balance: BalanceName = "fixed"
+    optimizer: Optimizer = Optimizer()
+
+    epochs: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. Predictions are float32."""
+    seed: int = Field(default=0, ge=0)
+    monitor: str = "mean"
+    """``<task>/<metric>`` on the validation rows that chooses the best weights, or the mean of the tasks' main ones."""
+    patience: int | None = Field(default=3, ge=1)
+    """Evaluations without a better one after which training stops; null never stops early."""
+    valid_rows: int = Field(default=500_000, ge=1)
+    """At most so many validation rows, evenly spread, are looked at after an epoch."""
+
+    @field_validator("sharing", mode="before")
+    @classmethod
+    def _structure_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"structure": value}
+        if isinstance(value, Mapping):
+            name = value.get("structure", "mmoe")
+            if name not in STRUCTURES:
+                raise ValueError(f"there is no structure {name!r}; {nearest(str(name), STRUCTURES)}")
+            return STRUCTURES[name].model_validate(dict(value))
+        return value
+
+    @field_validator("tower", mode="before")
+    @classmethod
+    def _tower_by_widths(cls, value: Any) -> Any:
+        return {"hidden": value} if isinstance(value, list | tuple) else value
+
+    @field_validator("monitor")
+    @classmethod
+    def _monitor_form(cls, value: str) -> str:
+        if value != "mean" and "/" not in value:
+            raise ValueError(f"'monitor' wants 'mean' or '<task>/<metric>', such as 'click/auc', not {value!r}")
+        return value
+
+    def to_yaml(self) -> str:
+        """The experiment as a person would write it; defaults are omitted."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment:
+    """The experiment in a YAML file, with ``key.inner=value`` changes applied on top.
+
+    Raises ``ExperimentError`` naming the file and key for anything that cannot be.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"cannot read experiment {str(path)!r}: {error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ExperimentError(f"{path} should hold 'schema:', 'train:' and so on; found {type(data).__name__}")
+    return make_experiment(data, changes, name=str(path))
+
+
+def make_experiment(data: dict[str, Any], changes: Sequence[str] = (), *, name: str = "experiment") -> Experiment:
+    """An experiment from plain values, with ``key.inner=value`` changes; raises ``ExperimentError``."""
+    try:
+        return Experiment.model_validate(changed(data, changes))
+    except ValidationError as error:
+        raise ExperimentError(f"{name}: {explain(error)}") from None
+
+
+def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Plain values with ``key.inner=value`` settings applied; values are read as YAML."""
+    result: dict[str, Any] = dict(data)
+    for change in changes:
+        key, found, text = change.partition("=")
+        if not found or not key:
+            raise ExperimentError(f"--set wants key=value, such as sharing.experts=16; found {change!r}")
+        *path, last = key.split(".")
+        at = result
+        for part in path:
+            inner = at.get(part) or {}
+            if isinstance(inner, str):  # sharing: mmoe, then sharing.experts=16
+                inner = {"structure": inner}
+            if not isinstance(inner, Mapping):
+                raise ExperimentError(f"--set {change}: {part!r} has no keys of its own")
+            at[part] = dict(inner)
+            at = at[part]
+        try:
+            at[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            at[last] = text
+    return result

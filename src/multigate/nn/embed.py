@@ -1,0 +1,183 @@
+"""From encoded columns to x (B, D): embedding tables, numbers and their embeddings, side by side."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
+from multigate.options import Options
+
+
+class Embedding(Options):
+    """How features become x."""
+
+    dim: int = Field(default=16, ge=1)
+    """Width of every embedding that the feature does not set itself."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On x, in training."""
+    unseen: float = Field(default=0.01, ge=0, lt=1)
+    """Share of ids replaced by 0 in training, so that "a value never seen" is learnt."""
+    scale: float = Field(default=0.1, gt=0)
+    """Standard deviation of the initial embeddings."""
+
+
+class Embed(nn.Module):
+    """numbers (B, N), categories (B, C), bags -> x (B, D).
+
+    x holds, in this order: the numbers (missing as 0), their missing indicators, embeddings of the numbers, of the
+    categories, and the mean embedding of each bag.
+    """
+
+    def __init__(self, layout: Layout, options: Embedding) -> None:
+        super().__init__()
+        self.numbers = len(layout.numbers)
+        self.embedded_numbers = nn.ModuleList(_number_embeddings(layout.numbers, options))
+        self.tables = nn.ModuleDict()
+        groups: dict[int, list[int]] = {}
+        for i, column in enumerate(layout.categories):
+            groups.setdefault(column.dim or options.dim, []).append(i)
+        bag_dims = [bag.dim or options.dim for bag in layout.bags]
+        self.categories = nn.ModuleList()
+        stacked: dict[int, StackedTables] = {}
+        for dim in sorted({*groups, *bag_dims}):
+            used = [c for c in (*layout.categories, *layout.bags) if (c.dim or options.dim) == dim]
+            stacked[dim] = StackedTables({c.table: layout.tables[c.table] for c in used}, dim, options.scale)
+            self.tables[str(dim)] = stacked[dim]
+        for dim, columns in sorted(groups.items()):
+            self.categories.append(Categories(layout.categories, columns, stacked[dim]))
+        self.bag_columns = [(str(dim), stacked[dim].start[bag.table]) for dim, bag in zip(bag_dims, layout.bags, strict=True)]
+        self.dropout = options.dropout
+        self.unseen = options.unseen
+        self.d_out = (
+            2 * self.numbers
+            + sum(part.d_out for part in self.embedded_numbers)  # type: ignore[misc]
+            + sum(dim * len(columns) for dim, columns in groups.items())
+            + sum(bag_dims)
+        )
+
+    def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Tensor:
+        missing = numbers.isnan()
+        numbers = numbers.masked_fill(missing, 0.0)
+        parts = [numbers, missing.to(numbers.dtype)] if self.numbers else []
+        parts += [part(numbers) for part in self.embedded_numbers]
+        categories = self._forget(categories)
+        parts += [part(categories, self.tables) for part in self.categories]
+        for (dim, start), bag in zip(self.bag_columns, bags, strict=True):
+            values = self._forget(bag.values) + start
+            parts.append(_bag_mean(values, bag.offsets, self.tables[dim].weight))
+        x = torch.cat(parts, dim=1)
+        return functional.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def _forget(self, ids: Tensor) -> Tensor:
+        """Ids with a share replaced by 0 in training."""
+        if not (self.training and self.unseen):
+            return ids
+        return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.unseen, 0)
+
+
+class StackedTables(nn.Module):
+    """Embedding tables of one width, one under the other in a single weight (rows, dim)."""
+
+    def __init__(self, sizes: dict[str, int], dim: int, scale: float) -> None:
+        super().__init__()
+        self.start: dict[str, int] = {}
+        rows = 0
+        for table, size in sizes.items():
+            self.start[table] = rows
+            rows += size
+        self.dim = dim
+        self.weight = nn.Parameter(torch.randn(rows, dim) * scale)
+
+
+class Categories(nn.Module):
+    """The id columns of one width. categories (B, C) -> (B, columns * dim)."""
+
+    starts: Tensor
+    columns: Tensor
+
+    def __init__(self, layout: Sequence[IdColumn], columns: Sequence[int], tables: StackedTables) -> None:
+        super().__init__()
+        self.dim = tables.dim
+        self.all = list(columns) == list(range(len(layout)))
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.register_buffer("starts", torch.tensor([tables.start[layout[i].table] for i in columns]), persistent=False)
+
+    def forward(self, categories: Tensor, tables: nn.ModuleDict) -> Tensor:
+        ids = categories if self.all else categories.index_select(1, self.columns)
+        weight = tables[str(self.dim)].weight
+        return functional.embedding(ids + self.starts, weight).flatten(1)
+
+
+def _bag_mean(values: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """Mean embedding of each bag: values (V,), offsets (B + 1,) -> (B, dim). A bag is never empty: missing is an id."""
+    return functional.embedding_bag(values, weight, offsets.to(values.dtype), mode="mean", include_last_offset=True)
+
+
+class Piecewise(nn.Module):
+    """Piecewise-linear number embeddings (Gorishniy et al. 2022, section 3.2). numbers (B, N) -> (B, n * dim).
+
+    The value is written as how far it has come through each interval between neighbouring quantiles, then a linear
+    map and ReLU of each feature's own.
+    """
+
+    low: Tensor
+    width: Tensor
+    columns: Tensor
+
+    def __init__(self, columns: Sequence[int], edges: Sequence[Sequence[float]], dim: int) -> None:
+        super().__init__()
+        intervals = max(len(one) for one in edges) - 1
+        low = torch.zeros(len(edges), intervals)
+        width = torch.full((len(edges), intervals), torch.inf)  # an interval that is not there is never entered
+        for i, one in enumerate(edges):
+            knots = torch.tensor(one)
+            low[i, : len(one) - 1] = knots[:-1]
+            width[i, : len(one) - 1] = knots[1:] - knots[:-1]
+        bound = 1 / math.sqrt(intervals)
+        self.weight = nn.Parameter(torch.empty(len(edges), intervals, dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(len(edges), dim).uniform_(-bound, bound))
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("width", width, persistent=False)
+        self.d_out = len(edges) * dim
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x = numbers.index_select(1, self.columns).unsqueeze(-1)
+        progress = ((x - self.low) / self.width).clamp(0, 1)  # (B, n, Q)
+        return functional.relu(torch.einsum("bnq,nqd->bnd", progress, self.weight) + self.bias).flatten(1)
+
+
+class Periodic(nn.Module):
+    """Periodic number embeddings with learnt frequencies (Gorishniy et al. 2022, section 3.3). (B, N) -> (B, n * dim)."""
+
+    columns: Tensor
+
+    def __init__(self, columns: Sequence[int], dim: int, frequencies: int = 16, scale: float = 0.1) -> None:
+        super().__init__()
+        n, bound = len(columns), 1 / math.sqrt(2 * frequencies)
+        self.frequency = nn.Parameter(torch.randn(n, frequencies) * scale)
+        self.weight = nn.Parameter(torch.empty(n, 2 * frequencies, dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n, dim).uniform_(-bound, bound))
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.d_out = n * dim
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        angle = 2 * math.pi * numbers.index_select(1, self.columns).unsqueeze(-1) * self.frequency  # (B, n, frequencies)
+        waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        return functional.relu(torch.einsum("bnq,nqd->bnd", waves, self.weight) + self.bias).flatten(1)
+
+
+def _number_embeddings(numbers: Sequence[NumberColumn], options: Embedding) -> list[Piecewise | Periodic]:
+    """One module per kind and width of number embedding asked for."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for i, column in enumerate(numbers):
+        if column.embedding == "periodic" or (column.embedding == "piecewise" and len(column.edges) > 1):
+            groups.setdefault((column.embedding, column.dim or options.dim), []).append(i)
+    return [
+        Periodic(columns, dim) if kind == "periodic" else Piecewise(columns, [numbers[i].edges for i in columns], dim)
+        for (kind, dim), columns in groups.items()
+    ]

@@ -1,0 +1,57 @@
+"""Options: frozen, checked settings that turn into YAML and back."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from multigate.errors import nearest
+
+
+class Options(BaseModel):
+    """Settings of one thing. Frozen; an unknown key is refused with the nearest valid name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}; {nearest(str(key), cls.model_fields)}")
+        return data
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked like a new one."""
+        return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for YAML or JSON; fields left at their default are omitted (``kind``-like tags are kept)."""
+        dumped = self.model_dump(mode="json", exclude_defaults=True)
+        return _with_tags(self, dumped)
+
+
+TAGS = ("kind", "structure", "by")
+
+
+def _with_tags(value: Any, dumped: Any) -> Any:
+    """Put back the discriminating tags that ``exclude_defaults`` dropped, at every depth."""
+    if isinstance(value, Options):
+        tags = {name: getattr(value, name) for name in TAGS if name in type(value).model_fields}
+        names = {"name": dumped["name"]} if "name" in dumped else {}
+        inner = {name: _with_tags(getattr(value, name), item) for name, item in dumped.items()}
+        return names | tags | inner
+    if isinstance(value, tuple | list):
+        return [_with_tags(one, item) for one, item in zip(value, dumped, strict=True)]
+    return dumped
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence for a pydantic error: where, and what was wrong with it (the first of several)."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] in ("value_error", "missing") else f" (found {first['input']!r})"
+    others = error.error_count() - 1
+    more = f" [and {others} more]" if others else ""
+    return f"{place + ': ' if place else ''}{message}{found}{more}"

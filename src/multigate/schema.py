@@ -1,0 +1,232 @@
+"""What the columns of a table mean: features that models read, tasks they predict."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from multigate.errors import ExperimentError, nearest
+from multigate.options import Options
+
+Value = bool | int | float | str
+
+
+class Named(Options):
+    """Options with a name that may be given first: ``Task("click")``."""
+
+    name: str = Field(min_length=1)
+
+    def __init__(self, *name: str, **options: Any) -> None:
+        super().__init__(**dict(zip(("name",), name, strict=False)), **options)
+
+
+class _Feature(Named):
+    column: str = ""
+    """Source column; the feature's own name if empty."""
+
+    @property
+    def source(self) -> str:
+        return self.column or self.name
+
+
+class Number(_Feature):
+    """A quantity. Standardised; missing values get an indicator of their own."""
+
+    kind: Literal["number"] = "number"
+    transform: Literal["standard", "log", "quantile"] = "standard"
+    """Before standardising: nothing, sign(x) log(1 + |x|), or the normal score of the value's rank."""
+    embedding: Literal["none", "bins", "piecewise", "periodic"] = "bins"
+    """What stands beside the standardised value: nothing, an embedding of its quantile bin, a piecewise-linear
+    or a periodic embedding (Gorishniy et al. 2022)."""
+    bins: int = Field(default=32, ge=2, le=1024)
+    dim: int | None = Field(default=None, ge=1)
+
+
+class Vector(_Feature):
+    """A fixed-size list of quantities, such as a pre-trained embedding; each is standardised."""
+
+    kind: Literal["vector"] = "vector"
+    size: int = Field(ge=1)
+
+
+class Time(_Feature):
+    """A point in time, read as the categories hour of day and day of week."""
+
+    kind: Literal["time"] = "time"
+    parts: tuple[Literal["hour", "weekday", "day", "month"], ...] = ("hour", "weekday")
+    dim: int | None = Field(default=None, ge=1)
+
+
+class Category(_Feature):
+    """One of a set of values. Id 0 is any value unseen in training, 1 is missing, then the vocabulary."""
+
+    kind: Literal["category"] = "category"
+    min_count: int = Field(default=1, ge=1)
+    max_size: int = Field(default=1_000_000, ge=1)
+    dim: int | None = Field(default=None, ge=1)
+    table: str = ""
+    """Features naming the same table share one vocabulary and one embedding table."""
+
+
+class Hashed(_Feature):
+    """One of a very large or open set of values, hashed into ``buckets`` ids (0 unused, 1 missing, then buckets)."""
+
+    kind: Literal["hashed"] = "hashed"
+    buckets: int = Field(ge=2)
+    dim: int | None = Field(default=None, ge=1)
+    table: str = ""
+
+
+class Bag(_Feature):
+    """Any number of values in one cell: an Arrow list, or a string such as ``"39,12"``. The mean of their embeddings is read."""
+
+    kind: Literal["bag"] = "bag"
+    separator: str = Field(default=",", min_length=1)
+    buckets: int | None = Field(default=None, ge=2)
+    """Hash the values into so many ids instead of keeping a vocabulary."""
+    min_count: int = Field(default=1, ge=1)
+    max_size: int = Field(default=1_000_000, ge=1)
+    dim: int | None = Field(default=None, ge=1)
+    table: str = ""
+
+
+Feature = Annotated[Number | Vector | Time | Category | Hashed | Bag, Field(discriminator="kind")]
+
+
+class Task(Named):
+    """A label to predict."""
+
+    column: str = ""
+    kind: Literal["binary", "regression", "multiclass"] = "binary"
+    positive: Value | tuple[Value, ...] | None = None
+    """The value, or values, that mean 1 where a binary label is not 0/1 or true/false already."""
+    classes: tuple[str, ...] = ()
+    """Values of a multiclass label, as text; taken from the training rows if empty."""
+    transform: Literal["none", "standard", "log1p"] = "standard"
+    """What a regression target is fitted through; predictions come back in the label's own unit. ``log1p``
+    wants labels above -1 and standardises after the logarithm."""
+    given: str | None = None
+    """A binary parent task: the tower predicts p(this | parent), the output is p(this) = p(this | parent) p(parent)."""
+    where: str | None = None
+    """A binary task: loss and metrics count only rows where it is 1."""
+    weight: float = Field(default=1.0, ge=0)
+    sample_weight: str | None = None
+    """A column with the weight of each row's label."""
+    auxiliary: bool = False
+    """Trained, but not counted when the best weights are chosen."""
+
+    @property
+    def source(self) -> str:
+        return self.column or self.name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Task":
+        if self.given is not None and self.kind != "binary":
+            raise ValueError(
+                f"task {self.name!r}: 'given' joins two binary tasks, this one is {self.kind}; use 'where' instead"
+            )
+        if self.positive is not None and self.kind != "binary":
+            raise ValueError(f"task {self.name!r}: 'positive' is for binary tasks, this one is {self.kind}")
+        if "|" in self.name or "/" in self.name:
+            raise ValueError(f"task {self.name!r}: a name may hold neither '|' nor '/'")
+        return self
+
+
+class Schema(Options):
+    """Features and tasks, and the columns that are neither but are carried along."""
+
+    features: tuple[Feature, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    keys: tuple[str, ...] = ()
+    """Columns copied through to predictions, never read by a model."""
+    time: str | None = None
+    """Column that orders the rows; splits go by it."""
+    group: str | None = None
+    """Column whose rows belong together (a user): no value falls into two splits, GAUC is taken over it."""
+    funnel: Literal["strict", "loose"] = "strict"
+    """Whether more than 0.1 % of child labels may be 1 where their ``given`` parent is 0."""
+    types: dict[str, str] = {}
+    """Arrow types of the columns, frozen when the schema was written (CSV files have none of their own)."""
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _one_key(cls, keys: Any) -> Any:
+        return (keys,) if isinstance(keys, str) else keys
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Schema":
+        for what, names in (("feature", [f.name for f in self.features]), ("task", [t.name for t in self.tasks])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {what}s are named {twice[0]!r}; give each a name of its own")
+        labels = {task.source: task.name for task in self.tasks}
+        for feature in self.features:
+            if feature.source in labels:
+                raise ValueError(
+                    f"column {feature.source!r} is the label of task {labels[feature.source]!r} "
+                    f"and also feature {feature.name!r}; remove the feature"
+                )
+        binary = {task.name for task in self.tasks if task.kind == "binary"}
+        for task in self.tasks:
+            for word in ("given", "where"):
+                parent = getattr(task, word)
+                if parent is not None and (parent not in binary or parent == task.name):
+                    raise ValueError(
+                        f"task {task.name!r}: {word} {parent!r} is not another binary task; "
+                        f"{nearest(parent, binary - {task.name})}"
+                    )
+        self.order()
+        return self
+
+    def order(self) -> tuple[int, ...]:
+        """Task indices with every ``given`` parent before its children."""
+        index = {task.name: i for i, task in enumerate(self.tasks)}
+        done: list[int] = []
+        for start in range(len(self.tasks)):
+            path: list[int] = []
+            at: int | None = start
+            while at is not None and at not in done:
+                if at in path:
+                    raise ValueError(f"task {self.tasks[at].name!r}: its chain of 'given' comes back to itself")
+                path.append(at)
+                parent = self.tasks[at].given
+                at = index[parent] if parent is not None else None
+            done.extend(reversed(path))
+        return tuple(done)
+
+    def parents(self) -> tuple[int | None, ...]:
+        """For each task the index of its ``given`` parent."""
+        index = {task.name: i for i, task in enumerate(self.tasks)}
+        return tuple(None if task.given is None else index[task.given] for task in self.tasks)
+
+    def task(self, name: str) -> Task:
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ExperimentError(f"there is no task {name!r}; {nearest(name, self.task_names)}")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    def only(self, names: Sequence[str]) -> "Schema":
+        """The schema of some of the tasks alone, each cut loose from parents that are not among them."""
+        kept = tuple(
+            task.with_(
+                given=task.given if task.given in names else None,
+                where=task.where if task.where in names else None,
+            )
+            for task in self.tasks
+            if task.name in names
+        )
+        return self.with_(tasks=kept)
+
+    def columns(self, *, labels: bool = True, carried: bool = True) -> tuple[str, ...]:
+        """Source columns, each once: features', then (on request) labels and their weights, then keys, time, group."""
+        wanted = [feature.source for feature in self.features]
+        if labels:
+            wanted += [task.source for task in self.tasks]
+            wanted += [task.sample_weight for task in self.tasks if task.sample_weight]
+        if carried:
+            wanted += [*self.keys, *(name for name in (self.time, self.group) if name)]
+        return tuple(dict.fromkeys(wanted))
