@@ -1,5 +1,6 @@
 """An experiment: one YAML file (or object) that names the data, the structure and how to train it."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,62 +36,66 @@ class Optimizer(Options):
     """Decay per step of an exponential moving average of the weights, which is what is evaluated and kept; 0 is none."""
 
 
-class Experiment(Options):
-    """Everything one training needs. Every field but ``schema`` and ``train`` has a default."""
+with warnings.catch_warnings():
+    # pydantic warns that the field shadows its own deprecated BaseModel.schema
+    warnings.simplefilter("ignore", UserWarning)
 
-    schema: Schema  # type: ignore[assignment]  # pydantic's deprecated method of this name is not ours to keep
-    train: Paths = ""
-    """A file, folder or glob (or a list of them), or empty where a table is passed from Python."""
-    valid: Paths | None = None
-    test: Paths | None = None
-    split: Split = Split()
-    """Where valid (or test) rows come from when they have no file of their own."""
+    class Experiment(Options):
+        """Everything one training needs. Every field but ``schema`` and ``train`` has a default."""
 
-    sharing: SerializeAsAny[Structure] = MMoE()
-    tower: Tower = Tower()
-    embedding: Embedding = Embedding()
-    balance: BalanceName = "fixed"
-    optimizer: Optimizer = Optimizer()
+        schema: Schema  # type: ignore[assignment]
+        train: Paths = ""
+        """A file, folder or glob (or a list of them), or empty where a table is passed from Python."""
+        valid: Paths | None = None
+        test: Paths | None = None
+        split: Split = Split()
+        """Where valid (or test) rows come from when they have no file of their own."""
 
-    epochs: int = Field(default=12, ge=1)
-    batch_size: int = Field(default=1024, ge=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. Predictions are float32."""
-    seed: int = Field(default=0, ge=0)
-    monitor: str = "mean"
-    """``<task>/<metric>`` on the validation rows that chooses the best weights, or the mean of the tasks' main ones."""
-    patience: int | None = Field(default=3, ge=1)
-    """Evaluations without a better one after which training stops; null never stops early."""
-    valid_rows: int = Field(default=500_000, ge=1)
-    """At most so many validation rows, evenly spread, are looked at after an epoch."""
+        sharing: SerializeAsAny[Structure] = MMoE()
+        tower: Tower = Tower()
+        embedding: Embedding = Embedding()
+        balance: BalanceName = "fixed"
+        optimizer: Optimizer = Optimizer()
 
-    @field_validator("sharing", mode="before")
-    @classmethod
-    def _structure_by_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {"structure": value}
-        if isinstance(value, Mapping):
-            name = value.get("structure", "mmoe")
-            if name not in STRUCTURES:
-                raise ValueError(f"there is no structure {name!r}; {nearest(str(name), STRUCTURES)}")
-            return STRUCTURES[name].model_validate(dict(value))
-        return value
+        epochs: int = Field(default=12, ge=1)
+        batch_size: int = Field(default=1024, ge=1)
+        precision: Literal["auto", "float32", "bfloat16"] = "auto"
+        """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. Predictions are float32."""
+        seed: int = Field(default=0, ge=0)
+        monitor: str = "mean"
+        """``<task>/<metric>`` on the validation rows that chooses the best weights, or the mean of the tasks' main ones."""
+        patience: int | None = Field(default=3, ge=1)
+        """Evaluations without a better one after which training stops; null never stops early."""
+        valid_rows: int = Field(default=500_000, ge=1)
+        """At most so many validation rows, evenly spread, are looked at after an epoch."""
 
-    @field_validator("tower", mode="before")
-    @classmethod
-    def _tower_by_widths(cls, value: Any) -> Any:
-        return {"hidden": value} if isinstance(value, list | tuple) else value
+        @field_validator("sharing", mode="before")
+        @classmethod
+        def _structure_by_name(cls, value: Any) -> Any:
+            if isinstance(value, str):
+                value = {"structure": value}
+            if isinstance(value, Mapping):
+                name = value.get("structure", "mmoe")
+                if name not in STRUCTURES:
+                    raise ValueError(f"there is no structure {name!r}; {nearest(str(name), STRUCTURES)}")
+                return STRUCTURES[name].model_validate(dict(value))
+            return value
 
-    @field_validator("monitor")
-    @classmethod
-    def _monitor_form(cls, value: str) -> str:
-        if value != "mean" and "/" not in value:
-            raise ValueError(f"'monitor' wants 'mean' or '<task>/<metric>', such as 'click/auc', not {value!r}")
-        return value
+        @field_validator("tower", mode="before")
+        @classmethod
+        def _tower_by_widths(cls, value: Any) -> Any:
+            return {"hidden": value} if isinstance(value, list | tuple) else value
 
-    def to_yaml(self) -> str:
-        """The experiment as a person would write it; defaults are omitted."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+        @field_validator("monitor")
+        @classmethod
+        def _monitor_form(cls, value: str) -> str:
+            if value != "mean" and "/" not in value:
+                raise ValueError(f"'monitor' wants 'mean' or '<task>/<metric>', such as 'click/auc', not {value!r}")
+            return value
+
+        def to_yaml(self) -> str:
+            """The experiment as a person would write it; defaults are omitted."""
+            return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment:

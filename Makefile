@@ -1,0 +1,36 @@
+# Every target sets itself up on a fresh machine: a virtual environment in .venv, filled by pip.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check bench docs clean
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## the whole road on a simulated feed
+	rm -rf runs/demo
+	$(BIN)/multigate demo --out runs/demo
+
+test: $(STAMP)  ## all tests; MULTIGATE_DATA=FOLDER adds those on real data
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## style, types, floors, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(STAMP)  ## benchmarks on Census-Income (MULTIGATE_DATA); figures go to benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/predict.py
+
+docs: $(STAMP)  ## serve the docs at localhost:8000
+	$(BIN)/mkdocs serve
+
+clean:
+	rm -rf .venv site runs build dist

@@ -1,0 +1,65 @@
+"""Multi-task learning on tables: share, train, compare, explain and serve."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multigate.analysis.compare import compare as compare
+    from multigate.bundle import Bundle as Bundle
+    from multigate.bundle import load as load
+    from multigate.data.infer import infer_schema as infer_schema
+    from multigate.errors import MultigateError as MultigateError
+    from multigate.experiment import Experiment as Experiment
+    from multigate.experiment import read_experiment as read_experiment
+    from multigate.run import Run as Run
+    from multigate.run import open_run as open_run
+    from multigate.schema import Bag as Bag
+    from multigate.schema import Category as Category
+    from multigate.schema import Hashed as Hashed
+    from multigate.schema import Number as Number
+    from multigate.schema import Schema as Schema
+    from multigate.schema import Task as Task
+    from multigate.schema import Time as Time
+    from multigate.schema import Vector as Vector
+    from multigate.sharing import MMoE as MMoE
+    from multigate.sharing import OMoE as OMoE
+    from multigate.sharing import SharedBottom as SharedBottom
+    from multigate.sharing import SingleTask as SingleTask
+    from multigate.training.train import train as train
+
+_HOMES = {
+    "compare": "analysis.compare",
+    "Bundle": "bundle",
+    "load": "bundle",
+    "infer_schema": "data.infer",
+    "MultigateError": "errors",
+    "Experiment": "experiment",
+    "read_experiment": "experiment",
+    "Run": "run",
+    "open_run": "run",
+    "Bag": "schema",
+    "Category": "schema",
+    "Hashed": "schema",
+    "Number": "schema",
+    "Schema": "schema",
+    "Task": "schema",
+    "Time": "schema",
+    "Vector": "schema",
+    "MMoE": "sharing",
+    "OMoE": "sharing",
+    "SharedBottom": "sharing",
+    "SingleTask": "sharing",
+    "train": "training.train",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that ``import multigate`` is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'multigate' has no attribute {name!r}")
+    return getattr(import_module(f"multigate.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

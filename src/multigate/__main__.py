@@ -1,0 +1,5 @@
+"""``python -m multigate``."""
+
+from multigate.cli import main
+
+main()

@@ -1,0 +1,62 @@
+"""Statistics over seeds: a metric's mean with its Student-t interval, alone or as a difference of matched runs."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from multigate.errors import ExperimentError
+
+
+class Summary(NamedTuple):
+    """A mean over ``n`` seeds, the standard deviation of one seed, and the interval of the mean."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def summary(values: Sequence[float], level: float = 0.95) -> Summary:
+    """Mean, standard deviation (n - 1) and two-sided Student-t interval of ``values``, one from each seed.
+
+    One value has no deviation and no interval, none has no mean: NaN, as in any sum with a NaN in it.
+    """
+    n = len(values)
+    if n == 0 or any(math.isnan(value) for value in values):
+        return Summary(math.nan, math.nan, math.nan, math.nan, n)
+    mean = statistics.fmean(values)
+    if n == 1:
+        return Summary(mean, math.nan, math.nan, math.nan, n)
+    from scipy.special import stdtrit
+
+    sd = statistics.stdev(values, mean)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
+    return Summary(mean, sd, mean - half, mean + half, n)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Summary:
+    """Summary of ``a - b``, seed by seed: what both runs of a seed share (data order, split) cancels out.
+
+    Raises ``ExperimentError`` unless there is one value in ``b`` for each in ``a``.
+    """
+    if len(a) != len(b):
+        raise ExperimentError(
+            f"a paired difference wants the same seeds on both sides, found {len(a)} and {len(b)} runs; "
+            "train the missing seeds or leave out those without a partner"
+        )
+    return summary([x - y for x, y in zip(a, b, strict=True)], level)
+
+
+def mtl_gain(multi: Sequence[float], single: Sequence[float], higher_is_better: bool, level: float = 0.95) -> Summary:
+    """What a task gains from being trained with others, paired by seed (Tang et al. 2020, PLE, Eq. 11).
+
+    ``multi - single`` of a metric, reversed for one of which less is better: positive is always a gain.
+    """
+    return paired_difference(multi, single, level) if higher_is_better else paired_difference(single, multi, level)

@@ -1,0 +1,205 @@
+"""A bundle: weights, schema and fitted encoder in one folder, which predicts from raw rows. No pickle anywhere."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from multigate.batch import Batch, output_columns
+from multigate.data.encoder import Encoder
+from multigate.data.files import open_table
+from multigate.errors import BundleError, ExperimentError
+from multigate.experiment import Experiment, make_experiment
+from multigate.model import Model, Outputs
+from multigate.sharing import STRUCTURES, Structure
+
+FORMAT = 1
+ROWS = 8192
+"""Rows that go through the model together."""
+
+Predictions = dict[str, NDArray[Any]]
+
+
+def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] | None = None) -> Model:
+    """The experiment's model, freshly initialised from torch's global generator, for all tasks or some."""
+    layout = encoder.layout
+    schema = experiment.schema
+    if tasks is not None:
+        schema = schema.only([schema.tasks[i].name for i in tasks])
+        layout = layout.with_(tasks=tuple(layout.tasks[i] for i in tasks))
+    return Model(
+        layout,
+        experiment.sharing,
+        embedding=experiment.embedding,
+        tower=experiment.tower,
+        parents=schema.parents(),
+        order=schema.order(),
+    )
+
+
+class Bundle:
+    """A trained model with all it needs to read raw rows."""
+
+    def __init__(self, experiment: Experiment, encoder: Encoder, model: Model) -> None:
+        self.experiment = experiment
+        self.schema = experiment.schema
+        self.encoder = encoder
+        self.model = model.eval()
+
+    def predict(self, rows: Any, *, gates: bool = False) -> Predictions | dict[str, Any]:
+        """Probabilities and values by name, in the order of the rows.
+
+        ``rows``: one row as a dict of values, a dict of lists, a pandas, polars or pyarrow table, or a path. A binary
+        task gives p(task); one with a ``given`` parent also ``task|parent``; regression gives the value in the label's
+        own unit; multiclass gives the most likely class and ``task=class`` for each probability. ``gates=True`` adds
+        ``gate/<reader>`` with a weight per expert. Each is an array (R,), gates (R, E); for one row plain values.
+
+        Raises ``DataError`` for a feature column that is missing or of the wrong kind. Values unseen in training and
+        nulls are read by the same rule as in training.
+        """
+        if isinstance(rows, Mapping) and not all(_is_column(value) for value in rows.values()):
+            named = self._named(self.encoder.row(rows), gates=gates)
+            return {name: value[0].tolist() for name, value in named.items()}
+        parts = [self._named(batch, gates=gates) for batch, _ in self.batches(rows)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def predict_batches(self, rows: Any) -> Iterator[tuple[Predictions, pa.RecordBatch]]:
+        """Predictions and the rows' key columns, a few thousand rows at a time: for tables of any length."""
+        for batch, record in self.batches(rows, carried=self.schema.keys):
+            yield self._named(batch), record.select(list(self.schema.keys))
+
+    def batches(
+        self, rows: Any, *, labels: bool = False, carried: Sequence[str] = ()
+    ) -> Iterator[tuple[Batch, pa.RecordBatch]]:
+        """Encoded and raw rows of a table, in order."""
+        columns = [*self.schema.columns(labels=labels, carried=False), *carried]
+        if labels and self.schema.group:
+            columns.append(self.schema.group)
+        source = open_table(rows, types=self.schema.types)
+        for record in source.batches(list(dict.fromkeys(columns)), rows=ROWS):
+            yield self.encoder.columns(record, labels=labels), record
+
+    def _named(self, batch: Batch, *, gates: bool = False) -> Predictions:
+        with torch.inference_mode():
+            outputs = self.model(batch.numbers, batch.categories, batch.bags)
+        named = name_outputs(self.experiment, self.encoder, outputs)
+        if gates:
+            for level, gate in zip(self.model.sharing.wiring, outputs.gates, strict=True):
+                for i, reader in enumerate(level.readers):
+                    named[f"gate/{reader}"] = gate[:, i].numpy()
+        return named
+
+    def save(self, folder: Path) -> None:
+        """Write the bundle; an existing one at the same place is replaced only once the new one is whole."""
+        temporary = folder.with_name(folder.name + ".writing")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors")
+        self.encoder.save(temporary / "encoder")
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        about = {
+            "format": FORMAT,
+            "multigate": version("multigate"),
+            "experiment": self.experiment.to_dict(),
+            "files": {path.relative_to(temporary).as_posix(): _checksum(path) for path in files},
+        }
+        (temporary / "bundle.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+
+
+def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bundle:
+    """The bundle in a folder, or of a run folder. ``structures`` names structures of your own that it may use.
+
+    Raises ``BundleError`` where a file is missing or altered, or was written by a newer version.
+    """
+    folder = Path(path)
+    if (folder / "bundle" / "bundle.json").is_file():
+        folder = folder / "bundle"
+    about = _read_about(folder)
+    for name, checksum in about["files"].items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
+            raise BundleError(f"bundle {folder} lacks its file {name!r}; save or copy it again")
+        if _checksum(file) != checksum:
+            raise BundleError(f"bundle {folder}: {name!r} was altered or damaged after it was written; copy it again")
+    known = {name: kind for kind in structures for name in [kind.model_fields["structure"].default]}
+    data = dict(about["experiment"])
+    sharing = data.get("sharing", {})
+    own = known.get(sharing.get("structure", "")) if isinstance(sharing, dict) else None
+    if own is not None:
+        data["sharing"] = own.model_validate(sharing)
+    elif sharing and sharing.get("structure") not in STRUCTURES:
+        raise BundleError(
+            f"bundle {folder} uses structure {sharing.get('structure')!r}, which is not built in; "
+            "pass its options class: load(..., structures=[Mine])"
+        )
+    try:
+        experiment = make_experiment(data, name=f"bundle {folder}")
+    except ExperimentError as error:
+        raise BundleError(str(error)) from None
+    encoder = Encoder.load(folder / "encoder", experiment.schema)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(experiment, encoder)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        raise BundleError(f"bundle {folder}: its weights do not fit its experiment ({error})") from None
+    return Bundle(experiment, encoder, model)
+
+
+def name_outputs(experiment: Experiment, encoder: Encoder, outputs: Outputs) -> Predictions:
+    """From logits to what people read: the one place where probabilities are made."""
+    named: Predictions = {}
+    spans = output_columns(encoder.layout.tasks)
+    for t, (task, (start, end)) in enumerate(zip(experiment.schema.tasks, spans, strict=True)):
+        logits = outputs.logits[:, start:end].float()
+        if task.kind == "binary":
+            named[task.name] = torch.sigmoid(logits[:, 0]).numpy()
+            if task.given is not None:
+                named[f"{task.name}|{task.given}"] = torch.sigmoid(outputs.conditionals[:, start].float()).numpy()
+        elif task.kind == "regression":
+            named[task.name] = encoder.decode(t, logits[:, 0]).numpy()
+        else:
+            classes = encoder.classes(t)
+            named[task.name] = np.asarray(classes, dtype=object)[logits.argmax(1).numpy()]
+            probabilities = torch.softmax(logits, dim=1).numpy()
+            named |= {f"{task.name}={name}": probabilities[:, i] for i, name in enumerate(classes)}
+    return named
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value in a dict may be a column of rows; a bag's cell may look like one, so one plain cell makes a row."""
+    return isinstance(value, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or hasattr(value, "__arrow_c_stream__")
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        if not isinstance(about, dict) or not {"format", "experiment", "files"} <= about.keys():
+            raise ValueError("keys are missing")
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is no bundle (and no finished run): it has no bundle.json") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"bundle {folder}: bundle.json cannot be read ({error}); copy it again") from None
+    if about["format"] > FORMAT:
+        raise BundleError(
+            f"bundle {folder} has format {about['format']}, this multigate reads up to {FORMAT}; install a newer one"
+        )
+    return about
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

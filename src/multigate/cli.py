@@ -1,0 +1,160 @@
+"""The command line: verbs over the same functions Python has. Heavy modules are imported by the verb that needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="multigate",
+    help="Multi-task learning on tables: from a table with several labels to trained, compared models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file (YAML).")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Options of every verb; ``main`` reads --debug itself, for errors are caught there."""
+
+
+@app.command()
+def init(
+    table: Annotated[str, typer.Argument(help="A Parquet or CSV file, a folder or a glob.")], set_: Set = None
+) -> None:
+    """Write an experiment for a table to standard output: multigate init TABLE --set tasks=click,buy > x.yaml."""
+    from multigate.draft import draft
+    from multigate.training.progress import Reporter
+
+    changes = list(set_ or [])
+    named = [change.removeprefix("tasks=") for change in changes if change.startswith("tasks=")]
+    tasks = [name.strip() for text in named for name in text.strip("[] ").split(",") if name.strip()]
+    rest = [change for change in changes if not change.startswith("tasks=")]
+    with Reporter() as report:
+        text = draft(table, tasks, rest, progress=report)
+    typer.echo(text, nl=False)
+
+
+@app.command()
+def train(
+    experiment: Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="An experiment file (YAML).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train an experiment; keep the best weights as a bundle."""
+    from multigate.errors import ExperimentError
+    from multigate.experiment import read_experiment
+    from multigate.run import EXPERIMENT
+    from multigate.tables import metric_table
+    from multigate.training.train import train as run_training
+
+    if experiment is None:
+        if not resume:
+            raise ExperimentError("train wants an experiment file (only --resume can do without one)")
+        experiment = out / EXPERIMENT
+    run = run_training(read_experiment(experiment, set_ or ()), out, resume=resume, device=device)
+    _print(metric_table("Validation, best weights", run.best))
+    typer.echo(f"\nrun: {run.folder}    predict: multigate score {run.folder} TABLE --out predictions.parquet")
+
+
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="A run or bundle folder.")],
+    table: Annotated[str, typer.Argument(help="Rows to score or predict: a file, folder or glob.")],
+    out: Annotated[Path | None, typer.Option(help="Write predictions here (.parquet), beside the key columns.")] = None,
+    replicates: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals; 0 for none.")] = 200,
+) -> None:
+    """Score a run's predictions on a table with labels, or write predictions for one without."""
+    from multigate.bundle import load
+    from multigate.score import score_table, write_predictions
+    from multigate.tables import metric_table
+    from multigate.training.progress import Reporter
+
+    bundle = load(run)
+    with Reporter() as report:
+        if out is not None:
+            rows = write_predictions(bundle, table, out, progress=report)
+            report.line(f"{rows:,} predictions in {out}")
+            return
+        metrics, intervals = score_table(bundle, table, replicates=replicates, progress=report)
+    _print(metric_table(f"{table}", metrics, intervals))
+
+
+@app.command()
+def compare(
+    experiment: ExperimentFile,
+    structures: Annotated[str, typer.Option(help="Comma-separated.")] = "single_task,shared_bottom,omoe,mmoe",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each structure.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; called again it goes on.")] = Path("runs/compare"),
+    set_: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Train several structures on the same rows, seeds and budget, and tell what sharing gains."""
+    from multigate.analysis.compare import compare as run_comparison
+    from multigate.experiment import read_experiment
+
+    names = tuple(name.strip() for name in structures.split(",") if name.strip())
+    comparison = run_comparison(read_experiment(experiment, set_ or ()), out, structures=names, seeds=seeds, device=device)
+    _print(comparison.table())
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="census-income.")],
+    from_: Annotated[Path | None, typer.Option("--from", help="A folder or file already downloaded.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write tables to.")] = Path("data"),
+) -> None:
+    """Get a public data set as Parquet files."""
+    from multigate.datasets.fetch import fetch as run_fetch
+    from multigate.training.progress import Reporter
+
+    with Reporter() as report:
+        folder = run_fetch(name, out, from_, report)
+    typer.echo(f"{name}: {folder}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for its tables and runs.")] = Path("runs/demo"),
+    rows: Annotated[int, typer.Option(min=2_000, help="Rows of the simulated feed.")] = 60_000,
+) -> None:
+    """The whole road on a simulated content feed, in under two minutes."""
+    from multigate.demo import demo as run_demo
+
+    run_demo(out, rows=rows)
+
+
+def _print(renderable: object) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(renderable)
+
+
+def main() -> None:
+    """Run the command line: errors are one sentence and exit code 2 (130 when interrupted)."""
+    from multigate.errors import MultigateError
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except MultigateError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,266 @@
+"""Labels: raw columns as 0/1, classes or transformed targets, which of them are known, and what they weigh."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from multigate.batch import TaskColumn
+from multigate.data import cells
+from multigate.data.numbers import Moments
+from multigate.errors import DataError, nearest
+from multigate.options import Options
+from multigate.schema import Schema, Task
+
+MOST_CLASSES = 10_000
+MOST_VIOLATIONS = 0.001
+"""Share of a child's positives that may lie under a parent of 0 in a strict funnel."""
+
+Column = Callable[[str], pa.Array]
+"""Gives a column of the table at hand by name, or raises ``DataError``."""
+
+
+class LabelStats(Options):
+    """What the training rows say of one task."""
+
+    name: str
+    known: int
+    """Rows with a known label, after ``given`` filled and ``where`` took away."""
+    positives: int = 0
+    """Known labels that are 1 (binary only)."""
+    violations: int = 0
+    """Labels of 1 under a ``given`` parent of 0."""
+    mean: float = 0.0
+    sd: float = 1.0
+    """Of a regression target after ``log1p``; 0 and 1 where it is not standardised."""
+    average: float = 0.0
+    """Mean of the known encoded labels."""
+    classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    """Known rows of each class."""
+
+
+class LabelReader:
+    """Reads label columns as far as that goes without statistics: 0/1, class index, log1p of a target."""
+
+    def __init__(self, schema: Schema, classes: dict[str, tuple[str, ...]], growing: bool = False) -> None:
+        self.schema, self._growing = schema, growing
+        self.classes = {name: {value: at for at, value in enumerate(values)} for name, values in classes.items()}
+        index = {task.name: at for at, task in enumerate(schema.tasks)}
+        self._where = [(at, index[task.where]) for at, task in enumerate(schema.tasks) if task.where is not None]
+        parents = schema.parents()
+        self._given = [(at, parent) for at in schema.order() if (parent := parents[at]) is not None]
+
+    def read(self, rows: int, column: Column, first_row: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels (T, R) float64, NaN where null; known (T, R) bool; labels of 1 under a given parent of 0 (T,)."""
+        labels = np.empty((len(self.schema.tasks), rows))
+        for at, task in enumerate(self.schema.tasks):
+            labels[at] = self._label(task, column(task.source), first_row)
+        violations = np.zeros(len(labels), dtype=np.int64)
+        for child, parent in self._given:
+            off = labels[parent] == 0
+            labels[child, off & np.isnan(labels[child])] = 0.0
+            violations[child] = (off & (labels[child] == 1)).sum()
+        known = ~np.isnan(labels)
+        for task_at, parent in self._where:
+            known[task_at] &= labels[parent] == 1
+        return labels, known, violations
+
+    def weights(self, rows: int, column: Column, first_row: int | None) -> np.ndarray:
+        """(R, T) float32: the tasks' sample weights, 1 without."""
+        weights = np.ones((rows, len(self.schema.tasks)), dtype=np.float32)
+        for at, task in enumerate(self.schema.tasks):
+            if task.sample_weight is None:
+                continue
+            found = cells.numbers(column(task.sample_weight), task.sample_weight, first_row)
+            wrong = np.flatnonzero(~(found >= 0))
+            if len(wrong):
+                row = None if first_row is None else first_row + int(wrong[0])
+                value = found[wrong[0]]
+                bad = cells.BadCell(
+                    f"a weight of 0 or more for task {task.name!r}",
+                    None if math.isnan(value) else float(value),
+                    "fill it or leave the row out",
+                )
+                raise bad.error(task.sample_weight, row)
+            weights[:, at] = found
+        return weights
+
+    def _label(self, task: Task, array: pa.Array, first_row: int | None) -> np.ndarray:
+        if task.kind == "regression":
+            return self._target(task, array, first_row)
+        read = self._binary(task) if task.kind == "binary" else self._class(task)
+        index, answers = cells.through_distinct(array, read, task.source, first_row)
+        return np.array(answers, dtype=np.float64)[index]
+
+    def _target(self, task: Task, array: pa.Array, first_row: int | None) -> np.ndarray:
+        found = cells.numbers(array, task.source, first_row)
+        if task.transform != "log1p":
+            return found
+        low = np.flatnonzero(found <= -1)
+        if len(low):
+            row = None if first_row is None else first_row + int(low[0])
+            bad = cells.BadCell("labels above -1 for log1p", float(found[low[0]]), "use transform: standard")
+            raise bad.error(task.source, row)
+        return np.log1p(found)
+
+    def _binary(self, task: Task) -> Callable[[Any], float]:
+        if task.positive is None:
+            plain = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+
+            def read(value: Any) -> float:
+                found = cells.text(value)
+                if found is not None and found not in plain:
+                    raise cells.BadCell(
+                        f"0/1 or true/false as label of task {task.name!r}",
+                        value,
+                        f"say which value means 1, such as positive: {value!r}",
+                    )
+                return math.nan if found is None else plain[found]
+
+            return read
+        wanted = task.positive if isinstance(task.positive, tuple) else (task.positive,)
+        positive = {cells.text(value) for value in wanted}
+
+        def is_positive(value: Any) -> float:
+            found = cells.text(value)
+            return math.nan if found is None else float(found in positive)
+
+        return is_positive
+
+    def _class(self, task: Task) -> Callable[[Any], float]:
+        classes = self.classes[task.name]
+
+        def read(value: Any) -> float:
+            found = cells.text(value)
+            if found is None:
+                return math.nan
+            if self._growing and found not in classes:
+                if task.classes:
+                    raise cells.BadCell(f"a class of task {task.name!r}", value, nearest(found, task.classes))
+                if len(classes) == MOST_CLASSES:
+                    raise DataError(
+                        f"column {task.source!r}: wanted a few classes for task {task.name!r}, found more than "
+                        f"{MOST_CLASSES:,} values; declare it a regression"
+                    )
+                classes[found] = len(classes)
+            return float(classes.get(found, math.nan))
+
+        return read
+
+
+class LabelFit:
+    """One pass over the labels of the training rows."""
+
+    def __init__(self, schema: Schema) -> None:
+        declared = {task.name: task.classes for task in schema.tasks if task.kind == "multiclass"}
+        self.schema = schema
+        self._reader = LabelReader(schema, declared, growing=True)
+        self._violations = np.zeros(len(schema.tasks), dtype=np.int64)
+        self._moments = Moments(len(schema.tasks))
+        self._counts: list[np.ndarray] = [np.zeros(2, dtype=np.int64) for _ in schema.tasks]
+
+    def add(self, rows: int, column: Column) -> None:
+        labels, known, violations = self._reader.read(rows, column, None)
+        self._reader.weights(rows, column, None)
+        self._violations += violations
+        self._moments.add(np.where(known, labels, np.nan))
+        for at, task in enumerate(self.schema.tasks):
+            if task.kind != "regression":
+                held = np.bincount(labels[at, known[at]].astype(np.int64), minlength=len(self._counts[at]))
+                held[: len(self._counts[at])] += self._counts[at]
+                self._counts[at] = held
+
+    def finish(self) -> tuple[LabelStats, ...]:
+        """Statistics per task, or ``DataError`` where a task cannot be learnt from these rows."""
+        count, mean, sd = self._moments.finish()
+        return tuple(
+            self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]))
+            for at, task in enumerate(self.schema.tasks)
+        )
+
+    def _finish(self, at: int, task: Task, known: int, mean: float, sd: float) -> LabelStats:
+        counts = self._counts[at]
+        constant = sd == 0 if task.kind == "regression" else int((counts > 0).sum()) < 2
+        if known == 0 or constant:
+            clause = f" on the rows where {task.where!r} is 1" if task.where else ""
+            wanted = "known values" if known == 0 else "different values"
+            advice = "check the column" + (" and 'positive'" if task.positive is not None else "")
+            raise DataError(
+                f"column {task.source!r}: wanted {wanted} of task {task.name!r} among the training rows{clause}, found "
+                f"{'none' if known == 0 else f'{known:,} labels that are all the same'}; {advice}, or leave the task out"
+            )
+        violations = int(self._violations[at])
+        if task.kind == "binary":
+            self._check_funnel(task, violations, int(counts[1]))
+            return LabelStats(
+                name=task.name, known=known, positives=int(counts[1]), violations=violations, average=mean
+            )
+        if task.kind == "multiclass":
+            found = self._reader.classes[task.name]
+            classes = task.classes or tuple(sorted(found))
+            held = [int(counts[found[one]]) if found[one] < len(counts) else 0 for one in classes]
+            average = sum(index * many for index, many in enumerate(held)) / known
+            return LabelStats(name=task.name, known=known, average=average, classes=classes, counts=tuple(held))
+        if task.transform == "none":
+            return LabelStats(name=task.name, known=known, average=mean)
+        return LabelStats(name=task.name, known=known, mean=mean, sd=sd)
+
+    def _check_funnel(self, task: Task, violations: int, positives: int) -> None:
+        if self.schema.funnel == "loose" or violations <= MOST_VIOLATIONS * positives:
+            return
+        raise DataError(
+            f"task {task.name!r} is given {task.given!r}, but {violations:,} of its {positives:,} labels of 1 "
+            f"({violations / positives:.2%}) lie on rows where {task.given!r} is 0; correct the labels, or accept them "
+            f"with funnel: loose"
+        )
+
+
+class Labels:
+    """Encodes the labels of any table as those of the training rows were."""
+
+    def __init__(self, schema: Schema, rows: int, stats: tuple[LabelStats, ...]) -> None:
+        self.schema, self.stats = schema, stats
+        self._rows = rows
+        self._reader = LabelReader(
+            schema,
+            {one.name: one.classes for one, task in zip(stats, schema.tasks, strict=True) if task.kind == "multiclass"},
+        )
+        self._mean = np.array([[one.mean] for one in stats])
+        self._sd = np.array([[one.sd] for one in stats])
+
+    def encode(self, rows: int, column: Column, first_row: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels (R, T) float32, known (R, T) bool, weights (R, T) float32."""
+        labels, known, _ = self._reader.read(rows, column, first_row)
+        encoded = np.where(known, (labels - self._mean) / self._sd, 0.0).astype(np.float32)
+        weights = self._reader.weights(rows, column, first_row)
+        return _rows_first(encoded), _rows_first(known), torch.from_numpy(weights)
+
+    def decode(self, task: int, values: Tensor) -> Tensor:
+        """Encoded regression targets (any shape) in the label's own unit; other kinds as they are."""
+        if self.schema.tasks[task].kind != "regression":
+            return values
+        found = values.double() * self.stats[task].sd + self.stats[task].mean
+        return (found.expm1() if self.schema.tasks[task].transform == "log1p" else found).to(values.dtype)
+
+    def layout(self) -> tuple[TaskColumn, ...]:
+        """What a model must know of each task."""
+        return tuple(
+            TaskColumn(
+                name=one.name,
+                kind=task.kind,
+                outputs=len(one.classes) if task.kind == "multiclass" else 1,
+                known_rate=max(one.known, 1) / max(self._rows, 1),
+                mean=one.average,
+                class_rates=tuple(many / max(one.known, 1) for many in one.counts),
+            )
+            for one, task in zip(self.stats, self.schema.tasks, strict=True)
+        )
+
+
+def _rows_first(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).t().contiguous()

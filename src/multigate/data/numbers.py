@@ -1,0 +1,207 @@
+"""Number columns: what the training rows say of them, and how they are put on one scale."""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from multigate.options import Options
+
+BLOCK = 65_536
+SAMPLE = 200_000
+KNOTS = 1001
+CLIP = 10.0
+"""Encoded values stay within +-10 deviations: one absurd value at predict time must not saturate a network."""
+
+
+class Scale(Options):
+    """How one number column is put on one scale: ``transform``, then (x - mean) / sd, then clipped."""
+
+    transform: Literal["standard", "log", "quantile"] = "standard"
+    mean: float = 0.0
+    sd: float = 1.0
+    knots: tuple[float, ...] = ()
+    """Quantiles of the raw values and ..."""
+    scores: tuple[float, ...] = ()
+    """... the normal scores of their ranks, for ``quantile``."""
+
+
+class Scales:
+    """The scales of all N number columns as arrays; one row and many rows go through the same arithmetic."""
+
+    def __init__(self, scales: Sequence[Scale]) -> None:
+        self.scales = tuple(scales)
+        self._mean = np.array([[scale.mean] for scale in scales], dtype=np.float64).reshape(-1, 1)
+        self._sd = np.array([[scale.sd] for scale in scales], dtype=np.float64).reshape(-1, 1)
+        self._log = [at for at, scale in enumerate(scales) if scale.transform == "log"]
+        self._ranked = [
+            (at, Ranks(np.array(scale.knots), np.array(scale.scores)))
+            for at, scale in enumerate(scales)
+            if scale.transform == "quantile"
+        ]
+
+    def encode(self, raw: np.ndarray) -> np.ndarray:
+        """Raw (N, R) float64 -> (N, R) float32, NaN where missing."""
+        x = raw
+        if self._log or self._ranked:
+            x = raw.copy()
+            for at in self._log:
+                x[at] = signed_log(x[at])
+            for at, ranks in self._ranked:
+                x[at] = ranks.scores_of(x[at])
+        x = x - self._mean
+        x /= self._sd
+        np.clip(x, -CLIP, CLIP, out=x)
+        return x.astype(np.float32)
+
+
+def signed_log(x: np.ndarray) -> np.ndarray:
+    """sign(x) log(1 + |x|)."""
+    return np.copysign(np.log1p(np.abs(x)), x)
+
+
+class Ranks:
+    """Normal score of a value's rank, linear between the knots; written out, so that one value and many agree to the bit."""
+
+    def __init__(self, knots: np.ndarray, scores: np.ndarray) -> None:
+        self.knots, self.scores = knots, scores
+        self._slope = np.diff(scores) / np.diff(knots)
+
+    def scores_of(self, x: np.ndarray) -> np.ndarray:
+        """(R,) -> (R,)."""
+        if len(self.knots) < 2:
+            return np.where(np.isnan(x), x, 0.0)
+        x = np.clip(x, self.knots[0], self.knots[-1])
+        at = np.clip(np.searchsorted(self.knots, x, side="right") - 1, 0, len(self._slope) - 1)
+        return self.scores[at] + self._slope[at] * (x - self.knots[at])
+
+
+def fit_ranks(values: np.ndarray, most: int = KNOTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``most`` knots of a sample (any order, no NaN) and the normal scores of their middle ranks."""
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) < 2:
+        return distinct, np.zeros(len(distinct))
+    share = (np.cumsum(counts) - counts / 2) / counts.sum()
+    if len(distinct) > most:
+        kept = np.unique(np.searchsorted(share, np.linspace(share[0], share[-1], most)))
+        distinct, share = distinct[kept], share[kept]
+    normal = NormalDist()
+    return distinct, np.array([normal.inv_cdf(float(one)) for one in share])
+
+
+def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Lower edges of the second to last of at most ``bins`` bins of about equal weight, each a value that occurs.
+
+    A value heavier than a bin counts for one bin only, so that what lies beside a pile of zeros is still told apart.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= bins:
+        return distinct[1:]
+    weight = counts.astype(np.float64)
+    for _ in range(bins):
+        capped = np.minimum(weight, weight.sum() / bins)
+        if (capped == weight).all():
+            break
+        weight = capped
+    before = np.concatenate([[0.0], np.cumsum(weight)[:-1]])
+    cuts = np.searchsorted(before, np.arange(1, bins) * (weight.sum() / bins) * (1 - 1e-12))
+    cuts = np.unique(np.clip(cuts, 1, len(distinct) - 1))
+    return distinct[cuts]
+
+
+def bin_ids(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """(R,) raw values -> (R,) int32: 1 missing, then 2 + the bin."""
+    found = np.searchsorted(edges, x, side="right").astype(np.int32) + 2
+    found[np.isnan(x)] = 1
+    return found
+
+
+class Moments:
+    """Count, mean and deviation of columns in one pass, NaN left out.
+
+    Values are gathered into blocks of a fixed number of rows before anything is summed, so the result does not
+    depend on how the rows came.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._block = np.empty((columns, BLOCK))
+        self._filled = 0
+        self.count = np.zeros(columns)
+        self.mean = np.zeros(columns)
+        self._squares = np.zeros(columns)
+
+    def add(self, values: np.ndarray) -> None:
+        """Values (N, R)."""
+        at = 0
+        while at < values.shape[1]:
+            many = min(BLOCK - self._filled, values.shape[1] - at)
+            self._block[:, self._filled : self._filled + many] = values[:, at : at + many]
+            self._filled, at = self._filled + many, at + many
+            if self._filled == BLOCK:
+                self._reduce()
+
+    def _reduce(self) -> None:
+        block = self._block[:, : self._filled]
+        known = ~np.isnan(block)
+        count = known.sum(axis=1)
+        some = np.maximum(count, 1)
+        mean = np.where(known, block, 0.0).sum(axis=1) / some
+        squares = (np.where(known, block - mean[:, None], 0.0) ** 2).sum(axis=1)
+        total = np.maximum(self.count + count, 1)
+        step = mean - self.mean
+        # Chan, Golub and LeVeque 1979
+        self._squares += squares + step**2 * self.count * count / total
+        self.mean += step * count / total
+        self.count += count
+        self._filled = 0
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts, means and standard deviations, each (N,); the deviation of a constant column is 0."""
+        if self._filled:
+            self._reduce()
+        sd = np.sqrt(self._squares / np.maximum(self.count, 1))
+        return self.count, self.mean, np.where(sd <= 1e-12 * np.abs(self.mean), 0.0, sd)
+
+
+class Sample:
+    """The same rows of every column, between half and all of ``size`` of them, chosen by hash of the row's number.
+
+    A row is kept while its hash is below a limit that halves whenever too many are kept: the rows kept at the end
+    depend on nothing but how many there were.
+    """
+
+    def __init__(self, columns: int, size: int = SAMPLE) -> None:
+        self._size, self._limit, self._rows, self._many = size, np.uint64(2**64 - 1), 0, 0
+        self._kept: list[np.ndarray] = [np.empty((columns, 0))]
+        self._hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
+
+    def add(self, values: np.ndarray) -> None:
+        """Values (N, R)."""
+        hashes = row_hashes(self._rows, values.shape[1], seed=0x5A)
+        self._rows += len(hashes)
+        chosen = hashes <= self._limit
+        self._kept.append(values[:, chosen])
+        self._hashes.append(hashes[chosen])
+        self._many += len(self._hashes[-1])
+        while self._many > self._size:
+            self._limit >>= np.uint64(1)
+            kept, hashes = np.concatenate(self._kept, axis=1), np.concatenate(self._hashes)
+            chosen = hashes <= self._limit
+            self._kept, self._hashes = [kept[:, chosen]], [hashes[chosen]]
+            self._many = int(chosen.sum())
+
+    def column(self, at: int) -> np.ndarray:
+        """The known sampled values of one column."""
+        values = np.concatenate([part[at] for part in self._kept])
+        return values[~np.isnan(values)]
+
+
+def row_hashes(first: int, rows: int, seed: int) -> np.ndarray:
+    """A pseudo-random uint64 for each row number (splitmix64: Steele, Lea and Flood 2014), (R,)."""
+    with np.errstate(over="ignore"):
+        x = np.arange(first, first + rows, dtype=np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+        x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

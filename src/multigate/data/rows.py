@@ -1,0 +1,68 @@
+"""Rows of batches: put together, cut out, picked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multigate.batch import BagIds, Batch
+from multigate.data.bags import positions
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of the rows of all (at least one), in order."""
+    if len(batches) == 1:
+        return batches[0]
+    whole = [torch.cat([_tensors(batch)[at] for batch in batches]) for at in range(6)]
+    bags = tuple(_join_bags([batch.bags[at] for batch in batches]) for at in range(len(batches[0].bags)))
+    return _batch(whole, bags)
+
+
+def cut(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows start to stop, as views except for bags' offsets."""
+    bags = []
+    for bag in batch.bags:
+        offsets = bag.offsets[start : stop + 1]
+        bags.append(BagIds(bag.values[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0]))
+    return _batch([tensor[start:stop] for tensor in _tensors(batch)], tuple(bags))
+
+
+def pick(batch: Batch, rows: Tensor) -> Batch:
+    """The rows (P,) int64 in that order, copied."""
+    picked = [tensor.index_select(0, rows) for tensor in _tensors(batch)]
+    return _batch(picked, tuple(_pick_bag(bag, rows) for bag in batch.bags))
+
+
+def pick_tasks(batch: Batch, tasks: Sequence[int]) -> Batch:
+    """The batch with some of its tasks."""
+    index = torch.tensor(list(tasks), dtype=torch.int64)
+    return batch._replace(
+        labels=batch.labels.index_select(1, index),
+        known=batch.known.index_select(1, index),
+        weights=batch.weights.index_select(1, index),
+    )
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [batch.numbers, batch.categories, batch.labels, batch.known, batch.weights, batch.groups]
+
+
+def _batch(tensors: Sequence[Tensor], bags: tuple[BagIds, ...]) -> Batch:
+    numbers, categories, labels, known, weights, groups = tensors
+    return Batch(numbers, categories, bags, labels, known, weights, groups)
+
+
+def _join_bags(bags: Sequence[BagIds]) -> BagIds:
+    lengths = torch.cat([bag.offsets.diff() for bag in bags])
+    return BagIds(torch.cat([bag.values for bag in bags]), _offsets(lengths))
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
+
+
+def _pick_bag(bag: BagIds, rows: Tensor) -> BagIds:
+    first = bag.offsets[rows]
+    lengths = bag.offsets[rows + 1] - first
+    taken = positions(first.numpy(), lengths.numpy())
+    return BagIds(bag.values[torch.from_numpy(taken)], _offsets(lengths))

@@ -1,0 +1,89 @@
+"""From the text of a value to its id: by a vocabulary of the training rows, or by hashing."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+UNSEEN, MISSING, FIRST = 0, 1, 2
+"""The two ids every embedding table begins with, and the first id of a value."""
+
+
+class Lookup(Protocol):
+    """Gives ids of one embedding table."""
+
+    @property
+    def size(self) -> int:
+        """Rows of the table."""
+        ...
+
+    def id(self, text: str | None) -> int: ...
+
+    def ids(self, texts: Sequence[str | None]) -> np.ndarray: ...
+
+
+class Vocabulary:
+    """Ids by falling frequency, ties by value, so that the order of the rows does not matter."""
+
+    def __init__(self, values: Sequence[str], counts: Sequence[int]) -> None:
+        self.values, self.counts = tuple(values), tuple(counts)
+        self._id: dict[str | None, int] = {value: at for at, value in enumerate(self.values, FIRST)}
+        self._id[None] = MISSING
+
+    @classmethod
+    def fit(cls, counts: dict[str, int], min_count: int = 1, max_size: int | None = None) -> "Vocabulary":
+        """The values seen at least ``min_count`` times, at most ``max_size`` of them."""
+        kept = [item for item in counts.items() if item[1] >= min_count]
+        kept.sort(key=lambda item: (-item[1], item[0]))
+        kept = kept[:max_size]
+        return cls([value for value, _ in kept], [count for _, count in kept])
+
+    @property
+    def size(self) -> int:
+        return FIRST + len(self.values)
+
+    def id(self, text: str | None) -> int:
+        return self._id.get(text, UNSEEN)
+
+    def ids(self, texts: Sequence[str | None]) -> np.ndarray:
+        """(V,) int32."""
+        find = self._id.get
+        return np.array([find(text, UNSEEN) for text in texts], dtype=np.int32)
+
+
+class Buckets:
+    """2 + xxh64(text) modulo ``buckets``; nothing to fit, nothing to store."""
+
+    def __init__(self, buckets: int) -> None:
+        self.buckets = buckets
+
+    @property
+    def size(self) -> int:
+        return FIRST + self.buckets
+
+    def id(self, text: str | None) -> int:
+        return MISSING if text is None else FIRST + _xxh64(text) % self.buckets
+
+    def ids(self, texts: Sequence[str | None]) -> np.ndarray:
+        """(V,) int32."""
+        return np.array([self.id(text) for text in texts], dtype=np.int32)
+
+
+def add_counts(counts: dict[str, int], texts: Iterable[str | None], times: Iterable[int]) -> None:
+    """Count ``times`` more of each text into ``counts``; missing and unused values are left out."""
+    for text, many in zip(texts, times, strict=True):
+        if many and text is not None:
+            counts[text] = counts.get(text, 0) + many
+
+
+def hash_of(text: str | None) -> int:
+    """xxh64 as a signed 64-bit integer, 0 where missing: how rows of one group find each other."""
+    if text is None:
+        return 0
+    found = _xxh64(text)
+    return found - (1 << 64) if found >= 1 << 63 else found
+
+
+def _xxh64(text: str) -> int:
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"))  # type: ignore[no-any-return]

@@ -1,0 +1,76 @@
+"""A first experiment for a table nobody has described yet, as YAML a person can read and edit."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multigate.data.files import Source, open_table
+from multigate.data.infer import Note, inspect_table
+from multigate.errors import ExperimentError
+from multigate.experiment import changed, make_experiment
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def draft(
+    table: str | Path, tasks: Sequence[str], changes: Sequence[str] = (), *, progress: Progress | None = None
+) -> str:
+    """The text of an experiment file for a table: its features, the tasks named, and what was left out and why.
+
+    A task ``buy|click`` is ``buy`` given ``click``. ``changes`` are ``key.inner=value`` settings of the experiment.
+    """
+    if not tasks:
+        raise ExperimentError("init wants the label columns: --set tasks=click,buy")
+    source = open_table(table)
+    findings = inspect_table(_counted(source, progress), tasks)
+    data = changed({"schema": findings.schema.to_dict(), "train": str(table)}, changes)
+    make_experiment(data)  # a change that does not fit is told now, not when training starts
+    return _render(source.name, findings.rows, data, findings.left_out, findings.leaks)
+
+
+def _counted(source: Source, progress: Progress | None) -> Source:
+    """The source, telling ``progress`` how far it was read."""
+    if progress is None:
+        return source
+    tell, batches, total = progress, source.batches, source.rows
+
+    def told(columns: Sequence[str] | None = None, rows: int = 65_536) -> Iterable[Any]:
+        done = 0
+        for batch in batches(columns, rows):
+            yield batch
+            done += batch.num_rows
+            tell("looking at the table", done, total)
+
+    source.batches = told  # type: ignore[method-assign,assignment]
+    return source
+
+
+def _render(name: str, rows: int, data: dict[str, Any], left_out: Sequence[Note], leaks: Sequence[Note]) -> str:
+    lines = [f"# Drafted from {name} ({rows:,} rows). Edit freely; what is not written here has a default."]
+    if leaks:
+        lines += ["#", "# Look at these first: they tell a label suspiciously well."]
+        lines += [f"#   {note.column}: {note.reason}" for note in leaks]
+    if left_out:
+        lines += ["#", "# Left out of the features:"]
+        lines += [f"#   {note.column}: {note.reason}" for note in left_out]
+    schema = dict(data["schema"])
+    lines += ["", "schema:"]
+    for part in ("features", "tasks"):
+        lines.append(f"  {part}:")
+        lines += [f"    - {_flow(item)}" for item in schema.pop(part)]
+    types = schema.pop("types", {})
+    lines += [f"  {key}: {_flow(value)}" for key, value in schema.items()]
+    if types:
+        lines.append("  types:  # of the columns, so that a later file cannot be read otherwise")
+        lines += [f"    {_flow(column)}: {_flow(kind)}" for column, kind in types.items()]
+    rest = {key: value for key, value in data.items() if key != "schema"}
+    lines += ["", yaml.safe_dump(rest, sort_keys=False, allow_unicode=True, width=10**6).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    return text.removesuffix("\n").removesuffix("\n...")

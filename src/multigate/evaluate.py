@@ -1,0 +1,143 @@
+"""How good predictions are: each task scored on its own rows, in the label's own unit."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multigate.batch import Batch, output_columns
+from multigate.data.encoder import Encoder
+from multigate.errors import ExperimentError, nearest
+from multigate.metrics import HIGHER_IS_BETTER, PRIMARY, bootstrap, score_task
+from multigate.model import Model
+from multigate.schema import Schema
+
+Array = NDArray[np.float32]
+
+
+class Scored(NamedTuple):
+    """Outputs and labels of R rows. logits, conditionals (R, O); labels, weights (R, T); known (R, T) bool; groups (R,)."""
+
+    logits: Array
+    conditionals: Array
+    labels: Array
+    known: NDArray[np.bool_]
+    weights: Array
+    groups: NDArray[np.int64]
+
+
+class Space(NamedTuple):
+    """One thing that is scored: a task, or a task given its parent, on the rows where its label means something."""
+
+    name: str
+    kind: str
+    outputs: Array
+    labels: Array
+    weights: Array | None
+    groups: NDArray[np.int64] | None
+
+
+def forward(model: Model, batches: Iterable[Batch], device: torch.device) -> Scored:
+    """Run batches through a model in evaluation mode and float32; everything comes back on the CPU."""
+    training = model.training
+    model.eval()
+    parts: list[tuple[Array, ...]] = []
+    with torch.inference_mode():
+        for batch in batches:
+            at = to_device(batch, device)
+            out = model(at.numbers, at.categories, at.bags)
+            logits = out.logits.float().cpu()
+            conditionals = logits if out.conditionals is out.logits else out.conditionals.float().cpu()
+            kept = (logits, conditionals, batch.labels, batch.known, batch.weights, batch.groups)
+            parts.append(tuple(one.numpy() for one in kept))
+    model.train(training)
+    return Scored(*(np.concatenate(one) for one in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; itself where it is there already."""
+    if device.type == "cpu":
+        return batch
+    moved = [one.to(device, non_blocking=True) for one in (batch.numbers, batch.categories)]
+    bags = tuple(type(bag)(bag.values.to(device), bag.offsets.to(device)) for bag in batch.bags)
+    rest = [one.to(device, non_blocking=True) for one in (batch.labels, batch.known, batch.weights, batch.groups)]
+    return Batch(moved[0], moved[1], bags, *rest)
+
+
+def spaces(schema: Schema, encoder: Encoder, scored: Scored, tasks: Sequence[int] | None = None) -> list[Space]:
+    """What there is to score: every task on its known rows, every conditional on the rows where its parent is 1.
+
+    ``schema`` holds the tasks that were trained; ``tasks`` are their places among the encoder's.
+    """
+    places = list(tasks if tasks is not None else range(len(schema.tasks)))
+    spans = output_columns([encoder.layout.tasks[place] for place in places])
+    grouped = schema.group is not None
+    found = []
+    for t, task in enumerate(schema.tasks):
+        start, end = spans[t]
+        choices = [(task.name, scored.logits, scored.known[:, t])]
+        if task.given is not None:
+            parent = schema.task_names.index(task.given)
+            reached = scored.known[:, t] & scored.known[:, parent] & (scored.labels[:, parent] == 1)
+            choices.append((f"{task.name}|{task.given}", scored.conditionals, reached))
+        for name, source, rows in choices:
+            outputs, labels = source[rows, start:end], scored.labels[rows, t]
+            if task.kind != "multiclass":
+                outputs = outputs[:, 0]
+            if task.kind == "regression":
+                outputs = encoder.decode(places[t], torch.from_numpy(outputs)).numpy()
+                labels = encoder.decode(places[t], torch.from_numpy(labels)).numpy()
+            weights = scored.weights[rows, t] if task.sample_weight else None
+            groups = scored.groups[rows] if grouped else None
+            found.append(Space(name, task.kind, outputs, labels, weights, groups))
+    return found
+
+
+def scores(found: Iterable[Space]) -> dict[str, float]:
+    """Metrics by ``<task>/<metric>`` or ``<task>|<parent>/<metric>``."""
+    return {
+        f"{space.name}/{metric}": value
+        for space in found
+        for metric, value in score_task(space.kind, space.outputs, space.labels, space.weights, space.groups).items()
+    }
+
+
+def intervals(found: Iterable[Space], *, replicates: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Bootstrap intervals at 95 % of the same metrics; whole groups are drawn where there are groups."""
+    return {
+        f"{space.name}/{metric}": interval
+        for space in found
+        for metric, interval in bootstrap(
+            space.kind, space.outputs, space.labels, space.weights, space.groups, replicates=replicates, seed=seed
+        ).items()
+    }
+
+
+class Monitor:
+    """The one number that chooses the best weights: any ``<task>/<metric>``, or the mean of the tasks' main metrics."""
+
+    def __init__(self, name: str, schema: Schema) -> None:
+        self.name = name
+        self.main = [f"{task.name}/{PRIMARY[task.kind]}" for task in schema.tasks if not task.auxiliary]
+        if name != "mean":
+            task, _, metric = name.partition("/")
+            conditionals = {f"{one.name}|{one.given}" for one in schema.tasks if one.given}
+            names = {*schema.task_names, *conditionals}
+            if task not in names:
+                raise ExperimentError(f"monitor {name!r}: there is no task {task!r}; {nearest(task, names)}")
+            if metric not in HIGHER_IS_BETTER:
+                raise ExperimentError(f"monitor {name!r}: there is no metric {metric!r}; {nearest(metric, HIGHER_IS_BETTER)}")
+        elif not self.main:
+            raise ExperimentError("monitor 'mean': every task is auxiliary; name one '<task>/<metric>' instead")
+
+    def value(self, metrics: dict[str, float]) -> float:
+        """Higher is better; NaN where the metric cannot be computed on these rows."""
+        if self.name == "mean":
+            values = [metrics[name] for name in self.main if np.isfinite(metrics[name])]
+            return float(np.mean(values)) if values else float("nan")
+        if self.name not in metrics:
+            raise ExperimentError(f"monitor {self.name!r} is not among the metrics; {nearest(self.name, metrics)}")
+        value = metrics[self.name]
+        return value if HIGHER_IS_BETTER[self.name.partition("/")[2]] else -value

@@ -1,0 +1,76 @@
+"""A run: the folder one training leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multigate.bundle import Bundle, load
+from multigate.errors import RunError
+from multigate.experiment import Experiment, make_experiment
+
+EXPERIMENT, METRICS, SUMMARY = "experiment.yaml", "metrics.jsonl", "summary.json"
+
+
+class Run:
+    """A finished run. ``best`` are the validation metrics of the weights kept, by ``<task>/<metric>``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+
+    @property
+    def best(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.summary["best"].items()}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One entry per evaluation: step, losses, metrics, seconds."""
+        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def experiment(self) -> Experiment:
+        return stored_experiment(self.folder)
+
+    def bundle(self) -> Bundle:
+        return load(self.folder)
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in a folder. Raises ``RunError`` where there is none, or one that did not finish."""
+    folder = Path(path)
+    if (folder / SUMMARY).is_file():
+        return Run(folder)
+    if (folder / EXPERIMENT).is_file():
+        raise RunError(f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}")
+    raise RunError(f"there is no run in {folder}: it has no {SUMMARY}")
+
+
+def claim(folder: Path, experiment: Experiment, *, resume: bool) -> None:
+    """Make a folder this experiment's own. Raises ``RunError`` where something else is there already."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; a run wants a folder of its own")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / EXPERIMENT).is_file():
+            raise RunError(f"{folder} is not empty and holds no run; choose another folder")
+        if not resume:
+            raise RunError(f"{folder} holds a run already; choose another folder, or go on with it by --resume")
+        if stored_experiment(folder) != experiment:
+            raise RunError(f"the run in {folder} was started with another experiment; choose another folder")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def stored_experiment(folder: Path) -> Experiment:
+    """The experiment a run was started with, every default as it was then resolved."""
+    try:
+        data = yaml.safe_load((folder / EXPERIMENT).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{folder / EXPERIMENT} cannot be read: {error}") from None
+    return make_experiment(data, name=str(folder / EXPERIMENT))

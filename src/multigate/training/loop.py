@@ -1,0 +1,307 @@
+"""The training loop: fit a model to prepared rows, keep the best weights, and go on exactly where it stopped."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from multigate.balance import build_balance
+from multigate.batch import Batch
+from multigate.bundle import ROWS, build_model
+from multigate.data.loader import Loader
+from multigate.data.prepared import Part, Prepared
+from multigate.errors import ExperimentError, RunError
+from multigate.evaluate import Monitor, forward, scores, spaces, to_device
+from multigate.experiment import Experiment
+from multigate.model import Model
+from multigate.objective import Objective
+from multigate.run import METRICS
+from multigate.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from multigate.training.interrupts import Interrupts
+from multigate.training.optimizers import Average, build_optimizer, rate_at
+from multigate.training.progress import Reporter
+
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+CHECK_EVERY = 64
+"""Steps between looks at whether the loss is still a number (a look waits for the device)."""
+
+
+class Fitted(NamedTuple):
+    """What a training leaves: the model with its best weights, their validation metrics, and the way there."""
+
+    model: Model
+    best: dict[str, float]
+    epochs: int
+    rows_per_second: float
+    seconds: float
+
+
+class Interrupted(RunError):
+    """Training was asked to stop; what it had reached is saved."""
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one. Raises ``ExperimentError`` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ExperimentError("device 'cuda': no CUDA device is available here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise ExperimentError(f"device {name!r}: choose cpu, cuda or auto")
+    return torch.device(name)
+
+
+class Fit:
+    """One training in progress: everything that moves, and how to save and restore it.
+
+    ``tasks`` are the places of the tasks to train among those prepared; all of them if None.
+    """
+
+    def __init__(
+        self, experiment: Experiment, prepared: Prepared, folder: Path, device: torch.device, tasks: Sequence[int] | None
+    ) -> None:
+        self.experiment, self.prepared, self.folder, self.device = experiment, prepared, folder, device
+        schema = experiment.schema
+        self.tasks = list(tasks if tasks is not None else range(len(schema.tasks)))
+        self.schema = schema if tasks is None else schema.only([schema.tasks[i].name for i in tasks])
+        self.monitor = Monitor(experiment.monitor, self.schema)
+        self.model = build_model(experiment, prepared.encoder, tasks).to(device)
+        self.objective = Objective([prepared.layout.tasks[i] for i in self.tasks]).to(device)
+        self.balance = build_balance(experiment.balance, tuple(task.weight for task in self.schema.tasks)).to(device)
+        self.optimizer = build_optimizer(self.model, self.balance, experiment.optimizer)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        decay = experiment.optimizer.average
+        self.average = Average(self.model.parameters(), decay) if decay else None
+        self.loader = Loader(prepared.train, experiment.batch_size, seed=experiment.seed, tasks=tasks)
+        self.steps = experiment.epochs * len(self.loader)
+        self.precision = _precision(experiment.precision, device)
+        self.step_done = 0
+        self.epoch = 0
+        self.best_value = -math.inf
+        self.best: dict[str, float] = {}
+        self.stale = 0
+        self.seconds = 0.0
+        self.losses = torch.zeros(len(self.tasks), device=device)
+        """Sum of the task losses over the epoch so far."""
+
+    def step(self, batch: Batch) -> Tensor:
+        """One step down the weighted losses; returns the loss, still on the device."""
+        batch = to_device(batch, self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            outputs = self.model(batch.numbers, batch.categories, batch.bags)
+        losses = self.objective(outputs.logits, batch.labels, batch.known, batch.weights)
+        present = batch.known.any(0)
+        weights = self.balance.weights(losses.detach(), None, present)
+        loss = (weights * losses).sum() + self.balance.penalty(present) + outputs.penalty
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        options = self.experiment.optimizer
+        if options.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained, options.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(options, self.step_done, self.steps)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        self.losses += losses.detach()
+        self.step_done += 1
+        return loss
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation metrics of the weights as they would be kept."""
+        if self.average is not None:
+            self.average.swap()
+        scored = forward(self.model, _spread(self.prepared.valid, self.experiment.valid_rows, self.tasks), self.device)
+        metrics = scores(spaces(self.schema, self.prepared.encoder, scored, self.tasks))
+        value = self.monitor.value(metrics)
+        if math.isnan(value):
+            raise RunError(
+                f"monitor {self.monitor.name!r} cannot be computed on the validation rows: they hold one class only; "
+                "choose other validation rows or another monitor"
+            )
+        if not self.best or value > self.best_value:
+            self.best_value, self.best, self.stale = value, metrics, 0
+            save_file(_weights(self.model), self.folder / BEST)
+        else:
+            self.stale += 1
+        if self.average is not None:
+            self.average.swap()
+        return metrics
+
+    def save(self) -> None:
+        tensors = {f"model/{name}": tensor for name, tensor in _weights(self.model).items()}
+        tensors |= {f"balance/{name}": tensor for name, tensor in self.balance.state_dict().items()}
+        tensors |= optimizer_tensors(self.optimizer)
+        tensors |= {"random": torch.get_rng_state(), "losses": self.losses}
+        if self.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.average is not None:
+            tensors |= {f"average/{i}": tensor for i, tensor in enumerate(self.average.values)}
+        state = {
+            "step": self.step_done,
+            "epoch": self.epoch,
+            "best_value": self.best_value,
+            "best": self.best,
+            "stale": self.stale,
+            "seconds": self.seconds,
+            "average_steps": self.average.steps if self.average is not None else 0,
+        }
+        save_checkpoint(self.folder / CHECKPOINT, tensors, state)
+
+    def restore(self) -> None:
+        """Put everything back as it was when the checkpoint was saved."""
+        tensors, state = load_checkpoint(self.folder / CHECKPOINT)
+        named = {name: t.to(self.device) for name, t in tensors.items() if not name.startswith("random")}
+        self.model.load_state_dict({k.removeprefix("model/"): v for k, v in named.items() if k.startswith("model/")})
+        self.balance.load_state_dict({k.removeprefix("balance/"): v for k, v in named.items() if k.startswith("balance/")})
+        restore_optimizer(self.optimizer, named)
+        if self.average is not None:
+            self.average.values = [named[f"average/{i}"] for i in range(len(self.average.values))]
+            self.average.steps = state["average_steps"]
+        self.losses = named["losses"]
+        self.step_done, self.epoch = state["step"], state["epoch"]
+        self.best_value, self.best, self.stale = state["best_value"], state["best"], state["stale"]
+        self.seconds = state["seconds"]
+        torch.set_rng_state(tensors["random"])
+        if "random/cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+        _keep_lines(self.folder / METRICS, self.step_done)
+
+
+def fit(
+    experiment: Experiment,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    device: torch.device,
+    report: Reporter,
+    tasks: Sequence[int] | None = None,
+    resume: bool = False,
+) -> Fitted:
+    """Train, keeping checkpoint, metrics and best weights in ``folder``; the caller's random state is left alone.
+
+    Raises ``Interrupted`` after saving where a signal asked to stop, ``RunError`` where the loss stops being a number.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), Interrupts() as interrupts:
+        torch.manual_seed(experiment.seed)
+        fitting = Fit(experiment, prepared, folder, device, tasks)
+        if resume and (folder / CHECKPOINT).is_file():
+            fitting.restore()
+        board = _tensorboard(folder)
+        fitting.model.train()
+        while fitting.epoch < experiment.epochs and not _finished(fitting):
+            _run_epoch(fitting, report, interrupts)
+            metrics = fitting.evaluate()
+            entry = _entry(fitting, metrics)
+            with (folder / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
+                board.add_scalar(name, value, fitting.step_done)
+            fitting.epoch += 1
+            fitting.losses.zero_()
+            fitting.save()
+            report.line(_line(fitting, metrics))
+        if board is not None:
+            board.close()
+        fitting.model.load_state_dict(load_file(folder / BEST, device=str(device)))
+        rows = prepared.train.rows * fitting.step_done / len(fitting.loader)
+        rows_per_second = rows / max(fitting.seconds, 1e-9)
+        return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
+
+
+def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts) -> None:
+    """The rest of the current epoch, from the step the run has reached."""
+    experiment, rows = fitting.experiment, fitting.prepared.train.rows
+    per_epoch = len(fitting.loader)
+    start = fitting.step_done - fitting.epoch * per_epoch
+    stage = f"epoch {fitting.epoch + 1}/{experiment.epochs}"
+    began = time.perf_counter()
+    batches = fitting.loader.epoch(fitting.epoch, start=start)
+    try:
+        for number, batch in enumerate(batches, start + 1):
+            loss = fitting.step(batch)
+            if number % CHECK_EVERY == 0 or number == per_epoch:
+                if not math.isfinite(loss.item()):
+                    raise RunError(
+                        f"the loss is no longer a number at step {fitting.step_done}; lower optimizer.learning_rate "
+                        f"(now {experiment.optimizer.learning_rate:g}), or set optimizer.clip=1 or precision=float32"
+                    )
+                report(stage, min(number * experiment.batch_size, rows), rows)
+            if interrupts.asked:
+                break
+    finally:
+        batches.close()
+    fitting.seconds += time.perf_counter() - began
+    if interrupts.asked:
+        fitting.save()
+        raise Interrupted(f"stopped at step {fitting.step_done} of {fitting.steps}; go on with --resume")
+
+
+def _finished(fitting: Fit) -> bool:
+    patience = fitting.experiment.patience
+    return patience is not None and fitting.stale >= patience
+
+
+def _entry(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
+    """What an epoch leaves in metrics.jsonl."""
+    losses = (fitting.losses / len(fitting.loader)).tolist()
+    return {
+        "epoch": fitting.epoch + 1,
+        "step": fitting.step_done,
+        "seconds": round(fitting.seconds, 3),
+        "train": {f"train/{task.name}/loss": loss for task, loss in zip(fitting.schema.tasks, losses, strict=True)},
+        "valid": {f"valid/{name}": value for name, value in metrics.items()},
+    }
+
+
+def _line(fitting: Fit, metrics: dict[str, float]) -> str:
+    """What an epoch says on the terminal."""
+    shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in fitting.monitor.main)
+    mark = "  best" if fitting.stale == 0 else ""
+    speed = fitting.prepared.train.rows * fitting.epoch / max(fitting.seconds, 1e-9)
+    return f"epoch {fitting.epoch:>2}/{fitting.experiment.epochs}  {shown}  {speed:,.0f} rows/s{mark}"
+
+
+def _spread(part: Part, most: int, tasks: Sequence[int]) -> Iterator[Batch]:
+    """At most about ``most`` rows of a part, as batches evenly spread over it, with the labels of some tasks."""
+    places = list(tasks)
+    for batch in islice(part.batches(ROWS), 0, None, math.ceil(part.rows / most)):
+        yield batch._replace(
+            labels=batch.labels[:, places], known=batch.known[:, places], weights=batch.weights[:, places]
+        )
+
+
+def _precision(name: str, device: torch.device) -> str:
+    """What ``auto`` means on this device."""
+    if name != "auto":
+        return name
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if native else "float32"
+
+
+def _weights(model: Model) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _keep_lines(path: Path, step: int) -> None:
+    """Drop metrics written after the checkpoint that is gone back to."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _tensorboard(folder: Path) -> Any:
+    """A TensorBoard writer where its extra is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,75 @@
+"""Optimisers, the learning rate's way, and the average of the weights."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from multigate.experiment import Optimizer
+
+RISE = 0.3
+"""Share of the steps in which one_cycle's learning rate rises."""
+START, END = 1 / 25, 1e-4
+"""one_cycle starts at START and ends at START * END of the highest rate (Smith and Topin 2018, as torch's defaults)."""
+
+
+def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
+    """Fused Adam or AdamW. Weights decay; biases, normalisers and the balance's own parameters do not."""
+    decayed = [p for name, p in module.named_parameters() if _decays(name)]
+    plain = [p for name, p in module.named_parameters() if not _decays(name)] + list(balance.parameters())
+    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return kind([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
+
+
+def _decays(name: str) -> bool:
+    return name.endswith("weight") and ".norms." not in name
+
+
+def rate_at(options: Optimizer, step: int, steps: int) -> float:
+    """The learning rate of step 0 .. steps - 1."""
+    if options.schedule == "constant":
+        return options.learning_rate
+    progress = step / max(steps - 1, 1)
+    if options.schedule == "cosine":
+        return options.learning_rate * _between(1.0, END, progress)
+    if progress < RISE:
+        return options.learning_rate * _between(START, 1.0, progress / RISE)
+    return options.learning_rate * _between(1.0, START * END, (progress - RISE) / (1 - RISE))
+
+
+def _between(start: float, end: float, progress: float) -> float:
+    """Half a cosine wave from start to end."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Average:
+    """An exponential moving average of parameters, corrected for its start as Adam's moments are.
+
+    ``update`` after each step; ``swap`` exchanges the average and the weights in place, so that the same module
+    evaluates with either.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.steps = 0
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        # the weight that makes step s the corrected average of steps 1 .. s
+        weight = (1 - self.decay) / (1 - self.decay**self.steps)
+        torch._foreach_lerp_(self.values, self.parameters, weight)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(kept)

@@ -1,0 +1,59 @@
+"""Telling how far long work is: a live bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Reports stages of work (reading, encoding, training) and lines worth keeping. ``quiet`` says nothing at all."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        self.live = sys.stderr.isatty() and not quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._began = 0.0
+        self._start = 0
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """``done`` of ``total`` rows of a stage; a new stage begins a new bar."""
+        if self._bar is None:
+            return
+        if stage != self._stage:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._stage, self._began, self._start = stage, time.perf_counter(), done
+            self._task = self._bar.add_task(stage, total=total, rate="")
+        if self._task is not None:
+            seconds = max(time.perf_counter() - self._began, 1e-9)
+            rate = (done - self._start) / seconds
+            self._bar.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} rows/s")

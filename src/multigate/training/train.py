@@ -1,0 +1,85 @@
+"""From an experiment to a finished run: prepare the rows, fit, keep the bundle."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multigate.bundle import Bundle
+from multigate.data.files import Source, open_table
+from multigate.data.prepared import Prepared, prepare
+from multigate.errors import ExperimentError
+from multigate.experiment import Experiment
+from multigate.run import SUMMARY, Run, claim, open_run
+from multigate.training.loop import CHECKPOINT, choose_device, fit
+from multigate.training.progress import Reporter
+
+PREPARED, BUNDLE = "prepared", "bundle"
+
+
+def train(
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    tables: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train an experiment into the folder ``out`` and return its run.
+
+    ``tables`` gives tables (pandas, polars, pyarrow, dict of lists) for ``train``, ``valid`` or ``test`` in place of
+    the experiment's files. With ``resume`` a run that was interrupted goes on and ends with the same weights.
+
+    Raises ``RunError`` where ``out`` holds something else, ``DataError`` and ``ExperimentError`` for what cannot be.
+    """
+    folder = Path(out)
+    chosen = choose_device(device)
+    sources = open_sources(experiment, tables or {})
+    claim(folder, experiment, resume=resume)
+    if resume and (folder / SUMMARY).is_file():
+        return open_run(folder)
+    with Reporter(quiet=quiet) as report:
+        prepared = prepare_sources(experiment, sources, folder / PREPARED, report)
+        fitted = fit(experiment, prepared, folder, device=chosen, report=report, resume=resume)
+    Bundle(experiment, prepared.encoder, fitted.model.cpu()).save(folder / BUNDLE)
+    summary = {
+        "best": fitted.best,
+        "epochs": fitted.epochs,
+        "seconds": round(fitted.seconds, 3),
+        "rows_per_second": round(fitted.rows_per_second),
+        "rows": {name: part.rows for name, part in prepared.parts.items()},
+        "parameters": sum(p.numel() for p in fitted.model.parameters()),
+        "multiply_adds": fitted.model.multiply_adds(),
+        "device": str(chosen),
+        "versions": {"multigate": version("multigate"), "torch": torch.__version__, "python": platform.python_version()},
+    }
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return Run(folder)
+
+
+def open_sources(experiment: Experiment, tables: Mapping[str, Any]) -> dict[str, Source]:
+    """The tables of an experiment, opened; the missing ones are left out."""
+    given = {"train": experiment.train, "valid": experiment.valid, "test": experiment.test} | dict(tables)
+    if isinstance(given["train"], str) and not given["train"]:
+        raise ExperimentError("the experiment names no table: set 'train' to a file, folder or glob")
+    types = experiment.schema.types
+    return {name: open_table(table, types=types) for name, table in given.items() if table is not None}
+
+
+def prepare_sources(experiment: Experiment, sources: Mapping[str, Source], folder: Path, report: Reporter) -> Prepared:
+    """The experiment's rows, split, encoded and on disk; reused where they are there already."""
+    return prepare(
+        experiment.schema,
+        sources["train"],
+        sources.get("valid"),
+        sources.get("test"),
+        experiment.split,
+        folder,
+        report,
+    )

@@ -1,0 +1,381 @@
+"""Every door into the data gives the same rows, and every broken file a sentence that says what is wrong."""
+
+import csv
+import datetime as dt
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multigate.data.files import Source, open_table, parse_type, type_name
+from multigate.errors import DataError
+
+ROWS = {"user": ["u1", None, "u3", "u1"], "age": [31, 44, None, 7], "rate": [0.5, None, 2.0, -1.0]}
+
+
+def rows_of(source: Source, columns: list[str] | None = None, rows: int = 65_536) -> list[dict[str, Any]]:
+    return [row for batch in source.batches(columns, rows) for row in batch.to_pylist()]
+
+
+def expected(data: dict[str, list[Any]] = ROWS) -> list[dict[str, Any]]:
+    return [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
+
+
+def write_parquet(folder: Path, name: str = "a.parquet", /, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns or ROWS), folder / name)
+    return folder / name
+
+
+def write_csv(folder: Path, text: str | bytes, name: str = "a.csv") -> Path:
+    raw = text if isinstance(text, bytes) else text.encode()
+    (folder / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return folder / name
+
+
+def csv_text(delimiter: str = ",") -> str:
+    lines = [ROWS.keys(), *zip(*ROWS.values(), strict=True)]
+    return "".join(delimiter.join("" if cell is None else str(cell) for cell in line) + "\n" for line in lines)
+
+
+DOORS: dict[str, Callable[[Path], Any]] = {
+    "parquet": write_parquet,
+    "csv": lambda folder: write_csv(folder, csv_text()),
+    "csv.gz": lambda folder: write_csv(folder, csv_text(), "a.csv.gz"),
+    "tsv": lambda folder: write_csv(folder, csv_text("\t"), "a.tsv"),
+    "semicolons": lambda folder: write_csv(folder, csv_text(";")),
+    "crlf and byte order mark": lambda folder: write_csv(
+        folder, b"\xef\xbb\xbf" + csv_text().replace("\n", "\r\n").encode()
+    ),
+    "text path": lambda folder: str(write_parquet(folder)),
+    "folder": lambda folder: write_parquet(folder).parent,
+    "glob": lambda folder: str(write_parquet(folder).parent / "*.parquet"),
+    "table": lambda _: pa.table(ROWS),
+    "record batch": lambda _: pa.record_batch(ROWS),
+    "record batch reader": lambda _: pa.table(ROWS).to_reader(),
+    "dict": lambda _: ROWS,
+    "pandas": lambda _: pd.DataFrame(ROWS | {"age": pd.array(ROWS["age"], "Int64")}, index=[7, 5, 3, 1]),
+    "polars": lambda _: pl.DataFrame(ROWS),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_all_doors_give_the_same_rows(door: str, tmp_path: Path) -> None:
+    source = open_table(DOORS[door](tmp_path))
+    assert rows_of(source) == rows_of(source) == expected()
+    assert rows_of(source, ["rate", "user"], rows=3) == [
+        {"rate": row["rate"], "user": row["user"]} for row in expected()
+    ]
+    assert source.schema.names == list(ROWS)
+    assert source.rows == (None if any(word in door for word in ("sv", "semi", "crlf")) else 4)
+    assert sum(batch.num_rows for batch in source.batches([])) == 4
+
+
+def test_batches_hold_at_most_the_rows_asked_for(tmp_path: Path) -> None:
+    numbers = list(range(10_000))
+    pq.write_table(pa.table({"n": numbers}), tmp_path / "a.parquet", row_group_size=1_500)
+    text = "n\n" + "".join(f"{n}\n" for n in numbers)
+    for data in (tmp_path / "a.parquet", write_csv(tmp_path, text), {"n": numbers}):
+        batches = list(open_table(data).batches(rows=700))
+        assert max(batch.num_rows for batch in batches) <= 700
+        assert [n for batch in batches for n in batch["n"].to_pylist()] == numbers
+
+
+def test_an_opened_source_is_passed_through() -> None:
+    source = open_table(ROWS)
+    assert open_table(source) is source
+
+
+def test_files_of_one_table_are_read_in_order(tmp_path: Path) -> None:
+    b = write_parquet(tmp_path, "b.parquet", name=pa.array(["x"]), n=pa.array([1], pa.int8()))
+    a = write_parquet(tmp_path, "a.parquet", n=[2.5], name=pa.array(["y"]).dictionary_encode())
+    (tmp_path / "_SUCCESS").write_text("")
+    want = [{"name": "x", "n": 1.0}, {"name": "y", "n": 2.5}]
+    assert rows_of(open_table([b, a])) == want
+    assert rows_of(open_table(tmp_path), ["name", "n"]) == want[::-1]
+    assert type_name(open_table([b, a]).schema.field("n").type) == "double"
+
+
+def test_files_that_differ_are_refused_by_file_and_column(tmp_path: Path) -> None:
+    first = write_parquet(tmp_path, "a.parquet", n=[1])
+    with pytest.raises(DataError, match=r"b\.parquet: column 'n' is string, but int64"):
+        open_table([first, write_parquet(tmp_path, "b.parquet", n=["x"])])
+    with pytest.raises(DataError, match=r"c\.parquet has no column 'n'"):
+        open_table([first, pq_without(tmp_path / "c.parquet")])
+    with pytest.raises(DataError, match=r"d\.parquet has a column 'm'"):
+        open_table([first, write_parquet(tmp_path, "d.parquet", n=[1], m=[1])])
+
+
+def pq_without(path: Path) -> Path:
+    pq.write_table(pa.table({}), path)
+    return path
+
+
+def test_text_columns_stored_as_codes_come_as_dictionaries(tmp_path: Path) -> None:
+    few, many = ["low", "high"] * 5_000, [f"row {i}, of its own" for i in range(10_000)]
+    source = open_table(write_parquet(tmp_path, few=few, many=many))
+    assert pa.types.is_dictionary(source.schema.field("few").type)
+    assert pa.types.is_string(source.schema.field("many").type)
+    assert rows_of(source) == expected({"few": few, "many": many})
+
+
+def test_a_column_may_be_named_like_a_field_of_another(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, **{"a": [{"b": 1}], "a.b": [2]})
+    assert rows_of(open_table(path), ["a.b"]) == [{"a.b": 2}]
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+
+PLAIN = [
+    *(getattr(pa, f"{sign}int{bits}")() for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *(pa.float16(), pa.float32(), pa.float64(), pa.bool_(), pa.string(), pa.large_string(), pa.binary(), pa.null()),
+    *(pa.date32(), pa.date64(), pa.time32("s"), pa.time64("us"), pa.duration("ms")),
+    *(
+        pa.timestamp(unit, zone)
+        for unit in ("s", "ms", "us", "ns")
+        for zone in (None, "UTC", "Europe/Berlin", "+02:00")
+    ),
+    *(pa.decimal128(5, 2), pa.decimal128(38, -3), pa.decimal256(60, 10)),
+]
+TYPES = st.recursive(
+    st.sampled_from(PLAIN),
+    lambda inner: st.one_of(
+        inner.map(pa.list_),
+        inner.map(pa.large_list),
+        st.builds(pa.list_, inner, st.integers(0, 99)),
+        st.builds(
+            pa.dictionary, st.sampled_from([pa.int8(), pa.int32(), pa.uint16()]), st.sampled_from(PLAIN), st.booleans()
+        ),
+    ),
+    max_leaves=3,
+)
+
+
+@given(TYPES)
+def test_a_type_reads_back_from_its_name(kind: pa.DataType) -> None:
+    assert parse_type(type_name(kind)) == kind
+    assert parse_type(str(kind)) == kind
+
+
+def test_names_of_fields_inside_lists_do_not_matter() -> None:
+    assert parse_type("list<element: int64 not null>") == pa.list_(pa.int64())
+    assert type_name(pa.list_(pa.field("element", pa.string(), nullable=False))) == "list<item: string>"
+    with pytest.raises(DataError, match=r"'strin' is not the name.*did you mean 'string'"):
+        parse_type("strin")
+
+
+def test_csv_types_are_inferred_and_can_be_frozen(tmp_path: Path) -> None:
+    text = "id,code,note,when,empty\n1,007,NA,2022-04-25,\nNA,012,,2022-04-26,\n"
+    path = write_csv(tmp_path, text)
+    source = open_table(path)
+    assert [type_name(kind) for kind in source.schema.types] == ["int64", "string", "string", "date32[day]", "string"]
+    assert rows_of(source)[1] == {"id": None, "code": "012", "note": None, "when": dt.date(2022, 4, 26), "empty": None}
+    assert rows_of(source)[0]["note"] == "NA"  # text is left as it stands
+    types = {"id": "string", "code": "int8", "when": "timestamp[us]", "empty": "double", "absent": "int64"}
+    frozen = rows_of(open_table(path, types))
+    assert frozen[0] == {
+        "id": "1",
+        "code": 7,
+        "note": "NA",
+        "when": dt.datetime(2022, 4, 25),
+        "empty": None,
+    }
+    dictionary = {"note": "dictionary<values=string, indices=int8, ordered=0>", "code": "list<item: string>"}
+    assert rows_of(open_table(path, dictionary))[0]["code"] == "007"
+    with pytest.raises(DataError, match=r"column 'when', row 2 .*'2022-04-25' is not timestamp\[us, tz=UTC\]"):
+        rows_of(open_table(path, {"when": "timestamp[us, tz=UTC]"}))
+
+
+def test_a_csv_column_that_starts_empty_gets_its_type_from_later_rows(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "a,b\n" + "1,\n" * (5 << 19) + "1,7.5\n")
+    source = open_table(path)
+    assert type_name(source.schema.field("b").type) == "double"
+    last = list(source.batches(["b"]))[-1]
+    assert last["b"][-1].as_py() == 7.5
+
+
+def test_frozen_types_turn_text_of_any_table_into_what_the_schema_says() -> None:
+    types = {"n": "double", "t": "timestamp[us]", "v": "fixed_size_list<item: double>[2]", "k": "string"}
+    data = {"n": ["1.5", ""], "t": ["2022-04-25 10:00:00", None], "v": [[1.0, 2.0], [3.0, 4.0]], "k": [1, 2]}
+    source = open_table(data, types)
+    assert [type_name(kind) for kind in source.schema.types] == [*list(types.values())[:3], "int64"]
+    assert rows_of(source)[0] == {"n": 1.5, "t": dt.datetime(2022, 4, 25, 10), "v": [1.0, 2.0], "k": 1}
+    with pytest.raises(DataError, match="column 'n', row 3: 'x' is not double"):
+        rows_of(open_table({"n": ["1", "2", "x"]}, types))
+    with pytest.raises(DataError, match=r"column 'v', row 2: \[3.0\] is not fixed_size_list"):
+        rows_of(open_table({"v": [[1.0, 2.0], [3.0]]}, types))
+
+
+def test_two_dimensional_arrays_are_lists() -> None:
+    assert rows_of(open_table({"v": np.eye(2)})) == [{"v": [1.0, 0.0]}, {"v": [0.0, 1.0]}]
+
+
+CELLS = st.lists(
+    st.tuples(st.text(st.characters(codec="utf-8", exclude_characters="\0\r")), st.integers(-99, 99)), min_size=1
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(CELLS)
+def test_csv_cells_equal_the_standard_librarys(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("text", "n"), *cells])
+    got = [(row["text"], row["n"]) for row in rows_of(open_table(path, {"text": "string"}))]
+    assert got == [(text or None, n) for text, n in cells]
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+BAD_CSV: dict[str, tuple[str | bytes, str]] = {
+    "empty": ("", "is empty; a CSV file starts with"),
+    "blank": ("\n\n", "is empty"),
+    "no rows": ("a,b\n", "column names but no rows"),
+    "duplicate": ("a,a\n1,2\n", "two columns are named 'a'"),
+    "unnamed": ("a,,c\n1,2,3\n", "column 2 has an empty name"),
+    "ragged": ("a,b\n1,2\n3,4\n5\n", "row 4 .* has 1 fields where the column names are 2"),
+    "latin-1": (b"a,b\n1,caf\xe9\n", "column 'b' is not UTF-8"),
+    "latin-1 names": (b"a,caf\xe9\n1,2\n", "row 1 .the column names. is not UTF-8"),
+    "utf-16": ("a,b\n1,2\n".encode("utf-16"), "zero bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CSV)
+def test_a_broken_csv_file_is_explained(case: str, tmp_path: Path) -> None:
+    text, message = BAD_CSV[case]
+    with pytest.raises(DataError, match=message):
+        rows_of(open_table(write_csv(tmp_path, text)))
+
+
+@pytest.mark.parametrize(("bad", "cure"), [("x", "string"), ("1.5", "double")])
+def test_a_value_that_does_not_convert_is_named_with_its_row(bad: str, cure: str, tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "a,b,c\n" + "1,2,3\n" * 900_000 + f"1,{bad},3\n" + "1,2,3\n" * 10)
+    source = open_table(path)
+    with pytest.raises(DataError, match=f"column 'b', row 900,002 .*: '{bad}' is not int64.* type to '{cure}'"):
+        rows_of(source, ["c", "b"])
+    assert list(open_table(path, {"b": cure}).batches(["b"]))[-1]["b"].to_pylist()[-11] == parse_like(bad)
+
+
+def parse_like(text: str) -> Any:
+    return float(text) if text == "1.5" else text
+
+
+def test_later_rows_of_another_encoding_are_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, b"a,b\n" + b"1,cafe\n" * 900_000 + b"1,caf\xe9\n")
+    with pytest.raises(DataError, match=r"column 'b', row 900,002 .*is not UTF-8"):
+        rows_of(open_table(path))
+
+
+def test_a_torn_file_is_explained(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 1 << 60, 200_000)
+    whole = write_parquet(tmp_path, n=noise).read_bytes()
+    for name, raw in {
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+        "footless": whole[:-8],
+        "text": b"a,b\n1,2\n",
+    }.items():
+        (tmp_path / "a.parquet").write_bytes(raw)
+        with pytest.raises(DataError, match=r"a\.parquet is (empty|not a whole Parquet file)"):
+            open_table(tmp_path / "a.parquet")
+        assert name
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"a,b\n" + b"1,2\n" * 1_000_000)[:-500])
+    with pytest.raises(DataError, match=r"b\.csv\.gz cannot be read"):
+        rows_of(open_table(tmp_path / "b.csv.gz"))
+    (tmp_path / "c.csv.gz").write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"c\.csv\.gz cannot be read"):
+        open_table(tmp_path / "c.csv.gz")
+
+
+def test_damage_inside_a_parquet_file_is_explained(tmp_path: Path) -> None:
+    table = pa.table({"s": [f"{i:x}" * 5 for i in range(50_000)]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    raw = bytearray((tmp_path / "a.parquet").read_bytes())
+    raw[1_000:50_000] = bytes(49_000)
+    (tmp_path / "a.parquet").write_bytes(raw)
+    with pytest.raises(DataError, match=r"a\.parquet is damaged"):
+        rows_of(open_table(tmp_path / "a.parquet"))
+
+
+def test_paths_that_lead_nowhere_are_explained(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, "train.parquet")
+    with pytest.raises(DataError, match=r"no 'trian\.parquet'; did you mean 'train\.parquet'\?"):
+        open_table(tmp_path / "trian.parquet")
+    with pytest.raises(DataError, match="has no 'nowhere'"):
+        open_table(tmp_path / "nowhere" / "deep" / "a.parquet")
+    with pytest.raises(DataError, match="no file matches"):
+        open_table(str(tmp_path / "*.csv"))
+    with pytest.raises(DataError, match=r"unsupported extension; these are read: \.parquet"):
+        open_table(write_csv(tmp_path, "a\n1\n", "a.xlsx"))
+    with pytest.raises(DataError, match="is empty; give"):
+        open_table("")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no Parquet or CSV file is in folder"):
+        open_table(tmp_path / "none")
+    write_csv(tmp_path, "a\n1\n")
+    with pytest.raises(DataError, match="holds Parquet and CSV files"):
+        open_table(tmp_path)
+    with pytest.raises(DataError, match="has no column 'aeg'; did you mean 'age'"):
+        next(open_table(path).batches(["aeg"]))
+
+
+BAD_TABLES: dict[str, tuple[Any, str]] = {
+    "no rows": (pa.table({"a": pa.array([], pa.int64())}), "no rows"),
+    "no columns": (pd.DataFrame(), "no columns"),
+    "duplicate": (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns"),
+    "duplicate arrow": (pa.table([[1], [2]], names=["a", "a"]), "two columns are named 'a'"),
+    "unnamed": ({"": [1]}, "empty name"),
+    "mixed": ({"a": [1, "x"]}, "column 'a' mixes types"),
+    "mixed pandas": (pd.DataFrame({"a": [1, "x"]}), "mixes types .*column a"),
+    "lengths": ({"a": [1, 2], "b": [1]}, r"differ in length \('a' 2, 'b' 1\)"),
+    "a scalar": ({"a": 1}, r"column 'a' is one int, not a list; write \[1\]"),
+    "text": ({"a": "abc"}, "column 'a' is one str"),
+    "lazy": (pl.LazyFrame({"a": [1]}), "found LazyFrame"),
+    "series": (pl.Series("a", [1]), "found Series"),
+    "nothing": (None, "found NoneType"),
+    "empty list": ([], "found list"),
+    "rows": ([{"a": 1}], "found list"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_what_is_no_table_is_explained(case: str) -> None:
+    data, message = BAD_TABLES[case]
+    with pytest.raises(DataError, match=message):
+        open_table(data)
+
+
+# --- fingerprint -----------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path)
+    before = open_table(path).fingerprint
+    assert open_table(path).fingerprint == before
+    os.utime(path, ns=(1, 1))
+    assert open_table(path).fingerprint != before
+    changed = ROWS | {"age": [31, 44, None, 8]}
+    renamed = {"who" if name == "user" else name: values for name, values in ROWS.items()}
+    prints = {open_table(data).fingerprint for data in (ROWS, dict(ROWS), pa.table(ROWS), changed, renamed)}
+    assert len(prints) == 3
+
+
+def test_census_comes_as_it_is_stored(shared_data: Path) -> None:
+    source = open_table(shared_data / "census-income" / "train.parquet")
+    assert source.rows == 199_523
+    table = pa.Table.from_batches(source.batches(["income_50k", "age"]))
+    stored = pq.read_table(shared_data / "census-income" / "train.parquet", columns=["income_50k", "age"])
+    assert table["age"].to_pylist() == stored["age"].to_pylist()
+    assert table["income_50k"].to_pylist() == stored["income_50k"].to_pylist()

@@ -1,0 +1,57 @@
+"""Parallel layers against torch's own layers, one copy at a time."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from multigate.nn.parallel import ParallelLayerNorm, ParallelLinear, ParallelMLP
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_linear_equals_n_linears(bias: bool, own: bool) -> None:
+    layer = ParallelLinear(3, 5, 4, bias=bias)
+    x = torch.randn(7, 3, 5) if own else torch.randn(7, 5)
+    out = layer(x)
+    assert out.shape == (7, 3, 4)
+    for i in range(3):
+        expected = functional.linear(x[:, i] if own else x, layer.weight[i], layer.bias[i] if bias else None)
+        torch.testing.assert_close(out[:, i], expected)
+
+
+def test_mlp_equals_n_sequentials() -> None:
+    mlp = ParallelMLP(2, 5, (6, 3), normalisation="layer")
+    x = torch.randn(8, 5)
+    for i in range(2):
+        parts: list[nn.Module] = []
+        for layer, norm in zip(mlp.layers, mlp.norms, strict=True):
+            linear, normal = nn.Linear(*layer.weight.shape[:0:-1]), nn.LayerNorm(layer.weight.shape[1])
+            linear.load_state_dict({"weight": layer.weight[i], "bias": layer.bias[i]})
+            normal.load_state_dict({"weight": norm.weight[i] * 1.5, "bias": norm.bias[i]})
+            norm.weight.data[i] *= 1.5
+            parts += [linear, normal, nn.ReLU()]
+        torch.testing.assert_close(mlp(x)[:, i], nn.Sequential(*parts)(x))
+
+
+def test_layer_norm_is_per_copy() -> None:
+    norm = ParallelLayerNorm(2, 3)
+    norm.weight.data[1] = 0.0
+    out = norm(torch.randn(4, 2, 3))
+    assert out[:, 1].abs().sum() == 0
+    torch.testing.assert_close(out[:, 0].mean(-1), torch.zeros(4), atol=1e-6, rtol=0)
+
+
+def test_no_hidden_layer_passes_the_input_on() -> None:
+    x = torch.randn(4, 5)
+    out = ParallelMLP(3, 5, ())(x)
+    assert out.shape == (4, 3, 5)
+    torch.testing.assert_close(out[:, 2], x)
+
+
+def test_copies_are_initialised_like_linear_and_differ() -> None:
+    weight = ParallelLinear(400, 25, 4).weight
+    bound = 1 / 25**0.5
+    assert weight.abs().max() <= bound
+    torch.testing.assert_close(weight.std(), torch.tensor(bound / 3**0.5), atol=0.002, rtol=0)
+    assert torch.pdist(weight.detach().flatten(1)).min() > 0.1

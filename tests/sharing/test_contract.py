@@ -1,0 +1,181 @@
+"""What every structure must hold, whatever it is called."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from multigate.sharing import STRUCTURES, Shared, Sharing, Structure
+
+D, ROWS = 12, 9
+TASKS = {2: ("click", "buy"), 20: tuple(f"task{i}" for i in range(20))}
+CASES = [pytest.param(kind(), id=name) for name, kind in STRUCTURES.items()]
+
+
+def build(options: Structure, tasks: int = 2) -> Sharing:
+    return options.build(D, TASKS[tasks])
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(ROWS, D)
+
+
+@pytest.mark.parametrize("options", CASES)
+@pytest.mark.parametrize("tasks", [2, 20])
+@pytest.mark.parametrize("rows", [0, 1, ROWS])
+def test_shapes_and_finiteness(options: Structure, tasks: int, rows: int) -> None:
+    module = build(options, tasks)
+    shared = module(torch.randn(rows, D))
+    assert shared.z.shape == (rows, tasks, module.d_out)
+    assert shared.penalty.shape == ()
+    assert shared.z.isfinite().all()
+    assert shared.penalty.isfinite()
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_gates_match_the_wiring(options: Structure, x: Tensor) -> None:
+    module = build(options)
+    shared = module(x)
+    levels_with_gates = [level for level in module.wiring if len(level.sources) > 1 and shared.gates]
+    assert len(shared.gates) == len(levels_with_gates)
+    for level, gate in zip(levels_with_gates, shared.gates, strict=True):
+        assert gate.shape == (ROWS, len(level.readers), len(level.sources))
+        assert not (gate * ~torch.tensor(level.mask)).any(), "a barred source has weight"
+        if level.distribution:
+            torch.testing.assert_close(gate.sum(-1), torch.ones(gate.shape[:2]))
+            assert (gate >= 0).all()
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_rows_are_independent(options: Structure, x: Tensor) -> None:
+    module = build(options).eval()
+    together = module(x).z
+    alone = torch.cat([module(row.unsqueeze(0)).z for row in x])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_every_parameter_gets_gradient(options: Structure) -> None:
+    module = build(options)
+    seen = {name: False for name, _ in module.named_parameters()}
+    for _ in range(4):
+        shared = module(torch.randn(64, D))
+        (shared.z.square().sum() + shared.penalty).backward()
+    for name, parameter in module.named_parameters():
+        seen[name] = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+    assert all(seen.values()), f"without gradient: {[name for name, found in seen.items() if not found]}"
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_experts_and_units_differ_after_initialisation_and_in_training(options: Structure) -> None:
+    module = build(options)
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.05)
+
+    def closest() -> float:
+        """Smallest distance between two units of one layer, over all layers and copies."""
+        weights = [p.detach().flatten(0, -2) for p in module.parameters() if p.dim() == 3]
+        return min(torch.pdist(weight).min().item() for weight in weights)
+
+    assert closest() > 1e-3
+    target = torch.randn(64, 2, module.d_out)
+    inputs = torch.randn(64, D)
+    for _ in range(20):
+        optimiser.zero_grad()
+        (module(inputs).z - target).square().mean().backward()
+        optimiser.step()
+    assert closest() > 1e-3
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_saved_and_loaded_is_equal(options: Structure, x: Tensor) -> None:
+    module, other = build(options), build(options)
+    assert not torch.equal(module(x).z, other(x).z)
+    other.load_state_dict(load(save(module.state_dict())))
+    torch.testing.assert_close(module.eval()(x), other.eval()(x), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_exported_is_equal(options: Structure, x: Tensor) -> None:
+    module = build(options).eval()
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    exported = torch.export.export(module, (x,), dynamic_shapes={"x": {0: rows}}).module()
+    for size in (ROWS, 3, 50):
+        inputs = torch.randn(size, D)
+        for eager, other in zip(module(inputs).gates, exported(inputs)[1], strict=True):
+            torch.testing.assert_close(eager, other)
+        torch.testing.assert_close(module(inputs).z, exported(inputs)[0])
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_compiled_is_equal(options: Structure, x: Tensor) -> None:
+    check_compiled(build(options), x, backend="aot_eager")
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe"])
+def test_compiled_by_inductor_is_equal(name: str, x: Tensor) -> None:
+    check_compiled(build(STRUCTURES[name]()), x, backend="inductor")
+
+
+def check_compiled(module: nn.Module, x: Tensor, backend: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend=backend)
+    eager_x, compiled_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    eager, fast = module(eager_x), compiled(compiled_x)
+    torch.testing.assert_close(Shared(*fast), eager)
+    eager.z.square().sum().backward()
+    fast.z.square().sum().backward()
+    torch.testing.assert_close(compiled_x.grad, eager_x.grad)
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_stacked_replicas_equal_separate_runs(options: Structure, x: Tensor) -> None:
+    """Three replicas trained as one vmapped computation and one by one: the same for the first steps."""
+    replicas = [build(options) for _ in range(3)]
+    target = torch.randn(ROWS, 2, replicas[0].d_out)
+
+    def loss_of(module: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        shared = torch.func.functional_call(module, (parameters, buffers), (x,))
+        return (shared.z - target).square().mean() + shared.penalty
+
+    parameters, buffers = torch.func.stack_module_state(replicas)
+    step = torch.func.vmap(torch.func.grad(loss_of, argnums=1), in_dims=(None, 0, 0))
+    stacked = {name: value.detach() for name, value in parameters.items()}
+    for _ in range(3):
+        gradients = step(replicas[0], stacked, buffers)
+        stacked = {name: value - 0.1 * gradients[name] for name, value in stacked.items()}
+    for i, module in enumerate(replicas):
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            loss_of(module, dict(module.named_parameters()), dict(module.named_buffers())).backward()
+            optimiser.step()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(stacked[name][i], parameter.detach(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_multiply_adds_are_what_the_module_multiplies(options: Structure) -> None:
+    """Counted against torch's own count of the matmuls of one row."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = build(options).eval()
+    with FlopCounterMode(display=False) as counter:
+        module(torch.randn(1, D))
+    assert module.multiply_adds() == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_widened_multiplies_the_widths(options: Structure) -> None:
+    wide = options.widened(2.0)
+    assert wide.hidden == tuple(2 * width for width in options.hidden)
+    assert type(wide) is type(options)
+    assert math.isclose(build(wide).d_out, 2 * build(options).d_out)
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_options_go_through_plain_values(options: Structure) -> None:
+    changed = options.widened(1.5)
+    assert STRUCTURES[changed.to_dict()["structure"]].model_validate(changed.to_dict()) == changed
