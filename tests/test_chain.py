@@ -29,7 +29,9 @@ def test_extreme_logits_stay_finite_with_finite_gradients() -> None:
     b = torch.tensor([-300.0, 300.0, -300.0, 300.0, 300.0])
     out = logit_and(a, b)
     out.sum().backward()
-    torch.testing.assert_close(out.detach(), torch.tensor([-600.0, -300.0, -300.0, 300.0 - 0.6931, 0.0]), atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(
+        out.detach(), torch.tensor([-600.0, -300.0, -300.0, 300.0 - 0.6931, 0.0]), atol=1e-3, rtol=1e-5
+    )
     assert a.grad.isfinite().all()
 
 

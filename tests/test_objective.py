@@ -62,7 +62,9 @@ def test_unknown_labels_add_exactly_zero_loss_and_gradient() -> None:
 
 
 def test_an_empty_batch_has_no_loss() -> None:
-    losses = Objective(TASKS)(torch.zeros(0, 5), torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool), torch.zeros(0, 3))
+    losses = Objective(TASKS)(
+        torch.zeros(0, 5), torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool), torch.zeros(0, 3)
+    )
     assert torch.equal(losses, torch.zeros(3))
 
 

@@ -149,7 +149,7 @@ def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bun
         experiment = make_experiment(data, name=f"bundle {folder}")
     except ExperimentError as error:
         raise BundleError(str(error)) from None
-    encoder = Encoder.load(folder / "encoder", experiment.schema)
+    encoder = Encoder.load(folder / "encoder")
     with torch.random.fork_rng(devices=[]):
         model = build_model(experiment, encoder)
     try:
@@ -181,7 +181,9 @@ def name_outputs(experiment: Experiment, encoder: Encoder, outputs: Outputs) -> 
 
 def _is_column(value: Any) -> bool:
     """Whether a value in a dict may be a column of rows; a bag's cell may look like one, so one plain cell makes a row."""
-    return isinstance(value, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or hasattr(value, "__arrow_c_stream__")
+    return isinstance(value, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or hasattr(
+        value, "__arrow_c_stream__"
+    )
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

@@ -94,7 +94,9 @@ def compare(
     experiment: ExperimentFile,
     structures: Annotated[str, typer.Option(help="Comma-separated.")] = "single_task,shared_bottom,omoe,mmoe",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each structure.")] = 5,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; called again it goes on.")] = Path("runs/compare"),
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; called again it goes on.")] = Path(
+        "runs/compare"
+    ),
     set_: Set = None,
     device: Device = "auto",
 ) -> None:
@@ -103,7 +105,9 @@ def compare(
     from multigate.experiment import read_experiment
 
     names = tuple(name.strip() for name in structures.split(",") if name.strip())
-    comparison = run_comparison(read_experiment(experiment, set_ or ()), out, structures=names, seeds=seeds, device=device)
+    comparison = run_comparison(
+        read_experiment(experiment, set_ or ()), out, structures=names, seeds=seeds, device=device
+    )
     _print(comparison.table())
 
 

@@ -128,7 +128,9 @@ class Monitor:
             if task not in names:
                 raise ExperimentError(f"monitor {name!r}: there is no task {task!r}; {nearest(task, names)}")
             if metric not in HIGHER_IS_BETTER:
-                raise ExperimentError(f"monitor {name!r}: there is no metric {metric!r}; {nearest(metric, HIGHER_IS_BETTER)}")
+                raise ExperimentError(
+                    f"monitor {name!r}: there is no metric {metric!r}; {nearest(metric, HIGHER_IS_BETTER)}"
+                )
         elif not self.main:
             raise ExperimentError("monitor 'mean': every task is auxiliary; name one '<task>/<metric>' instead")
 

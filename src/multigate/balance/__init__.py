@@ -11,7 +11,7 @@ Name = Literal["fixed", "uncertainty"]
 
 def build_balance(name: Name, task_weights: tuple[float, ...]) -> Balance:
     """The balance of that name over tasks with these declared weights."""
-    return {"fixed": Fixed, "uncertainty": Uncertainty}[name](task_weights)
+    return Fixed(task_weights) if name == "fixed" else Uncertainty(task_weights)
 
 
 __all__ = ["Balance", "Fixed", "Name", "Uncertainty", "build_balance"]

@@ -171,7 +171,9 @@ def _python(values: pa.Array) -> list[Any]:
     return values.to_pylist()  # type: ignore[no-any-return]
 
 
-def through_distinct(array: pa.Array, read: Callable[[Any], Any], column: str, first_row: int | None) -> tuple[np.ndarray, list[Any]]:
+def through_distinct(
+    array: pa.Array, read: Callable[[Any], Any], column: str, first_row: int | None
+) -> tuple[np.ndarray, list[Any]]:
     """(R,) index into the answers of ``read``, called once per distinct value; its ``BadCell`` becomes a ``DataError``."""
     index, values = codes(array, column)
     answers: list[Any] = []

@@ -135,6 +135,10 @@ class Encoder:
         """Predictions of a regression task in the label's own unit; those of other tasks as they are."""
         return self.labels.decode(task, values)
 
+    def classes(self, task: int) -> tuple[str, ...]:
+        """Values of a multiclass task in the order of its outputs."""
+        return self.stats[task].classes
+
     @cached_property
     def layout(self) -> Layout:
         """What a model must know of the encoded columns."""
@@ -216,15 +220,20 @@ class Encoder:
         pq.write_table(table, folder / "vocabularies.parquet", compression="zstd")
 
     @classmethod
-    def load(cls, folder: Path) -> "Encoder":
-        """Read what ``save`` wrote."""
+    def load(cls, folder: Path, schema: Schema | None = None) -> "Encoder":
+        """Read what ``save`` wrote; ``DataError`` where that was for another schema than the one told."""
         try:
             content = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
             table = pq.ParquetFile(folder / "vocabularies.parquet").read()
         except FileNotFoundError as missing:
             raise DataError(f"{folder} holds no saved encoder: {Path(missing.filename).name} is not there") from None
         if content["format"] != FORMAT:
-            raise DataError(f"{folder} holds an encoder of format {content['format']}, wanted {FORMAT}; prepare it again")
+            raise DataError(
+                f"{folder} holds an encoder of format {content['format']}, wanted {FORMAT}; prepare it again"
+            )
+        saved = Schema.model_validate(content["schema"])
+        if schema is not None and schema != saved:
+            raise DataError(f"{folder} holds an encoder for another schema than the experiment's; prepare it again")
         index, names = cells.codes(table["table"].combine_chunks(), "table")
         values, counts = table["value"].to_pylist(), table["count"].to_pylist()
         vocabularies = {name: Vocabulary((), ()) for name in content["tables"]}
@@ -232,7 +241,7 @@ class Encoder:
             start, stop = np.searchsorted(index, at), np.searchsorted(index, at, side="right")
             vocabularies[name] = Vocabulary(values[start:stop], counts[start:stop])
         return cls(
-            Schema.model_validate(content["schema"]),
+            saved,
             content["rows"],
             tuple(Scale.model_validate(one) for one in content["scales"]),
             {name: tuple(edges) for name, edges in content["edges"].items()},

@@ -63,7 +63,7 @@ class Buckets:
         return FIRST + self.buckets
 
     def id(self, text: str | None) -> int:
-        return MISSING if text is None else FIRST + _xxh64(text) % self.buckets
+        return MISSING if text is None else FIRST + xxh64(text) % self.buckets
 
     def ids(self, texts: Sequence[str | None]) -> np.ndarray:
         """(V,) int32."""
@@ -81,9 +81,10 @@ def hash_of(text: str | None) -> int:
     """xxh64 as a signed 64-bit integer, 0 where missing: how rows of one group find each other."""
     if text is None:
         return 0
-    found = _xxh64(text)
+    found = xxh64(text)
     return found - (1 << 64) if found >= 1 << 63 else found
 
 
-def _xxh64(text: str) -> int:
-    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"))  # type: ignore[no-any-return]
+def xxh64(text: str, seed: int = 0) -> int:
+    """Unsigned 64-bit xxHash of the UTF-8 text."""
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed)  # type: ignore[no-any-return]

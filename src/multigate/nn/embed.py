@@ -49,7 +49,9 @@ class Embed(nn.Module):
             self.tables[str(dim)] = stacked[dim]
         for dim, columns in sorted(groups.items()):
             self.categories.append(Categories(layout.categories, columns, stacked[dim]))
-        self.bag_columns = [(str(dim), stacked[dim].start[bag.table]) for dim, bag in zip(bag_dims, layout.bags, strict=True)]
+        self.bag_columns = [
+            (str(dim), stacked[dim].start[bag.table]) for dim, bag in zip(bag_dims, layout.bags, strict=True)
+        ]
         self.dropout = options.dropout
         self.unseen = options.unseen
         self.d_out = (
@@ -68,7 +70,7 @@ class Embed(nn.Module):
         parts += [part(categories, self.tables) for part in self.categories]
         for (dim, start), bag in zip(self.bag_columns, bags, strict=True):
             values = self._forget(bag.values) + start
-            parts.append(_bag_mean(values, bag.offsets, self.tables[dim].weight))
+            parts.append(self.tables[dim](values, bag.offsets))
         x = torch.cat(parts, dim=1)
         return functional.dropout(x, self.dropout, self.training) if self.dropout else x
 
@@ -92,6 +94,15 @@ class StackedTables(nn.Module):
         self.dim = dim
         self.weight = nn.Parameter(torch.randn(rows, dim) * scale)
 
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """ids (B, C) -> (B, C, dim); ids (V,) of bags at ``offsets`` (B + 1,) -> (B, dim), the mean of each bag.
+
+        A bag is never empty: one without items holds the id of "missing".
+        """
+        if offsets is None:
+            return functional.embedding(ids, self.weight)
+        return functional.embedding_bag(ids, self.weight, offsets.to(ids.dtype), mode="mean", include_last_offset=True)
+
 
 class Categories(nn.Module):
     """The id columns of one width. categories (B, C) -> (B, columns * dim)."""
@@ -108,13 +119,8 @@ class Categories(nn.Module):
 
     def forward(self, categories: Tensor, tables: nn.ModuleDict) -> Tensor:
         ids = categories if self.all else categories.index_select(1, self.columns)
-        weight = tables[str(self.dim)].weight
-        return functional.embedding(ids + self.starts, weight).flatten(1)
-
-
-def _bag_mean(values: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Mean embedding of each bag: values (V,), offsets (B + 1,) -> (B, dim). A bag is never empty: missing is an id."""
-    return functional.embedding_bag(values, weight, offsets.to(values.dtype), mode="mean", include_last_offset=True)
+        embedded: Tensor = tables[str(self.dim)](ids + self.starts)
+        return embedded.flatten(1)
 
 
 class Piecewise(nn.Module):
@@ -166,7 +172,9 @@ class Periodic(nn.Module):
         self.d_out = n * dim
 
     def forward(self, numbers: Tensor) -> Tensor:
-        angle = 2 * math.pi * numbers.index_select(1, self.columns).unsqueeze(-1) * self.frequency  # (B, n, frequencies)
+        angle = (
+            2 * math.pi * numbers.index_select(1, self.columns).unsqueeze(-1) * self.frequency
+        )  # (B, n, frequencies)
         waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
         return functional.relu(torch.einsum("bnq,nqd->bnd", waves, self.weight) + self.bias).flatten(1)
 

@@ -33,7 +33,7 @@ class ParallelLinear(nn.Module):
         n, d_out, _ = self.weight.shape
         if x.dim() == 2:
             flat = functional.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
-            return flat.unflatten(1, (n, d_out))
+            return flat.view(-1, n, d_out)
         # (n, B, D) @ (n, D, H): views only, the copies lie in memory as the layer before left them
         x, weight = x.transpose(0, 1), self.weight.transpose(1, 2)
         if self.bias is None:
@@ -99,4 +99,4 @@ class ParallelMLP(nn.Module):
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through all copies."""
-        return sum(layer.weight.numel() for layer in self.layers)
+        return sum(layer.multiply_adds() for layer in self.layers if isinstance(layer, ParallelLinear))

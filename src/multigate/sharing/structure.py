@@ -30,9 +30,10 @@ class Level(NamedTuple):
 class Sharing(Protocol):
     """The module a structure builds; also a ``torch.nn.Module``."""
 
-    d_out: int
-    wiring: tuple[Level, ...]
-
+    @property
+    def d_out(self) -> int: ...
+    @property
+    def wiring(self) -> tuple[Level, ...]: ...
     def __call__(self, x: Tensor) -> Shared: ...
     def multiply_adds(self) -> int: ...
 

@@ -16,7 +16,11 @@ from multigate.errors import RunError
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write tensors and JSON state; the file is replaced in one step, so it is never half-written."""
     temporary = path.with_suffix(".writing")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, {"state": json.dumps(state)})
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+        temporary,
+        {"state": json.dumps(state)},
+    )
     os.replace(temporary, path)
 
 

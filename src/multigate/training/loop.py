@@ -17,6 +17,7 @@ from multigate.batch import Batch
 from multigate.bundle import ROWS, build_model
 from multigate.data.loader import Loader
 from multigate.data.prepared import Part, Prepared
+from multigate.data.rows import pick_tasks
 from multigate.errors import ExperimentError, RunError
 from multigate.evaluate import Monitor, forward, scores, spaces, to_device
 from multigate.experiment import Experiment
@@ -65,7 +66,12 @@ class Fit:
     """
 
     def __init__(
-        self, experiment: Experiment, prepared: Prepared, folder: Path, device: torch.device, tasks: Sequence[int] | None
+        self,
+        experiment: Experiment,
+        prepared: Prepared,
+        folder: Path,
+        device: torch.device,
+        tasks: Sequence[int] | None,
     ) -> None:
         self.experiment, self.prepared, self.folder, self.device = experiment, prepared, folder, device
         schema = experiment.schema
@@ -99,9 +105,9 @@ class Fit:
         losses = self.objective(outputs.logits, batch.labels, batch.known, batch.weights)
         present = batch.known.any(0)
         weights = self.balance.weights(losses.detach(), None, present)
-        loss = (weights * losses).sum() + self.balance.penalty(present) + outputs.penalty
+        loss: Tensor = (weights * losses).sum() + self.balance.penalty(present) + outputs.penalty
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         options = self.experiment.optimizer
         if options.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.trained, options.clip)
@@ -160,7 +166,9 @@ class Fit:
         tensors, state = load_checkpoint(self.folder / CHECKPOINT)
         named = {name: t.to(self.device) for name, t in tensors.items() if not name.startswith("random")}
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in named.items() if k.startswith("model/")})
-        self.balance.load_state_dict({k.removeprefix("balance/"): v for k, v in named.items() if k.startswith("balance/")})
+        self.balance.load_state_dict(
+            {k.removeprefix("balance/"): v for k, v in named.items() if k.startswith("balance/")}
+        )
         restore_optimizer(self.optimizer, named)
         if self.average is not None:
             self.average.values = [named[f"average/{i}"] for i in range(len(self.average.values))]
@@ -272,11 +280,8 @@ def _line(fitting: Fit, metrics: dict[str, float]) -> str:
 
 def _spread(part: Part, most: int, tasks: Sequence[int]) -> Iterator[Batch]:
     """At most about ``most`` rows of a part, as batches evenly spread over it, with the labels of some tasks."""
-    places = list(tasks)
     for batch in islice(part.batches(ROWS), 0, None, math.ceil(part.rows / most)):
-        yield batch._replace(
-            labels=batch.labels[:, places], known=batch.known[:, places], weights=batch.weights[:, places]
-        )
+        yield pick_tasks(batch, tuple(tasks))
 
 
 def _precision(name: str, device: torch.device) -> str:

@@ -56,7 +56,11 @@ def train(
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
         "multiply_adds": fitted.model.multiply_adds(),
         "device": str(chosen),
-        "versions": {"multigate": version("multigate"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "multigate": version("multigate"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
     (folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""One step ahead: what an iterator gives next is made on a background thread."""
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
+    """The same items in order, up to ``depth`` of them made in advance on one thread.
+
+    An exception is raised where its item would have come. The thread ends when the items do, or soon after this
+    generator is closed or dropped: at most the item in the making is finished.
+    """
+    made: deque[tuple[Item | None, BaseException | None, bool]] = deque()
+    turn = threading.Condition()
+    stopped = False
+
+    def put(entry: tuple[Item | None, BaseException | None, bool]) -> bool:
+        with turn:
+            while len(made) >= depth and not stopped:
+                turn.wait()
+            if not stopped:
+                made.append(entry)
+                turn.notify_all()
+            return not stopped
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None, False)):
+                    return
+        except BaseException as error:
+            put((None, error, True))
+        else:
+            put((None, None, True))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    thread = threading.Thread(target=work, name="multigate-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with turn:
+                while not made:
+                    turn.wait()
+                item, error, last = made.popleft()
+                turn.notify_all()
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield item  # type: ignore[misc]
+    finally:
+        with turn:
+            stopped = True
+            made.clear()
+            turn.notify_all()
+        thread.join()

@@ -1,0 +1,341 @@
+"""Prepared rows: encoded once, kept on disk in shards that are mapped into memory, reused while nothing changed."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from multigate.batch import BagIds, Batch, Layout
+from multigate.data.ahead import ahead
+from multigate.data.encoder import FORMAT, Encoder
+from multigate.data.rows import cut, join, pick
+from multigate.data.split import PARTS, Split, Splitter
+from multigate.errors import DataError, RunError
+from multigate.schema import Schema
+
+SHARD = 65_536
+"""Rows of a shard."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Told the stage, the rows done and, where known, the rows in all."""
+
+
+class Table(Protocol):
+    """As much of a ``Source`` as preparing needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def schema(self) -> pa.Schema: ...
+
+    @property
+    def rows(self) -> int | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def batches(self) -> Callable[..., Iterator[pa.RecordBatch]]: ...
+
+
+class Shards(Sequence[Batch]):
+    """The shards of a part, each mapped when first asked for; their pages belong to the files, not to the process."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._open: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Batch]: ...
+
+    def __getitem__(self, at: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        if at not in self._open:
+            self._open[at] = _read_shard(self._paths[at])
+        return self._open[at]
+
+
+class Part:
+    """The rows of one split."""
+
+    def __init__(self, name: str, paths: Sequence[Path], sizes: Sequence[int]) -> None:
+        self.name = name
+        self.sizes = tuple(sizes)
+        """Rows of each shard."""
+        self.rows = sum(sizes)
+        self.shards = Shards(paths)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows in order, ``size`` at a time; views of the shards where a batch lies within one."""
+        waiting: list[Batch] = []
+        held = 0
+        for shard in self.shards:
+            at = 0
+            while at < shard.rows:
+                many = min(size - held, shard.rows - at)
+                waiting.append(cut(shard, at, at + many))
+                held, at = held + many, at + many
+                if held == size:
+                    yield join(waiting)
+                    waiting, held = [], 0
+        if waiting:
+            yield join(waiting)
+
+
+class Prepared:
+    """A folder of encoded rows and the encoder that made them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.encoder = Encoder.load(folder / "encoder")
+        self.parts = {name: self._part(name, sizes) for name, sizes in self.manifest["parts"].items()}
+        """The parts there are, by name."""
+
+    def _part(self, name: str, sizes: list[int]) -> Part:
+        return Part(name, [_shard_path(self.folder, name, at) for at in range(len(sizes))], sizes)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return self.encoder.layout
+
+    @property
+    def train(self) -> Part:
+        return self.parts["train"]
+
+    @property
+    def valid(self) -> Part:
+        return self.parts["valid"]
+
+    @property
+    def test(self) -> Part | None:
+        return self.parts.get("test")
+
+
+def prepare(
+    schema: Schema,
+    train: Table,
+    valid: Table | None,
+    test: Table | None,
+    split: Split,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Fit the encoder on the training rows, encode every row into ``folder``, and open it.
+
+    Validation and test rows are split off ``train`` unless they have a table of their own. A folder prepared before
+    from the same schema, split and tables is opened at once; one prepared from others is replaced once the new one
+    is whole.
+
+    Raises:
+        DataError: a column or cell is not what the schema says, or a part has no rows.
+        RunError: the folder holds files that are no prepared rows.
+    """
+    tables = {"train": train} | {name: one for name, one in (("valid", valid), ("test", test)) if one is not None}
+    split = split.without(valid=valid is not None, test=test is not None)
+    key = _key(schema, split, tables)
+    if _key_in(folder) == key:
+        return Prepared(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _write(schema, tables, split, temporary, key, progress or (lambda stage, done, total: None))
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Prepared(folder)
+
+
+def _write(
+    schema: Schema, tables: dict[str, Table], split: Split, folder: Path, key: str, progress: Progress
+) -> None:
+    splitter = split.resolve(tables["train"], schema)
+    encoder = Encoder.fit(schema, _training_rows(schema, tables["train"], splitter, progress))
+    encoder.save(folder / "encoder")
+    writers = {name: _Writer(folder, name) for name in (*split.parts, *tables)}
+    for name, table in tables.items():
+        splits = splitter if name == "train" else None
+        done = 0
+        for batch, parts in ahead(_encoded(encoder, table, splits)):
+            progress(f"encode {name}", done, table.rows)
+            done += batch.rows
+            if parts is None or not parts.any():
+                writers[name].add(batch)
+                continue
+            for at, part in enumerate(PARTS):
+                rows = torch.from_numpy(np.flatnonzero(parts == at))
+                if len(rows):
+                    writers[part].add(pick(batch, rows))
+        progress(f"encode {name}", done, table.rows)
+    sizes = {name: writers[name].close() for name in PARTS if name in writers}
+    _refuse_empty(sizes, tables, split, splitter)
+    manifest = {
+        "format": FORMAT,
+        "key": key,
+        "encoder": encoder.fingerprint,
+        "parts": sizes,
+        "rows": {name: sum(one) for name, one in sizes.items()},
+        "tables": {name: table.name for name, table in tables.items()},
+        "thresholds": splitter.thresholds,
+        "labels": {one.name: {"known": one.known, "violations": one.violations} for one in encoder.stats},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _training_rows(
+    schema: Schema, table: Table, splitter: Splitter, progress: Progress
+) -> Iterator[pa.RecordBatch]:
+    names = list(dict.fromkeys((*schema.columns(carried=False), *splitter.columns)))
+    first_row = 0
+    progress("fit encoder", 0, table.rows)
+    for batch in ahead(table.batches(names, rows=_read_rows(schema))):
+        kept = splitter.assign(batch, first_row) == 0
+        first_row += batch.num_rows
+        yield batch if kept.all() else batch.filter(pa.array(kept))
+        progress("fit encoder", first_row, table.rows)
+
+
+def _encoded(
+    encoder: Encoder, table: Table, splitter: Splitter | None
+) -> Iterator[tuple[Batch, np.ndarray | None]]:
+    """Every batch of a table, and the part of each of its rows (None: all belong to the table's own)."""
+    schema = encoder.schema
+    group = (schema.group,) if schema.group else ()
+    names = list(dict.fromkeys((*schema.columns(carried=False), *group, *(splitter.columns if splitter else ()))))
+    first_row = 0
+    for batch in ahead(table.batches(names, rows=_read_rows(schema))):
+        encoded = encoder.columns(batch, first_row=first_row)
+        yield encoded, None if splitter is None else splitter.assign(batch, first_row)
+        first_row += batch.num_rows
+
+
+def _read_rows(schema: Schema) -> int:
+    """Rows to read at a time: fewer of a wide table, so that a batch stays below about 100 MB."""
+    width = sum(getattr(feature, "size", 1) for feature in schema.features)
+    return max(1024, min(SHARD, (1 << 22) // width))
+
+
+class _Writer:
+    """Gathers the rows of one part into shards of exactly ``SHARD`` rows (the last one fewer)."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._waiting: list[Batch] = []
+        self._held = 0
+        self._sizes: list[int] = []
+
+    def add(self, batch: Batch) -> None:
+        at = 0
+        while at < batch.rows:
+            many = min(SHARD - self._held, batch.rows - at)
+            self._waiting.append(cut(batch, at, at + many))
+            self._held, at = self._held + many, at + many
+            if self._held == SHARD:
+                self._flush()
+
+    def close(self) -> list[int]:
+        """Write what is left; returns the rows of each shard."""
+        if self._held:
+            self._flush()
+        return self._sizes
+
+    def _flush(self) -> None:
+        path = _shard_path(self._folder, self._name, len(self._sizes))
+        shard = join(self._waiting)
+        tensors = {name: getattr(shard, name).contiguous() for name in _TENSORS}
+        for at, bag in enumerate(shard.bags):
+            tensors |= {f"bag{at}.values": bag.values.contiguous(), f"bag{at}.offsets": bag.offsets.contiguous()}
+        save_file(tensors, path, metadata={"bags": str(len(shard.bags))})
+        self._sizes.append(self._held)
+        self._waiting, self._held = [], 0
+
+
+_TENSORS = ("numbers", "categories", "labels", "known", "weights", "groups")
+
+
+def _shard_path(folder: Path, part: str, at: int) -> Path:
+    return folder / f"{part}-{at:05d}.safetensors"
+
+
+def _read_shard(path: Path) -> Batch:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in _TENSORS}
+            bags = tuple(
+                BagIds(file.get_tensor(f"bag{at}.values"), file.get_tensor(f"bag{at}.offsets"))
+                for at in range(int(file.metadata()["bags"]))
+            )
+    except Exception as error:
+        raise RunError(f"prepared rows {path} cannot be read ({error}); delete their folder to prepare anew") from None
+    return Batch(bags=bags, **found)
+
+
+def _key(schema: Schema, split: Split, tables: dict[str, Table]) -> str:
+    content = {
+        "format": FORMAT,
+        "shard": SHARD,
+        "schema": schema.model_dump(mode="json"),
+        "split": split.model_dump(mode="json"),
+        "tables": {name: table.fingerprint for name, table in tables.items()},
+    }
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))
+
+
+def _key_in(folder: Path) -> str | None:
+    """The key of prepared rows in a folder, None where there are none; ``RunError`` where there is something else."""
+    try:
+        return str(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["key"])
+    except FileNotFoundError:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunError(
+                f"{folder} holds files but no prepared rows; choose another folder or empty this one"
+            ) from None
+    except NotADirectoryError:
+        raise RunError(f"{folder} is a file, wanted a folder for prepared rows; choose another name") from None
+    except (ValueError, KeyError):
+        pass
+    return None
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_empty(sizes: dict[str, list[int]], tables: dict[str, Table], split: Split, splitter: Splitter) -> None:
+    for name in ("train", "valid", "test"):
+        if sizes.get(name) or (name == "test" and name not in sizes):
+            continue
+        if name not in sizes:
+            raise DataError("the split leaves no validation rows: valid is 0 and no valid table is given; set one")
+        if name in tables and name != "train":
+            raise DataError(f"the {name} table {tables[name].name} has no rows; give one with rows")
+        cuts = ", ".join(f"{what} {value}" for what, value in splitter.thresholds.items())
+        why = f"with {cuts}" if cuts else f"with valid {split.valid} and test {split.test}"
+        raise DataError(
+            f"the split leaves no {name} rows of {tables['train'].name} {why}; change the split or give a {name} table"
+        )

@@ -1,0 +1,108 @@
+"""Getting a public data set: from a folder, from MULTIGATE_DATA, from the cache, or over the network."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+from multigate.datasets.census_income import Progress, is_written, write_census
+from multigate.errors import DataError, ExperimentError, nearest
+
+UCI = "https://archive.ics.uci.edu/static/public"
+PIECE = 1 << 18
+
+
+class Dataset(NamedTuple):
+    """A data set that can be fetched."""
+
+    archive: str
+    """Its path below the archive's address."""
+    write: Callable[[Path, Path, int, Progress | None], None]
+    """(source, out, seed, progress) -> tables in ``out``; raises ``DataError`` where the source is not as published."""
+    is_written: Callable[[Path], bool]
+
+
+DATASETS = {"census-income": Dataset("117/census+income+kdd.zip", write_census, is_written)}
+
+
+def fetch(
+    name: str,
+    out: Path,
+    source: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    address: str = UCI,
+    timeout: float = 30.0,
+) -> Path:
+    """Write the tables of data set ``name`` to ``out``/``name`` and return that folder.
+
+    The data comes from ``source`` (a folder or file) if given, else from the folder ``name`` in ``MULTIGATE_DATA`` if
+    there is one, else from a download, kept in the cache ($XDG_CACHE_HOME or ~/.cache, then multigate). Tables already
+    there are left as they are, unless ``source`` is given. Values are checked against the published ones before
+    anything is written.
+
+    ``ExperimentError`` for an unknown name, ``DataError`` where the data cannot be had or is not as published.
+    """
+    if name not in DATASETS:
+        raise ExperimentError(f"there is no data set {name!r} to fetch; {nearest(name, DATASETS)}")
+    dataset = DATASETS[name]
+    folder = out / name
+    if source is not None:
+        if not source.exists():
+            raise DataError(f"--from {str(source)!r} does not exist; it wants a folder or file already downloaded")
+        dataset.write(source, folder, 0, progress)
+        return folder
+    if dataset.is_written(folder):
+        return folder
+    shared = os.environ.get("MULTIGATE_DATA")
+    if shared and (Path(shared) / name).is_dir():
+        dataset.write(Path(shared) / name, folder, 0, progress)
+        return folder
+    url = f"{address}/{quote(dataset.archive, safe='/+')}"
+    archive = _cache() / Path(dataset.archive).name
+    if not archive.exists():
+        _download(url, archive, name, timeout, progress)
+    try:
+        dataset.write(archive, folder, 0, progress)
+    except DataError as error:
+        archive.unlink()
+        raise DataError(f"the download of {url} is not {name} ({error}); it was removed, so try again") from None
+    return folder
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "multigate"
+
+
+def _download(url: str, path: Path, name: str, timeout: float, progress: Progress | None) -> None:
+    """The file at ``url`` as ``path``, which appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
+    try:
+        with (
+            os.fdopen(handle, "wb") as file,
+            urlopen(Request(url, headers={"User-Agent": "multigate"}), timeout=timeout) as answer,
+        ):
+            length = answer.headers.get("Content-Length")
+            total = int(length) if length else None
+            done = 0
+            while piece := answer.read(PIECE):
+                file.write(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(f"downloading {name} (bytes)", done, total)
+        if total is not None and done != total:
+            raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
+        os.replace(part, path)
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: an address or length that is none
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"cannot download {url}: {reason}; download it by hand and say multigate fetch {name} --from FILE"
+        ) from None
+    finally:
+        Path(part).unlink(missing_ok=True)
