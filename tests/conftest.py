@@ -2,9 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from multigate.experiment import Experiment
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +24,35 @@ def shared_data() -> Path:
 def _same_draws() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def feed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small simulated feed: train, valid and test.parquet, and the truth beside them."""
+    from multigate.datasets.feed import Feed, write_feed
+
+    folder = tmp_path_factory.mktemp("feed")
+    write_feed(Feed(rows=6_000, users=400, items=200), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def feed_experiment(feed_folder: Path) -> "Experiment":
+    """A small MMoE on that feed, two epochs of float32."""
+    from multigate.datasets.feed import feed_schema
+    from multigate.experiment import Experiment
+    from multigate.sharing import MMoE
+
+    return Experiment(
+        schema=feed_schema(),
+        train=str(feed_folder / "train.parquet"),
+        valid=str(feed_folder / "valid.parquet"),
+        test=str(feed_folder / "test.parquet"),
+        sharing=MMoE(experts=3, hidden=(16, 8)),
+        tower=(8,),
+        embedding={"dim": 8, "dropout": 0.2},
+        optimizer={"learning_rate": 0.01},
+        epochs=2,
+        batch_size=256,
+        precision="float32",
+    )

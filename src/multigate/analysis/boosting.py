@@ -4,9 +4,11 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from multigate.batch import BagIds, Batch, Layout, TaskColumn
+from multigate.data.rows import pick
 from multigate.errors import MultigateError
 
 Floats = NDArray[np.float64]
@@ -24,8 +26,11 @@ SETTINGS = {"learning_rate": 0.1, "max_iter": 400, "max_leaf_nodes": 31, "min_sa
 
 
 class Boosted(NamedTuple):
-    """Outputs of each task by name: logits (R,) of a binary one, encoded label (R,) of a regression, logits (R, K) of
-    a multiclass one; ``Encoder.decode`` gives a regression's own unit. ``test`` is empty without test rows."""  # fmt: skip
+    """Outputs by task on the valid rows and, where there are some, the test rows.
+
+    Logits (R,) of a binary task, logits (R, K) of a multiclass one, encoded labels (R,) of a regression
+    (``Encoder.decode`` gives them in the label's own unit).
+    """
 
     valid: dict[str, Floats]
     test: dict[str, Floats]
@@ -39,7 +44,7 @@ def available() -> bool:
 
 
 def boosting_baseline(
-    layout: Layout, train: Batch, valid: Batch, test: Batch | None = None, seed: int = 0, max_rows: int = 1_000_000
+    layout: Layout, train: Batch, valid: Batch, test: Batch | None = None, seed: int = 0, *, max_rows: int = 1_000_000
 ) -> Boosted:
     """One histogram gradient boosting a task on all rows where its label is known, stopped early on the valid rows.
 
@@ -53,70 +58,77 @@ def boosting_baseline(
         raise MultigateError(
             "the gradient-boosting baseline wants scikit-learn, found none; install it: pip install 'multigate[boost]'"
         )
-    rows = _sample(train.rows, max_rows, seed)
+    if train.rows > max_rows:
+        drawn = np.random.default_rng(seed).choice(train.rows, max_rows, replace=False)
+        train = pick(train, torch.from_numpy(np.sort(drawn)))
     columns = _Columns(layout, train)
-    read = [columns.read(train)[rows], columns.read(valid), *([] if test is None else [columns.read(test)])]
+    x_train, x_valid = columns.read(train), columns.read(valid)
+    x_test = None if test is None else columns.read(test)
     boosted = Boosted({}, {}, {})
     for at, task in enumerate(layout.tasks):
-        known = train.known[:, at].numpy()[rows]
-        labels = train.labels[:, at].numpy()[rows][known]
-        weights = train.weights[:, at].numpy()[rows][known]
-        held = valid.known[:, at].numpy()
-        stop_on = (read[1][held], valid.labels[:, at].numpy()[held], valid.weights[:, at].numpy()[held])
-        model = _fit(task, columns.categorical, (read[0][known], labels, weights), stop_on, seed)
+        fit_on = _known(train, x_train, at)
+        model = _fit(task, columns.categorical, fit_on, _known(valid, x_valid, at), seed)
         boosted.trees[task.name] = 0 if model is None else int(model.n_iter_)
-        for outputs, x in zip((boosted.valid, boosted.test), read[1:], strict=False):
-            outputs[task.name] = _outputs(task, model, labels, x)
+        boosted.valid[task.name] = _outputs(task, model, fit_on.labels, x_valid)
+        if x_test is not None:
+            boosted.test[task.name] = _outputs(task, model, fit_on.labels, x_test)
     return boosted
 
 
-_Rows = tuple[Floats, NDArray[np.float32], NDArray[np.float32]]
-"""Columns (R, F), labels (R,) and weights (R,)."""
+class _Rows(NamedTuple):
+    """Rows where a task's label is known: columns (R, F), labels (R,), weights (R,)."""
+
+    x: Floats
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+
+def _known(batch: Batch, x: Floats, task: int) -> _Rows:
+    known = batch.known[:, task].numpy()
+    return _Rows(x[known], batch.labels[:, task].numpy()[known], batch.weights[:, task].numpy()[known])
 
 
 def _fit(task: TaskColumn, categorical: list[bool], train: _Rows, valid: _Rows, seed: int) -> Any:
-    """The fitted model; None where there is nothing to tell apart."""
+    """The fitted model; None where training labels are all the same."""
     from sklearn import ensemble
 
-    x, labels, weights = train
-    classes = np.unique(labels)
-    if len(classes) < 2 or not any(np.nanmin(c) < np.nanmax(c) for c in x.T if not np.isnan(c).all()):
+    found = np.unique(train.labels)
+    if len(found) < 2:
         return None
-    kind = (
-        ensemble.HistGradientBoostingRegressor if task.kind == "regression" else ensemble.HistGradientBoostingClassifier
+    classifies = task.kind != "regression"
+    held = (valid.weights > 0) & (np.isin(valid.labels, found) if classifies else True)
+    kind = ensemble.HistGradientBoostingClassifier if classifies else ensemble.HistGradientBoostingRegressor
+    model = kind(
+        **SETTINGS, early_stopping=bool(held.any()), categorical_features=np.array(categorical), random_state=seed
     )
-    model = kind(**SETTINGS, early_stopping=True, categorical_features=categorical, random_state=seed)
-    seen = np.isin(valid[1], classes) if task.kind != "regression" else np.ones(len(valid[1]), dtype=np.bool_)
-    seen &= valid[2] > 0
-    if not seen.any() or not _takes_valid_rows(kind):
-        return model.fit(x, labels, weights)
-    return model.fit(x, labels, weights, X_val=valid[0][seen], y_val=valid[1][seen], sample_weight_val=valid[2][seen])
-
-
-def _takes_valid_rows(kind: Any) -> bool:
-    """Before scikit-learn 1.7 a tenth of the training rows stands in for the valid ones."""
-    import inspect
-
-    return "X_val" in inspect.signature(kind.fit).parameters
+    if not held.any():
+        return model.fit(*train)
+    x, labels, weights = (one[held] for one in valid)
+    return model.fit(*train, X_val=x, y_val=labels, sample_weight_val=weights)
 
 
 def _outputs(task: TaskColumn, model: Any, labels: NDArray[np.float32], x: Floats) -> Floats:
-    """What the model says of the rows (R, F), (R,) or (R, K); without a model what the training rows say of all."""
-    if task.kind == "regression":
-        return model.predict(x) if model is not None else np.full(len(x), labels.mean() if len(labels) else 0.0)
+    """What the model says of the rows (R, F), (R,) or (R, K); without a model what the training labels say of all."""
+    if task.kind == "multiclass":
+        return _class_logits(task.outputs, model, labels, x)
+    if model is not None:
+        outputs: Floats = model.decision_function(x) if task.kind == "binary" else model.predict(x)
+        return outputs
     if task.kind == "binary":
-        if model is not None:
-            return model.decision_function(x)
-        rate = (labels.sum() + 0.5) / (len(labels) + 1)
+        rate = (labels.sum(dtype=np.float64) + 0.5) / (len(labels) + 1)
         return np.full(len(x), np.log(rate / (1 - rate)))
-    logits = np.full((len(x), task.outputs), UNSEEN_CLASS)
-    classes, counts = np.unique(labels.astype(np.intp), return_counts=True)
-    if model is None:
-        logits[:, classes] = np.log(counts / counts.sum()) if len(classes) else UNSEEN_CLASS
-        return logits
-    found = model.decision_function(x)
-    found = found if found.ndim == 2 else np.stack([np.zeros(len(x)), found], axis=1)  # scikit-learn's two-class form
-    logits[:, classes] = found - found.max(axis=1, keepdims=True)
+    return np.full(len(x), labels.mean(dtype=np.float64) if len(labels) else 0.0)
+
+
+def _class_logits(classes: int, model: Any, labels: NDArray[np.float32], x: Floats) -> Floats:
+    """(R, K): columns of classes without training labels are ``UNSEEN_CLASS`` below the largest."""
+    logits = np.full((len(x), classes), UNSEEN_CLASS)
+    found = np.zeros((len(x), 1)) if model is None else model.decision_function(x)
+    if found.ndim == 1:  # scikit-learn's form of two classes
+        found = np.stack([np.zeros(len(x)), found], axis=1)
+    seen = np.unique(labels.astype(np.intp))
+    if len(seen):
+        logits[:, seen] = found - found.max(axis=1, keepdims=True)
     return logits
 
 
@@ -175,10 +187,3 @@ def _ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     ranks = np.empty(len(counts), dtype=np.int64)
     ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     return ranks
-
-
-def _sample(rows: int, most: int, seed: int) -> NDArray[np.int64] | slice:
-    """Rows to train on, in order."""
-    if rows <= most:
-        return slice(None)
-    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))

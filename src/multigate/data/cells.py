@@ -31,7 +31,8 @@ class BadCell(Exception):
         self.wanted, self.found, self.advice = wanted, found, advice
 
     def error(self, column: str, row: int | None = None) -> DataError:
-        place = f"column {column!r}" + ("" if row is None else f", row {row:,}")
+        """``row`` counts from 0; people count from 1."""
+        place = f"column {column!r}" + ("" if row is None else f", row {row + 1:,}")
         found = repr(self.found)
         return DataError(f"{place}: wanted {self.wanted}, found {found[:80]}; {self.advice}")
 
@@ -52,7 +53,7 @@ def text(value: Any) -> str | None:
 
 
 def _float_text(value: float) -> str | None:
-    if value != value:
+    if math.isnan(value):
         return None
     return str(int(value)) if value.is_integer() else repr(value)
 
@@ -158,7 +159,7 @@ def texts(values: pa.Array) -> list[str | None]:
     """``text`` of every value."""
     kind = values.type
     if pa.types.is_integer(kind):
-        return values.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+        return values.cast(pa.string()).to_pylist()
     found = _python(values)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return [one or None for one in found]
@@ -168,13 +169,13 @@ def texts(values: pa.Array) -> list[str | None]:
 def _python(values: pa.Array) -> list[Any]:
     if pa.types.is_timestamp(values.type) and values.type.unit == "ns":
         values = values.cast(pa.timestamp("us", values.type.tz), safe=False)
-    return values.to_pylist()  # type: ignore[no-any-return]
+    return values.to_pylist()
 
 
 def through_distinct(
     array: pa.Array, read: Callable[[Any], Any], column: str, first_row: int | None
 ) -> tuple[np.ndarray, list[Any]]:
-    """(R,) index into the answers of ``read``, called once per distinct value; its ``BadCell`` becomes a ``DataError``."""
+    """(R,) index into the answers of ``read``, called once per distinct value; ``BadCell`` becomes ``DataError``."""
     index, values = codes(array, column)
     answers: list[Any] = []
     for at, value in enumerate(_python(values)):
@@ -224,7 +225,7 @@ def moments(array: pa.Array, column: str, first_row: int | None = None) -> np.nd
         if pa.types.is_timestamp(kind) and kind.tz is not None:
             array = pc.local_timestamp(array)
         micros = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return pc.fill_null(micros, NO_MOMENT).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        return pc.fill_null(micros, NO_MOMENT).to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         count = numbers(array, column, first_row)
         size = np.abs(count)

@@ -189,10 +189,11 @@ class LabelFit:
         if known == 0 or constant:
             clause = f" on the rows where {task.where!r} is 1" if task.where else ""
             wanted = "known values" if known == 0 else "different values"
+            found = "none" if known == 0 else f"{known:,} labels that are all the same"
             advice = "check the column" + (" and 'positive'" if task.positive is not None else "")
             raise DataError(
-                f"column {task.source!r}: wanted {wanted} of task {task.name!r} among the training rows{clause}, found "
-                f"{'none' if known == 0 else f'{known:,} labels that are all the same'}; {advice}, or leave the task out"
+                f"column {task.source!r}: wanted {wanted} of task {task.name!r} among the training rows{clause}, "
+                f"found {found}; {advice}, or leave the task out"
             )
         violations = int(self._violations[at])
         if task.kind == "binary":
@@ -201,9 +202,9 @@ class LabelFit:
                 name=task.name, known=known, positives=int(counts[1]), violations=violations, average=mean
             )
         if task.kind == "multiclass":
-            found = self._reader.classes[task.name]
-            classes = task.classes or tuple(sorted(found))
-            held = [int(counts[found[one]]) if found[one] < len(counts) else 0 for one in classes]
+            index = self._reader.classes[task.name]
+            classes = task.classes or tuple(sorted(index))
+            held = [int(counts[index[one]]) if index[one] < len(counts) else 0 for one in classes]
             average = sum(index * many for index, many in enumerate(held)) / known
             return LabelStats(name=task.name, known=known, average=average, classes=classes, counts=tuple(held))
         if task.transform == "none":
@@ -238,7 +239,7 @@ class Labels:
         labels, known, _ = self._reader.read(rows, column, first_row)
         encoded = np.where(known, (labels - self._mean) / self._sd, 0.0).astype(np.float32)
         weights = self._reader.weights(rows, column, first_row)
-        return _rows_first(encoded), _rows_first(known), torch.from_numpy(weights)
+        return rows_first(encoded), rows_first(known), torch.from_numpy(weights)
 
     def decode(self, task: int, values: Tensor) -> Tensor:
         """Encoded regression targets (any shape) in the label's own unit; other kinds as they are."""
@@ -262,5 +263,6 @@ class Labels:
         )
 
 
-def _rows_first(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values).t().contiguous()
+def rows_first(values: np.ndarray) -> Tensor:
+    """(K, R) -> (R, K), on one thread: beside other work torch's many are slower."""
+    return torch.from_numpy(np.ascontiguousarray(values.T))

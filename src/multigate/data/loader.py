@@ -1,5 +1,6 @@
 """The loader: prepared rows in a new order each epoch, in batches made ahead of the training."""
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return -(-self.part.rows // (self.batch_size * self.world))
+        return math.ceil(self.part.rows / (self.batch_size * self.world))
 
     def state(self) -> dict[str, int]:
         """The place reached: the epoch, and how many of its batches have been handed out."""

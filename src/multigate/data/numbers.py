@@ -62,7 +62,7 @@ def signed_log(x: np.ndarray) -> np.ndarray:
 
 
 class Ranks:
-    """Normal score of a value's rank, linear between the knots; written out, so that one value and many agree to the bit."""
+    """Normal score of a value's rank, linear between knots; written out, so that one and many agree to the bit."""
 
     def __init__(self, knots: np.ndarray, scores: np.ndarray) -> None:
         self.knots, self.scores = knots, scores

@@ -140,6 +140,8 @@ def prepare(
     split: Split,
     folder: Path,
     progress: Progress | None = None,
+    *,
+    shard_rows: int = SHARD,
 ) -> Prepared:
     """Fit the encoder on the training rows, encode every row into ``folder``, and open it.
 
@@ -153,14 +155,16 @@ def prepare(
     """
     tables = {"train": train} | {name: one for name, one in (("valid", valid), ("test", test)) if one is not None}
     split = split.without(valid=valid is not None, test=test is not None)
-    key = _key(schema, split, tables)
+    if valid is None and "valid" not in split.parts:
+        raise DataError("the split leaves no valid rows: its valid is 0 and there is no valid table; give one of them")
+    key = _key(schema, split, tables, shard_rows)
     if _key_in(folder) == key:
         return Prepared(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(schema, tables, split, temporary, key, progress or (lambda stage, done, total: None))
+        _write(schema, tables, split, temporary, key, shard_rows, progress or (lambda stage, done, total: None))
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -168,12 +172,19 @@ def prepare(
 
 
 def _write(
-    schema: Schema, tables: dict[str, Table], split: Split, folder: Path, key: str, progress: Progress
+    schema: Schema,
+    tables: dict[str, Table],
+    split: Split,
+    folder: Path,
+    key: str,
+    shard_rows: int,
+    progress: Progress,
 ) -> None:
     splitter = split.resolve(tables["train"], schema)
-    encoder = Encoder.fit(schema, _training_rows(schema, tables["train"], splitter, progress))
+    why = _why_empty(tables["train"], split, splitter)
+    encoder = Encoder.fit(schema, _training_rows(schema, tables["train"], splitter, progress, why))
     encoder.save(folder / "encoder")
-    writers = {name: _Writer(folder, name) for name in (*split.parts, *tables)}
+    writers = {name: _Writer(folder, name, shard_rows) for name in (*split.parts, *tables)}
     for name, table in tables.items():
         splits = splitter if name == "train" else None
         done = 0
@@ -189,7 +200,10 @@ def _write(
                     writers[part].add(pick(batch, rows))
         progress(f"encode {name}", done, table.rows)
     sizes = {name: writers[name].close() for name in PARTS if name in writers}
-    _refuse_empty(sizes, tables, split, splitter)
+    for name, shards in sizes.items():
+        if not shards:
+            table = f"the {name} table {tables[name].name} has no rows; give one with rows" if name in tables else ""
+            raise DataError(table or why.format(part=name))
     manifest = {
         "format": FORMAT,
         "key": key,
@@ -204,21 +218,22 @@ def _write(
 
 
 def _training_rows(
-    schema: Schema, table: Table, splitter: Splitter, progress: Progress
+    schema: Schema, table: Table, splitter: Splitter, progress: Progress, why_empty: str
 ) -> Iterator[pa.RecordBatch]:
     names = list(dict.fromkeys((*schema.columns(carried=False), *splitter.columns)))
-    first_row = 0
+    first_row, found = 0, 0
     progress("fit encoder", 0, table.rows)
     for batch in ahead(table.batches(names, rows=_read_rows(schema))):
         kept = splitter.assign(batch, first_row) == 0
         first_row += batch.num_rows
+        found += int(kept.sum())
         yield batch if kept.all() else batch.filter(pa.array(kept))
         progress("fit encoder", first_row, table.rows)
+    if not found:
+        raise DataError(why_empty.format(part="train"))
 
 
-def _encoded(
-    encoder: Encoder, table: Table, splitter: Splitter | None
-) -> Iterator[tuple[Batch, np.ndarray | None]]:
+def _encoded(encoder: Encoder, table: Table, splitter: Splitter | None) -> Iterator[tuple[Batch, np.ndarray | None]]:
     """Every batch of a table, and the part of each of its rows (None: all belong to the table's own)."""
     schema = encoder.schema
     group = (schema.group,) if schema.group else ()
@@ -237,10 +252,10 @@ def _read_rows(schema: Schema) -> int:
 
 
 class _Writer:
-    """Gathers the rows of one part into shards of exactly ``SHARD`` rows (the last one fewer)."""
+    """Gathers the rows of one part into shards of exactly ``shard_rows`` rows (the last one fewer)."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
+    def __init__(self, folder: Path, name: str, shard_rows: int) -> None:
+        self._folder, self._name, self._shard_rows = folder, name, shard_rows
         self._waiting: list[Batch] = []
         self._held = 0
         self._sizes: list[int] = []
@@ -248,10 +263,10 @@ class _Writer:
     def add(self, batch: Batch) -> None:
         at = 0
         while at < batch.rows:
-            many = min(SHARD - self._held, batch.rows - at)
+            many = min(self._shard_rows - self._held, batch.rows - at)
             self._waiting.append(cut(batch, at, at + many))
             self._held, at = self._held + many, at + many
-            if self._held == SHARD:
+            if self._held == self._shard_rows:
                 self._flush()
 
     def close(self) -> list[int]:
@@ -291,10 +306,10 @@ def _read_shard(path: Path) -> Batch:
     return Batch(bags=bags, **found)
 
 
-def _key(schema: Schema, split: Split, tables: dict[str, Table]) -> str:
+def _key(schema: Schema, split: Split, tables: dict[str, Table], shard_rows: int) -> str:
     content = {
         "format": FORMAT,
-        "shard": SHARD,
+        "shard_rows": shard_rows,
         "schema": schema.model_dump(mode="json"),
         "split": split.model_dump(mode="json"),
         "tables": {name: table.fingerprint for name, table in tables.items()},
@@ -326,16 +341,8 @@ def _put_in_place(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_empty(sizes: dict[str, list[int]], tables: dict[str, Table], split: Split, splitter: Splitter) -> None:
-    for name in ("train", "valid", "test"):
-        if sizes.get(name) or (name == "test" and name not in sizes):
-            continue
-        if name not in sizes:
-            raise DataError("the split leaves no validation rows: valid is 0 and no valid table is given; set one")
-        if name in tables and name != "train":
-            raise DataError(f"the {name} table {tables[name].name} has no rows; give one with rows")
-        cuts = ", ".join(f"{what} {value}" for what, value in splitter.thresholds.items())
-        why = f"with {cuts}" if cuts else f"with valid {split.valid} and test {split.test}"
-        raise DataError(
-            f"the split leaves no {name} rows of {tables['train'].name} {why}; change the split or give a {name} table"
-        )
+def _why_empty(table: Table, split: Split, splitter: Splitter) -> str:
+    cuts = " and ".join(f"{what} {value}" for what, value in splitter.thresholds.items())
+    how = cuts or f"valid {split.valid} and test {split.test}"
+    name = table.name.replace("{", "{{").replace("}", "}}")
+    return f"the split leaves no {{part}} rows of {name} with {how}; change the split or give a {{part}} table"

@@ -199,12 +199,12 @@ def _by_time(split: Split, source: Table, name: str) -> _ByTime:
     if (split.valid and valid is None) or (split.test and test is None):
         distinct, before = _shares(source, name, as_moments)
         if split.test and test is None:
-            test = _cut_at(distinct, before, 1 - split.test, as_moments, None if valid is None else valid.at)
+            after = float(distinct[0]) if valid is None else valid.at
+            test = _cut_at(distinct, before, 1 - split.test, after, as_moments)
         if split.valid and valid is None:
-            rest = 1.0 if test is None else float(np.append(before, 1.0)[np.searchsorted(distinct, test.at)])
-            valid = _cut_at(distinct, before, rest - split.valid, as_moments, None)
-            if test is not None and valid.at >= test.at:
-                valid = _cut_at(distinct[distinct < test.at], before[distinct < test.at], 0.0, as_moments, None)
+            early = distinct < (math.inf if test is None else test.at)
+            rest = 1.0 if early.all() else float(before[~early][0])
+            valid = _cut_at(distinct[early], before[early], rest - split.valid, float(distinct[0]), as_moments)
     return _ByTime(name, as_moments, valid, test)
 
 
@@ -222,9 +222,9 @@ def _shares(source: Table, name: str, as_moments: bool) -> tuple[np.ndarray, np.
     return distinct, (np.cumsum(counts) - counts) / counts.sum()
 
 
-def _cut_at(distinct: np.ndarray, before: np.ndarray, share: float, as_moments: bool, after: float | None) -> _Cut:
-    """The time before which lies a share of rows nearest to ``share``, later than the first time (and ``after``)."""
-    allowed = np.flatnonzero(distinct > (distinct[0] if after is None else after)) if len(distinct) else []
+def _cut_at(distinct: np.ndarray, before: np.ndarray, share: float, after: float, as_moments: bool) -> _Cut:
+    """The time later than ``after`` before which lies a share of rows nearest to ``share``."""
+    allowed = np.flatnonzero(distinct > after)
     if len(allowed) == 0:
         raise DataError("split by time: there are too few different times for the parts asked for; split by fraction")
     at = float(distinct[allowed[np.argmin(np.abs(before[allowed] - share))]])

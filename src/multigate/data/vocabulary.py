@@ -6,6 +6,9 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
+from multigate.errors import ExperimentError
+from multigate.schema import Bag, Category, Hashed, Number, Schema, Time
+
 UNSEEN, MISSING, FIRST = 0, 1, 2
 """The two ids every embedding table begins with, and the first id of a value."""
 
@@ -87,4 +90,37 @@ def hash_of(text: str | None) -> int:
 
 def xxh64(text: str, seed: int = 0) -> int:
     """Unsigned 64-bit xxHash of the UTF-8 text."""
-    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed)  # type: ignore[no-any-return]
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed)
+
+
+def table_of(feature: Category | Hashed | Bag) -> str:
+    """The embedding table of a feature: the one it names, else its own."""
+    return feature.table or feature.name
+
+
+def table_features(schema: Schema) -> dict[str, Category | Hashed | Bag]:
+    """The first feature of each embedding table; ``ExperimentError`` where features that share one do not agree."""
+    first: dict[str, Category | Hashed | Bag] = {}
+    taken = {one.name: one.name for one in schema.features if isinstance(one, Number) and one.embedding == "bins"}
+    for one in schema.features:
+        if isinstance(one, Time):
+            taken |= {f"{one.name}:{part}": one.name for part in one.parts}
+    for feature in schema.features:
+        if not isinstance(feature, Category | Hashed | Bag):
+            continue
+        table = table_of(feature)
+        if table in taken:
+            raise ExperimentError(
+                f"feature {feature.name!r} wants the table {table!r}, which holds the bins or parts of feature "
+                f"{taken[table]!r}; name another table"
+            )
+        other = first.setdefault(table, feature)
+        for setting in ("buckets", "min_count", "max_size", "dim"):
+            here, there = getattr(feature, setting, None), getattr(other, setting, None)
+            hashed = getattr(feature, "buckets", None)
+            if here != there and not (hashed and setting in ("min_count", "max_size")):
+                raise ExperimentError(
+                    f"features {other.name!r} and {feature.name!r} share the table {table!r} but differ in {setting} "
+                    f"({there} and {here}); give both the same, or tables of their own"
+                )
+    return first

@@ -168,20 +168,56 @@ def render_census(table: pa.Table) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
+def open_census(source: Path) -> tuple[pa.Table, pa.Table]:
+    """The training and the test table, every value as the files have it, wherever those lie.
+
+    ``source`` is a folder with the two files (text, gzipped text or Parquet), one of the two, or an archive of them.
+    They are not compared with the published ones. ``DataError`` where they are not found or cannot be read.
+    """
+    if _is_archive(source.name) and source.is_file():
+        try:
+            texts = _members(source.name, source.read_bytes())
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise DataError(f"cannot read archive {str(source)!r}: {_one_line(error)}") from None
+        if texts.keys() != {_TRAIN.text, _TEST.text}:
+            raise DataError(
+                f"archive {str(source)!r} should hold {_TRAIN.text} and {_TEST.text}, "
+                f"found {', '.join(sorted(texts)) or 'neither'}"
+            )
+        train, test = (_parse(texts[file.text], f"{source}: {file.text}") for file in (_TRAIN, _TEST))
+        return train, test
+    folder = _folder(source)
+    for pair in (
+        (_TRAIN.text, _TEST.text),
+        (f"{_TRAIN.text}.gz", f"{_TEST.text}.gz"),
+        (_TRAIN.table, _TEST.table),
+    ):
+        paths = [folder / name for name in pair]
+        if all(path.is_file() for path in paths):
+            train, test = map(read_census, paths)
+            return train, test
+    archives = sorted(path for path in folder.glob("*") if _is_archive(path.name)) if source.is_dir() else []
+    if archives:
+        return open_census(archives[0])
+    raise DataError(
+        f"{str(source)!r} holds no Census-Income: wanted {_TRAIN.text} and {_TEST.text} (or both with .gz), "
+        f"{_TRAIN.table} and {_TEST.table}, or the archive with them"
+    )
+
+
 def write_census(source: Path, out: Path, seed: int = 0, progress: Progress | None = None) -> None:
     """Write train.parquet (199,523 rows), valid.parquet and test.parquet (49,881 each) to ``out``, "?" as null.
 
-    ``source`` is a folder with the two files (text, gzipped text or Parquet), or the archive that UCI offers. Train is
-    train; of the test file the rows at the first half of ``default_rng(seed).permutation(99_762)`` are valid and the
-    others test, both in the order of the file. Rows and values are compared with the published files: ``DataError``
-    where they differ.
+    ``source`` is what ``open_census`` takes. Train is train; of the test file the rows at the first half of
+    ``default_rng(seed).permutation(99_762)`` are valid and the others test, both in the order of the file. Rows and
+    values are compared with the published ones: ``DataError`` where they differ.
     """
     report = progress or _silent
     steps = 5
     if out.resolve() == _folder(source).resolve():
         raise DataError(f"writing to {str(out)!r} would overwrite the data it is made from; choose another folder")
     report("reading Census-Income", 0, steps)
-    train, test = _find(source)
+    train, test = open_census(source)
     for step, (table, file) in enumerate(((train, _TRAIN), (test, _TEST)), start=1):
         report("checking Census-Income", step, steps)
         _check(table, file, source)
@@ -209,39 +245,6 @@ def is_written(out: Path) -> bool:
         return all(pq.read_metadata(out / f"{name}.parquet").num_rows == count for name, count in rows.items())
     except (OSError, pa.ArrowException):
         return False
-
-
-def _find(source: Path) -> tuple[pa.Table, pa.Table]:
-    """The training and the test file wherever they lie in a folder, beside a file, or in an archive."""
-    if _is_archive(source.name) and source.is_file():
-        try:
-            texts = _members(source.name, source.read_bytes())
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise DataError(f"cannot read archive {str(source)!r}: {_one_line(error)}") from None
-        if texts.keys() != {_TRAIN.text, _TEST.text}:
-            raise DataError(
-                f"archive {str(source)!r} should hold {_TRAIN.text} and {_TEST.text}, "
-                f"found {', '.join(sorted(texts)) or 'neither'}"
-            )
-        train, test = (_parse(texts[file.text], f"{source}: {file.text}") for file in (_TRAIN, _TEST))
-        return train, test
-    folder = _folder(source)
-    for pair in (
-        (_TRAIN.text, _TEST.text),
-        (f"{_TRAIN.text}.gz", f"{_TEST.text}.gz"),
-        (_TRAIN.table, _TEST.table),
-    ):
-        paths = [folder / name for name in pair]
-        if all(path.is_file() for path in paths):
-            train, test = map(read_census, paths)
-            return train, test
-    archives = sorted(path for path in folder.glob("*") if _is_archive(path.name)) if source.is_dir() else []
-    if archives:
-        return _find(archives[0])
-    raise DataError(
-        f"{str(source)!r} holds no Census-Income: wanted {_TRAIN.text} and {_TEST.text} (or both with .gz), "
-        f"{_TRAIN.table} and {_TEST.table}, or the archive with them"
-    )
 
 
 def _folder(source: Path) -> Path:

@@ -34,12 +34,13 @@ def rate_at(options: Optimizer, step: int, steps: int) -> float:
     """The learning rate of step 0 .. steps - 1."""
     if options.schedule == "constant":
         return options.learning_rate
-    progress = step / max(steps - 1, 1)
+    last = max(steps - 1, 1)
     if options.schedule == "cosine":
-        return options.learning_rate * _between(1.0, END, progress)
-    if progress < RISE:
-        return options.learning_rate * _between(START, 1.0, progress / RISE)
-    return options.learning_rate * _between(1.0, START * END, (progress - RISE) / (1 - RISE))
+        return options.learning_rate * _between(1.0, END, step / last)
+    top = RISE * steps - 1  # the step of the highest rate
+    if step <= top:
+        return options.learning_rate * _between(START, 1.0, step / top if top > 0 else 1.0)
+    return options.learning_rate * _between(1.0, START * END, (step - top) / max(last - top, 1e-9))
 
 
 def _between(start: float, end: float, progress: float) -> float:

@@ -1,0 +1,101 @@
+"""Vectors and times, read from a column and from a single cell; and columns found by name."""
+
+import math
+from collections.abc import Callable, Iterable
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from multigate.data import cells
+from multigate.data.vocabulary import FIRST, MISSING
+from multigate.errors import DataError, nearest
+from multigate.schema import Time, Vector
+
+PART_SIZES = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
+
+_DAY = 86_400_000_000
+_ORDINAL = 719_163
+"""Of 1970-01-01, as ``date.toordinal`` counts."""
+_FIRST_DAY, _LAST_DAY = date.min.toordinal() - _ORDINAL, date.max.toordinal() - _ORDINAL
+
+
+def by_name(batch: pa.RecordBatch) -> Callable[[str], pa.Array]:
+    """The columns of a batch by name, ``DataError`` where there is none of the name."""
+    index = {name: at for at, name in enumerate(batch.schema.names)}
+
+    def column(name: str) -> pa.Array:
+        if name not in index:
+            raise missing(name, index)
+        return batch.column(index[name])
+
+    return column
+
+
+def missing(name: str, there: Iterable[str]) -> DataError:
+    """The error for a column that is not there."""
+    return DataError(f"there is no column {name!r}; {nearest(name, there)}")
+
+
+def vector_column(array: pa.Array, feature: Vector, first_row: int | None) -> np.ndarray:
+    """(size, R) float64, NaN where missing."""
+    array = cells.plain(array)
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.full((feature.size, len(array)), np.nan)
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise DataError(f"column {feature.source!r}: wanted lists of {feature.size} numbers, found {kind}; give lists")
+    known = array.is_valid().to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.list_value_length(array), feature.size).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(lengths != feature.size)
+    if len(wrong):
+        bad = wrong_size(int(lengths[wrong[0]]), feature)
+        raise bad.error(feature.source, None if first_row is None else first_row + int(wrong[0]))
+    found = np.full((feature.size, len(array)), np.nan)
+    found[:, known] = cells.numbers(array.flatten(), feature.source).reshape(-1, feature.size).T
+    return found
+
+
+def vector_cell(value: Any, feature: Vector) -> list[float]:
+    """The numbers of one cell, NaN where missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return [math.nan] * feature.size
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise cells.BadCell(f"a list of {feature.size} numbers", value, "give a list")
+    if len(value) != feature.size:
+        raise wrong_size(len(value), feature)
+    return [cells.number(item) for item in value]
+
+
+def wrong_size(found: int, feature: Vector) -> cells.BadCell:
+    """The error for a list of another length."""
+    return cells.BadCell(f"{feature.size} numbers in a list", found, "correct the 'size' of the vector")
+
+
+def time_column(micros: np.ndarray, feature: Time) -> list[np.ndarray]:
+    """(R,) int32 per part."""
+    days = micros // _DAY
+    known = (micros != cells.NO_MOMENT) & (days >= _FIRST_DAY) & (days <= _LAST_DAY)
+    days = np.where(known, days, 0)
+    stamps = days.astype("datetime64[D]")
+    months = stamps.astype("datetime64[M]")
+    parts = {
+        "hour": np.where(known, micros, 0) % _DAY // 3_600_000_000,
+        "weekday": (days + 3) % 7,
+        "day": (stamps - months).astype(np.int64),
+        "month": months.astype(np.int64) % 12,
+    }
+    return [np.where(known, FIRST + parts[part], MISSING).astype(np.int32) for part in feature.parts]
+
+
+def time_cell(value: Any, feature: Time) -> list[int]:
+    """The ids of one cell, one per part."""
+    micros = cells.moment(value)
+    day = None if micros is None else micros // _DAY
+    if micros is None or day is None or not _FIRST_DAY <= day <= _LAST_DAY:
+        return [MISSING] * len(feature.parts)
+    at = date.fromordinal(day + _ORDINAL)
+    parts = {"hour": micros % _DAY // 3_600_000_000, "weekday": at.weekday(), "day": at.day - 1, "month": at.month - 1}
+    return [FIRST + parts[part] for part in feature.parts]

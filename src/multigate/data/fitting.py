@@ -1,0 +1,118 @@
+"""What an encoder learns from the training rows, in one pass."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from multigate.data import bags, cells
+from multigate.data.features import by_name, vector_column
+from multigate.data.labels import LabelFit, LabelStats
+from multigate.data.numbers import Moments, Sample, Scale, Scales, fit_ranks, quantile_edges, signed_log
+from multigate.data.vocabulary import Vocabulary, add_counts, table_features, table_of
+from multigate.errors import DataError
+from multigate.schema import Bag, Category, Number, Schema, Vector
+
+
+class Fitted(NamedTuple):
+    """All that is fitted."""
+
+    rows: int
+    """Training rows."""
+    scales: tuple[Scale, ...]
+    """Of each number column."""
+    edges: dict[str, tuple[float, ...]]
+    """By feature: bin edges of the raw value, or piecewise knots of the encoded one."""
+    vocabularies: dict[str, Vocabulary]
+    """By embedding table."""
+    tasks: tuple[LabelStats, ...]
+
+
+class Fit:
+    """What one pass over the training rows gathers."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._numeric = [one for one in schema.features if isinstance(one, Number | Vector)]
+        self._transforms = [
+            one.transform if isinstance(one, Number) else "standard"
+            for one in self._numeric
+            for _ in range(one.size if isinstance(one, Vector) else 1)
+        ]
+        self._tables = table_features(schema)
+        self._counts: dict[str, dict[str, int]] = {
+            table: {}
+            for table, one in self._tables.items()
+            if isinstance(one, Category) or (isinstance(one, Bag) and not one.buckets)
+        }
+        self._moments, self._sample = Moments(len(self._transforms)), Sample(len(self._transforms))
+        self._labels = LabelFit(schema)
+        self._rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows == 0:
+            return
+        column = by_name(batch)
+        raw = np.empty((len(self._transforms), batch.num_rows))
+        at = 0
+        for feature in self._schema.features:
+            array = column(feature.source)
+            match feature:
+                case Number():
+                    raw[at] = cells.numbers(array, feature.source)
+                    at += 1
+                case Vector():
+                    raw[at : at + feature.size] = vector_column(array, feature, None)
+                    at += feature.size
+                case Category():
+                    index, values = cells.codes(array, feature.source)
+                    many = np.bincount(index, minlength=len(values))[: len(values)]
+                    add_counts(self._counts[table_of(feature)], cells.texts(values), many.tolist())
+                case Bag() if not feature.buckets:
+                    bags.count_items(array, feature.separator, self._counts[table_of(feature)], feature.source)
+        self._sample.add(raw)
+        for row, transform in enumerate(self._transforms):
+            if transform == "log":
+                raw[row] = signed_log(raw[row])
+        self._moments.add(raw)
+        self._labels.add(batch.num_rows, column)
+        self._rows += batch.num_rows
+
+    def finish(self) -> Fitted:
+        if self._rows == 0:
+            raise DataError("wanted training rows to fit the encoder on, found none; check the table and the split")
+        _, mean, sd = self._moments.finish()
+        scales = [
+            self._ranked(at) if transform == "quantile" else
+            Scale(transform=transform, mean=float(mean[at]), sd=float(sd[at]) or 1.0)
+            for at, transform in enumerate(self._transforms)
+        ]  # fmt: skip
+        vocabularies = {}
+        for table, counts in self._counts.items():
+            feature = self._tables[table]
+            assert isinstance(feature, Category | Bag)
+            vocabularies[table] = Vocabulary.fit(counts, feature.min_count, feature.max_size)
+        stats = self._labels.finish()
+        return Fitted(self._rows, tuple(scales), self._edges(scales), vocabularies, stats)
+
+    def _ranked(self, at: int) -> Scale:
+        knots, scores = fit_ranks(self._sample.column(at))
+        scale = Scale(transform="quantile", knots=tuple(knots.tolist()), scores=tuple(scores.tolist()))
+        found = Scales([scale]).encode(self._sample.column(at)[None]).astype(np.float64)
+        if not found.size:
+            return scale
+        return scale.with_(mean=float(found.mean()), sd=float(found.std()) or 1.0)
+
+    def _edges(self, scales: list[Scale]) -> dict[str, tuple[float, ...]]:
+        edges: dict[str, tuple[float, ...]] = {}
+        at = 0
+        for feature in self._numeric:
+            if isinstance(feature, Number) and feature.embedding in ("bins", "piecewise"):
+                values = self._sample.column(at)
+                found = quantile_edges(values, feature.bins) if len(values) else values
+                if feature.embedding == "piecewise" and len(values):
+                    ends = np.concatenate([[values.min()], found, [values.max()]])
+                    found = np.unique(Scales([scales[at]]).encode(ends[None])).astype(np.float64)
+                edges[feature.name] = tuple(found.tolist())
+            at += feature.size if isinstance(feature, Vector) else 1
+        return edges

@@ -1,0 +1,132 @@
+"""Columns that tell a label suspiciously well on their own, found on a sample of rows."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from multigate.data import cells
+from multigate.data.survey import is_moment, is_number
+
+MOST_AUC, MOST_R2 = 0.99, 0.98
+FEWEST = 10
+"""Positives and negatives (or rows) a score wants; fewer say nothing."""
+_BINS = 256
+
+
+class Target(NamedTuple):
+    """A label on the sampled rows: 0/1, a number, or the index of a class, NaN where unknown (R,) float64."""
+
+    task: str
+    kind: str
+    values: np.ndarray
+
+
+def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[str]:
+    """Why the column looks like a leak, once for every label it gives away.
+
+    Binary: AUC of the label's mean over rows with the same value, taken from the other half of the rows (numbers in
+    quantile bins, and as they are). Regression: R2 of the same, or the squared correlation of values or ranks. Any kind: every value of
+    the column goes with one value of the label and the reverse.
+    """
+    codes, x = _codes(array, column)
+    binned = codes if x is None else _binned(x)
+    for target in targets:
+        known = ~np.isnan(target.values)
+        y, rows = target.values[known], int(known.sum())
+        if rows < FEWEST or (y == y[0]).all():
+            continue
+        if _recoded(codes[known], y):
+            yield f"says the same as the label of task {target.task!r} in other words, on all {rows:,} sampled rows"
+        elif target.kind != "multiclass":
+            measure, most = ("AUC", MOST_AUC) if target.kind == "binary" else ("R2", MOST_R2)
+            found = (_auc if target.kind == "binary" else _r2)(binned[known], None if x is None else x[known], y)
+            if found > most:
+                yield (
+                    f"alone predicts task {target.task!r} with {measure} {found:.3f} on {rows:,} sampled rows; "
+                    "leave it out if it is only known afterwards"
+                )
+
+
+def _auc(codes: np.ndarray, x: np.ndarray | None, y: np.ndarray) -> float:
+    if min(y.sum(), len(y) - y.sum()) < FEWEST:
+        return 0.0
+    found = auc(_out_of_fold(codes, y), y)
+    if x is None or found < 0.8:  # bins blur a number's order a little, not that much
+        return found
+    raw = auc(np.where(np.isnan(x), -np.inf, x), y)
+    return max(found, raw, 1 - raw)
+
+
+def _r2(codes: np.ndarray, x: np.ndarray | None, y: np.ndarray) -> float:
+    guess = _out_of_fold(codes, y)
+    found = float(1 - ((y - guess) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+    if x is None:
+        return found
+    known = ~np.isnan(x)
+    if known.sum() < max(FEWEST, 0.5 * len(x)):
+        return found
+    x, y = x[known], y[known]
+    return max(found, _squared_correlation(x, y), _squared_correlation(_ranks(x), _ranks(y)))
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Chance that a 1 scores above a 0, ties counting half."""
+    positives = labels.sum()
+    negatives = len(labels) - positives
+    return float((_ranks(scores)[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _codes(array: pa.Array, column: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Index of each row's value (missing has one too), and the values where they are numbers or times."""
+    if is_number(array.type):
+        x = cells.numbers(array, column)
+        return np.unique(x, return_inverse=True)[1], x
+    if is_moment(array.type):
+        moments = cells.moments(array, column)
+        return np.unique(moments, return_inverse=True)[1], np.where(
+            moments == cells.NO_MOMENT, np.nan, moments.astype(np.float64)
+        )
+    return cells.codes(array, column)[0].astype(np.int64), None
+
+
+def _binned(x: np.ndarray) -> np.ndarray:
+    """(R,) index of the quantile bin; missing has its own."""
+    known = x[~np.isnan(x)]
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)[1:-1])) if len(known) else known
+    return np.where(np.isnan(x), len(edges) + 1, np.searchsorted(edges, x, side="right"))
+
+
+def _out_of_fold(codes: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Mean label of the other half's rows with the same code, drawn towards the overall mean by one row."""
+    half = np.random.default_rng(0).permutation(len(y)) % 2
+    guess = np.empty(len(y))
+    for here in (0, 1):
+        other = half != here
+        size = int(codes.max()) + 1
+        count = np.bincount(codes[other], minlength=size)
+        total = np.bincount(codes[other], weights=y[other], minlength=size)
+        guess[~other] = ((total + y[other].mean()) / (count + 1))[codes[~other]]
+    return guess
+
+
+def _squared_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    size = float(np.sqrt((x**2).sum()) * np.sqrt((y**2).sum()))
+    return float((x * y).sum() / size) ** 2 if size > 0 and np.isfinite(size) else 0.0
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """(R,) from 1, the mean rank where values are equal."""
+    _, place, many = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(many) - (many - 1) / 2)[place]
+
+
+def _recoded(codes: np.ndarray, y: np.ndarray) -> bool:
+    """One value of the column for each of the label, and the reverse; each repeated, or it says nothing."""
+    classes, place = np.unique(y, return_inverse=True)
+    if len(classes) > len(y) / 2:
+        return False
+    pairs = len(np.unique(codes.astype(np.int64) * len(classes) + place))
+    return bool(pairs == len(classes) == len(np.unique(codes)))

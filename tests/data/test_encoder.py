@@ -1,0 +1,633 @@
+import datetime as dt
+import decimal
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import xxhash
+from hypothesis import HealthCheck, example, given, settings
+
+from multigate.data.encoder import Encoder
+from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
+from multigate.data.rows import cut, join
+from multigate.errors import DataError, ExperimentError
+from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
+
+LABEL = [0, 1]
+
+
+def batch_of(**columns):
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def fit(features, tasks=(Task("y"),), columns=None, **more):
+    columns = dict(columns or {})
+    rows = max((len(column) for column in columns.values()), default=2)
+    columns.setdefault("y", (LABEL * rows)[:rows])
+    return Encoder.fit(Schema(features=features, tasks=tasks, **more), [batch_of(**columns)])
+
+
+def ids_of(encoder, **columns):
+    return encoder.columns(batch_of(**columns), labels=False).categories[:, 0].tolist()
+
+
+def same(left, right):
+    """Equal to the bit, NaN in the same places."""
+    assert torch.equal(left.numbers.view(torch.int32), right.numbers.view(torch.int32))
+    assert torch.equal(left.categories, right.categories)
+    for one, other in zip(left.bags, right.bags, strict=True):
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.offsets, other.offsets)
+    for name in ("labels", "known", "weights", "groups"):
+        assert torch.equal(getattr(left, name), getattr(right, name))
+    for one, other in zip(left, right, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert one.dtype == other.dtype
+            assert one.shape == other.shape
+
+
+# ---- categories
+
+
+def test_ids_go_by_falling_frequency_then_by_value():
+    encoder = fit((Category("c"),), columns={"c": ["b", "b", "a", "c", "c", None, "", "d"]})
+    assert ids_of(encoder, c=["b", "c", "a", "d", "zebra", None, ""]) == [2, 3, 4, 5, 0, 1, 1]
+    assert encoder.layout.tables == {"c": 6}
+
+
+def test_rare_and_supernumerary_values_are_unseen():
+    values = ["a"] * 5 + ["b"] * 4 + ["c"] * 3 + ["d"]
+    encoder = fit((Category("c", min_count=2), Category("e", max_size=2)), columns={"c": values, "e": values})
+    found = encoder.columns(batch_of(c=["a", "b", "c", "d"], e=["a", "b", "c", "d"]), labels=False)
+    assert found.categories.tolist() == [[2, 2], [3, 3], [4, 0], [0, 0]]
+
+
+def test_a_value_is_the_same_whatever_its_type():
+    encoder = fit((Category("c"),), columns={"c": ["3", "3", "true", "0.5"]})
+    same_three = [
+        pa.array([3], pa.int8()), pa.array([3], pa.uint64()), pa.array([3.0]), pa.array([3.0], pa.float32()),
+        pa.array(["3"]), pa.array(["3"], pa.large_string()), pa.array(["3"]).dictionary_encode(),
+        pa.array([3]).dictionary_encode(), pa.array([decimal.Decimal("3.00")]), pa.array([b"3"]),
+    ]  # fmt: skip
+    assert [ids_of(encoder, c=array) for array in same_three] == [[2]] * len(same_three)
+    for value in (3, 3.0, "3", np.int16(3), np.float32(3), np.str_("3"), decimal.Decimal(3), b"3"):
+        assert encoder.row({"c": value}).categories.tolist() == [[2]]
+    assert ids_of(encoder, c=[True, False]) == [4, 0]
+    assert encoder.row({"c": np.bool_(True)}).categories.tolist() == [[4]]
+    assert ids_of(encoder, c=[0.5, math.nan, -0.0]) == [3, 1, 0]
+
+
+def test_strings_are_not_stripped():
+    encoder = fit((Category("c"),), columns={"c": ["x ", "x ", "x"]})
+    assert ids_of(encoder, c=["x ", "x", " x"]) == [2, 3, 0]
+
+
+def test_hashed_ids_are_xxh64_of_the_text():
+    encoder = fit((Hashed("c", buckets=97),), columns={"c": ["a", "b"]})
+    wanted = [2 + xxhash.xxh64_intdigest(text.encode(), seed=0) % 97 for text in ("a", "12", "é")]
+    assert ids_of(encoder, c=["a", "12", "é", None, ""]) == [*wanted, 1, 1]
+    assert ids_of(encoder, c=[12]) == [wanted[1]]
+    assert encoder.layout.tables == {"c": 99}
+
+
+def test_features_share_a_vocabulary_by_naming_a_table():
+    features = (Category("author"), Category("reader", table="author"), Bag("friends", table="author"))
+    columns = {"author": ["a", "b", "b", "b"], "reader": ["a", "a", "c", "c"], "friends": ["a,a,c", "", None, "a"]}
+    encoder = fit(features, columns=columns)
+    # a 1 + 2 + 3, b 3, c 2 + 1
+    found = encoder.columns(batch_of(author=["a", "c"], reader=["b", "c"], friends=["c,b", "z"]), labels=False)
+    assert found.categories.tolist() == [[2, 3], [4, 4]]
+    assert found.bags[0].values.tolist() == [4, 3, 0]
+    assert encoder.layout.tables == {"author": 5}
+    assert [column.table for column in (*encoder.layout.categories, *encoder.layout.bags)] == ["author"] * 3
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        ((Category("a", min_count=2), Category("b", table="a")), "'a' and 'b' share the table 'a' but differ in min_count"),
+        ((Hashed("a", buckets=5), Category("b", table="a")), "differ in buckets"),
+        ((Hashed("a", buckets=5), Bag("b", buckets=6, table="a")), "differ in buckets"),
+        ((Category("a", dim=4), Bag("b", table="a")), "differ in dim"),
+        ((Number("a"), Category("b", table="a")), "holds the bins or parts of feature 'a'"),
+        ((Time("a"), Category("a:hour")), "holds the bins or parts of feature 'a'"),
+    ],
+)  # fmt: skip
+def test_features_that_cannot_share_a_table_are_refused(features, words):
+    with pytest.raises(ExperimentError, match=words):
+        fit(features, columns={feature.name: ["1", "2"] for feature in features})
+
+
+def test_a_hashed_bag_and_a_hashed_category_may_share():
+    encoder = fit((Hashed("a", buckets=5, table="t"), Bag("b", buckets=5, table="t")), columns={"a": [1, 2], "b": [1, 2]})
+    found = encoder.columns(batch_of(a=["x"], b=["x"]), labels=False)
+    assert found.categories[0, 0] == found.bags[0].values[0]
+
+
+def test_only_the_used_values_of_a_huge_dictionary_are_read():
+    values = pa.array([f"v{i}" for i in range(300_000)])
+    column = pa.DictionaryArray.from_arrays(pa.array([299_999, None, 7], pa.int32()), values)
+    encoder = fit((Category("c"),), columns={"c": column})
+    assert encoder.fitted.vocabularies["c"].values == ("v299999", "v7")
+    assert ids_of(encoder, c=column) == [2, 1, 3]
+
+
+# ---- numbers
+
+
+def test_numbers_are_standardised_by_the_training_rows():
+    x = np.random.default_rng(0).normal(5, 3, 1000)
+    encoder = fit((Number("x", embedding="none"),), columns={"x": x})
+    found = encoder.columns(batch_of(x=x), labels=False).numbers[:, 0].double().numpy()
+    assert np.allclose(found, (x - x.mean()) / x.std(), atol=1e-6)
+    far = encoder.columns(batch_of(x=[1e9, -1e9, None, math.inf, -math.inf, math.nan, 1e39]), labels=False).numbers[:, 0]
+    assert far[:2].tolist() == [CLIP, -CLIP]
+    assert far[2:].isnan().all()
+
+
+def test_log_and_rank_transforms():
+    x = np.concatenate([np.random.default_rng(0).lognormal(0, 2, 5000), [-3.0]])
+    encoder = fit((Number("l", transform="log"), Number("q", transform="quantile")), columns={"l": x, "q": x})
+    found = encoder.columns(batch_of(l=x, q=x), labels=False).numbers.double().numpy()
+    logged = np.sign(x) * np.log(1 + np.abs(x))
+    assert np.allclose(found[:, 0], (logged - logged.mean()) / logged.std(), atol=1e-5)
+    rank = torch.tensor((x.argsort().argsort() + 0.5) / len(x))
+    score = torch.special.ndtri(rank).numpy()
+    middle = np.abs(score) < 2.5
+    assert np.allclose(found[middle, 1], score[middle], atol=0.02)
+
+
+def test_a_constant_or_empty_number_column_is_harmless():
+    columns = {"a": [0.1] * 999, "b": pa.array([None] * 999, pa.float64()), "c": pa.nulls(999)}
+    encoder = fit(tuple(Number(name) for name in columns), columns=columns)
+    found = encoder.columns(batch_of(**columns), labels=False)
+    assert (found.numbers[:, 0].abs() < 1e-6).all()
+    assert found.numbers[:, 1:].isnan().all()
+    assert found.categories[0].tolist() == [2, 1, 1]
+    assert encoder.layout.tables == {"a": 3, "b": 3, "c": 3}
+
+
+def test_bins_hold_about_equal_numbers_of_training_rows():
+    x = np.random.default_rng(0).lognormal(0, 3, 10_000)
+    encoder = fit((Number("x", bins=8),), columns={"x": x})
+    ids = np.array(ids_of(encoder, x=x))
+    assert np.bincount(ids).tolist() == [0, 0] + [1250] * 8
+    order = np.argsort(x)
+    assert (np.diff(ids[order]) >= 0).all()
+    assert ids_of(encoder, x=[-5.0, None, 1e30]) == [2, 1, 9]
+    assert encoder.layout.tables == {"x": 10}
+    assert encoder.layout.numbers[0].embedding == "none"
+
+
+def test_a_pile_of_zeros_takes_one_bin_and_the_rest_are_told_apart():
+    x = np.concatenate([np.zeros(960), np.arange(1, 41)])
+    edges = quantile_edges(x, 5)
+    assert edges.tolist() == [1, 11, 21, 31]
+    assert quantile_edges(np.repeat([1.0, 2.0, 7.0], [5, 900, 3]), 5).tolist() == [2, 7]
+
+
+def test_piecewise_knots_are_quantiles_of_the_encoded_column():
+    x = np.random.default_rng(0).lognormal(0, 1, 4000)
+    encoder = fit((Number("x", embedding="piecewise", bins=4, transform="log", dim=3),), columns={"x": x})
+    encoded = encoder.columns(batch_of(x=x), labels=False).numbers[:, 0].numpy()
+    column = encoder.layout.numbers[0]
+    assert (column.embedding, column.dim, len(column.edges)) == ("piecewise", 3, 5)
+    assert np.allclose(column.edges, np.quantile(encoded, [0, 0.25, 0.5, 0.75, 1]), atol=2e-3)
+    assert encoder.layout.categories == ()
+
+
+def test_a_number_may_be_text():
+    encoder = fit((Number("x"),), columns={"x": ["1", "3", "", None]})
+    assert encoder.columns(batch_of(x=["2", "1e0"]), labels=False).numbers[:, 0].tolist() == [0.0, -1.0]
+    with pytest.raises(DataError, match=r"column 'x', row 12: wanted a number, found 'old'"):
+        encoder.columns(batch_of(x=["2", "old"]), labels=False, first_row=10)
+
+
+def test_vectors_are_columns_of_their_own():
+    rows = [[1.0, 2.0], None, [3.0, 6.0], [5.0, None]]
+    for kind in (pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float64(), 2)):
+        array = pa.array(rows, kind)
+        encoder = fit((Vector("v", size=2), Number("x", embedding="none")), columns={"v": array, "x": [1, 2, 3, 4]})
+        found = encoder.columns(batch_of(v=array, x=[1, 2, 3, 4]), labels=False).numbers
+        sd = math.sqrt(8 / 3)
+        assert found[:, 0].nan_to_num(9).tolist() == pytest.approx([-2 / sd, 9, 0, 2 / sd], abs=1e-6)
+        assert found[:, 1].nan_to_num(9).tolist() == pytest.approx([-1, 9, 1, 9], abs=1e-6)
+        assert [column.feature for column in encoder.layout.numbers] == ["v[0]", "v[1]", "x"]
+    with pytest.raises(DataError, match="column 'v', row 1: wanted 2 numbers in a list, found 3"):
+        encoder.columns(batch_of(v=[[1.0, 2.0, 3.0]], x=[1]), labels=False, first_row=0)
+
+
+# ---- time and bags
+
+
+def test_time_is_read_as_hour_and_weekday():
+    at = dt.datetime(2024, 5, 31, 17, 45)  # a Friday
+    encoder = fit((Time("t", parts=("hour", "weekday", "day", "month")),), columns={"t": [at, None]})
+    zone = dt.timezone(dt.timedelta(hours=9))
+    since = (at - dt.datetime(1970, 1, 1)).total_seconds()
+    columns = [
+        pa.array([at], pa.timestamp("ns")), pa.array([at], pa.timestamp("s")), pa.array(["2024-05-31 17:45"]),
+        pa.array([since]), pa.array([int(since * 1000)]), pa.array([int(since) * 10**9]),
+        pa.array([at.replace(tzinfo=zone)], pa.timestamp("us", "+09:00")),
+    ]  # fmt: skip
+    for column in columns:
+        assert encoder.columns(batch_of(t=column), labels=False).categories.tolist() == [[19, 6, 32, 6]]
+    for cell in (at, at.isoformat(), since, int(since * 1e3), np.datetime64(at), at.replace(tzinfo=zone)):
+        assert encoder.row({"t": cell}).categories.tolist() == [[19, 6, 32, 6]]
+    assert encoder.columns(batch_of(t=[dt.date(1969, 12, 31)]), labels=False).categories.tolist() == [[2, 4, 32, 13]]
+    assert encoder.columns(batch_of(t=pa.nulls(1)), labels=False).categories.tolist() == [[1, 1, 1, 1]]
+    assert encoder.layout.tables == {"t:hour": 26, "t:weekday": 9, "t:day": 33, "t:month": 14}
+
+
+def test_bags_are_lists_or_separated_text():
+    encoder = fit((Bag("b"),), columns={"b": ["7,8", "7", "", None]})
+    text = encoder.columns(batch_of(b=["8,7,9", None, "", ",", "7,,7", " 8"]), labels=False).bags[0]
+    assert text.values.tolist() == [3, 2, 0, 1, 1, 1, 2, 2, 0]
+    assert text.offsets.tolist() == [0, 3, 4, 5, 6, 8, 9]
+    lists = [[8, 7, 9], None, [], [None], [7, None, 7], [123]]
+    for kind in (pa.list_(pa.int8()), pa.large_list(pa.float64()), pa.list_(pa.string())):
+        values = lists if kind.value_type != pa.string() else [one and [i and str(i) for i in one] for one in lists]
+        found = encoder.columns(batch_of(b=pa.array(values, kind)), labels=False).bags[0]
+        assert found.values.tolist() == text.values.tolist()
+        assert found.offsets.tolist() == text.offsets.tolist()
+
+
+def test_a_bag_may_be_hashed():
+    encoder = fit((Bag("b", separator="|", buckets=50),), columns={"b": ["x|y", "z"]})
+    wanted = [2 + xxhash.xxh64_intdigest(text.encode()) % 50 for text in "xq"]
+    assert encoder.columns(batch_of(b=["x|q"]), labels=False).bags[0].values.tolist() == wanted
+    assert encoder.layout.tables == {"b": 52}
+
+
+# ---- labels
+
+
+def labels_of(encoder, **columns):
+    batch = encoder.columns(batch_of(**columns))
+    return batch.labels, batch.known
+
+
+@pytest.mark.parametrize(
+    ("positive", "train", "score", "wanted"),
+    [
+        (None, [0, 1, None], [1, 0, None], [1, 0, None]),
+        (None, [True, False], [1.0, 0.0, math.nan], [1, 0, None]),
+        (None, ["0", "1"], ["true", "false", ""], [1, 0, None]),
+        ("50000+.", ["50000+.", "- 50000."], ["50000+.", "new", None], [1, 0, None]),
+        ((2, 3), [1, 2, 3], [1, 2, 3, 4], [0, 1, 1, 0]),
+        (False, [True, False], [True, False], [0, 1]),
+    ],
+)
+def test_binary_labels(positive, train, score, wanted):
+    encoder = fit((Number("x"),), (Task("y", positive=positive),), {"x": [1] * len(train), "y": train})
+    labels, known = labels_of(encoder, x=[1] * len(score), y=score)
+    assert known[:, 0].tolist() == [one is not None for one in wanted]
+    assert labels[:, 0].tolist() == [one or 0 for one in wanted]
+
+
+def test_a_label_that_is_not_binary_proposes_positive():
+    with pytest.raises(DataError, match=r"column 'y': wanted 0/1 .* task 'y', found 'yes'; .*positive: 'yes'"):
+        fit((Number("x"),), columns={"x": [1, 2], "y": ["yes", "no"]})
+
+
+def test_regression_targets_are_standardised_and_come_back():
+    y = np.random.default_rng(0).lognormal(2, 1, 500)
+    tasks = (Task("a", kind="regression"), Task("b", kind="regression", transform="log1p"),
+             Task("c", kind="regression", transform="none"))  # fmt: skip
+    encoder = fit((Number("x"),), tasks, {"x": y, "a": y, "b": y, "c": y})
+    labels, known = labels_of(encoder, x=y[:9], a=y[:9], b=y[:9], c=[*y[:7], None, math.nan])
+    assert np.allclose(labels[:, 0], (y[:9] - y.mean()) / y.std(), atol=1e-5)
+    logged = np.log1p(y)
+    assert np.allclose(labels[:, 1], (logged[:9] - logged.mean()) / logged.std(), atol=1e-5)
+    assert np.allclose(labels[:7, 2], y[:7])
+    assert known[:, 2].tolist() == [True] * 7 + [False] * 2
+    assert labels[7:, 2].tolist() == [0, 0]
+    for task in (0, 1):
+        assert np.allclose(encoder.decode(task, labels[:, task]), y[:9], rtol=1e-5)
+    with pytest.raises(DataError, match="labels above -1 for log1p, found -2.0"):
+        fit((Number("x"),), tasks[1:2], {"x": [1, 2], "b": [3.0, -2.0]})
+
+
+def test_classes_are_sorted_as_text_and_unseen_ones_unknown():
+    task = Task("y", kind="multiclass")
+    encoder = fit((Number("x"),), (task,), {"x": [1] * 5, "y": [10, 9, 9, None, 10.0]})
+    assert encoder.classes(0) == ("10", "9")
+    labels, known = labels_of(encoder, x=[1] * 4, y=["9", "10", "8", None])
+    assert labels[:, 0].tolist() == [1, 0, 0, 0]
+    assert known[:, 0].tolist() == [True, True, False, False]
+    column = encoder.layout.tasks[0]
+    assert (column.outputs, column.known_rate, column.class_rates) == (2, 0.8, (0.5, 0.5))
+    declared = Task("y", kind="multiclass", classes=("low", "mid", "high"))
+    encoder = fit((Number("x"),), (declared,), {"x": [1, 2, 3], "y": ["low", "high", "low"]})
+    assert encoder.layout.tasks[0].class_rates == pytest.approx((2 / 3, 0, 1 / 3))
+    with pytest.raises(DataError, match="wanted a class of task 'y', found 'hi'; did you mean 'high'"):
+        fit((Number("x"),), (declared,), {"x": [1, 2], "y": ["low", "hi"]})
+
+
+def funnel(rows_off=0, mode="strict"):
+    """1,000 rows: 500 clicked, 250 of them bought; ``rows_off`` more bought without a click."""
+    click = [1] * 500 + [0] * 500
+    buy = [1] * 250 + [0] * 250 + [1] * rows_off + [None] * (500 - rows_off)
+    tasks = (Task("buy", given="click"), Task("click"), Task("spent", kind="regression", where="buy"))
+    spent = [float(i) for i in range(1000)]
+    columns = {"x": [1] * 1000, "buy": buy, "click": click, "spent": spent}
+    return fit((Number("x"),), tasks, columns, funnel=mode), columns
+
+
+def test_a_parent_of_0_makes_a_null_child_0_and_where_hides_rows():
+    encoder, columns = funnel()
+    labels, known = labels_of(encoder, **columns)
+    assert known.all(0).tolist() == [True, True, False]
+    assert labels.sum(0)[:2].tolist() == [250, 500]
+    assert known[:, 2].nonzero().flatten().tolist() == list(range(250))
+    assert labels[:250, 2].mean().item() == pytest.approx(0, abs=1e-5)
+    buy, click, spent = encoder.layout.tasks
+    assert (buy.known_rate, buy.mean, click.mean, spent.known_rate) == (1.0, 0.25, 0.5, 0.25)
+
+
+def test_a_broken_funnel_is_counted_and_refused_unless_loose():
+    with pytest.raises(DataError, match=r"'buy' is given 'click', but 3 of its 253 labels of 1 \(1.19%\).*funnel: loose"):
+        funnel(3)
+    encoder, columns = funnel(3, "loose")
+    assert [(one.name, one.known, one.positives, one.violations) for one in encoder.stats] == [
+        ("buy", 1000, 253, 3),
+        ("click", 1000, 500, 0),
+        ("spent", 253, 0, 0),
+    ]
+    labels, _ = labels_of(encoder, **columns)
+    assert labels[500:503, 0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression", "multiclass"])
+def test_labels_that_teach_nothing_are_refused(kind):
+    task = Task("y", kind=kind)
+    with pytest.raises(DataError, match="column 'y': wanted different values .* found 3 labels that are all the same"):
+        fit((Number("x"),), (task,), {"x": [1, 2, 3, 4], "y": [1, 1, 1, None]})
+    with pytest.raises(DataError, match="column 'y': wanted known values of task 'y'.* found none"):
+        fit((Number("x"),), (task,), {"x": [1, 2], "y": pa.nulls(2, pa.int64())})
+
+
+def test_sample_weights():
+    tasks = (Task("y", sample_weight="w"), Task("z"))
+    columns = {"x": [1, 2], "y": [0, 1], "z": [0, 1]}
+    encoder = fit((Number("x"),), tasks, columns | {"w": [0.5, 0]})
+    assert encoder.columns(batch_of(**columns, w=[2, 3.5])).weights.tolist() == [[2, 1], [3.5, 1]]
+    for bad, shown in ((None, "None"), (-1.0, "-1.0")):
+        with pytest.raises(DataError, match=f"column 'w', row 2: wanted a weight of 0 or more .*, found {shown}"):
+            encoder.columns(batch_of(**columns, w=[2, bad]), first_row=0)
+
+
+def test_groups_are_hashes_of_the_text():
+    encoder = fit((Number("x"),), columns={"x": [1, 2, 3], "u": [5, 6, None]}, group="u")
+    found = encoder.columns(batch_of(x=[1, 2, 3], u=["5", "abc", None]), labels=False).groups
+    wanted = [np.uint64(xxhash.xxh64_intdigest(text)).astype(np.int64) for text in (b"5", b"abc")]
+    assert found.tolist() == [*wanted, 0]
+    assert encoder.row({"x": 1, "u": 5}).groups.tolist() == found[:1].tolist()
+    assert encoder.columns(batch_of(x=[1]), labels=False).groups.tolist() == [0]
+    with pytest.raises(DataError, match="no column 'u'"):
+        encoder.columns(batch_of(x=[1], y=[1]))
+
+
+# ---- the table as a whole
+
+
+def test_a_missing_column_is_named_and_further_ones_are_ignored():
+    encoder = fit((Number("age"), Category("city")), columns={"age": [1, 2], "city": ["a", "b"]})
+    with pytest.raises(DataError, match="no column 'age'; did you mean 'agee'"):
+        encoder.columns(batch_of(agee=[1], city=["a"]), labels=False)
+    with pytest.raises(DataError, match="no column 'city'; did you mean 'cities'"):
+        encoder.row({"age": 1, "cities": "a"})
+    with pytest.raises(DataError, match="no column 'y'"):
+        encoder.columns(batch_of(age=[1], city=["a"]))
+    batch = encoder.columns(batch_of(more=[[1]], city=["a"], age=[1]), labels=False)
+    assert batch.labels.shape == batch.known.shape == batch.weights.shape == (1, 0)
+    same(batch, encoder.row({"more": 3, "city": "a", "age": 1}))
+
+
+@pytest.mark.parametrize(
+    ("feature", "array", "words"),
+    [
+        (Number("f"), pa.array([dt.datetime(2024, 1, 1)]), "declare it a time"),
+        (Number("f"), pa.array([[1.0]]), "declare it a vector or a bag"),
+        (Category("f"), pa.array([["a"]]), "declare it a bag or a vector"),
+        (Vector("f", size=2), pa.array([1.0]), "give lists"),
+        (Time("f"), pa.array(["noon"]), "found 'noon'; write it as ISO 8601"),
+        (Time("f"), pa.array([True]), "wanted a time, found True"),
+    ],
+)
+def test_a_column_of_the_wrong_kind_is_refused_in_both_doors(feature, array, words):
+    encoder = fit((feature,), columns={"f": pa.nulls(2)})
+    with pytest.raises(DataError, match=f"column 'f'.*{words}"):
+        encoder.columns(batch_of(f=array), labels=False)
+    with pytest.raises(DataError, match="column 'f'"):
+        encoder.row({"f": array[0].as_py()})
+
+
+def test_no_rows_at_all():
+    encoder = fit(ALL, tasks=TASKS, columns=TRAIN.to_pydict(), group="group")
+    empty = encoder.columns(TRAIN.slice(0, 0))
+    assert empty.rows == 0
+    assert empty.labels.shape == (0, 3)
+    assert [bag.offsets.tolist() for bag in empty.bags] == [[0], [0]]
+    with pytest.raises(DataError, match="wanted training rows"):
+        Encoder.fit(encoder.schema, [TRAIN.slice(0, 0)])
+
+
+ALL = (
+    Number("number"), Number("log", transform="log", bins=3), Number("rank", transform="quantile", embedding="piecewise"),
+    Number("wave", embedding="periodic"), Vector("vector", size=3), Time("time", parts=("month", "hour", "weekday", "day")),
+    Category("category"), Category("rare", min_count=2), Hashed("hashed", buckets=11), Bag("bag"),
+    Bag("hashed_bag", buckets=7, separator=" "),
+)  # fmt: skip
+TASKS = (Task("y"), Task("z", kind="regression", transform="log1p"), Task("k", kind="multiclass"))
+_at = np.random.default_rng(3)
+TRAIN = batch_of(
+    number=_at.normal(size=300), log=_at.lognormal(size=300), rank=_at.integers(0, 50, 300).astype(float),
+    wave=_at.integers(-5, 5, 300), vector=_at.normal(size=(300, 3)).tolist(),
+    time=[dt.datetime(2020, 1, 1) + dt.timedelta(hours=int(h)) for h in _at.integers(0, 10**5, 300)],
+    category=pa.array([str(i) if i else None for i in _at.integers(-3, 6, 300)]).dictionary_encode(),
+    rare=_at.integers(0, 200, 300), hashed=_at.integers(0, 200, 300), group=_at.integers(0, 9, 300),
+    bag=[",".join(map(str, range(i))) or None for i in _at.integers(0, 5, 300)],
+    hashed_bag=[["a b", "true", ""][:i] for i in _at.integers(0, 4, 300)],
+    y=_at.integers(0, 2, 300), z=_at.lognormal(size=300), k=_at.integers(0, 4, 300),
+)  # fmt: skip
+ENCODER = Encoder.fit(Schema(features=ALL, tasks=TASKS, group="group"), [TRAIN])
+
+floats = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, -0.0, 3.0, 1e300, 3.4e38, 3.5e38])
+single_floats = st.floats(width=32) | st.sampled_from([0.1, 3.0]).map(np.float32).map(float)
+ints = st.integers(-3, 6) | st.integers(-(2**63), 2**63 - 1)
+words = st.sampled_from(["", "3", "3.0", "true", "nan", " 2", "é"]) | st.text(st.characters(codec="utf-8"), max_size=4)
+moments = st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59))
+decimals = st.decimals(-1000, 1000, places=2)
+SCALARS = [
+    (pa.int8(), st.integers(-3, 6)), (pa.int64(), ints), (pa.uint64(), st.integers(0, 2**64 - 1)),
+    (pa.float64(), floats), (pa.float32(), single_floats), (pa.bool_(), st.booleans()), (pa.null(), st.none()),
+    (pa.decimal128(9, 2), decimals),
+]  # fmt: skip
+TEXTS = [(pa.string(), words), (pa.large_string(), words), (pa.dictionary(pa.int16(), pa.string()), words)]
+NUMERALS = [(pa.string(), st.sampled_from(["", "1", "-2.5", "1e3", "inf", "nan", " 7 "]))]
+TIMES = [
+    (pa.timestamp("us"), moments), (pa.timestamp("ms", "UTC"), moments), (pa.date32(), st.dates()),
+    (pa.string(), moments.map(str) | st.just("")), (pa.int64(), ints), (pa.float64(), floats), (pa.null(), st.none()),
+    (pa.timestamp("us", "America/New_York"), st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2100, 1, 1))),
+]  # fmt: skip
+OTHERS = [(pa.timestamp("us"), moments), (pa.date32(), st.dates()), (pa.binary(), st.binary(max_size=3))]
+LISTS = [(kind, st.lists(value | st.none(), max_size=4)) for kind, value in SCALARS + TEXTS[:2]]
+KINDS = {
+    "number": SCALARS + NUMERALS, "log": SCALARS + NUMERALS, "rank": SCALARS + NUMERALS, "wave": SCALARS + NUMERALS,
+    "vector": [(pa.list_(kind), st.lists(value | st.none(), min_size=3, max_size=3)) for kind, value in SCALARS],
+    "time": TIMES, "category": SCALARS + TEXTS + OTHERS, "rare": SCALARS + TEXTS + OTHERS,
+    "hashed": SCALARS + TEXTS + OTHERS, "group": SCALARS + TEXTS + OTHERS,
+    "bag": [*SCALARS, *TEXTS, *[(pa.list_(kind), value) for kind, value in LISTS]],
+    "hashed_bag": [*SCALARS, *TEXTS, *[(pa.large_list(kind), value) for kind, value in LISTS]],
+}  # fmt: skip
+
+
+@st.composite
+def tables(draw):
+    rows = draw(st.integers(1, 6))
+    columns = {}
+    for name, kinds in KINDS.items():
+        kind, value = draw(st.sampled_from(kinds))
+        values = draw(st.lists(value | st.none(), min_size=rows, max_size=rows))
+        columns[name] = pa.array(values, kind)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tables())
+@example(TRAIN.slice(0, 50))
+def test_one_row_and_many_rows_are_encoded_alike(table):
+    whole = ENCODER.columns(table, labels=False)
+    for at, row in enumerate(table.to_pylist()):
+        same(cut(whole, at, at + 1), ENCODER.row(row))
+
+
+def test_numpy_cells_are_read_like_plain_ones():
+    plain = TRAIN.slice(0, 20).to_pylist()
+    kinds = {float: np.float64, int: np.int32, str: np.str_, list: np.array, dt.datetime: np.datetime64}
+    for row in plain:
+        cells = {name: kinds.get(type(value), lambda x: x)(value) for name, value in row.items()}
+        cells["hashed_bag"] = row["hashed_bag"]
+        same(ENCODER.row(row), ENCODER.row(cells))
+
+
+def test_pandas_missing_values_are_missing():
+    pandas = pytest.importorskip("pandas")
+    row = TRAIN.slice(0, 1).to_pylist()[0]
+    empty = dict.fromkeys(row)
+    same(ENCODER.row(empty), ENCODER.row(empty | {"number": pandas.NA, "time": pandas.NaT, "category": pandas.NA}))
+
+
+def test_a_label_does_not_depend_on_its_neighbours():
+    whole = ENCODER.columns(TRAIN)
+    same(whole, join([ENCODER.columns(TRAIN.slice(at, 7)) for at in range(0, 300, 7)]))
+
+
+# ---- the fit
+
+
+@pytest.mark.parametrize("size", [1, 13, 299])
+def test_the_fit_does_not_depend_on_how_rows_come_in_batches(size):
+    batches = [TRAIN.slice(at, size) for at in range(0, 300, size)]
+    assert Encoder.fit(ENCODER.schema, batches).fingerprint == ENCODER.fingerprint
+
+
+def test_vocabularies_do_not_depend_on_the_order_of_the_rows():
+    turned = TRAIN.take(pa.array(np.random.default_rng(0).permutation(300)))
+    found = Encoder.fit(ENCODER.schema, [turned])
+    for table, vocabulary in ENCODER.fitted.vocabularies.items():
+        assert found.fitted.vocabularies[table].values == vocabulary.values
+
+
+def test_moments_and_sample_over_many_blocks():
+    values = np.random.default_rng(0).normal(1e6, 1, (2, 300_000))
+    values[1, ::3] = np.nan
+    found = []
+    for size in (1000, 77_777):
+        moments, sample = Moments(2), Sample(2, size=10_000)
+        for at in range(0, 300_000, size):
+            moments.add(values[:, at : at + size])
+            sample.add(values[:, at : at + size])
+        found.append((*(one.tolist() for one in moments.finish()), sample.column(0).tolist()))
+    assert found[0] == found[1]
+    count, mean, sd, sampled = found[0]
+    assert count == [300_000, 200_000]
+    assert mean == pytest.approx(np.nanmean(values, axis=1), rel=1e-14)
+    assert sd == pytest.approx(np.nanstd(values, axis=1), rel=1e-9)
+    assert 5_000 < len(sampled) <= 10_000
+    assert np.isin(sampled, values[0]).all()
+    assert abs(np.median(sampled) - 1e6) < 0.06
+
+
+# ---- on disk
+
+
+def test_a_loaded_encoder_encodes_alike(tmp_path):
+    ENCODER.save(tmp_path / "e")
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["encoder.json", "vocabularies.parquet"]
+    loaded = Encoder.load(tmp_path / "e", ENCODER.schema)
+    assert loaded.fingerprint == ENCODER.fingerprint
+    assert loaded.layout == ENCODER.layout
+    assert loaded.stats == ENCODER.stats
+    same(loaded.columns(TRAIN), ENCODER.columns(TRAIN))
+    with pytest.raises(DataError, match="another schema"):
+        Encoder.load(tmp_path / "e", ENCODER.schema.with_(group=None))
+    with pytest.raises(DataError, match="holds no saved encoder"):
+        Encoder.load(tmp_path)
+
+
+def test_the_fingerprint_sees_every_change():
+    first = fit((Category("c"),), columns={"c": ["a", "b", "b"]})
+    assert fit((Category("c"),), columns={"c": ["a", "b", "b"]}).fingerprint == first.fingerprint
+    changed = [
+        fit((Category("c"),), columns={"c": ["a", "c", "c"]}),
+        fit((Hashed("c", buckets=9),), columns={"c": ["a", "b", "b"]}),
+        fit((Category("c"),), columns={"c": ["a", "b", "b"], "y": [0, 1, 1]}),
+    ]
+    assert len({one.fingerprint for one in changed} | {first.fingerprint}) == 4
+
+
+def test_another_process_gives_the_same_encoder(tmp_path):
+    ENCODER.save(tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from multigate.data.encoder import Encoder;"
+        "print(Encoder.load(Path(sys.argv[1])).row({name: '7' if name != 'vector' else None for name in "
+        "'number log rank wave vector category rare hashed bag hashed_bag'.split()} | {'time': 0}).categories.tolist())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "77"}
+    out = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, env=environment)
+    cells = dict.fromkeys("number log rank wave vector category rare hashed bag hashed_bag".split(), "7")
+    assert json.loads(out.stdout) == ENCODER.row(cells | {"vector": None, "time": 0}).categories.tolist()
+
+
+def test_census_is_encoded_fast_and_right(shared_data):
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(shared_data / "census-income" / "train.parquet", pre_buffer=False)
+    names = [name for name in file.schema_arrow.names if name not in ("income_50k", "marital_stat", "instance_weight")]
+    features = tuple(
+        Number(name) if pa.types.is_integer(file.schema_arrow.field(name).type) else Category(name) for name in names
+    )
+    tasks = (Task("income", column="income_50k", positive="50000+."), Task("never", column="marital_stat", positive="Never married"))
+    batches = list(file.iter_batches(65_536))
+    encoder = Encoder.fit(Schema(features=features, tasks=tasks), batches)
+    started = time.thread_time()
+    rows = [encoder.columns(batch) for batch in batches]
+    assert sum(batch.rows for batch in rows) / (time.thread_time() - started) > 300_000
+    assert encoder.layout.tasks[0].mean == pytest.approx(12_382 / 199_523)
+    table = file.read(["hisp_origin"]).column(0).to_pylist()
+    at = names.index("hisp_origin")
+    column = [i for i, one in enumerate(encoder.layout.categories) if one.feature == names[at]][0]
+    values = encoder.fitted.vocabularies["hisp_origin"].values
+    ids = join(rows).categories[:, column].tolist()
+    assert [values[i - 2] for i in ids] == table
+    assert "NA" in values

@@ -1,0 +1,248 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from multigate.data.encoder import Encoder
+from multigate.data.files import open_table
+from multigate.data.prepared import prepare
+from multigate.data.rows import cut, join
+from multigate.data.split import Split
+from multigate.errors import DataError, RunError
+from multigate.schema import Bag, Category, Number, Schema, Task
+
+SCHEMA = Schema(
+    features=(Number("x", embedding="none"), Category("c"), Bag("b"), Bag("l", buckets=5)),
+    tasks=(Task("y"), Task("z", kind="regression")),
+    group="u",
+)
+
+
+def table(rows, seed=0):
+    draw = np.random.default_rng(seed)
+    return pa.table({
+        "x": np.arange(rows, dtype=float), "c": draw.integers(0, 9, rows).astype(str),
+        "b": [",".join(map(str, range(i))) for i in draw.integers(0, 4, rows)],
+        "l": [list(range(i)) for i in draw.integers(0, 3, rows)], "y": draw.integers(0, 2, rows),
+        "z": draw.normal(size=rows), "u": draw.integers(0, 50, rows), "t": np.arange(rows),
+    })  # fmt: skip
+
+
+def make(folder, train=None, valid=None, test=None, split=Split(), schema=SCHEMA, **more):
+    opened = [None if one is None else open_table(one) for one in (train or table(1000), valid, test)]
+    return prepare(schema, *opened, split, folder, **more)
+
+
+def rows_of(part):
+    return join(list(part.shards))
+
+
+def equal(left, right):
+    assert torch.equal(left.numbers.nan_to_num(-7), right.numbers.nan_to_num(-7))
+    for name in ("categories", "labels", "known", "weights", "groups"):
+        assert torch.equal(getattr(left, name), getattr(right, name))
+    for one, other in zip(left.bags, right.bags, strict=True):
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.offsets, other.offsets)
+
+
+def test_the_rows_on_disk_are_those_the_encoder_gives(tmp_path):
+    prepared = make(tmp_path / "p", split=Split(by="fraction", valid=0.2, test=0.1), shard_rows=64)
+    whole = prepared.encoder.columns(table(1000).combine_chunks().to_batches()[0])
+    sd = prepared.encoder.fitted.scales[0]
+    seen = []
+    for part in (prepared.train, prepared.valid, prepared.test):
+        found = rows_of(part)
+        places = (found.numbers[:, 0].double() * sd.sd + sd.mean).round().long()
+        assert (places.diff() > 0).all()
+        for at, place in enumerate(places.tolist()):
+            equal(cut(found, at, at + 1), cut(whole, place, place + 1))
+        assert part.sizes[:-1] == (64,) * (len(part.sizes) - 1)
+        assert sum(part.sizes) == part.rows == found.rows
+        seen += places.tolist()
+    assert sorted(seen) == list(range(1000))
+    assert prepared.manifest["rows"] == {name: part.rows for name, part in prepared.parts.items()}
+    assert prepared.layout == prepared.encoder.layout
+
+
+def test_the_encoder_sees_training_rows_only(tmp_path):
+    schema = SCHEMA.with_(time="t")
+    prepared = make(tmp_path / "p", schema=schema, split=Split(valid=0.2, test=0.2))
+    assert prepared.train.rows == 600
+    assert prepared.encoder.fingerprint == Encoder.fit(schema, table(1000).slice(0, 600).to_batches()).fingerprint
+    assert prepared.manifest["thresholds"] == {"valid_from": "600", "test_from": "800"}
+
+
+def test_tables_of_their_own_take_nothing_from_training(tmp_path):
+    prepared = make(tmp_path / "p", valid=table(300, 1), test=table(70, 2), split=Split(valid=0.5, test=0.3))
+    assert {name: part.rows for name, part in prepared.parts.items()} == {"train": 1000, "valid": 300, "test": 70}
+    equal(rows_of(prepared.valid), prepared.encoder.columns(table(300, 1).to_batches()[0]))
+    only_valid = make(tmp_path / "q", valid=table(300, 1))
+    assert (only_valid.train.rows, only_valid.test) == (1000, None)
+
+
+@pytest.mark.parametrize("size", [1, 10, 64, 100, 5000])
+def test_a_part_gives_its_rows_in_order(tmp_path, size):
+    part = make(tmp_path / "p", shard_rows=64).train
+    batches = list(part.batches(size))
+    assert [batch.rows for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    equal(join(batches), rows_of(part))
+
+
+def digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_key_reuses_and_another_one_rewrites(tmp_path):
+    folder = tmp_path / "p"
+    told = []
+    first = make(folder, progress=lambda *told_now: told.append(told_now))
+    assert told[0] == ("fit encoder", 0, 1000)
+    assert told[-1] == ("encode train", 1000, 1000)
+    before, stamps = digest(folder), {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    told.clear()
+    again = make(folder, progress=lambda *told_now: told.append(told_now))
+    assert told == []
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+    assert again.encoder.fingerprint == first.encoder.fingerprint
+    keys = {first.manifest["key"]}
+    for change in (
+        {"split": Split(seed=1)}, {"schema": SCHEMA.with_(group=None)}, {"train": table(999)},
+        {"valid": table(10)}, {"shard_rows": 100},
+    ):  # fmt: skip
+        keys.add(make(folder, **change).manifest["key"])
+        assert digest(folder) != before
+    assert len(keys) == 6
+    make(folder)
+    assert digest(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_a_failure_leaves_nothing_behind_and_an_old_folder_alone(tmp_path):
+    folder = tmp_path / "p"
+    make(folder)
+    before = digest(folder)
+    broken = table(1000).set_column(4, "y", pa.array([0, 1] * 499 + [5, 5]))
+    with pytest.raises(DataError, match="found 5"):
+        make(folder, train=broken)
+    assert digest(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_a_bad_cell_of_a_later_part_is_named_by_its_row(tmp_path):
+    bad = table(500).set_column(4, "y", pa.array([0] * 320 + [7] + [1] * 179))
+    with pytest.raises(DataError, match="column 'y', row 321: wanted 0/1"):
+        make(tmp_path / "p", valid=bad)
+
+
+def test_a_folder_of_other_things_is_not_touched(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(RunError, match="holds files but no prepared rows"):
+        make(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    with pytest.raises(RunError, match="is a file"):
+        make(tmp_path / "letter.txt")
+
+
+@pytest.mark.parametrize(
+    ("schema", "split", "words"),
+    [
+        (SCHEMA, Split(valid=0.0), "no valid rows: its valid is 0"),
+        (SCHEMA, Split(valid=1e-9), "leaves no valid rows of table.* with valid 1e-09 and test 0.0; change the split"),
+        (SCHEMA.with_(time="t"), Split(valid_from="5000"), "leaves no valid rows of .* with valid_from 5000"),
+        (SCHEMA.with_(time="t"), Split(valid_from="0"), "leaves no train rows of .* with valid_from 0"),
+        (SCHEMA.with_(time="t"), Split(test=0.2, valid_from="2", test_from="2000"), "leaves no test rows"),
+    ],
+)
+def test_an_empty_part_is_refused(tmp_path, schema, split, words):
+    with pytest.raises(DataError, match=words):
+        make(tmp_path / "p", schema=schema, split=split)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_shard_says_what_to_do(tmp_path):
+    prepared = make(tmp_path / "p")
+    path = tmp_path / "p" / "train-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(RunError, match="cannot be read.*delete"):
+        next(prepared.train.batches(10))
+
+
+def test_a_damaged_manifest_is_prepared_anew(tmp_path):
+    make(tmp_path / "p")
+    (tmp_path / "p" / "manifest.json").write_text("{")
+    assert make(tmp_path / "p").train.rows > 800
+
+
+def test_a_schema_of_bags_alone_and_of_numbers_alone(tmp_path):
+    for name, features in (("a", (Bag("b"),)), ("b", (Number("x", embedding="none"),))):
+        prepared = make(tmp_path / name, schema=SCHEMA.with_(features=features), shard_rows=64)
+        assert next(prepared.train.batches(100)).rows == 100
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from multigate.data.files import open_table
+from multigate.data.loader import Loader
+from multigate.data.prepared import prepare
+from multigate.data.split import Split
+from multigate.schema import *
+features = (*(Number(f"n{i}") for i in range(6)), *(Category(f"c{i}") for i in range(6)), Bag("b"))
+schema = Schema(features=features, tasks=(Task("y"),))
+source, folder = open_table(sys.argv[1]), Path(sys.argv[2])
+most = 0
+def look(*told):
+    global most
+    found = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+    most = max(most, int(found[0].split()[1]))
+prepared = prepare(schema, source, None, None, Split(), folder, look, shard_rows=8192)
+for batch in Loader(prepared.train, 1024).epoch(0):
+    look()
+for batch in prepared.train.batches(1024):
+    look()
+print(most)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_anonymous_memory_does_not_grow_with_the_rows(tmp_path):
+    draw = np.random.default_rng(0)
+    block = pa.table({f"n{i}": draw.normal(size=50_000) for i in range(6)}
+                     | {f"c{i}": draw.integers(0, 100, 50_000).astype(str) for i in range(6)}
+                     | {"b": draw.choice(["1,2", "3", ""], 50_000), "y": draw.integers(0, 2, 50_000)})  # fmt: skip
+    found = []
+    # one arena of malloc: with one for each thread its reserves differ by more than what is measured
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+    for blocks in (5, 20):
+        path = tmp_path / f"{blocks}.parquet"
+        with pq.ParquetWriter(path, block.schema) as writer:
+            for _ in range(blocks):
+                writer.write_table(block)
+        command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"p{blocks}")]
+        out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        found.append(int(out.stdout) / 1024)
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "p20").iterdir() if path.is_file()) / 2**20
+    assert on_disk > 60
+    assert found[1] - found[0] < 20, f"{found} MiB"
+
+
+def test_census_is_reused_at_once(shared_data, tmp_path):
+    folder = tmp_path / "p"
+    schema = Schema(
+        features=(Number("age"), Category("class_worker")), tasks=(Task("i", column="income_50k", positive="50000+."),)
+    )
+    source = open_table(shared_data / "census-income" / "train.parquet")
+    first = prepare(schema, source, None, None, Split(), folder)
+    assert json.loads((folder / "manifest.json").read_text())["labels"]["i"]["known"] == first.train.rows
+    assert abs(first.valid.rows / 199_523 - 0.1) < 0.003
+    again = prepare(schema, source, None, None, Split(), folder)
+    equal(next(again.train.batches(500)), next(first.train.batches(500)))

@@ -1,0 +1,169 @@
+"""Bundles: the same answers from any kind of rows, in any batch, after any journey; nothing altered goes unnoticed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from multigate.bundle import Bundle, load
+from multigate.errors import BundleError, DataError
+from multigate.experiment import Experiment
+from multigate.score import score_table, write_predictions
+from multigate.training.train import train
+
+
+@pytest.fixture(scope="module")
+def run_folder(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "run"
+    train(feed_experiment, folder, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(run_folder: Path) -> Bundle:
+    return load(run_folder)
+
+
+@pytest.fixture(scope="module")
+def table(feed_experiment: Experiment) -> pa.Table:
+    return pq.read_table(feed_experiment.test).slice(0, 50)
+
+
+def test_every_kind_of_table_gives_the_same(bundle: Bundle, table: pa.Table) -> None:
+    expected = bundle.predict(table)
+    assert {"click", "buy", "buy|click", "like", "watch"} == expected.keys()
+    kinds = [table.to_pandas(), pl.from_arrow(table), table.to_pydict(), table.to_batches()[0], pa.table(table.to_pandas())]
+    for rows in kinds:
+        found = bundle.predict(rows)
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-7, err_msg=f"{type(rows)} {name}")
+
+
+def test_one_row_as_a_dict_is_the_row_of_the_table(bundle: Bundle, table: pa.Table) -> None:
+    expected = bundle.predict(table)
+    for i, row in enumerate(table.slice(0, 10).to_pylist()):
+        found = bundle.predict(row)
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values[i], rel=1e-5, abs=1e-7)
+
+
+def test_conditionals_multiply(bundle: Bundle, table: pa.Table) -> None:
+    named = bundle.predict(table)
+    np.testing.assert_allclose(named["buy"], named["buy|click"] * named["click"], rtol=1e-5)
+    assert (named["watch"] > -1).all()
+
+
+def test_unseen_values_and_nulls_are_predicted(bundle: Bundle, table: pa.Table) -> None:
+    row = dict.fromkeys(bundle.schema.columns(labels=False, carried=False))
+    nothing = bundle.predict(row)
+    strange = bundle.predict(row | {"user": "never seen", "country": "Atlantis", "price": 1e30, "tags": "x,y,z"})
+    for named in (nothing, strange):
+        assert all(np.isfinite(value) for value in named.values())
+    another = bundle.predict(row | {"user": "also never seen", "country": "Lemuria", "price": 1e30, "tags": "q"})
+    assert strange == pytest.approx(another, rel=1e-6)
+
+
+def test_gates_come_on_request_and_sum_to_one(bundle: Bundle, table: pa.Table) -> None:
+    named = bundle.predict(table, gates=True)
+    gates = {name: value for name, value in named.items() if name.startswith("gate/")}
+    assert set(gates) == {"gate/click", "gate/buy", "gate/like", "gate/watch"}
+    for gate in gates.values():
+        assert gate.shape == (50, 3)
+        np.testing.assert_allclose(gate.sum(1), 1, rtol=1e-5)
+
+
+def test_another_process_gives_the_same(run_folder: Path, bundle: Bundle, table: pa.Table, tmp_path: Path) -> None:
+    moved = shutil.copytree(run_folder / "bundle", tmp_path / "moved")
+    pq.write_table(table, tmp_path / "rows.parquet")
+    code = (
+        "import json, sys, multigate as mg;"
+        "print(json.dumps({k: v.tolist() for k, v in mg.load(sys.argv[1]).predict(sys.argv[2]).items()}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(moved), str(tmp_path / "rows.parquet")], capture_output=True, check=True
+    )
+    for name, values in json.loads(done.stdout).items():
+        np.testing.assert_allclose(values, bundle.predict(table)[name], rtol=1e-6)
+
+
+def test_a_missing_feature_is_named(bundle: Bundle, table: pa.Table) -> None:
+    with pytest.raises(DataError, match="country"):
+        bundle.predict(table.drop_columns(["country"]))
+    row = table.slice(0, 1).to_pylist()[0]
+    del row["country"]
+    with pytest.raises(DataError, match="country"):
+        bundle.predict(row)
+
+
+def test_labels_are_not_needed_and_extra_columns_are_ignored(bundle: Bundle, table: pa.Table) -> None:
+    features = table.select(list(bundle.schema.columns(labels=False, carried=False)))
+    more = features.append_column("another", pa.array(["x"] * 50))
+    np.testing.assert_array_equal(bundle.predict(more)["click"], bundle.predict(table)["click"])
+
+
+def test_no_rows_give_no_predictions(bundle: Bundle, table: pa.Table) -> None:
+    record = next(iter(table.to_batches())).slice(0, 0)
+    assert all(len(values) == 0 for values in bundle._named(bundle.encoder.columns(record, labels=False)).values())
+
+
+def test_predictions_stand_beside_their_keys_in_order(bundle: Bundle, tmp_path: Path) -> None:
+    test = bundle.experiment.test
+    rows = write_predictions(bundle, test, tmp_path / "p.parquet")
+    written, given = pq.read_table(tmp_path / "p.parquet"), pq.read_table(test)
+    assert rows == given.num_rows
+    assert written.column("row_id").equals(given.column("row_id"))
+    np.testing.assert_allclose(written.column("click").to_numpy(), bundle.predict(given)["click"], rtol=1e-6)
+    assert not list(tmp_path.glob("*.writing"))
+
+
+def test_scores_are_scikit_learns(bundle: Bundle) -> None:
+    from sklearn.metrics import log_loss, r2_score, roc_auc_score
+
+    given = pq.read_table(bundle.experiment.test).to_pandas()
+    named = pd.DataFrame(bundle.predict(given))
+    metrics, intervals = score_table(bundle, bundle.experiment.test, replicates=50)
+    clicked = given["click"] == 1
+    liked = given["like"].notna()
+    assert metrics["click/auc"] == pytest.approx(roc_auc_score(given["click"], named["click"]), abs=1e-6)
+    assert metrics["buy/auc"] == pytest.approx(roc_auc_score(given["buy"].fillna(0), named["buy"]), abs=1e-6)
+    conditional = roc_auc_score(given["buy"][clicked], named["buy|click"][clicked])
+    assert metrics["buy|click/auc"] == pytest.approx(conditional, abs=1e-6)
+    assert metrics["like/log_loss"] == pytest.approx(log_loss(given["like"][liked], named["like"][liked]), abs=1e-5)
+    watched = r2_score(given["watch_seconds"][clicked], named["watch"][clicked])
+    assert metrics["watch/r2"] == pytest.approx(watched, abs=1e-5)
+    low, high = intervals["click/auc"]
+    assert low < metrics["click/auc"] < high
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered", "newer", "climbing", "not JSON"])
+def test_damage_is_told(run_folder: Path, tmp_path: Path, damage: str) -> None:
+    folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    about = json.loads((folder / "bundle.json").read_text())
+    if damage == "missing":
+        (folder / "encoder" / "encoder.json").unlink()
+    elif damage == "altered":
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+    elif damage == "newer":
+        (folder / "bundle.json").write_text(json.dumps(about | {"format": 99}))
+    elif damage == "climbing":
+        (tmp_path / "outside").write_text("x")
+        (folder / "bundle.json").write_text(json.dumps(about | {"files": about["files"] | {"../outside": "0"}}))
+    else:
+        (folder / "bundle.json").write_text("{")
+    with pytest.raises(BundleError, match=str(folder)):
+        load(folder)
+
+
+def test_a_folder_without_a_bundle_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"):
+        load(tmp_path)

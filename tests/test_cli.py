@@ -1,0 +1,124 @@
+"""The command line from end to end, in processes of its own, as a person types it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from multigate.experiment import Experiment, read_experiment
+
+
+def multigate(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "multigate", *(str(word) for word in words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_the_road_from_table_to_predictions(feed_folder: Path, tmp_path: Path) -> None:
+    """init, train, score, predict and compare on a table nobody described, every step typed."""
+    done = multigate(
+        "init", feed_folder / "train.parquet", "--set", "tasks=click,buy|click,like,watch_seconds", "--set", "epochs=1"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "x.yaml"
+    file.write_text(done.stdout)
+    drafted = read_experiment(file)
+    assert drafted.schema.task_names == ("click", "buy", "like", "watch_seconds")
+    assert drafted.schema.tasks[1].given == "click"
+    assert drafted.schema.keys == ("row_id",)
+    assert drafted.schema.time == "time"
+
+    done = multigate("train", file, "--out", tmp_path / "run", "--set", "sharing.experts=2")
+    assert done.returncode == 0, done.stderr
+    assert "click" in done.stdout
+    done = multigate("score", tmp_path / "run", feed_folder / "test.parquet", "--replicates", 20)
+    assert done.returncode == 0, done.stderr
+    assert "buy|click" in done.stdout
+    assert "[" in done.stdout, "intervals are missing"
+    done = multigate("score", tmp_path / "run", feed_folder / "test.parquet", "--out", tmp_path / "p.parquet")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_metadata(tmp_path / "p.parquet").num_rows == 600
+
+    words = ("compare", file, "--structures", "shared_bottom,mmoe", "--seeds", 1, "--out", tmp_path / "cmp")
+    done = multigate(*words)
+    assert done.returncode == 0, done.stderr
+    assert "mmoe" in done.stdout
+    again = multigate(*words)
+    assert again.stdout == done.stdout, "a finished comparison is read back, not trained again"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("train", "nothing.yaml"), "nothing.yaml"),
+        (("train",), "experiment file"),
+        (("init", "nothing.parquet", "--set", "tasks=a"), "nothing.parquet"),
+        (("init", "rows.parquet"), "tasks="),
+        (("init", "rows.parquet", "--set", "tasks=clik"), "click"),
+        (("init", "rows.parquet", "--set", "tasks=constant"), "constant"),
+        (("init", "torn.parquet", "--set", "tasks=click"), "torn.parquet"),
+        (("init", "empty.csv", "--set", "tasks=click"), "empty.csv"),
+        (("init", "ragged.csv", "--set", "tasks=click"), "ragged.csv"),
+        (("score", "nowhere", "rows.parquet"), "nowhere"),
+        (("compare", "x.yaml", "--structures", "mmoe,pel"), "pel"),
+        (("train", "x.yaml", "--device", "tpu"), "tpu"),
+        (("train", "x.yaml", "--out", "rows.parquet"), "rows.parquet"),
+        (("train", "x.yaml", "--set", "epoch=2"), "epochs"),
+        (("fetch", "censsus"), "census-income"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_exit_2(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    rows = pa.table({"x": [1.0, 2.0, 3.0, 4.0], "click": [0, 1, 0, 1], "constant": [1, 1, 1, 1]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-20])
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "ragged.csv").write_text("x,click\n1,0\n2,1,9\n")
+    (tmp_path / "x.yaml").write_text(
+        "schema: {features: [{name: x, kind: number}], tasks: [{name: click}]}\ntrain: rows.parquet\n"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    done = multigate(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = multigate("--debug", "train", tmp_path / "nothing.yaml")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_an_interrupted_training_says_how_to_go_on(feed_experiment: Experiment, tmp_path: Path) -> None:
+    file, folder = tmp_path / "x.yaml", tmp_path / "run"
+    file.write_text(feed_experiment.with_(epochs=500, patience=None, batch_size=32).to_yaml())
+    command = [sys.executable, "-m", "multigate", "train", str(file), "--out", str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, 2)  # Ctrl-C
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in told
+    assert "Traceback" not in told
+
+
+def test_help_and_import_do_not_import_torch() -> None:
+    """Both stay quick because torch comes only with the verb that needs it."""
+    for code in ("import multigate", "import multigate.cli"):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {code}; print('torch' in sys.modules, 'pyarrow' in sys.modules)"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == "False False"
+    done = multigate("--help")
+    assert done.returncode == 0
+    for verb in ("init", "train", "compare", "score", "fetch", "demo"):
+        assert verb in done.stdout

@@ -1,0 +1,215 @@
+"""Training from an experiment to a run: same seed same weights, interrupted or not; the best weights are kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from multigate.errors import ExperimentError, RunError
+from multigate.experiment import Experiment
+from multigate.run import open_run
+from multigate.score import score_table
+from multigate.training.loop import CHECKPOINT, Interrupted
+from multigate.training.train import train
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "bundle" / "model.safetensors")
+
+
+def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_the_same_seed_gives_bit_equal_weights_and_another_does_not(feed_experiment: Experiment, tmp_path: Path) -> None:
+    train(feed_experiment, tmp_path / "a", quiet=True)
+    torch.manual_seed(123)  # the caller's random state must not matter
+    before = torch.get_rng_state()
+    train(feed_experiment, tmp_path / "b", quiet=True)
+    assert torch.equal(before, torch.get_rng_state()), "training moved the caller's random state"
+    train(feed_experiment.with_(seed=1), tmp_path / "c", quiet=True)
+    assert_bit_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not torch.equal(
+        weights(tmp_path / "a")["sharing.gate.linear.weight"], weights(tmp_path / "c")["sharing.gate.linear.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"balance": "uncertainty", "optimizer": {"average": 0.9, "clip": 1.0, "schedule": "cosine"}}],
+    ids=["plain", "everything that has state"],
+)
+def test_resumed_after_an_interruption_is_bit_equal(feed_experiment: Experiment, tmp_path: Path, changes: dict) -> None:
+    """The run is stopped by a signal in the middle of an epoch, twice, and goes on each time."""
+    experiment = feed_experiment.with_(batch_size=64, **changes)
+    train(experiment, tmp_path / "whole", quiet=True)
+
+    folder = tmp_path / "pieces"
+    stops = 0
+    for at in (20, 90):  # 75 steps an epoch: in the first and in the second
+        with StopAt(at), pytest.raises(Interrupted, match="--resume"):
+            train(experiment, folder, resume=folder.exists(), quiet=True)
+        stops += 1
+        assert (folder / CHECKPOINT).is_file()
+        with pytest.raises(RunError, match="did not finish"):
+            open_run(folder)
+    train(experiment, folder, resume=True, quiet=True)
+    assert stops == 2
+    assert_bit_equal(weights(tmp_path / "whole"), weights(folder))
+    whole, pieces = open_run(tmp_path / "whole"), open_run(folder)
+    assert whole.best == pieces.best
+    assert [entry["valid"] for entry in whole.history] == [entry["valid"] for entry in pieces.history]
+    torch.testing.assert_close(
+        torch.tensor(list(whole.history[0]["train"].values())), torch.tensor(list(pieces.history[0]["train"].values()))
+    )
+
+
+class StopAt:
+    """Sends this process SIGTERM when a training has done some number of steps in all."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __enter__(self) -> None:
+        from multigate.training.loop import Fit
+
+        self.original = original = Fit.step
+
+        def step(fitting: Fit, batch: object) -> torch.Tensor:
+            loss = original(fitting, batch)
+            if fitting.step_done == self.step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss
+
+        Fit.step = step
+
+    def __exit__(self, *_: object) -> None:
+        from multigate.training.loop import Fit
+
+        Fit.step = self.original
+
+
+def test_a_killed_process_resumes_from_its_last_epoch(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """SIGKILL leaves no time to save: what the last epoch saved is gone on from, to the same weights."""
+    experiment = feed_experiment.with_(epochs=3, batch_size=32)
+    file, folder = tmp_path / "x.yaml", tmp_path / "killed"
+    file.write_text(experiment.to_yaml())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "multigate", "train", str(file), "--out", str(folder)], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / CHECKPOINT).is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (folder / CHECKPOINT).is_file()
+    train(experiment, folder, resume=True, quiet=True)
+    train(experiment, tmp_path / "whole", quiet=True)
+    assert_bit_equal(weights(tmp_path / "whole"), weights(folder))
+
+
+def test_the_best_weights_are_kept_not_the_last(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """With a learning rate that overfits at once the best epoch is not the last; the bundle scores as the best did."""
+    experiment = feed_experiment.with_(
+        epochs=8,
+        patience=3,
+        batch_size=64,
+        monitor="click/log_loss",
+        embedding={"dim": 16},
+        optimizer={"learning_rate": 0.02, "schedule": "constant", "weight_decay": 0.0},
+    )
+    run = train(experiment, tmp_path / "run", quiet=True)
+    losses = [entry["valid"]["valid/click/log_loss"] for entry in run.history]
+    best = losses.index(min(losses))
+    assert best < len(losses) - 1, "the test wants a run that overfits"
+    assert len(losses) == best + 1 + 3, "early stopping waits for three evaluations without a better one"
+    assert run.best["click/log_loss"] == losses[best]
+    scored, _ = score_table(run.bundle(), experiment.valid, replicates=0)
+    assert scored["click/log_loss"] == pytest.approx(losses[best], abs=1e-6)
+
+
+def test_learning_beats_the_base_rate_and_stays_below_the_truth(feed_experiment: Experiment, tmp_path: Path) -> None:
+    run = train(feed_experiment.with_(epochs=4), tmp_path / "run", quiet=True)
+    assert 0.55 < run.best["click/auc"] < 0.9
+    assert run.best["click/ne"] < 1.0
+    assert {"buy|click/auc", "buy/auc", "like/auc", "watch/r2", "click/gauc"} <= run.best.keys()
+
+
+def test_the_average_of_the_weights_is_the_corrected_exponential_average() -> None:
+    from multigate.training.optimizers import Average
+
+    values = torch.randn(6, 3, dtype=torch.float64)
+    parameter = torch.zeros(3, dtype=torch.float64)
+    average = Average([parameter], decay=0.8)
+    for value in values:
+        parameter.copy_(value)
+        average.update()
+    shares = torch.tensor([0.8 ** (5 - i) for i in range(6)], dtype=torch.float64)
+    torch.testing.assert_close(average.values[0], (shares[:, None] * values).sum(0) / shares.sum())
+    average.swap()
+    assert torch.equal(average.values[0], values[-1])
+
+
+def test_one_cycle_is_torchs() -> None:
+    from multigate.experiment import Optimizer
+    from multigate.training.optimizers import rate_at
+
+    options = Optimizer(learning_rate=0.01)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.01, total_steps=101)
+    for step in range(101):
+        assert rate_at(options, step, 101) == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-9), step
+        optimiser.step()
+        if step < 100:
+            schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("what", "match"),
+    [
+        ("another run", "holds a run already"),
+        ("a file", "is a file"),
+        ("other files", "holds no run"),
+        ("another experiment", "another experiment"),
+    ],
+)
+def test_a_folder_that_is_taken_is_refused(feed_experiment: Experiment, tmp_path: Path, what: str, match: str) -> None:
+    folder = tmp_path / "out"
+    resume = False
+    if what == "a file":
+        folder.write_text("something")
+    elif what == "other files":
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("something")
+    else:
+        folder.mkdir()
+        (folder / "experiment.yaml").write_text(feed_experiment.to_yaml())
+        resume = what == "another experiment"
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=match):
+        train(feed_experiment.with_(seed=7), folder, resume=resume, quiet=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_monitors_that_cannot_be_are_told_before_training(feed_experiment: Experiment, tmp_path: Path) -> None:
+    for monitor, match in (("clik/auc", "click"), ("click/auk", "auc"), ("buy|like/auc", "buy")):
+        with pytest.raises(ExperimentError, match=match):
+            train(feed_experiment.with_(monitor=monitor), tmp_path / monitor.replace("/", "-"), quiet=True)
+
+
+def test_metrics_and_summary_are_plain_files(feed_experiment: Experiment, tmp_path: Path) -> None:
+    run = train(feed_experiment, tmp_path / "run", quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert run.summary["rows"] == {"train": 4800, "valid": 600, "test": 600}
+    assert not list((tmp_path / "run").rglob("*.pkl"))
+    assert not list((tmp_path / "run").rglob("*.pt"))
