@@ -254,6 +254,16 @@ def test_bootstrap_is_the_same_in_blocks_of_any_size(monkeypatch):
     assert bootstrap("binary", logits, labels, weights, groups, replicates=37, seed=1)["auc"] != whole["auc"]
 
 
+def test_replicates_that_define_nothing_are_left_out():
+    # One positive in five rows: a third of the replicates have none.
+    low, high = bootstrap("binary", [2.0, 1.0, 0.0, -1.0, -2.0], [1, 0, 0, 0, 0])["auc"]
+    assert (low, high) == (1, 1)
+    # Three rows: one replicate in nine draws a single one thrice, whose variance is 0 but for rounding.
+    labels = np.array([0.1, 0.37, 0.73])
+    low, high = bootstrap("regression", labels + 0.01, labels, [0.3, 0.7, 0.1], replicates=500, level=1)["r2"]
+    assert -1 < low < high < 1
+
+
 def coverage(data, truth, sets=400, **options):
     """Share of simulated data sets whose interval of the AUC holds the true one."""
     random = np.random.default_rng(0)

@@ -55,6 +55,7 @@ def test_paired_difference_equals_scipys_paired_test():
     expected = stats.ttest_rel(a, b).confidence_interval(0.9)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.clear
+    assert paired_difference(b, a).clear
     # What the seeds share would hide the difference from an unpaired look.
     assert not summary([x - b[i - 1] for i, x in enumerate(a)], level=0.9).clear
 

@@ -28,7 +28,10 @@ def batch_of(**columns):
     return pa.RecordBatch.from_pydict(columns)
 
 
-def fit(features, tasks=(Task("y"),), columns=None, **more):
+BINARY = (Task("y"),)
+
+
+def fit(features, tasks=BINARY, columns=None, **more):
     columns = dict(columns or {})
     rows = max((len(column) for column in columns.values()), default=2)
     columns.setdefault("y", (LABEL * rows)[:rows])
@@ -113,7 +116,7 @@ def test_features_share_a_vocabulary_by_naming_a_table():
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        ((Category("a", min_count=2), Category("b", table="a")), "'a' and 'b' share the table 'a' but differ in min_count"),
+        ((Category("a", min_count=2), Category("b", table="a")), "'a' and 'b' share .* 'a' but differ in min_count"),
         ((Hashed("a", buckets=5), Category("b", table="a")), "differ in buckets"),
         ((Hashed("a", buckets=5), Bag("b", buckets=6, table="a")), "differ in buckets"),
         ((Category("a", dim=4), Bag("b", table="a")), "differ in dim"),
@@ -127,7 +130,8 @@ def test_features_that_cannot_share_a_table_are_refused(features, words):
 
 
 def test_a_hashed_bag_and_a_hashed_category_may_share():
-    encoder = fit((Hashed("a", buckets=5, table="t"), Bag("b", buckets=5, table="t")), columns={"a": [1, 2], "b": [1, 2]})
+    features = (Hashed("a", buckets=5, table="t"), Bag("b", buckets=5, table="t"))
+    encoder = fit(features, columns={"a": [1, 2], "b": [1, 2]})
     found = encoder.columns(batch_of(a=["x"], b=["x"]), labels=False)
     assert found.categories[0, 0] == found.bags[0].values[0]
 
@@ -148,7 +152,8 @@ def test_numbers_are_standardised_by_the_training_rows():
     encoder = fit((Number("x", embedding="none"),), columns={"x": x})
     found = encoder.columns(batch_of(x=x), labels=False).numbers[:, 0].double().numpy()
     assert np.allclose(found, (x - x.mean()) / x.std(), atol=1e-6)
-    far = encoder.columns(batch_of(x=[1e9, -1e9, None, math.inf, -math.inf, math.nan, 1e39]), labels=False).numbers[:, 0]
+    odd = [1e9, -1e9, None, math.inf, -math.inf, math.nan, 1e39]
+    far = encoder.columns(batch_of(x=odd), labels=False).numbers[:, 0]
     assert far[:2].tolist() == [CLIP, -CLIP]
     assert far[2:].isnan().all()
 
@@ -312,7 +317,7 @@ def test_regression_targets_are_standardised_and_come_back():
     assert labels[7:, 2].tolist() == [0, 0]
     for task in (0, 1):
         assert np.allclose(encoder.decode(task, labels[:, task]), y[:9], rtol=1e-5)
-    with pytest.raises(DataError, match="labels above -1 for log1p, found -2.0"):
+    with pytest.raises(DataError, match=r"labels above -1 for log1p, found -2\.0"):
         fit((Number("x"),), tasks[1:2], {"x": [1, 2], "b": [3.0, -2.0]})
 
 
@@ -354,7 +359,7 @@ def test_a_parent_of_0_makes_a_null_child_0_and_where_hides_rows():
 
 
 def test_a_broken_funnel_is_counted_and_refused_unless_loose():
-    with pytest.raises(DataError, match=r"'buy' is given 'click', but 3 of its 253 labels of 1 \(1.19%\).*funnel: loose"):
+    with pytest.raises(DataError, match=r"'buy' is given 'click', but 3 of its 253 .* \(1\.19%\).*funnel: loose"):
         funnel(3)
     encoder, columns = funnel(3, "loose")
     assert [(one.name, one.known, one.positives, one.violations) for one in encoder.stats] == [
@@ -369,9 +374,9 @@ def test_a_broken_funnel_is_counted_and_refused_unless_loose():
 @pytest.mark.parametrize("kind", ["binary", "regression", "multiclass"])
 def test_labels_that_teach_nothing_are_refused(kind):
     task = Task("y", kind=kind)
-    with pytest.raises(DataError, match="column 'y': wanted different values .* found 3 labels that are all the same"):
+    with pytest.raises(DataError, match=r"column 'y': wanted different values .* found 3 labels that are all"):
         fit((Number("x"),), (task,), {"x": [1, 2, 3, 4], "y": [1, 1, 1, None]})
-    with pytest.raises(DataError, match="column 'y': wanted known values of task 'y'.* found none"):
+    with pytest.raises(DataError, match=r"column 'y': wanted known values of task 'y'.* found none"):
         fit((Number("x"),), (task,), {"x": [1, 2], "y": pa.nulls(2, pa.int64())})
 
 
@@ -442,8 +447,9 @@ def test_no_rows_at_all():
 
 
 ALL = (
-    Number("number"), Number("log", transform="log", bins=3), Number("rank", transform="quantile", embedding="piecewise"),
-    Number("wave", embedding="periodic"), Vector("vector", size=3), Time("time", parts=("month", "hour", "weekday", "day")),
+    Number("number"), Number("log", transform="log", bins=3),
+    Number("rank", transform="quantile", embedding="piecewise"), Number("wave", embedding="periodic"),
+    Vector("vector", size=3), Time("time", parts=("month", "hour", "weekday", "day")),
     Category("category"), Category("rare", min_count=2), Hashed("hashed", buckets=11), Bag("bag"),
     Bag("hashed_bag", buckets=7, separator=" "),
 )  # fmt: skip
@@ -600,12 +606,14 @@ def test_another_process_gives_the_same_encoder(tmp_path):
     ENCODER.save(tmp_path)
     script = (
         "import sys; from pathlib import Path; from multigate.data.encoder import Encoder;"
-        "print(Encoder.load(Path(sys.argv[1])).row({name: '7' if name != 'vector' else None for name in "
-        "'number log rank wave vector category rare hashed bag hashed_bag'.split()} | {'time': 0}).categories.tolist())"
+        "encoder = Encoder.load(Path(sys.argv[1]));"
+        "cells = {feature.name: '7' for feature in encoder.schema.features};"
+        "print(encoder.row(cells | {'vector': None, 'time': 0}).categories.tolist())"
     )
+    command = [sys.executable, "-c", script, str(tmp_path)]
     environment = os.environ | {"PYTHONHASHSEED": "77"}
-    out = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, env=environment)
-    cells = dict.fromkeys("number log rank wave vector category rare hashed bag hashed_bag".split(), "7")
+    out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    cells = {feature.name: "7" for feature in ALL}
     assert json.loads(out.stdout) == ENCODER.row(cells | {"vector": None, "time": 0}).categories.tolist()
 
 
@@ -617,7 +625,10 @@ def test_census_is_encoded_fast_and_right(shared_data):
     features = tuple(
         Number(name) if pa.types.is_integer(file.schema_arrow.field(name).type) else Category(name) for name in names
     )
-    tasks = (Task("income", column="income_50k", positive="50000+."), Task("never", column="marital_stat", positive="Never married"))
+    tasks = (
+        Task("income", column="income_50k", positive="50000+."),
+        Task("never", column="marital_stat", positive="Never married"),
+    )
     batches = list(file.iter_batches(65_536))
     encoder = Encoder.fit(Schema(features=features, tasks=tasks), batches)
     started = time.thread_time()
@@ -625,8 +636,7 @@ def test_census_is_encoded_fast_and_right(shared_data):
     assert sum(batch.rows for batch in rows) / (time.thread_time() - started) > 300_000
     assert encoder.layout.tasks[0].mean == pytest.approx(12_382 / 199_523)
     table = file.read(["hisp_origin"]).column(0).to_pylist()
-    at = names.index("hisp_origin")
-    column = [i for i, one in enumerate(encoder.layout.categories) if one.feature == names[at]][0]
+    column = [one.feature for one in encoder.layout.categories].index("hisp_origin")
     values = encoder.fitted.vocabularies["hisp_origin"].values
     ids = join(rows).categories[:, column].tolist()
     assert [values[i - 2] for i in ids] == table

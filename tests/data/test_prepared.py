@@ -35,7 +35,10 @@ def table(rows, seed=0):
     })  # fmt: skip
 
 
-def make(folder, train=None, valid=None, test=None, split=Split(), schema=SCHEMA, **more):
+TENTH = Split()
+
+
+def make(folder, train=None, valid=None, test=None, split=TENTH, schema=SCHEMA, **more):
     opened = [None if one is None else open_table(one) for one in (train or table(1000), valid, test)]
     return prepare(schema, *opened, split, folder, **more)
 
@@ -147,7 +150,10 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="holds files but no prepared rows"):
         make(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    (tmp_path / "manifest.json").write_text('{"name": "of something else"}')
+    with pytest.raises(RunError, match="holds files but no prepared rows"):
+        make(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["letter.txt", "manifest.json"]
     with pytest.raises(RunError, match="is a file"):
         make(tmp_path / "letter.txt")
 
@@ -159,7 +165,7 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path):
         (SCHEMA, Split(valid=1e-9), "leaves no valid rows of table.* with valid 1e-09 and test 0.0; change the split"),
         (SCHEMA.with_(time="t"), Split(valid_from="5000"), "leaves no valid rows of .* with valid_from 5000"),
         (SCHEMA.with_(time="t"), Split(valid_from="0"), "leaves no train rows of .* with valid_from 0"),
-        (SCHEMA.with_(time="t"), Split(test=0.2, valid_from="2", test_from="2000"), "leaves no test rows"),
+        (SCHEMA.with_(time="t"), Split(test=0.2, valid_from="500", test_from="2000"), "leaves no test rows"),
     ],
 )
 def test_an_empty_part_is_refused(tmp_path, schema, split, words):
@@ -172,14 +178,8 @@ def test_a_damaged_shard_says_what_to_do(tmp_path):
     prepared = make(tmp_path / "p")
     path = tmp_path / "p" / "train-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(RunError, match="cannot be read.*delete"):
+    with pytest.raises(RunError, match=r"cannot be read.*delete"):
         next(prepared.train.batches(10))
-
-
-def test_a_damaged_manifest_is_prepared_anew(tmp_path):
-    make(tmp_path / "p")
-    (tmp_path / "p" / "manifest.json").write_text("{")
-    assert make(tmp_path / "p").train.rows > 800
 
 
 def test_a_schema_of_bags_alone_and_of_numbers_alone(tmp_path):
@@ -216,13 +216,13 @@ print(most)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_anonymous_memory_does_not_grow_with_the_rows(tmp_path):
     draw = np.random.default_rng(0)
-    block = pa.table({f"n{i}": draw.normal(size=50_000) for i in range(6)}
-                     | {f"c{i}": draw.integers(0, 100, 50_000).astype(str) for i in range(6)}
-                     | {"b": draw.choice(["1,2", "3", ""], 50_000), "y": draw.integers(0, 2, 50_000)})  # fmt: skip
+    block = pa.table({f"n{i}": draw.normal(size=40_000) for i in range(6)}
+                     | {f"c{i}": draw.integers(0, 100, 40_000).astype(str) for i in range(6)}
+                     | {"b": draw.choice(["1,2", "3", ""], 40_000), "y": draw.integers(0, 2, 40_000)})  # fmt: skip
     found = []
     # one arena of malloc: with one for each thread its reserves differ by more than what is measured
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
-    for blocks in (5, 20):
+    for blocks in (4, 16):
         path = tmp_path / f"{blocks}.parquet"
         with pq.ParquetWriter(path, block.schema) as writer:
             for _ in range(blocks):
@@ -230,9 +230,9 @@ def test_anonymous_memory_does_not_grow_with_the_rows(tmp_path):
         command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"p{blocks}")]
         out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         found.append(int(out.stdout) / 1024)
-    on_disk = sum(path.stat().st_size for path in (tmp_path / "p20").iterdir() if path.is_file()) / 2**20
-    assert on_disk > 60
-    assert found[1] - found[0] < 20, f"{found} MiB"
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "p16").iterdir() if path.is_file()) / 2**20
+    assert on_disk > 40
+    assert found[1] - found[0] < 15, f"{found} MiB"
 
 
 def test_census_is_reused_at_once(shared_data, tmp_path):

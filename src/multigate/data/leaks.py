@@ -27,8 +27,8 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
     """Why the column looks like a leak, once for every label it gives away.
 
     Binary: AUC of the label's mean over rows with the same value, taken from the other half of the rows (numbers in
-    quantile bins, and as they are). Regression: R2 of the same, or the squared correlation of values or ranks. Any kind: every value of
-    the column goes with one value of the label and the reverse.
+    quantile bins, and as they are). Regression: R2 of the same, or the squared correlation of values or of ranks. Any
+    kind: every value of the column goes with one value of the label and the reverse.
     """
     codes, x = _codes(array, column)
     binned = codes if x is None else _binned(x)

@@ -202,8 +202,8 @@ def _write(
     sizes = {name: writers[name].close() for name in PARTS if name in writers}
     for name, shards in sizes.items():
         if not shards:
-            table = f"the {name} table {tables[name].name} has no rows; give one with rows" if name in tables else ""
-            raise DataError(table or why.format(part=name))
+            own = f"the {name} table {tables[name].name} has no rows; give one with rows" if name in tables else None
+            raise DataError(own or why.format(part=name))
     manifest = {
         "format": FORMAT,
         "key": key,
@@ -320,16 +320,15 @@ def _key(schema: Schema, split: Split, tables: dict[str, Table], shard_rows: int
 def _key_in(folder: Path) -> str | None:
     """The key of prepared rows in a folder, None where there are none; ``RunError`` where there is something else."""
     try:
-        return str(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["key"])
-    except FileNotFoundError:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise RunError(
-                f"{folder} holds files but no prepared rows; choose another folder or empty this one"
-            ) from None
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and "encoder" in manifest:
+            return str(manifest["key"])
     except NotADirectoryError:
         raise RunError(f"{folder} is a file, wanted a folder for prepared rows; choose another name") from None
-    except (ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         pass
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder} holds files but no prepared rows; choose another folder or empty this one")
     return None
 
 

@@ -1,6 +1,7 @@
 """One pass over a table in bounded memory: what is in each column, and a sample of whole rows."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,10 @@ class Survey(NamedTuple):
     rows: int
     columns: dict[str, "Column"]
     sample: pa.Table
+
+    def sampled(self, name: str) -> pa.Array:
+        """A column of the sample, without its extension type."""
+        return cells.plain(self.sample[name].combine_chunks())
 
 
 def survey(source: Source, columns: Sequence[str]) -> Survey:
@@ -105,7 +110,7 @@ class Column:
             try:
                 values.filter(fits).cast(pa.timestamp("us", zone))
             except pa.ArrowInvalid:  # the 31st of February
-                continue
+                fits = pc.and_(fits, pa.array([_is_iso(one) for one in values.to_pylist()]))
             rows = int(many[fits.to_numpy(zero_copy_only=False)].sum())
             self.moments += rows
             self.zoned_moments += rows if zone else 0
@@ -202,6 +207,14 @@ def is_scalar(kind: pa.DataType) -> bool:
 def _decoded(kind: pa.DataType) -> pa.DataType:
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_iso(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _known(values: pa.Array) -> np.ndarray:

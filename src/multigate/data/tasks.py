@@ -1,0 +1,144 @@
+"""What a task predicts, read off its label column where it was not declared."""
+
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from multigate.data import cells
+from multigate.data.files import type_name
+from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, short, words_of
+from multigate.data.survey import Column, Survey, is_moment, is_number, is_scalar
+from multigate.errors import DataError, ExperimentError, nearest
+from multigate.options import explain
+from multigate.schema import Task, Value
+
+_YES = {"1", "true", "t", "yes", "y", "positive", "on"}
+_NO = {"0", "-1", "false", "f", "no", "n", "negative", "off"}
+
+
+def read_task(given: Task | str) -> Task:
+    """A task as the user gave it: ``"buy|click"`` is ``buy`` given ``click``."""
+    if isinstance(given, Task):
+        return given
+    name, *parent = (part.strip() for part in given.split("|"))
+    try:
+        return Task(name=name, given=parent[0]) if len(parent) == 1 else Task(name="|".join([name, *parent]))
+    except ValidationError as error:
+        raise ExperimentError(f"{given!r} is not a task: {explain(error)}") from None
+
+
+def check_label(task: Task, kind: pa.DataType) -> None:
+    """Raise ``DataError`` where a column of this type cannot be the task's label."""
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    if is_moment(kind) or not (is_scalar(kind) or pa.types.is_null(kind)):
+        raise DataError(
+            f"{_place(task)} is {type_name(kind)}, but labels are numbers, text or booleans; choose another column"
+        )
+
+
+def completed(task: Task, seen: Survey) -> Task:
+    """The task with what was not declared read off its column."""
+    column, place = seen.columns[task.source], _place(task)
+    if column.known == 0:
+        raise DataError(f"{place} holds no value in any row; choose another column or fill it")
+    if column.distinct.estimate == 1 and not (task.given and column.known < column.rows):
+        raise DataError(f"{place} is {only_value(column)} wherever it is known; a label wants at least two values")
+    try:
+        return _filled(task, column, seen, place)
+    except ValidationError as error:
+        raise ExperimentError(explain(error)) from None
+
+
+def _place(task: Task) -> str:
+    return f"column {task.source!r}, the label of task {task.name!r},"
+
+
+def _filled(task: Task, column: Column, seen: Survey, place: str) -> Task:
+    declared = task.model_fields_set
+    values = _values(column)
+    if "kind" not in declared:
+        task = task.with_(kind=_label_kind(task, column, values))
+    if task.kind == "binary":
+        return _with_positive(task, column, values, place)
+    if task.kind == "multiclass":
+        if values is None:
+            raise DataError(f"{place} has {column.distinct.estimate:,} different values, too many classes")
+        return task if task.classes else task.with_(classes=tuple(_in_order(values)))
+    if not is_number(column.kind) and not pa.types.is_boolean(column.kind):
+        raise DataError(f"{place} is {type_name(column.kind)}, but a regression wants numbers; set its kind")
+    if "transform" not in declared and column.low >= 0 and heavy_tailed(column, seen):
+        return task.with_(transform="log1p")
+    return task
+
+
+def _values(column: Column) -> dict[str, tuple[Any, int]] | None:
+    """Text of each value -> the value, its rows; None where they are too many to have been counted."""
+    if column.counts is None:
+        return None
+    found: dict[str, tuple[Any, int]] = {}
+    for value, count in column.counts.items():
+        text = cells.text(value) or ""
+        found[text] = value, count + found.get(text, (None, 0))[1]
+    return found
+
+
+def _label_kind(task: Task, column: Column, values: dict[str, tuple[Any, int]] | None) -> str:
+    if task.classes:
+        return "multiclass"
+    if task.positive is not None or task.given or (values is not None and len(values) <= 2):
+        return "binary"
+    if not is_number(column.kind) or column.declared_category:
+        return "multiclass"
+    few = values is not None and len(values) <= FEW and column.known >= 10 * len(values)
+    counts = set(words_of(column.name)) & QUANTITIES
+    return "multiclass" if few and pa.types.is_integer(column.kind) and not counts else "regression"
+
+
+def _with_positive(task: Task, column: Column, values: dict[str, tuple[Any, int]] | None, place: str) -> Task:
+    if task.positive is not None:
+        chosen = task.positive if isinstance(task.positive, tuple) else (task.positive,)
+        for value in chosen:
+            if values is not None and cells.text(value) not in values:
+                raise DataError(f"{place} never holds {value!r}, its positive value; {nearest(str(value), values)}")
+        if values is not None and {cells.text(value) for value in chosen} >= set(values):
+            raise DataError(f"{place} holds nothing but its positive values; a label wants at least two values")
+        return task
+    if values is not None and set(values) <= {"0", "1", "true", "false"}:
+        return task
+    if values is None or len(values) != 2:
+        some = (
+            "" if values is None else " (" + ", ".join(short(value) for value, _ in [*values.values()][:3]) + ", ...)"
+        )
+        raise DataError(
+            f"{place} has {column.distinct.estimate:,} different values{some}, but a binary task wants two; "
+            "say which mean 1 with 'positive', or set its kind"
+        )
+    return task.with_(positive=_plain_value(values[_affirmative(values)][0]))
+
+
+def _affirmative(values: dict[str, tuple[Any, int]]) -> str:
+    """Of two texts the one that means yes, or the rarer, or the greater."""
+    one, other = values
+    for first, second in ((one, other), (other, one)):
+        if _word(first) in _YES - {_word(second)} or (_word(second) in _NO and _word(first) not in _NO):
+            return first
+    return max(values, key=lambda text: (-values[text][1], text))
+
+
+def _word(text: str) -> str:
+    return text.strip().rstrip(".").lower()
+
+
+def _plain_value(value: Any) -> Value:
+    if isinstance(value, bool | str):
+        return value
+    number = float(value)
+    return int(value) if number.is_integer() else number
+
+
+def _in_order(values: dict[str, tuple[Any, int]]) -> list[str]:
+    """Numbers by size, texts by the alphabet."""
+    if all(isinstance(value, int | float) for value, _ in values.values()):
+        return sorted(values, key=lambda text: (values[text][0], text))
+    return sorted(values)

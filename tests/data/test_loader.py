@@ -1,0 +1,243 @@
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from multigate.data.ahead import ahead
+from multigate.data.files import open_table
+from multigate.data.loader import Loader
+from multigate.data.prepared import Part, prepare
+from multigate.data.rows import cut, join, pick
+from multigate.data.split import Split
+from multigate.schema import Bag, Category, Number, Schema, Task
+
+ROWS = 1000
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory):
+    """1,000 rows in shards of 64; the regression label tells which row it is, everything else follows from it."""
+    place = np.arange(ROWS)
+    table = pa.table({
+        "x": place * 0.5, "c": place.astype(str), "b": [",".join("7" * (i % 4)) for i in place],
+        "y": place % 2, "z": place.astype(float), "u": place,
+    })  # fmt: skip
+    schema = Schema(
+        features=(Number("x", embedding="none"), Category("c"), Bag("b", buckets=9)),
+        tasks=(Task("y"), Task("z", kind="regression", transform="none")),
+        group="u",
+    )
+    opened = open_table(table)
+    folder = tmp_path_factory.mktemp("prepared") / "p"
+    return prepare(schema, opened, opened, None, Split(), folder, shard_rows=64).train
+
+
+def places(batches):
+    return [int(z) for batch in batches for z in batch.labels[:, -1]]
+
+
+def equal(left, right):
+    for one, other in zip(left, right, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, other)
+    for one, other in zip(left.bags, right.bags, strict=True):
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.offsets, other.offsets)
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+@pytest.mark.parametrize("batch_size", [1, 50, 64, 333, 4000])
+def test_every_row_once_an_epoch_in_batches_of_the_size_asked(part, window, batch_size):
+    loader = Loader(part, batch_size, window=window)
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader)
+    assert [batch.rows for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert sorted(places(batches)) == list(range(ROWS))
+
+
+def test_rows_stay_whole(part):
+    whole = join(list(part.shards))
+    for batch in Loader(part, 77, window=3).epoch(2):
+        equal(batch, pick(whole, torch.tensor(places([batch]))))
+
+
+def test_the_order_is_that_of_seed_and_epoch(part):
+    def order(epoch, **settings):
+        return places(Loader(part, 50, **settings).epoch(epoch))
+
+    first = order(0)
+    assert order(0) == first
+    assert order(0, prefetch=False) == first
+    assert order(0, seed=1) != first
+    assert order(1) != first
+    # far from the order of the file, and across the shards of a window
+    assert np.abs(np.diff(first[:200])).mean() > 30
+    assert len({row // 64 for row in first[:50]}) == 4
+    assert abs(np.corrcoef(first, np.arange(ROWS))[0, 1]) < 0.5
+
+
+def test_the_order_of_rows_does_not_depend_on_the_batch_size(part):
+    assert places(Loader(part, 7).epoch(3)) == places(Loader(part, 640).epoch(3))
+
+
+def test_unshuffled_is_the_order_of_the_file(part):
+    assert places(Loader(part, 50, shuffle=False).epoch(5)) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("window", [2, 100])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_starting_later_gives_the_same_batches(part, window, shuffle):
+    loader = Loader(part, 50, window=window, shuffle=shuffle)
+    whole = list(loader.epoch(4))
+    for start in (0, 1, 7, 19, 20, 30):
+        rest = list(Loader(part, 50, window=window, shuffle=shuffle).epoch(4, start=start))
+        assert len(rest) == max(20 - start, 0)
+        for one, other in zip(rest, whole[start:], strict=True):
+            equal(one, other)
+
+
+def test_starting_later_reads_only_what_is_left(part):
+    fresh = Part(part.name, part.shards._paths, part.sizes)
+    assert len(list(Loader(fresh, 64, window=2).epoch(0, start=12))) == 4
+    assert len(fresh.shards._open) == 4
+
+
+def test_the_state_is_what_was_handed_out(part):
+    loader = Loader(part, 100)
+    assert loader.state() == {"epoch": 0, "batch": 0}
+    batches = loader.epoch(3, start=2)
+    assert loader.state() == {"epoch": 3, "batch": 2}
+    seen = [next(batches), next(batches), next(batches)]
+    time.sleep(0.05)  # time for the thread to run ahead
+    assert loader.state() == {"epoch": 3, "batch": 5}
+    state = loader.state()
+    rest = list(Loader(part, 100).epoch(state["epoch"], start=state["batch"]))
+    assert places(seen + rest) == places(Loader(part, 100).epoch(3))[200:]
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 50), (3, 64), (4, 333), (7, 200)])
+def test_ranks_are_disjoint_cover_the_rows_and_agree_on_the_number_of_batches(part, world, batch_size):
+    loaders = [Loader(part, batch_size, rank=rank, world=world, window=3) for rank in range(world)]
+    found = [list(loader.epoch(1)) for loader in loaders]
+    assert {len(batches) for batches in found} == {len(loaders[0])}
+    assert sorted(row for batches in found for row in places(batches)) == list(range(ROWS))
+    for batches in found:
+        assert all(batch.rows == batch_size for batch in batches[:-1])
+    # together the ranks see the batches of one process with a batch size of all of them
+    single = list(Loader(part, batch_size * world, window=3).epoch(1))
+    for at, batch in enumerate(single):
+        equal(join([batches[at] for batches in found]), batch)
+
+
+def test_more_ranks_than_rows_in_the_last_batch(part):
+    found = [list(Loader(part, 1, rank=rank, world=999).epoch(0)) for rank in range(999)]
+    assert {len(batches) for batches in found} == {2}
+    assert sorted(row for batches in found for row in places(batches)) == list(range(ROWS))
+    empty = min((batches[1] for batches in found), key=lambda batch: batch.rows)
+    assert empty.numbers.shape == (0, 1)
+    assert empty.bags[0].offsets.tolist() == [0]
+
+
+def test_one_task_shares_the_shards(part):
+    whole = list(Loader(part, 100).epoch(0))
+    for tasks in ([1], [0], [1, 0]):
+        for one, other in zip(Loader(part, 100, tasks=tasks).epoch(0), whole, strict=True):
+            for name in ("labels", "known", "weights"):
+                assert torch.equal(getattr(one, name), getattr(other, name)[:, tasks])
+            assert torch.equal(one.categories, other.categories)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "multigate-ahead"]
+
+
+def test_closing_an_epoch_ends_its_thread(part):
+    batches = Loader(part, 10).epoch(0)
+    next(batches)
+    assert len(threads()) == 1
+    batches.close()
+    assert threads() == []
+    for _ in Loader(part, 10).epoch(0):
+        break
+    assert threads() == []
+
+
+def test_an_error_ahead_is_raised_where_its_item_would_come():
+    def items():
+        yield 1
+        yield 2
+        raise ZeroDivisionError("three")
+
+    running = ahead(items())
+    assert [next(running), next(running)] == [1, 2]
+    with pytest.raises(ZeroDivisionError, match="three"):
+        next(running)
+    assert threads() == []
+
+
+def test_no_more_than_depth_items_are_made_ahead():
+    made = []
+
+    def items():
+        for at in range(100):
+            made.append(at)
+            yield at
+
+    running = ahead(items(), depth=3)
+    assert next(running) == 0
+    time.sleep(0.1)
+    assert len(made) <= 5
+    running.close()
+    assert len(made) <= 5
+
+
+def test_items_made_ahead_are_closed_with_it():
+    closed = threading.Event()
+
+    def items():
+        try:
+            yield from range(10**9)
+        finally:
+            closed.set()
+
+    running = ahead(items())
+    next(running)
+    running.close()
+    assert closed.is_set()
+
+
+def test_gathering_is_off_the_training_thread(part):
+    names = []
+
+    def items():
+        for _ in range(3):
+            names.append(threading.current_thread().name)
+            yield 0
+
+    list(ahead(items()))
+    assert set(names) == {"multigate-ahead"}
+
+
+def test_cutting_joining_and_picking_undo_each_other(part):
+    whole = join(list(part.shards))
+    equal(join([cut(whole, 0, 3), cut(whole, 3, 3), cut(whole, 3, 100)]), cut(whole, 0, 100))
+    order = torch.randperm(ROWS)
+    equal(pick(pick(whole, order), order.argsort()), whole)
+
+
+def test_a_batch_of_census_size_is_gathered_in_a_fraction_of_a_millisecond(tmp_path):
+    rows = 50_000
+    draw = np.random.default_rng(0)
+    table = pa.table({f"c{i}": draw.integers(0, 50, rows) for i in range(40)} | {"y": draw.integers(0, 2, rows)})
+    schema = Schema(features=tuple(Category(f"c{i}") for i in range(40)), tasks=(Task("y"),))
+    loader = Loader(prepare(schema, open_table(table), None, None, Split(), tmp_path / "p").train, 1024, prefetch=False)
+    list(loader.epoch(0))
+    started = time.thread_time()
+    for epoch in (1, 2, 3):
+        for _ in loader.epoch(epoch):
+            pass
+    # processor time: the machine may be busy
+    assert (time.thread_time() - started) / (3 * len(loader)) < 1e-3

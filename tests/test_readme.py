@@ -1,0 +1,54 @@
+"""Every block of the README runs, in order, in one folder, as a reader would type it."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_every_block_runs(tmp_path: Path) -> None:
+    blocks = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {language for language, _ in blocks} == {"python", "bash", "text"}
+    for language, text in blocks:
+        if language == "python":
+            run([sys.executable, "-c", text], tmp_path)
+        elif language == "bash":
+            for line in text.strip().splitlines():
+                run_typed(line, tmp_path)
+    assert (tmp_path / "predictions.parquet").is_file()
+
+
+def run_typed(line: str, folder: Path) -> None:
+    """A multigate command, with its output redirected where the line says so."""
+    command, _, target = line.partition(" > ")
+    words = shlex.split(command)
+    assert words[0] == "multigate", line
+    output = run([sys.executable, "-m", *words], folder)
+    if target:
+        (folder / target).write_text(output)
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_file_tree_names_what_is_there() -> None:
+    tree = next(text for language, text in BLOCK.findall((ROOT / "README.md").read_text()) if language == "text")
+    named = set(re.findall(r"[\w./]+\.(?:py|md|yaml|toml|cff)", tree))
+    there = {path.relative_to(ROOT / "src" / "multigate").as_posix() for path in (ROOT / "src" / "multigate").rglob("*.py")}
+    modules = {path for path in there if not path.endswith("__init__.py")}
+    missing = {path for path in modules if path not in named and path.rpartition("/")[2] not in named}
+    assert not missing, f"the README's file tree lacks {sorted(missing)}"
+
+
+def test_make_targets_named_in_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for target in set(re.findall(r"`make (\w+)`", text)):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"make {target}: {done.stderr}"
