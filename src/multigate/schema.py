@@ -38,7 +38,10 @@ class Number(_Feature):
     embedding: Literal["none", "bins", "piecewise", "periodic"] = "bins"
     """What stands beside the standardised value: nothing, an embedding of its quantile bin, a piecewise-linear
     or a periodic embedding (Gorishniy et al. 2022)."""
-    bins: int = Field(default=32, ge=2, le=1024)
+    bins: int = Field(default=48, ge=2, le=1024)
+    values: int = Field(default=256, ge=0, le=100_000)
+    """With ``bins``, a number that takes at most so many values (but more than there are bins) also embeds the value
+    itself where training saw it at least five times; 0 for never."""
     dim: int | None = Field(default=None, ge=1)
 
 

@@ -20,8 +20,18 @@ from multigate.data import bags, cells
 from multigate.data.features import PART_SIZES, by_name, missing, time_cell, time_column, vector_cell, vector_column
 from multigate.data.fitting import Fit, Fitted
 from multigate.data.labels import Labels, LabelStats, rows_first
-from multigate.data.numbers import Scale, Scales, bin_ids
-from multigate.data.vocabulary import FIRST, MISSING, Buckets, Lookup, Vocabulary, hash_of, table_features, table_of
+from multigate.data.numbers import Scale, Scales, bin_ids, value_ids
+from multigate.data.vocabulary import (
+    FIRST,
+    MISSING,
+    UNSEEN,
+    Buckets,
+    Lookup,
+    Vocabulary,
+    hash_of,
+    table_features,
+    table_of,
+)
 from multigate.errors import DataError
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Time, Vector
 
@@ -40,6 +50,7 @@ class Encoder:
         self._labels = Labels(schema, fitted.rows, fitted.tasks)
         self._scales = Scales(fitted.scales)
         self._bin_edges = {name: np.array(edges, dtype=np.float64) for name, edges in fitted.edges.items()}
+        self._values = {name: np.array(values) for name, values in fitted.values.items()}
         self._lookups: dict[str, Lookup] = dict(fitted.vocabularies)
         for table, feature in table_features(schema).items():
             if isinstance(feature, Hashed | Bag) and feature.buckets:
@@ -89,6 +100,8 @@ class Encoder:
                     raw[at] = cells.numbers(array, feature.source, first_row)
                     if feature.embedding == "bins":
                         ids.append(bin_ids(raw[at], self._bin_edges[feature.name]))
+                    if feature.name in self._values:
+                        ids.append(value_ids(raw[at], self._values[feature.name]))
                     at += 1
                 case Vector():
                     raw[at : at + feature.size] = vector_column(array, feature, first_row)
@@ -157,6 +170,10 @@ class Encoder:
                     if feature.embedding == "bins":
                         categories.append(IdColumn(feature=feature.name, table=feature.name, dim=feature.dim))
                         tables[feature.name] = FIRST + len(self.fitted.edges[feature.name]) + 1
+                    if feature.name in self._values:
+                        name = f"{feature.name}:value"
+                        categories.append(IdColumn(feature=name, table=name, dim=feature.dim))
+                        tables[name] = FIRST + len(self._values[feature.name])
                 case Vector():
                     numbers.extend(NumberColumn(feature=f"{feature.name}[{at}]") for at in range(feature.size))
                 case Time():
@@ -180,12 +197,15 @@ class Encoder:
             case Number():
                 number = cells.number
                 edges = list(self.fitted.edges[feature.name]) if feature.embedding == "bins" else None
+                values = {x: at for at, x in enumerate(self.fitted.values.get(feature.name, ()), FIRST)}
 
                 def read_number(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
                     x = value if type(value) is float and -cells.LARGEST <= value <= cells.LARGEST else number(value)
                     raw.append(x)
                     if edges is not None:
                         ids.append(MISSING if isnan(x) else FIRST + bisect_right(edges, x))
+                    if values:
+                        ids.append(MISSING if isnan(x) else values.get(x, UNSEEN))
 
                 return read_number
             case Vector():
@@ -229,6 +249,7 @@ class Encoder:
             "schema": self.schema.model_dump(mode="json"),
             "scales": [scale.model_dump(mode="json") for scale in self.fitted.scales],
             "edges": {name: list(edges) for name, edges in self.fitted.edges.items()},
+            "values": {name: list(values) for name, values in self.fitted.values.items()},
             "tables": sorted(self.fitted.vocabularies),
             "tasks": [one.model_dump(mode="json") for one in self.stats],
         }
@@ -275,6 +296,7 @@ class Encoder:
                 rows=content["rows"],
                 scales=tuple(Scale.model_validate(one) for one in content["scales"]),
                 edges={name: tuple(edges) for name, edges in content["edges"].items()},
+                values={name: tuple(values) for name, values in content["values"].items()},
                 vocabularies=vocabularies,
                 tasks=tuple(LabelStats.model_validate(one) for one in content["tasks"]),
             ),

@@ -8,7 +8,16 @@ import pyarrow as pa
 from multigate.data import bags, cells
 from multigate.data.features import by_name, vector_column
 from multigate.data.labels import LabelFit, LabelStats
-from multigate.data.numbers import Moments, Sample, Scale, Scales, fit_ranks, quantile_edges, signed_log
+from multigate.data.numbers import (
+    Moments,
+    Sample,
+    Scale,
+    Scales,
+    fit_ranks,
+    frequent_values,
+    quantile_edges,
+    signed_log,
+)
 from multigate.data.vocabulary import Vocabulary, add_counts, table_features, table_of
 from multigate.errors import DataError
 from multigate.schema import Bag, Category, Number, Schema, Vector
@@ -23,6 +32,8 @@ class Fitted(NamedTuple):
     """Of each number column."""
     edges: dict[str, tuple[float, ...]]
     """By feature: bin edges of the raw value, or piecewise knots of the encoded one."""
+    values: dict[str, tuple[float, ...]]
+    """By feature with bins: the raw values that have an embedding of their own, where there are any."""
     vocabularies: dict[str, Vocabulary]
     """By embedding table."""
     tasks: tuple[LabelStats, ...]
@@ -93,7 +104,7 @@ class Fit:
             assert isinstance(feature, Category | Bag)
             vocabularies[table] = Vocabulary.fit(counts, feature.min_count, feature.max_size)
         stats = self._labels.finish()
-        return Fitted(self._rows, tuple(scales), self._edges(scales), vocabularies, stats)
+        return Fitted(self._rows, tuple(scales), self._edges(scales), self._values(), vocabularies, stats)
 
     def _ranked(self, at: int) -> Scale:
         knots, scores = fit_ranks(self._sample.column(at))
@@ -116,3 +127,14 @@ class Fit:
                 edges[feature.name] = tuple(found.tolist())
             at += feature.size if isinstance(feature, Vector) else 1
         return edges
+
+    def _values(self) -> dict[str, tuple[float, ...]]:
+        found: dict[str, tuple[float, ...]] = {}
+        at = 0
+        for feature in self._numeric:
+            if isinstance(feature, Number) and feature.embedding == "bins":
+                values = frequent_values(self._sample.column(at), feature.bins, feature.values)
+                if len(values):
+                    found[feature.name] = tuple(values.tolist())
+            at += feature.size if isinstance(feature, Vector) else 1
+        return found

@@ -110,6 +110,20 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
     return distinct[cuts]
 
 
+def frequent_values(values: np.ndarray, bins: int, most: int, times: int = 5) -> np.ndarray:
+    """The values seen at least ``times`` times, rising; none where bins tell them apart already or there are too many."""
+    distinct, counts = np.unique(values, return_counts=True)
+    return distinct[counts >= times] if bins < len(distinct) <= most else distinct[:0]
+
+
+def value_ids(x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(R,) raw numbers -> (R,) int32: 0 a value that is not among ``values``, 1 missing, then 2 + its place."""
+    at = np.minimum(np.searchsorted(values, x), len(values) - 1)
+    found = np.where(values[at] == x, at + 2, 0).astype(np.int32)
+    found[np.isnan(x)] = 1
+    return found
+
+
 def bin_ids(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """(R,) raw values -> (R,) int32: 1 missing, then 2 + the bin."""
     found = np.searchsorted(edges, x, side="right").astype(np.int32) + 2

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
+from multigate.nn.chance import chance, dropout
 from multigate.options import Options
 
 
@@ -17,7 +18,7 @@ class Embedding(Options):
 
     dim: int = Field(default=16, ge=1)
     """Width of every embedding that the feature does not set itself."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
     """On x, in training."""
     unseen: float = Field(default=0.01, ge=0, lt=1)
     """Share of ids replaced by 0 in training, so that "a value never seen" is learnt."""
@@ -72,13 +73,13 @@ class Embed(nn.Module):
             values = self._forget(bag.values) + start
             parts.append(self.tables[dim](values, bag.offsets))
         x = torch.cat(parts, dim=1)
-        return functional.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
     def _forget(self, ids: Tensor) -> Tensor:
         """Ids with a share replaced by 0 in training."""
         if not (self.training and self.unseen):
             return ids
-        return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.unseen, 0)
+        return ids.masked_fill(chance(ids.shape, self.unseen, ids.device), 0)
 
 
 class StackedTables(nn.Module):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multigate.nn.chance import dropout
+
 Activation = Literal["relu", "silu", "gelu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -92,9 +94,7 @@ class ParallelMLP(nn.Module):
             x = layer(x)
             if self.norms:
                 x = self.norms[i](x)
-            x = self.activation(x)
-            if self.dropout:
-                x = functional.dropout(x, self.dropout, self.training)
+            x = dropout(self.activation(x), self.dropout, self.training)
         return x if x.dim() == 3 else x.unsqueeze(1).expand(-1, self.n, -1)
 
     def multiply_adds(self) -> int:

@@ -41,7 +41,7 @@ class Sharing(Protocol):
 class Structure(Options):
     """Options of a structure. A subclass adds ``structure: Literal["its_name"]`` and its own knobs."""
 
-    hidden: tuple[int, ...] = Field(default=(64, 32), min_length=1)
+    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1)
     """Widths of the layers of an expert (or bottom)."""
     activation: Activation = "relu"
     dropout: float = Field(default=0.0, ge=0, lt=1)

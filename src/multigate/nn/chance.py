@@ -1,0 +1,32 @@
+"""Random masks, cheaply: one random byte an element, eight from each draw of the generator."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LEVELS = 256
+
+
+def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
+    """A bool tensor whose elements are true independently with probability ``realised(rate)``."""
+    level = round(rate * LEVELS)
+    if level >= LEVELS:  # does not fit into the byte it is compared with
+        return torch.ones(*shape, dtype=torch.bool, device=device)
+    count = math.prod(shape)
+    draws = torch.randint(-(2**63), 2**63 - 1, ((count + 7) // 8,), dtype=torch.int64, device=device)
+    return (draws.view(torch.uint8)[:count] < level).view(*shape)
+
+
+def realised(rate: float) -> float:
+    """The nearest probability a byte can give: a multiple of 1/256."""
+    return round(rate * LEVELS) / LEVELS
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Set elements to zero with probability ``rate`` and scale the rest to keep the mean (Srivastava et al. 2014)."""
+    rate = realised(rate)
+    if not (training and rate):
+        return x
+    return x.masked_fill(chance(x.shape, rate, x.device), 0.0) * (1 / (1 - rate))

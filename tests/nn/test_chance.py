@@ -1,0 +1,36 @@
+"""Random masks have the rate they say, element by element, and dropout keeps the mean."""
+
+import pytest
+import torch
+
+from multigate.nn.chance import chance, dropout, realised
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5])
+def test_masks_have_their_rate_and_elements_are_independent(rate: float) -> None:
+    mask = chance((400, 501), rate, torch.device("cpu")).float()
+    p = realised(rate)
+    deviation = (p * (1 - p) / mask.numel()) ** 0.5
+    assert abs(p - rate) <= 1 / 512
+    assert abs(mask.mean().item() - p) < 5 * deviation
+    for shift in (1, 7, 8):  # neighbours, also those of one draw
+        flat = mask.flatten() - p
+        together = (flat[:-shift] * flat[shift:]).mean().item()
+        assert abs(together) < 5 * p * (1 - p) / mask.numel() ** 0.5
+
+
+def test_extremes_and_empty_shapes() -> None:
+    assert not chance((50, 3), 0.0, torch.device("cpu")).any()
+    assert chance((50, 3), 1.0, torch.device("cpu")).all()
+    assert chance((0, 3), 0.5, torch.device("cpu")).shape == (0, 3)
+
+
+def test_dropout_keeps_the_mean_and_scales_the_gradient() -> None:
+    x = torch.ones(1000, 300, requires_grad=True)
+    out = dropout(x, 0.3, training=True)
+    assert abs(out.mean().item() - 1) < 0.01
+    kept = out.detach() > 0
+    out.sum().backward()
+    assert torch.equal(x.grad > 0, kept)
+    torch.testing.assert_close(x.grad[kept], out.detach()[kept])
+    assert dropout(x, 0.3, training=False) is x
