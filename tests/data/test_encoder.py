@@ -122,6 +122,7 @@ def test_features_share_a_vocabulary_by_naming_a_table():
         ((Category("a", dim=4), Bag("b", table="a")), "differ in dim"),
         ((Number("a"), Category("b", table="a")), "holds the bins or parts of feature 'a'"),
         ((Time("a"), Category("a:hour")), "holds the bins or parts of feature 'a'"),
+        ((Number("a"), Category("b", table="a:value")), "holds the bins or parts of feature 'a'"),
     ],
 )  # fmt: skip
 def test_features_that_cannot_share_a_table_are_refused(features, words):
@@ -449,6 +450,7 @@ def test_no_rows_at_all():
 ALL = (
     Number("number"), Number("log", transform="log", bins=3),
     Number("rank", transform="quantile", embedding="piecewise"), Number("wave", embedding="periodic"),
+    Number("often", bins=4),
     Vector("vector", size=3), Time("time", parts=("month", "hour", "weekday", "day")),
     Category("category"), Category("rare", min_count=2), Hashed("hashed", buckets=11), Bag("bag"),
     Bag("hashed_bag", buckets=7, separator=" "),
@@ -460,7 +462,8 @@ TRAIN = batch_of(
     wave=_at.integers(-5, 5, 300), vector=_at.normal(size=(300, 3)).tolist(),
     time=[dt.datetime(2020, 1, 1) + dt.timedelta(hours=int(h)) for h in _at.integers(0, 10**5, 300)],
     category=pa.array([str(i) if i else None for i in _at.integers(-3, 6, 300)]).dictionary_encode(),
-    rare=_at.integers(0, 200, 300), hashed=_at.integers(0, 200, 300), group=_at.integers(0, 9, 300),
+    often=_at.integers(-3, 20, 300), rare=_at.integers(0, 200, 300),
+    hashed=_at.integers(0, 200, 300), group=_at.integers(0, 9, 300),
     bag=[",".join(map(str, range(i))) or None for i in _at.integers(0, 5, 300)],
     hashed_bag=[["a b", "true", ""][:i] for i in _at.integers(0, 4, 300)],
     y=_at.integers(0, 2, 300), z=_at.lognormal(size=300), k=_at.integers(0, 4, 300),
@@ -490,6 +493,7 @@ OTHERS = [(pa.timestamp("us"), moments), (pa.date32(), st.dates()), (pa.binary()
 LISTS = [(kind, st.lists(value | st.none(), max_size=4)) for kind, value in SCALARS + TEXTS[:2]]
 KINDS = {
     "number": SCALARS + NUMERALS, "log": SCALARS + NUMERALS, "rank": SCALARS + NUMERALS, "wave": SCALARS + NUMERALS,
+    "often": SCALARS + NUMERALS,
     "vector": [(pa.list_(kind), st.lists(value | st.none(), min_size=3, max_size=3)) for kind, value in SCALARS],
     "time": TIMES, "category": SCALARS + TEXTS + OTHERS, "rare": SCALARS + TEXTS + OTHERS,
     "hashed": SCALARS + TEXTS + OTHERS, "group": SCALARS + TEXTS + OTHERS,

@@ -48,6 +48,9 @@ KINDS: dict[str, tuple[str, Any, Feature]] = {
     "mostly zero": ("x", RNG.integers(1, 10**5, ROWS) * (RNG.random(ROWS) < 0.02), Number("x", transform="log")),
     "many whole numbers": ("x", RNG.integers(0, 10**6, ROWS), Number("x")),
     "a smooth count": ("x", RNG.poisson(80, ROWS), Number("x")),
+    "an even spread": ("x", RNG.integers(0, 90, ROWS), Number("x")),
+    "a falling count": ("x", np.minimum(RNG.geometric(0.04, ROWS) - 1, 100), Number("x")),
+    "a short table": ("x", RNG.integers(0, 30, 60), Number("x")),
     "decimals": ("x", [decimal.Decimal(int(n)) / 4 for n in RNG.integers(0, 9, ROWS)], Number("x")),
     "few codes": ("x", RNG.integers(0, 9, ROWS), Category("x")),
     "few codes, some missing": ("x", np.where(RNG.random(ROWS) < 0.1, np.nan, RNG.integers(0, 9, ROWS)), Category("x")),
@@ -153,7 +156,8 @@ def test_keys_time_group_and_types() -> None:
         "click": "int64",
         "order_id": "int64",
     }
-    assert inspect(union_member=words(3), date=20240501 + RNG.integers(0, 30, ROWS)).schema.group is None
+    assert inspect(user=words(3)).schema.group is None
+    assert inspect(union_member=words(300), date=20240501 + RNG.integers(0, 30, ROWS)).schema.group is None
     assert inspect(date=20240501 + RNG.integers(0, 30, ROWS)).schema.time == "date"
     assert inspect(birth_date=[DAY.date() - dt.timedelta(days=n % 99) for n in range(ROWS)]).schema.time is None
     two = {"user_id": RNG.integers(0, 99, ROWS), "friend_user_id": RNG.integers(0, 99, ROWS)}

@@ -1,5 +1,6 @@
 """One pass sees what a plain look at all rows sees, and samples rows evenly whatever the batches."""
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -66,6 +67,11 @@ def test_the_sample_does_not_depend_on_the_batches() -> None:
     assert len(whole) == 500
     assert whole == sorted(whole) == sampled(20_000, 777) == sampled(20_000, 19_999)
     assert sampled(300, 7) == list(range(300))
+
+
+def test_the_sample_is_the_rows_with_the_smallest_numbers() -> None:
+    draws = np.random.default_rng(0).random(20_000)
+    assert sampled(20_000, 300) == sorted(np.argsort(draws)[:500].tolist())
 
 
 def test_the_sample_is_even() -> None:

@@ -137,8 +137,9 @@ class _Columns:
 
     def __init__(self, layout: Layout, train: Batch) -> None:
         numbers = {column.feature for column in layout.numbers}
-        # A number's quantile bin tells a tree nothing that the number does not.
-        self.ids = [at for at, column in enumerate(layout.categories) if column.feature not in numbers]
+        # Ids made from a number, its quantile bin and its value, are for networks; trees cut the number itself.
+        made = numbers | {f"{name}:value" for name in numbers}
+        self.ids = [at for at, column in enumerate(layout.categories) if column.feature not in made]
         self.codes: list[NDArray[np.float64]] = []
         self.counts: list[NDArray[np.float64] | None] = []
         for at in self.ids:

@@ -36,9 +36,6 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
             put((None, error, True))
         else:
             put((None, None, True))
-        finally:
-            if isinstance(items, Generator):
-                items.close()
 
     thread = threading.Thread(target=work, name="multigate-ahead", daemon=True)
     thread.start()

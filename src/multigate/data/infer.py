@@ -121,10 +121,8 @@ def _group(features: Sequence[Feature], seen: Survey) -> str | None:
 
 def _frozen(kind: pa.DataType) -> pa.DataType:
     """How text of the column is to be read: wide enough for values that this table does not hold."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _frozen(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _frozen(kind.value_type)
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_integer(kind):
         return pa.uint64() if kind == pa.uint64() else pa.int64()
     if pa.types.is_floating(kind):

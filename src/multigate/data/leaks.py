@@ -27,7 +27,7 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
     """Why the column looks like a leak, once for every label it gives away.
 
     Binary: AUC of the label's mean over rows with the same value, taken from the other half of the rows (numbers in
-    quantile bins, and as they are). Regression: R2 of the same, or the squared correlation of values or of ranks. Any
+    quantile bins). Regression: R2 of the same, or the squared correlation of values or of ranks. Any
     kind: every value of the column goes with one value of the label and the reverse.
     """
     codes, x = _codes(array, column)
@@ -41,7 +41,8 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
             yield f"says the same as the label of task {target.task!r} in other words, on all {rows:,} sampled rows"
         elif target.kind != "multiclass":
             measure, most = ("AUC", MOST_AUC) if target.kind == "binary" else ("R2", MOST_R2)
-            found = (_auc if target.kind == "binary" else _r2)(binned[known], None if x is None else x[known], y)
+            shares = binned[known]
+            found = _auc(shares, y) if target.kind == "binary" else _r2(shares, None if x is None else x[known], y)
             if found > most:
                 yield (
                     f"alone predicts task {target.task!r} with {measure} {found:.3f} on {rows:,} sampled rows; "
@@ -49,14 +50,10 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
                 )
 
 
-def _auc(codes: np.ndarray, x: np.ndarray | None, y: np.ndarray) -> float:
+def _auc(codes: np.ndarray, y: np.ndarray) -> float:
     if min(y.sum(), len(y) - y.sum()) < FEWEST:
         return 0.0
-    found = auc(_out_of_fold(codes, y), y)
-    if x is None or found < 0.8:  # bins blur a number's order a little, not that much
-        return found
-    raw = auc(np.where(np.isnan(x), -np.inf, x), y)
-    return max(found, raw, 1 - raw)
+    return auc(_out_of_fold(codes, y), y)
 
 
 def _r2(codes: np.ndarray, x: np.ndarray | None, y: np.ndarray) -> float:

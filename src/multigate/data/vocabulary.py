@@ -101,8 +101,10 @@ def table_of(feature: Category | Hashed | Bag) -> str:
 def table_features(schema: Schema) -> dict[str, Category | Hashed | Bag]:
     """The first feature of each embedding table; ``ExperimentError`` where features that share one do not agree."""
     first: dict[str, Category | Hashed | Bag] = {}
-    taken = {one.name: one.name for one in schema.features if isinstance(one, Number) and one.embedding == "bins"}
+    taken: dict[str, str] = {}
     for one in schema.features:
+        if isinstance(one, Number) and one.embedding == "bins":
+            taken |= {one.name: one.name, f"{one.name}:value": one.name}
         if isinstance(one, Time):
             taken |= {f"{one.name}:{part}": one.name for part in one.parts}
     for feature in schema.features:
