@@ -62,7 +62,11 @@ def watched(rows: int) -> dict[str, float]:
         )
         mg.train(experiment, run, quiet=True)
         done.set()
-        return {**peaks, "seconds to write": prepared - began, "seconds to prepare and train": time.perf_counter() - prepared}
+        return {
+            **peaks,
+            "seconds to write": prepared - began,
+            "seconds to prepare and train": time.perf_counter() - prepared,
+        }
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Prediction speed from raw rows beside the tutorial's, which starts from rows encoded by hand.
 
-    MULTIGATE_DATA=... python benchmarks/predict.py --rounds 3
+MULTIGATE_DATA=... python benchmarks/predict.py --rounds 3
 """
 
 import argparse
@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import tutorial
-from machine import describe
-from train import experiment
 
 import multigate as mg
+import tutorial
+from machine import describe
 from multigate.datasets.fetch import fetch
+from train import experiment
 
 SINGLE = 500
 

@@ -10,15 +10,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
+
 import tutorial
 from machine import describe
-
 from multigate.data.encoder import Encoder
-from multigate.data.files import open_table
+from multigate.data.files import Source, open_table
 from multigate.data.prepared import prepare
 from multigate.data.split import Split
 from multigate.datasets.census_income import census_schema
@@ -49,17 +50,23 @@ def main() -> None:
         valid = open_table(tables / "valid.parquet")
         sources = {"Parquet": tables / "train.parquet", "plain": folder / "plain.parquet", "CSV": folder / "train.csv"}
         types = {field.name: str(field.type) for field in whole.schema}
+
+        def fit_encoder(source: Source) -> Encoder:
+            return Encoder.fit(schema, source.batches(schema.columns(carried=False)))
+
         for number in range(rounds):
             times.setdefault("tutorial: pandas and LabelEncoder, test rows too", []).append(seconds(tutorial.load_data))
             for name, path in sources.items():
                 source = open_table(path, types=types)
-                columns = schema.columns(carried=False)
-                fit = seconds(lambda source=source: Encoder.fit(schema, source.batches(columns)))
+                fit = seconds(partial(fit_encoder, source))
                 place = folder / f"{name}-{number}"
-                both = seconds(lambda source=source, place=place: prepare(schema, source, valid, None, Split(), place))
+                work = partial(prepare, schema, source, valid, None, Split(), place)
+                both = seconds(work)
                 times.setdefault(f"{name}: statistics pass", []).append(fit)
-                times.setdefault(f"{name}: prepare (both passes, shards written, 49,881 validation rows too)", []).append(both)
-            again = seconds(lambda place=place, source=source: prepare(schema, source, valid, None, Split(), place))
+                times.setdefault(
+                    f"{name}: prepare (both passes, shards written, 49,881 validation rows too)", []
+                ).append(both)
+            again = seconds(work)
             times.setdefault("second start: shards reused", []).append(again)
     print("| | seconds (min to max) | training rows/s |")
     print("|---|---|---|")

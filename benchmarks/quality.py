@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from machine import describe
 from rich.console import Console
 
 import multigate as mg
+from machine import describe
 from multigate.analysis.compare import compare
 from multigate.datasets.census_income import census_schema
 from multigate.datasets.fetch import fetch

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-import tutorial
-from machine import describe
 
 import multigate as mg
+import tutorial
+from machine import describe
 from multigate.datasets.census_income import census_schema
 from multigate.datasets.fetch import fetch
 from multigate.experiment import Optimizer

@@ -40,7 +40,13 @@ def table(feed_experiment: Experiment) -> pa.Table:
 def test_every_kind_of_table_gives_the_same(bundle: Bundle, table: pa.Table) -> None:
     expected = bundle.predict(table)
     assert {"click", "buy", "buy|click", "like", "watch"} == expected.keys()
-    kinds = [table.to_pandas(), pl.from_arrow(table), table.to_pydict(), table.to_batches()[0], pa.table(table.to_pandas())]
+    kinds = [
+        table.to_pandas(),
+        pl.from_arrow(table),
+        table.to_pydict(),
+        table.to_batches()[0],
+        pa.table(table.to_pandas()),
+    ]
     for rows in kinds:
         found = bundle.predict(rows)
         for name, values in expected.items():

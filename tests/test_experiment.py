@@ -46,7 +46,9 @@ def test_changes_reach_the_field_they_name(file: Path) -> None:
 
 def test_a_structure_may_be_named_or_spelled_out(file: Path) -> None:
     assert read_experiment(file, ["sharing=omoe"]).sharing == OMoE()
-    assert read_experiment(file, ["sharing={structure: shared_bottom, hidden: [9]}"]).sharing == SharedBottom(hidden=(9,))
+    assert read_experiment(file, ["sharing={structure: shared_bottom, hidden: [9]}"]).sharing == SharedBottom(
+        hidden=(9,)
+    )
 
 
 def test_what_is_written_is_read_back(file: Path, tmp_path: Path) -> None:

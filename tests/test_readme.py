@@ -41,7 +41,9 @@ def run(command: list[str], folder: Path) -> str:
 def test_the_file_tree_names_what_is_there() -> None:
     tree = next(text for language, text in BLOCK.findall((ROOT / "README.md").read_text()) if language == "text")
     named = set(re.findall(r"[\w./]+\.(?:py|md|yaml|toml|cff)", tree))
-    there = {path.relative_to(ROOT / "src" / "multigate").as_posix() for path in (ROOT / "src" / "multigate").rglob("*.py")}
+    there = {
+        path.relative_to(ROOT / "src" / "multigate").as_posix() for path in (ROOT / "src" / "multigate").rglob("*.py")
+    }
     modules = {path for path in there if not path.endswith("__init__.py")}
     missing = {path for path in modules if path not in named and path.rpartition("/")[2] not in named}
     assert not missing, f"the README's file tree lacks {sorted(missing)}"

@@ -51,7 +51,7 @@ _HOMES = {
     "SingleTask": "sharing",
     "train": "training.train",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # noqa: PLE0605 (the names are written once, above)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,10 @@ from multigate.options import Options
 
 
 class BagIds(NamedTuple):
-    """One bag feature. ``values`` (V,) ids of all rows in order; ``offsets`` (R + 1,): row r owns values[offsets[r]:offsets[r + 1]]."""
+    """One bag feature: ids of all rows in order; row r owns ``values[offsets[r]:offsets[r + 1]]``.
+
+    Shapes: values (V,), offsets (R + 1,).
+    """
 
     values: Tensor
     offsets: Tensor

@@ -94,7 +94,8 @@ class Bundle:
             outputs = self.model(batch.numbers, batch.categories, batch.bags)
         named = name_outputs(self.experiment, self.encoder, outputs)
         if gates:
-            for level, gate in zip(self.model.sharing.wiring, outputs.gates, strict=True):
+            # structures that only weigh by 1 have levels but no gates
+            for level, gate in zip(self.model.sharing.wiring, outputs.gates, strict=bool(outputs.gates)):
                 for i, reader in enumerate(level.readers):
                     named[f"gate/{reader}"] = gate[:, i].numpy()
         return named
@@ -111,7 +112,7 @@ class Bundle:
         about = {
             "format": FORMAT,
             "multigate": version("multigate"),
-            "experiment": self.experiment.to_dict(),
+            "experiment": self.experiment.to_dict(full=True),
             "files": {path.relative_to(temporary).as_posix(): _checksum(path) for path in files},
         }
         (temporary / "bundle.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -180,7 +181,7 @@ def name_outputs(experiment: Experiment, encoder: Encoder, outputs: Outputs) -> 
 
 
 def _is_column(value: Any) -> bool:
-    """Whether a value in a dict may be a column of rows; a bag's cell may look like one, so one plain cell makes a row."""
+    """Whether a value in a dict may be a column; a bag's cell may look like one, so one plain cell makes a row."""
     return isinstance(value, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or hasattr(
         value, "__arrow_c_stream__"
     )

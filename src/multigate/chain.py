@@ -1,4 +1,4 @@
-"""Chains of tasks: from p(child | parent) to p(child), exactly, in logits (ESMM; Ma et al. 2018, arXiv 1804.07931, Eq. 1)."""
+"""Chains of tasks: from p(child | parent) to p(child), exactly, in logits (ESMM; arXiv 1804.07931, Eq. 1)."""
 
 from collections.abc import Sequence
 

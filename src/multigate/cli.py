@@ -1,4 +1,4 @@
-"""The command line: verbs over the same functions Python has. Heavy modules are imported by the verb that needs them."""
+"""The command line: verbs over the same functions Python has; each imports the heavy modules it needs."""
 
 import sys
 from pathlib import Path

@@ -73,7 +73,9 @@ def demo(out: Path, *, rows: int = 60_000) -> None:
     write_predictions(bundle, test, predictions)
     row = pq.read_table(test).slice(0, 1).to_pylist()[0]
     named = bundle.predict({name: row[name] for name in bundle.schema.columns(labels=False, carried=False)})
-    console.print(f"   first row: { ({name: round(float(value), 4) for name, value in named.items()}) }", highlight=False)
+    console.print(
+        f"   first row: { ({name: round(float(value), 4) for name, value in named.items()}) }", highlight=False
+    )
 
     tell(
         "6. Does sharing pay? Four structures, one budget, the same rows and seeds.",

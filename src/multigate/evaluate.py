@@ -18,7 +18,7 @@ Array = NDArray[np.float32]
 
 
 class Scored(NamedTuple):
-    """Outputs and labels of R rows. logits, conditionals (R, O); labels, weights (R, T); known (R, T) bool; groups (R,)."""
+    """Outputs and labels of R rows: logits, conditionals (R, O); labels, weights, known (R, T); groups (R,)."""
 
     logits: Array
     conditionals: Array
@@ -53,7 +53,7 @@ def forward(model: Model, batches: Iterable[Batch], device: torch.device) -> Sco
             kept = (logits, conditionals, batch.labels, batch.known, batch.weights, batch.groups)
             parts.append(tuple(one.numpy() for one in kept))
     model.train(training)
-    return Scored(*(np.concatenate(one) for one in zip(*parts, strict=True)))  # type: ignore[arg-type]
+    return Scored(*(np.concatenate(one) for one in zip(*parts, strict=True)))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -120,7 +120,8 @@ class Monitor:
 
     def __init__(self, name: str, schema: Schema) -> None:
         self.name = name
-        self.main = [f"{task.name}/{PRIMARY[task.kind]}" for task in schema.tasks if not task.auxiliary]
+        alone = len(schema.tasks) == 1  # a single-task model of an auxiliary task is chosen on that task
+        self.main = [f"{task.name}/{PRIMARY[task.kind]}" for task in schema.tasks if alone or not task.auxiliary]
         if name != "mean":
             task, _, metric = name.partition("/")
             conditionals = {f"{one.name}|{one.given}" for one in schema.tasks if one.given}

@@ -33,7 +33,7 @@ class Optimizer(Options):
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the whole gradient."""
     average: float = Field(default=0.0, ge=0, lt=1)
-    """Decay per step of an exponential moving average of the weights, which is what is evaluated and kept; 0 is none."""
+    """Decay per step of a moving average of the weights, which is then what is evaluated and kept; 0 is none."""
 
 
 with warnings.catch_warnings():
@@ -63,7 +63,7 @@ with warnings.catch_warnings():
         """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. Predictions are float32."""
         seed: int = Field(default=0, ge=0)
         monitor: str = "mean"
-        """``<task>/<metric>`` on the validation rows that chooses the best weights, or the mean of the tasks' main ones."""
+        """``<task>/<metric>`` that chooses the best weights on validation rows, or the mean of the tasks' main ones."""
         patience: int | None = Field(default=3, ge=1)
         """Evaluations without a better one after which training stops; null never stops early."""
         valid_rows: int = Field(default=500_000, ge=1)
@@ -93,9 +93,9 @@ with warnings.catch_warnings():
                 raise ValueError(f"'monitor' wants 'mean' or '<task>/<metric>', such as 'click/auc', not {value!r}")
             return value
 
-        def to_yaml(self) -> str:
-            """The experiment as a person would write it; defaults are omitted."""
-            return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+        def to_yaml(self, *, full: bool = False) -> str:
+            """The experiment as a person would write it, defaults omitted, or ``full`` with every one spelled out."""
+            return yaml.safe_dump(self.to_dict(full=full), sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment:
@@ -138,6 +138,8 @@ def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             inner = at.get(part) or {}
             if isinstance(inner, str):  # sharing: mmoe, then sharing.experts=16
                 inner = {"structure": inner}
+            if isinstance(inner, list):  # tower: [32], then tower.dropout=0.1
+                inner = {"hidden": inner}
             if not isinstance(inner, Mapping):
                 raise ExperimentError(f"--set {change}: {part!r} has no keys of its own")
             at[part] = dict(inner)

@@ -25,10 +25,12 @@ class Options(BaseModel):
         """A copy with some fields changed, checked like a new one."""
         return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for YAML or JSON; fields left at their default are omitted (``kind``-like tags are kept)."""
-        dumped = self.model_dump(mode="json", exclude_defaults=True)
-        return _with_tags(self, dumped)
+    def to_dict(self, *, full: bool = False) -> dict[str, Any]:
+        """Plain values for YAML or JSON; unless ``full``, fields at their default are omitted (tags are kept)."""
+        if full:
+            return self.model_dump(mode="json")
+        dumped: dict[str, Any] = _with_tags(self, self.model_dump(mode="json", exclude_defaults=True))
+        return dumped
 
 
 TAGS = ("kind", "structure", "by")

@@ -32,7 +32,8 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        return stored_experiment(self.folder)
+        """What it was trained from, every default as it was then."""
+        return make_experiment(stored_values(self.folder), name=str(self.folder / EXPERIMENT))
 
     def bundle(self) -> Bundle:
         return load(self.folder)
@@ -57,20 +58,22 @@ def claim(folder: Path, experiment: Experiment, *, resume: bool) -> None:
             raise RunError(f"{folder} is not empty and holds no run; choose another folder")
         if not resume:
             raise RunError(f"{folder} holds a run already; choose another folder, or go on with it by --resume")
-        if stored_experiment(folder) != experiment:
+        if stored_values(folder) != experiment.to_dict(full=True):
             raise RunError(f"the run in {folder} was started with another experiment; choose another folder")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+        (folder / EXPERIMENT).write_text(experiment.to_yaml(full=True), encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def stored_experiment(folder: Path) -> Experiment:
-    """The experiment a run was started with, every default as it was then resolved."""
+def stored_values(folder: Path) -> dict[str, Any]:
+    """The plain values of the experiment a run was started with, every default spelled out."""
     try:
         data = yaml.safe_load((folder / EXPERIMENT).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise RunError(f"{folder / EXPERIMENT} cannot be read: {error}") from None
-    return make_experiment(data, name=str(folder / EXPERIMENT))
+    if not isinstance(data, dict):
+        raise RunError(f"{folder / EXPERIMENT} holds no experiment; start again in another folder")
+    return data

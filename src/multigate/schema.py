@@ -14,7 +14,7 @@ Value = bool | int | float | str
 class Named(Options):
     """Options with a name that may be given first: ``Task("click")``."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, kw_only=False)
 
     def __init__(self, *name: str, **options: Any) -> None:
         super().__init__(**dict(zip(("name",), name, strict=False)), **options)
@@ -81,7 +81,7 @@ class Hashed(_Feature):
 
 
 class Bag(_Feature):
-    """Any number of values in one cell: an Arrow list, or a string such as ``"39,12"``. The mean of their embeddings is read."""
+    """Any number of values in one cell: an Arrow list, or a string such as ``"39,12"``; read as their mean embedding."""
 
     kind: Literal["bag"] = "bag"
     separator: str = Field(default=",", min_length=1)
@@ -118,6 +118,11 @@ class Task(Named):
     auxiliary: bool = False
     """Trained, but not counted when the best weights are chosen."""
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _as_text(cls, classes: Any) -> Any:
+        return [str(one) for one in classes] if isinstance(classes, list | tuple) else classes
+
     @property
     def source(self) -> str:
         return self.column or self.name
@@ -145,10 +150,11 @@ class Schema(Options):
     time: str | None = None
     """Column that orders the rows; splits go by it."""
     group: str | None = None
-    """Column whose rows belong together (a user): no value falls into two splits, GAUC is taken over it."""
+    """Column whose rows belong together (a user): GAUC is taken over it, whole groups are drawn for intervals, and a
+    split by group lets no value fall into two parts."""
     funnel: Literal["strict", "loose"] = "strict"
     """Whether more than 0.1 % of child labels may be 1 where their ``given`` parent is 0."""
-    types: dict[str, str] = {}
+    types: dict[str, str] = Field(default_factory=dict)
     """Arrow types of the columns, frozen when the schema was written (CSV files have none of their own)."""
 
     @field_validator("keys", mode="before")

@@ -30,7 +30,9 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
         assert torch.equal(tensor, other[name]), name
 
 
-def test_the_same_seed_gives_bit_equal_weights_and_another_does_not(feed_experiment: Experiment, tmp_path: Path) -> None:
+def test_the_same_seed_gives_bit_equal_weights_and_another_does_not(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
     train(feed_experiment, tmp_path / "a", quiet=True)
     torch.manual_seed(123)  # the caller's random state must not matter
     before = torch.get_rng_state()

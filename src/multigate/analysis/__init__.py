@@ -1,0 +1,1 @@
+"""What training alone does not say: comparisons, budgets, intervals, baselines."""

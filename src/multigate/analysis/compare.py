@@ -13,16 +13,16 @@ import torch
 from rich.table import Table
 
 from multigate.analysis.boosting import available, boosting_baseline
-from multigate.analysis.budget import multiply_adds, within_budget
+from multigate.analysis.budget import TOLERANCE, multiply_adds, within_budget
 from multigate.analysis.intervals import Summary, mtl_gain, summary
+from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
 from multigate.data.rows import join, pick_tasks
-from multigate.bundle import ROWS
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
-from multigate.run import claim, stored_experiment
+from multigate.run import claim, stored_values
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES
 from multigate.training.loop import CHECKPOINT, choose_device, fit
@@ -79,7 +79,7 @@ class Comparison:
 
     def table(self) -> Table:
         """The comparison for people: mean and 95 % interval over seeds, sd, gain, cost."""
-        seeds = max(len(self.values(name, "seconds")) for name in self.structures)
+        seeds = len({row["seed"] for row in self.rows})
         rows = self.rows[0]["rows"]
         title = (
             f"{self.rows[0]['part']} rows ({rows:,}), {seeds} seed{'s' * (seeds != 1)}: mean ± half 95 % interval (sd)"
@@ -138,10 +138,10 @@ def compare(
     with Reporter(quiet=quiet) as report:
         prepared = prepare_sources(experiment, sources, folder / PREPARED, report)
         budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
-        names = [*structures, *([BOOSTING] if boosting and available() else [])]
         rows: list[Row] = []
         for seed in range(seeds):
-            for name in names:
+            # boosting does not depend on the seed: the rows are the same
+            for name in (*structures, *([BOOSTING] if seed == 0 and boosting and available() else [])):
                 place = folder / "runs" / f"{name}-{seed}"
                 row = _remembered(place)
                 if row is None:
@@ -153,9 +153,10 @@ def compare(
                     row = {"structure": name, "seed": seed, **row}
                     place.mkdir(parents=True, exist_ok=True)
                     (place / RESULT).write_text(json.dumps(row, indent=1), encoding="utf-8")
+                    _write_rows(folder)
                 rows.append(row)
-                _write_rows(folder / RUNS, rows)
-    rows.sort(key=lambda row: (names.index(row["structure"]), row["seed"]))
+    order = [*structures, BOOSTING]
+    rows.sort(key=lambda row: (order.index(row["structure"]), row["seed"]))
     return Comparison(folder, experiment.schema, rows)
 
 
@@ -165,7 +166,7 @@ def open_comparison(path: str | Path) -> Comparison:
     if not (folder / RUNS).is_file():
         raise RunError(f"there is no comparison in {folder}: it has no {RUNS}")
     rows = pq.read_table(folder / RUNS).to_pylist()
-    return Comparison(folder, stored_experiment(folder).schema, rows)
+    return Comparison(folder, Schema.model_validate(stored_values(folder)["schema"]), rows)
 
 
 def _train(
@@ -187,6 +188,9 @@ def _train(
     metrics: dict[str, float] = {}
     for places in trainings:
         structure = within_budget(own, budget, experiment, prepared.encoder, places)
+        cost = multiply_adds(structure, experiment, prepared.encoder, places)
+        if abs(cost - budget) > TOLERANCE * budget:
+            report.line(f"{name}: no width comes within {TOLERANCE:.0%} of {budget:,} multiply-adds; it has {cost:,}")
         schema = (
             experiment.schema if places is None else experiment.schema.only([experiment.schema.tasks[places[0]].name])
         )
@@ -230,8 +234,10 @@ def _remembered(place: Path) -> Row | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """All runs so far as Parquet, one row each; a metric a run does not have is null."""
+def _write_rows(folder: Path) -> None:
+    """All finished runs as Parquet, one row each; a metric a run does not have is null."""
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"runs/*/{RESULT}"))]
+    path = folder / RUNS
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     temporary = path.with_suffix(".writing")

@@ -1,0 +1,1 @@
+"""From files to batches: reading, inferring, encoding, splitting, preparing, loading."""

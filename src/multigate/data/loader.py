@@ -53,12 +53,12 @@ class Loader:
         """The place reached: the epoch, and how many of its batches have been handed out."""
         return {"epoch": self._epoch, "batch": self._batch}
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Generator[Batch]:
         """The batches of one epoch from ``start`` on; those before it are neither read nor gathered."""
         self._epoch, self._batch = number, start
         return self._handed_out(number, start)
 
-    def _handed_out(self, number: int, start: int) -> Iterator[Batch]:
+    def _handed_out(self, number: int, start: int) -> Generator[Batch]:
         batches: Generator[Batch, None, None] = self._gathered(number, start)
         made = ahead(batches) if self.prefetch else batches
         try:

@@ -35,6 +35,25 @@ _IDS = {
     "zipcode",
     "postcode",
 }
+_THINGS = {
+    *("user", "customer", "member", "visitor", "account", "author", "creator", "seller", "publisher", "advertiser"),
+    *("item", "product", "article", "video", "movie", "song", "track", "book", "post", "ad", "campaign", "creative"),
+    *(
+        "shop",
+        "store",
+        "merchant",
+        "brand",
+        "category",
+        "city",
+        "country",
+        "region",
+        "session",
+        "device",
+        "page",
+        "tag",
+    ),
+}
+"""A column of whole numbers that is called by the name of a thing names things."""
 QUANTITIES = {
     *("age", "num", "count", "cnt", "amount", "amt", "qty", "quantity", "total", "sum", "avg", "mean", "rate", "ratio"),
     *("price", "cost", "fee", "wage", "income", "salary", "revenue", "spend", "balance", "gain", "gains", "loss"),
@@ -259,7 +278,7 @@ def words_of(name: str) -> list[str]:
 def _is_id(column: Column) -> bool:
     """By its name, or by whole numbers too large to be told apart as quantities."""
     words = words_of(column.name)
-    named = bool(words) and ("id" in words or words[-1] in _IDS)
+    named = bool(words) and ("id" in words or words[-1] in _IDS | _THINGS)
     return named or (is_number(column.kind) and column.integral and max(abs(column.low), abs(column.high)) > 2**53)
 
 

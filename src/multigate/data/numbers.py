@@ -111,7 +111,7 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def frequent_values(values: np.ndarray, bins: int, most: int, times: int = 5) -> np.ndarray:
-    """The values seen at least ``times`` times, rising; none where bins tell them apart already or there are too many."""
+    """The values seen at least ``times`` times, rising; none where bins tell them apart or there are too many."""
     distinct, counts = np.unique(values, return_counts=True)
     return distinct[counts >= times] if bins < len(distinct) <= most else distinct[:0]
 

@@ -11,7 +11,7 @@ LEVELS = 256
 
 def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
     """A bool tensor whose elements are true independently with probability ``realised(rate)``."""
-    level = round(rate * LEVELS)
+    level = round(realised(rate) * LEVELS)
     if level >= LEVELS:  # does not fit into the byte it is compared with
         return torch.ones(*shape, dtype=torch.bool, device=device)
     count = math.prod(shape)
@@ -20,13 +20,13 @@ def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
 
 
 def realised(rate: float) -> float:
-    """The nearest probability a byte can give: a multiple of 1/256."""
-    return round(rate * LEVELS) / LEVELS
+    """The nearest probability a byte can give, a multiple of 1/256; only 0 is never and only 1 is always."""
+    return round(rate * LEVELS) / LEVELS if rate in (0, 1) else min(max(round(rate * LEVELS), 1), LEVELS - 1) / LEVELS
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Set elements to zero with probability ``rate`` and scale the rest to keep the mean (Srivastava et al. 2014)."""
-    rate = realised(rate)
     if not (training and rate):
         return x
-    return x.masked_fill(chance(x.shape, rate, x.device), 0.0) * (1 / (1 - rate))
+    kept = chance(x.shape, 1 - rate, x.device)
+    return x * kept.to(x.dtype).mul_(1 / realised(1 - rate))

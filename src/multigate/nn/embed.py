@@ -159,7 +159,7 @@ class Piecewise(nn.Module):
 
 
 class Periodic(nn.Module):
-    """Periodic number embeddings with learnt frequencies (Gorishniy et al. 2022, section 3.3). (B, N) -> (B, n * dim)."""
+    """Periodic number embeddings, frequencies learnt (Gorishniy et al. 2022, section 3.3). (B, N) -> (B, n * dim)."""
 
     columns: Tensor
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -86,7 +87,7 @@ class ParallelMLP(nn.Module):
         self.d_out = widths[-1]
         self.activation = ACTIVATIONS[activation]
         self.dropout = dropout
-        self.layers = nn.ModuleList(ParallelLinear(n, a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(ParallelLinear(n, a, b) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(ParallelLayerNorm(n, width) for width in hidden if normalisation == "layer")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,11 @@ from multigate.options import Options
 
 
 class Shared(NamedTuple):
-    """What a structure returns. ``z`` (B, T, H); ``gates``, one (B, readers, sources) per level of ``wiring``; scalar ``penalty``."""
+    """What a structure returns.
+
+    ``z`` (B, T, H); ``gates``, one (B, readers, sources) per level of ``wiring``, none at all where every reading
+    weighs 1; scalar ``penalty``, what the structure adds to the loss.
+    """
 
     z: Tensor
     gates: tuple[Tensor, ...]

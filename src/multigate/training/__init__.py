@@ -1,0 +1,1 @@
+"""Training: the loop, what it needs to stop and go on, and what it tells meanwhile."""

@@ -157,6 +157,7 @@ class Fit:
             "best": self.best,
             "stale": self.stale,
             "seconds": self.seconds,
+            "prepared": self.prepared.manifest["key"],
             "average_steps": self.average.steps if self.average is not None else 0,
         }
         save_checkpoint(self.folder / CHECKPOINT, tensors, state)
@@ -164,6 +165,8 @@ class Fit:
     def restore(self) -> None:
         """Put everything back as it was when the checkpoint was saved."""
         tensors, state = load_checkpoint(self.folder / CHECKPOINT)
+        if state["prepared"] != self.prepared.manifest["key"]:
+            raise RunError(f"the tables changed since the run in {self.folder} began; train them in another folder")
         named = {name: t.to(self.device) for name, t in tensors.items() if not name.startswith("random")}
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in named.items() if k.startswith("model/")})
         self.balance.load_state_dict(

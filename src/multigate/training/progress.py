@@ -47,7 +47,7 @@ class Reporter:
         self.console.print(text, highlight=False, markup=False)
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """``done`` of ``total`` rows of a stage; a new stage begins a new bar."""
+        """``done`` of ``total`` rows of a stage (or what its name says in brackets); a new stage begins a new bar."""
         if self._bar is None:
             return
         if stage != self._stage:
@@ -58,4 +58,5 @@ class Reporter:
         if self._task is not None:
             seconds = max(time.perf_counter() - self._began, 1e-9)
             rate = (done - self._start) / seconds
-            self._bar.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} rows/s")
+            unit = stage.rpartition("(")[2].rstrip(")") if stage.endswith(")") else "rows"
+            self._bar.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
