@@ -140,7 +140,7 @@ def demo(
 def _print(renderable: object) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(renderable)
+    Console(width=None if sys.stdout.isatty() else 120).print(renderable)
 
 
 def main() -> None:

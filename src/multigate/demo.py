@@ -82,10 +82,7 @@ def demo(out: Path, *, rows: int = 60_000) -> None:
         f"compare {file} --structures {','.join(STRUCTURES)} --seeds {SEEDS} --out {out / 'compare'}",
     )
     comparison = compare(experiment, out / "compare", structures=STRUCTURES, seeds=SEEDS)
-    Console(width=max(console.width, 170)).print(comparison.table())
-    console.print(
-        "   * the 95 % interval of the gain over single-task models lies on one side of zero", highlight=False
-    )
+    Console(width=max(console.width, 110)).print(comparison.table())
     console.print(f"\nDone in {time.perf_counter() - began:.0f} s; everything is in {out}.", highlight=False)
 
 

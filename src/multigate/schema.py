@@ -81,7 +81,7 @@ class Hashed(_Feature):
 
 
 class Bag(_Feature):
-    """Any number of values in one cell: an Arrow list, or a string such as ``"39,12"``; read as their mean embedding."""
+    """Any number of values in a cell: an Arrow list, or a string such as ``"39,12"``; read as their mean embedding."""
 
     kind: Literal["bag"] = "bag"
     separator: str = Field(default=",", min_length=1)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.console import Group
 from rich.table import Table
 
 from multigate.analysis.boosting import available, boosting_baseline
@@ -45,7 +46,9 @@ class Comparison:
 
     @property
     def structures(self) -> list[str]:
-        return list(dict.fromkeys(row["structure"] for row in self.rows))
+        """In the order of the zoo, those of one's own after it, boosting last."""
+        order = {name: place for place, name in enumerate((*STRUCTURES, "", BOOSTING))}
+        return sorted({row["structure"] for row in self.rows}, key=lambda name: (order.get(name, order[""]), name))
 
     def values(self, structure: str, column: str) -> dict[int, float]:
         """A column by seed; runs without it are left out."""
@@ -77,37 +80,48 @@ class Comparison:
                 names.append(f"{task.name}|{task.given}/{PRIMARY[task.kind]}")
         return names
 
-    def table(self) -> Table:
-        """The comparison for people: mean and 95 % interval over seeds, sd, gain, cost."""
+    def table(self) -> Group:
+        """The comparison for people: mean, sd, interval and MTL gain by task and structure; then what each costs."""
+        return Group(self._quality(), self._cost())
+
+    def _quality(self) -> Table:
         seeds = len({row["seed"] for row in self.rows})
-        rows = self.rows[0]["rows"]
-        title = (
-            f"{self.rows[0]['part']} rows ({rows:,}), {seeds} seed{'s' * (seeds != 1)}: mean ± half 95 % interval (sd)"
-        )
-        table = Table(title=title, title_justify="left")
-        table.add_column("structure")
+        about = f"{self.rows[0]['part']} rows: {self.rows[0]['rows']:,}; seeds: {seeds}; intervals at 95 %"
+        table = Table(title=about, title_justify="left")
+        for name in ("task", "structure", "mean", "sd", "interval", "MTL gain over single task"):
+            table.add_column(name, justify="left" if name in ("task", "structure") else "right")
         for metric in self.metrics():
-            table.add_column(metric, justify="right")
-            if len(self.values(BASELINE, metric)) and len(self.structures) > 1:
-                table.add_column("gain", justify="right")
-        for name in ("parameters", "multiply-adds", "rows/s"):
-            table.add_column(name, justify="right")
-        for structure in self.structures:
-            table.add_row(*self._cells(structure))
+            first = True
+            for structure in self.structures:
+                if self.values(structure, metric):
+                    numbers = _numbers(self.summary(structure, metric))
+                    table.add_row(metric if first else "", structure, *numbers, self._gain(structure, metric))
+                    first = False
+            table.add_section()
         return table
 
-    def _cells(self, structure: str) -> list[str]:
-        cells = [structure]
-        for metric in self.metrics():
-            values = self.values(structure, metric)
-            cells.append(_spread(self.summary(structure, metric)) if values else "")
-            if len(self.values(BASELINE, metric)) and len(self.structures) > 1:
-                gain = self.gain(structure, metric)
-                cells.append("" if gain is None else f"{gain.mean:+.4f}{_half(gain)}{' *' if gain.clear else ''}")
-        for column in ("parameters", "multiply_adds", "rows_per_second"):
-            found = list(self.values(structure, column).values())
-            cells.append(f"{sum(found) / len(found):,.0f}" if found else "")
-        return cells
+    def _gain(self, structure: str, metric: str) -> str:
+        gain = self.gain(structure, metric)
+        if gain is None:
+            return ""
+        text = f"{gain.mean:+.4f}"
+        return text if gain.n == 1 else f"{text} [{gain.low:+.4f}, {gain.high:+.4f}]{' *' if gain.clear else '  '}"
+
+    def _cost(self) -> Table:
+        table = Table(caption="* the interval lies on one side of zero", caption_justify="left")
+        table.add_column("structure")
+        columns = {
+            "parameters": "parameters",
+            "multiply_adds": "multiply-adds a row",
+            "rows_per_second": "training rows/s",
+        }
+        for name in columns.values():
+            table.add_column(name, justify="right")
+        for structure in self.structures:
+            found = [list(self.values(structure, column).values()) for column in columns]
+            if found[0]:
+                table.add_row(structure, *(f"{sum(values) / len(values):,.0f}" for values in found))
+        return table
 
 
 def compare(
@@ -155,8 +169,6 @@ def compare(
                     (place / RESULT).write_text(json.dumps(row, indent=1), encoding="utf-8")
                     _write_rows(folder)
                 rows.append(row)
-    order = [*structures, BOOSTING]
-    rows.sort(key=lambda row: (order.index(row["structure"]), row["seed"]))
     return Comparison(folder, experiment.schema, rows)
 
 
@@ -245,10 +257,8 @@ def _write_rows(folder: Path) -> None:
     temporary.replace(path)
 
 
-def _spread(one: Summary) -> str:
-    return f"{one.mean:.4f}{_half(one)}" + (f" ({one.sd:.4f})" if one.n > 1 else "")
-
-
-def _half(one: Summary) -> str:
-    """Half the interval; nothing for a single seed, which has none."""
-    return f" ±{(one.high - one.low) / 2:.4f}" if one.n > 1 else ""
+def _numbers(one: Summary) -> tuple[str, str, str]:
+    """Mean, sd and interval; of one seed there is only the value itself."""
+    if one.n == 1:
+        return f"{one.mean:.4f}", "", ""
+    return f"{one.mean:.4f}", f"{one.sd:.4f}", f"[{one.low:.4f}, {one.high:.4f}]"

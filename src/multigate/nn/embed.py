@@ -22,7 +22,7 @@ class Embedding(Options):
     """On x, in training."""
     unseen: float = Field(default=0.01, ge=0, lt=1)
     """Share of ids replaced by 0 in training, so that "a value never seen" is learnt."""
-    scale: float = Field(default=0.1, gt=0)
+    scale: float = Field(default=0.25, gt=0)
     """Standard deviation of the initial embeddings."""
 
 
