@@ -73,12 +73,7 @@ class Comparison:
 
     def metrics(self) -> list[str]:
         """The main metric of every task, and of every conditional after its task."""
-        names = []
-        for task in self.schema.tasks:
-            names.append(f"{task.name}/{PRIMARY[task.kind]}")
-            if task.given:
-                names.append(f"{task.name}|{task.given}/{PRIMARY[task.kind]}")
-        return names
+        return _main_metrics(self.schema)
 
     def table(self) -> Group:
         """The comparison for people: mean, sd, interval and MTL gain by task and structure; then what each costs."""
@@ -149,7 +144,7 @@ def compare(
     folder = Path(out)
     sources = open_sources(experiment, tables or {})
     claim(folder, experiment, resume=True)
-    with Reporter(quiet=quiet) as report:
+    with Reporter(quiet=quiet, detail=False) as report:
         prepared = prepare_sources(experiment, sources, folder / PREPARED, report)
         budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
         rows: list[Row] = []
@@ -159,7 +154,6 @@ def compare(
                 place = folder / "runs" / f"{name}-{seed}"
                 row = _remembered(place)
                 if row is None:
-                    report.line(f"{name}, seed {seed}")
                     if name == BOOSTING:
                         row = _boost(prepared, experiment, seed)
                     else:
@@ -168,6 +162,10 @@ def compare(
                     place.mkdir(parents=True, exist_ok=True)
                     (place / RESULT).write_text(json.dumps(row, indent=1), encoding="utf-8")
                     _write_rows(folder)
+                    shown = (
+                        f"{metric} {row[metric]:.4f}" for metric in _main_metrics(experiment.schema) if metric in row
+                    )
+                    report.line(f"seed {seed}  {name:<14} {'  '.join(shown)}  {row['seconds']:.0f} s")
                 rows.append(row)
     return Comparison(folder, experiment.schema, rows)
 
@@ -238,6 +236,15 @@ def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
     metrics = scores(space for space in found if "|" not in space.name)
     about = {"part": "test" if prepared.test else "validation", "rows": scored.rows, "seconds": seconds}
     return about | metrics
+
+
+def _main_metrics(schema: Schema) -> list[str]:
+    names = []
+    for task in schema.tasks:
+        names.append(f"{task.name}/{PRIMARY[task.kind]}")
+        if task.given:
+            names.append(f"{task.name}|{task.given}/{PRIMARY[task.kind]}")
+    return names
 
 
 def _remembered(place: Path) -> Row | None:

@@ -219,7 +219,7 @@ def fit(
             fitting.epoch += 1
             fitting.losses.zero_()
             fitting.save()
-            report.line(_line(fitting, metrics))
+            report.detail(_line(fitting, metrics))
         if board is not None:
             board.close()
         fitting.model.load_state_dict(load_file(folder / BEST, device=str(device)))

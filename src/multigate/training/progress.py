@@ -10,10 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Reporter:
-    """Reports stages of work (reading, encoding, training) and lines worth keeping. ``quiet`` says nothing at all."""
+    """Reports stages of work (reading, encoding, training) and lines worth keeping.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    ``quiet`` says nothing at all; without ``detail`` the lines of single epochs are left out.
+    """
+
+    def __init__(self, *, quiet: bool = False, detail: bool = True) -> None:
+        self.with_detail = detail
         self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
         self.live = sys.stderr.isatty() and not quiet
         self._bar: Progress | None = None
@@ -45,6 +48,11 @@ class Reporter:
     def line(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, highlight=False, markup=False)
+
+    def detail(self, text: str) -> None:
+        """A line that stays where detail is wanted."""
+        if self.with_detail:
+            self.line(text)
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """``done`` of ``total`` rows of a stage (or what its name says in brackets); a new stage begins a new bar."""

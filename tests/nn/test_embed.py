@@ -1,0 +1,108 @@
+"""Embeddings against look-ups and formulae written row by row."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
+from multigate.nn.embed import Embed, Embedding, Periodic, Piecewise
+
+LAYOUT = Layout(
+    numbers=(NumberColumn(feature="a"), NumberColumn(feature="b")),
+    categories=(
+        IdColumn(feature="user", table="user"),
+        IdColumn(feature="city", table="city", dim=2),
+        IdColumn(feature="friend", table="user"),
+        IdColumn(feature="day", table="day"),
+    ),
+    bags=(IdColumn(feature="tags", table="tags", dim=2), IdColumn(feature="seen", table="user")),
+    tables={"user": 6, "city": 4, "day": 9, "tags": 5},
+    tasks=(TaskColumn(name="y", kind="binary"),),
+)
+NUMBERS = torch.tensor([[0.5, math.nan], [-1.0, 2.0], [math.nan, 0.0]])
+CATEGORIES = torch.tensor([[1, 3, 5, 8], [0, 0, 0, 0], [5, 2, 1, 3]], dtype=torch.int32)
+BAGS = (
+    BagIds(torch.tensor([2, 4, 1, 0, 3, 3], dtype=torch.int32), torch.tensor([0, 2, 3, 6], dtype=torch.int32)),
+    BagIds(torch.tensor([5, 1, 2], dtype=torch.int32), torch.tensor([0, 1, 2, 3], dtype=torch.int32)),
+)
+
+
+@pytest.fixture
+def embed() -> Embed:
+    return Embed(LAYOUT, Embedding(dim=3, dropout=0.0)).eval()
+
+
+def rows_of(embed: Embed, table: str, dim: int) -> Tensor:
+    """The weight of one table."""
+    tables = embed.tables[str(dim)]
+    start = tables.start[table]
+    return tables.weight[start : start + LAYOUT.tables[table]]
+
+
+def test_x_is_numbers_indicators_categories_and_bag_means(embed: Embed) -> None:
+    x = embed(NUMBERS, CATEGORIES, BAGS)
+    assert x.shape == (3, embed.d_out)
+    user, city, day, tags = (
+        rows_of(embed, table, dim) for table, dim in (("user", 3), ("city", 2), ("day", 3), ("tags", 2))
+    )
+    for r in range(3):
+        number = [0.0 if math.isnan(v) else v for v in NUMBERS[r].tolist()]
+        missing = [float(math.isnan(v)) for v in NUMBERS[r].tolist()]
+        u, c, f, d = CATEGORIES[r].tolist()
+        means = []
+        for bag, weight in zip(BAGS, (tags, user), strict=True):
+            ids = bag.values[bag.offsets[r] : bag.offsets[r + 1]].tolist()
+            means.append(sum(weight[i] for i in ids) / len(ids))
+        # widths in rising order, then the columns in the order of the layout
+        expected = torch.cat((torch.tensor(number + missing), city[c], user[u], user[f], day[d], *means))
+        torch.testing.assert_close(x[r], expected)
+
+
+def test_features_of_one_table_share_its_rows(embed: Embed) -> None:
+    embed(NUMBERS, CATEGORIES, BAGS).sum().backward()
+    gradient = embed.tables["3"].weight.grad
+    start = embed.tables["3"].start["user"]
+    # id 5 is read by user in row 2, by friend in row 0 and by the bag of row 0; each cell adds 1
+    torch.testing.assert_close(gradient[start + 5], torch.full((3,), 3.0))
+
+
+def test_unseen_is_learnt_in_training_only() -> None:
+    embed = Embed(LAYOUT, Embedding(dim=3, dropout=0.0, unseen=0.5))
+    ids = torch.full((4000, 4), 3, dtype=torch.int32)
+    assert abs((embed._forget(ids) == 0).float().mean().item() - 0.5) < 0.02
+    assert torch.equal(embed.eval()._forget(ids), ids)
+
+
+def test_piecewise_is_the_progress_through_each_interval() -> None:
+    """Gorishniy et al. 2022, Eq. 1, one value and one knot at a time."""
+    edges = [(-1.0, 0.0, 2.0), (-3.0, 1.0)]
+    module = Piecewise([1, 0], edges, dim=3)
+    numbers = torch.tensor([[0.5, -2.0], [-9.0, 1.0], [9.0, 0.5]])
+    out = module(numbers).unflatten(1, (2, 3))
+    for b in range(3):
+        for i, column in enumerate((1, 0)):
+            v, knots = numbers[b, column].item(), edges[i]
+            progress = [min(max((v - a) / (z - a), 0.0), 1.0) for a, z in pairwise(knots)]
+            progress += [0.0] * (2 - len(progress))
+            expected = torch.relu(torch.tensor(progress) @ module.weight[i] + module.bias[i])
+            torch.testing.assert_close(out[b, i], expected)
+
+
+def test_periodic_is_waves_of_learnt_frequencies() -> None:
+    module = Periodic([0], dim=2, frequencies=3)
+    out = module(torch.tensor([[0.7, 5.0]]))
+    angles = 2 * math.pi * 0.7 * module.frequency[0]
+    expected = torch.relu(torch.cat((angles.cos(), angles.sin())) @ module.weight[0] + module.bias[0])
+    torch.testing.assert_close(out[0], expected)
+
+
+def test_a_table_of_numbers_alone_or_of_categories_alone_embeds() -> None:
+    only_numbers = LAYOUT.with_(categories=(), bags=(), tables={})
+    x = Embed(only_numbers, Embedding())(NUMBERS, torch.zeros(3, 0, dtype=torch.int32))
+    assert x.shape == (3, 4)
+    only_ids = LAYOUT.with_(numbers=(), bags=())
+    x = Embed(only_ids, Embedding(dim=3))(torch.zeros(3, 0), CATEGORIES)
+    assert x.shape == (3, 11)

@@ -1,0 +1,76 @@
+"""Drafted experiments: what they say to their reader, and that they are experiments."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from multigate.draft import draft
+from multigate.errors import DataError, ExperimentError
+from multigate.experiment import make_experiment
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    rows = 3000
+    click = draw.integers(0, 2, rows)
+    columns = {
+        "row_id": np.arange(rows),
+        "colour": draw.choice(["red", "green", "blue"], rows),
+        "amount": draw.lognormal(size=rows),
+        "told_afterwards": click * 2.0 + draw.normal(size=rows) * 0.01,
+        "always": ["same"] * rows,
+        "click": click,
+        "grade": draw.choice(["a", "b", "c"], rows),
+    }
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_the_header_tells_leaks_and_what_was_left_out(table: Path) -> None:
+    text = draft(table, ["click", "grade"])
+    header, _, body = text.partition("\nschema:\n")
+    assert all(line.startswith("#") for line in header.splitlines() if line)
+    assert "told_afterwards" in header
+    assert "always" in header
+    assert "row_id" in header
+    experiment = make_experiment(yaml.safe_load("schema:\n" + body))
+    assert {feature.name for feature in experiment.schema.features} == {"colour", "amount", "told_afterwards"}
+    assert [(task.name, task.kind) for task in experiment.schema.tasks] == [
+        ("click", "binary"),
+        ("grade", "multiclass"),
+    ]
+    assert experiment.train == str(table)
+
+
+def test_one_feature_a_line_so_that_one_can_be_struck_out(table: Path) -> None:
+    assert "    - {name: colour, kind: category}\n" in draft(table, ["click"])
+
+
+def test_settings_go_into_the_file(table: Path) -> None:
+    experiment = make_experiment(
+        yaml.safe_load(draft(table, ["click"], ["epochs=2", "sharing=omoe", "schema.group=colour"]))
+    )
+    assert experiment.epochs == 2
+    assert experiment.sharing.to_dict()["structure"] == "omoe"
+    assert experiment.schema.group == "colour"
+
+
+def test_progress_is_told(table: Path) -> None:
+    told: list[int] = []
+    draft(table, ["click"], progress=lambda stage, done, total: told.append(done))
+    assert told[-1] == 3000
+
+
+def test_what_cannot_be_is_refused(table: Path) -> None:
+    with pytest.raises(ExperimentError, match="tasks="):
+        draft(table, [])
+    with pytest.raises(DataError, match="always"):
+        draft(table, ["always"])
+    with pytest.raises(ExperimentError, match="epochs"):
+        draft(table, ["click"], ["epoch=3"])
