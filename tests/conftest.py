@@ -50,7 +50,7 @@ def feed_experiment(feed_folder: Path) -> "Experiment":
         test=str(feed_folder / "test.parquet"),
         sharing=MMoE(experts=3, hidden=(16, 8)),
         tower=(8,),
-        embedding={"dim": 8, "dropout": 0.2},
+        embedding={"dim": 8, "dropout": 0.2, "scale": 0.1},
         optimizer={"learning_rate": 0.01},
         epochs=2,
         batch_size=256,
