@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from multigate.bundle import Bundle, load
+from multigate.bundle import Bundle, build_model, load
 from multigate.errors import BundleError, DataError
 from multigate.experiment import Experiment
 from multigate.score import score_table, write_predictions
+from multigate.sharing import STRUCTURES
 from multigate.training.train import train
 
 
@@ -84,6 +85,13 @@ def test_gates_come_on_request_and_sum_to_one(bundle: Bundle, table: pa.Table) -
     for gate in gates.values():
         assert gate.shape == (50, 3)
         np.testing.assert_allclose(gate.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_gates_may_be_asked_of_any_structure(bundle: Bundle, table: pa.Table, name: str) -> None:
+    experiment = bundle.experiment.with_(sharing=name)
+    named = Bundle(experiment, bundle.encoder, build_model(experiment, bundle.encoder)).predict(table, gates=True)
+    assert named.keys() >= {"click", "buy|click"}
 
 
 def test_another_process_gives_the_same(run_folder: Path, bundle: Bundle, table: pa.Table, tmp_path: Path) -> None:

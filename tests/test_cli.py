@@ -68,6 +68,11 @@ def test_the_road_from_table_to_predictions(feed_folder: Path, tmp_path: Path) -
         (("train", "x.yaml", "--device", "tpu"), "tpu"),
         (("train", "x.yaml", "--out", "rows.parquet"), "rows.parquet"),
         (("train", "x.yaml", "--set", "epoch=2"), "epochs"),
+        (("train", "constant.yaml"), "constant"),
+        (("compare", "constant.yaml"), "constant"),
+        (("train", "x.yaml", "--set", "monitor=clik/auc"), "click"),
+        (("train", "x.yaml", "--set", "split.valid=0"), "valid"),
+        (("train", "missing.yaml"), "colour"),
         (("fetch", "censsus"), "census-income"),
     ],
 )
@@ -80,6 +85,8 @@ def test_mistakes_get_one_sentence_and_exit_2(tmp_path: Path, words: tuple[str, 
     (tmp_path / "x.yaml").write_text(
         "schema: {features: [{name: x, kind: number}], tasks: [{name: click}]}\ntrain: rows.parquet\n"
     )
+    (tmp_path / "constant.yaml").write_text((tmp_path / "x.yaml").read_text().replace("name: click", "name: constant"))
+    (tmp_path / "missing.yaml").write_text((tmp_path / "x.yaml").read_text().replace("name: x", "name: colour"))
     before = sorted(tmp_path.rglob("*"))
     done = multigate(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr

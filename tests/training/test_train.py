@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from multigate.datasets.feed import Feed, write_feed
 from multigate.errors import ExperimentError, RunError
+from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import open_run
@@ -77,6 +79,26 @@ def test_resumed_after_an_interruption_is_bit_equal(feed_experiment: Experiment,
     torch.testing.assert_close(
         torch.tensor(list(whole.history[0]["train"].values())), torch.tensor(list(pieces.history[0]["train"].values()))
     )
+
+
+def test_a_run_does_not_go_on_with_other_rows(feed_experiment: Experiment, tmp_path: Path) -> None:
+    table = tmp_path / "rows.parquet"
+    shutil.copy(feed_experiment.train, table)
+    experiment = feed_experiment.with_(train=str(table), batch_size=64)
+    with StopAt(10), pytest.raises(Interrupted):
+        train(experiment, tmp_path / "run", quiet=True)
+    pq.write_table(pq.read_table(table).slice(1), table)
+    with pytest.raises(RunError, match="tables changed"):
+        train(experiment, tmp_path / "run", resume=True, quiet=True)
+    assert (tmp_path / "run" / CHECKPOINT).is_file(), "what was reached is kept"
+
+
+def test_an_auxiliary_task_is_not_counted_unless_it_is_alone(feed_experiment: Experiment) -> None:
+    tasks = [task.with_(auxiliary=task.name == "like") for task in feed_experiment.schema.tasks]
+    schema = feed_experiment.schema.with_(tasks=tasks)
+    assert Monitor("mean", schema).main == ["click/auc", "buy/auc", "watch/r2"]
+    assert Monitor("mean", schema.only(["like"])).main == ["like/auc"]
+    assert Monitor("watch/rmse", schema).value({"watch/rmse": 3.0}) == -3.0
 
 
 class StopAt:

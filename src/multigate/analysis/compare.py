@@ -23,7 +23,7 @@ from multigate.errors import ExperimentError, RunError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
-from multigate.run import claim, stored_values
+from multigate.run import claimed, stored_values, strict
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES
 from multigate.training.loop import CHECKPOINT, choose_device, fit
@@ -143,8 +143,10 @@ def compare(
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, STRUCTURES)}")
     folder = Path(out)
     sources = open_sources(experiment, tables or {})
-    claim(folder, experiment, resume=True)
-    with Reporter(quiet=quiet, detail=False) as report:
+    with (
+        claimed(folder, experiment, resume=True, progress="runs"),
+        Reporter(quiet=quiet, detail=False) as report,
+    ):
         prepared = prepare_sources(experiment, sources, folder / PREPARED, report)
         budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
         rows: list[Row] = []
@@ -163,7 +165,9 @@ def compare(
                     (place / RESULT).write_text(json.dumps(row, indent=1), encoding="utf-8")
                     _write_rows(folder)
                     shown = (
-                        f"{metric} {row[metric]:.4f}" for metric in _main_metrics(experiment.schema) if metric in row
+                        f"{metric} {row[metric]:.4f}"
+                        for metric in _main_metrics(experiment.schema)
+                        if row.get(metric) is not None
                     )
                     report.line(f"seed {seed}  {name:<14} {'  '.join(shown)}  {row['seconds']:.0f} s")
                 rows.append(row)
@@ -219,7 +223,7 @@ def _train(
         costs["epochs"] += fitted.epochs
         (folder / CHECKPOINT).unlink(missing_ok=True)
     trained = prepared.train.rows * costs["epochs"]
-    return row | costs | {"rows_per_second": trained / max(costs["seconds"], 1e-9) / len(trainings)} | metrics
+    return row | costs | {"rows_per_second": trained / max(costs["seconds"], 1e-9) / len(trainings)} | strict(metrics)
 
 
 def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
@@ -235,7 +239,7 @@ def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
     found = spaces(experiment.schema, prepared.encoder, Scored(logits, logits, *labels))
     metrics = scores(space for space in found if "|" not in space.name)
     about = {"part": "test" if prepared.test else "validation", "rows": scored.rows, "seconds": seconds}
-    return about | metrics
+    return about | strict(metrics)
 
 
 def _main_metrics(schema: Schema) -> list[str]:

@@ -23,7 +23,7 @@ from multigate.evaluate import Monitor, forward, scores, spaces, to_device
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
-from multigate.run import METRICS
+from multigate.run import METRICS, strict
 from multigate.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from multigate.training.interrupts import Interrupts
 from multigate.training.optimizers import Average, build_optimizer, rate_at
@@ -215,7 +215,8 @@ def fit(
             with (folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
             for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
-                board.add_scalar(name, value, fitting.step_done)
+                if value is not None:
+                    board.add_scalar(name, value, fitting.step_done)
             fitting.epoch += 1
             fitting.losses.zero_()
             fitting.save()
@@ -269,7 +270,7 @@ def _entry(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
         "step": fitting.step_done,
         "seconds": round(fitting.seconds, 3),
         "train": {f"train/{task.name}/loss": loss for task, loss in zip(fitting.schema.tasks, losses, strict=True)},
-        "valid": {f"valid/{name}": value for name, value in metrics.items()},
+        "valid": {f"valid/{name}": value for name, value in strict(metrics).items()},
     }
 
 

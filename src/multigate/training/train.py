@@ -14,7 +14,7 @@ from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, prepare
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
-from multigate.run import SUMMARY, Run, claim, open_run
+from multigate.run import SUMMARY, Run, claimed, open_run, strict
 from multigate.training.loop import CHECKPOINT, choose_device, fit
 from multigate.training.progress import Reporter
 
@@ -40,15 +40,14 @@ def train(
     folder = Path(out)
     chosen = choose_device(device)
     sources = open_sources(experiment, tables or {})
-    claim(folder, experiment, resume=resume)
-    if resume and (folder / SUMMARY).is_file():
-        return open_run(folder)
-    with Reporter(quiet=quiet) as report:
+    with claimed(folder, experiment, resume=resume, progress=CHECKPOINT), Reporter(quiet=quiet) as report:
+        if resume and (folder / SUMMARY).is_file():
+            return open_run(folder)
         prepared = prepare_sources(experiment, sources, folder / PREPARED, report)
         fitted = fit(experiment, prepared, folder, device=chosen, report=report, resume=resume)
     Bundle(experiment, prepared.encoder, fitted.model.cpu()).save(folder / BUNDLE)
     summary = {
-        "best": fitted.best,
+        "best": strict(fitted.best),
         "epochs": fitted.epochs,
         "seconds": round(fitted.seconds, 3),
         "rows_per_second": round(fitted.rows_per_second),
