@@ -25,7 +25,7 @@ from multigate.experiment import Experiment
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.run import claimed, stored_values, strict
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES
+from multigate.sharing import STRUCTURES, Structure
 from multigate.training.loop import CHECKPOINT, choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.train import PREPARED, open_sources, prepare_sources
@@ -133,14 +133,16 @@ def compare(
     """Train each structure with seeds 0 .. seeds - 1 and score it on the test rows (validation rows without any).
 
     Every structure gets the multiply-adds per row of the experiment's own (sharing and towers, within 2 %) by one
-    factor on its widths. ``single_task`` is T separate models: own embeddings, own early stopping, the full budget
+    factor on its widths; a structure of one's own is compared under the name in its ``structure`` tag where it is the
+    experiment's. ``single_task`` is T separate models: own embeddings, own early stopping, the full budget
     each. Weights are chosen on validation rows alone. Called again with the same folder it goes on where it stopped;
     ``runs.parquet`` there has one row per run. A gradient-boosting row per task is added where scikit-learn is there.
     """
     chosen = choose_device(device)
+    known = {*STRUCTURES, _name(experiment.sharing)}
     for name in structures:
-        if name not in STRUCTURES:
-            raise ExperimentError(f"there is no structure {name!r}; {nearest(name, STRUCTURES)}")
+        if name not in known:
+            raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
     folder = Path(out)
     sources = open_sources(experiment, tables or {})
     with (
@@ -193,7 +195,7 @@ def _train(
     report: Reporter,
 ) -> Row:
     """One structure, one seed: its cost and its metrics. ``single_task`` sums the cost of its T models."""
-    own = experiment.sharing if experiment.sharing.to_dict()["structure"] == name else STRUCTURES[name]()
+    own = experiment.sharing if _name(experiment.sharing) == name else STRUCTURES[name]()
     tasks = range(len(experiment.schema.tasks))
     trainings = [[task] for task in tasks] if name == BASELINE else [None]
     part = prepared.test or prepared.valid
@@ -240,6 +242,10 @@ def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
     metrics = scores(space for space in found if "|" not in space.name)
     about = {"part": "test" if prepared.test else "validation", "rows": scored.rows, "seconds": seconds}
     return about | strict(metrics)
+
+
+def _name(structure: Structure) -> str:
+    return str(structure.to_dict()["structure"])
 
 
 def _main_metrics(schema: Schema) -> list[str]:
