@@ -74,6 +74,7 @@ def test_the_road_from_table_to_predictions(feed_folder: Path, tmp_path: Path) -
         (("train", "x.yaml", "--set", "split.valid=0"), "valid"),
         (("train", "missing.yaml"), "colour"),
         (("fetch", "censsus"), "census-income"),
+        (("demo", "--out", "."), "delete it"),
     ],
 )
 def test_mistakes_get_one_sentence_and_exit_2(tmp_path: Path, words: tuple[str, ...], told: str) -> None:

@@ -12,6 +12,7 @@ from multigate.analysis.compare import compare
 from multigate.bundle import load
 from multigate.datasets.feed import Feed, write_feed
 from multigate.draft import draft
+from multigate.errors import RunError
 from multigate.experiment import read_experiment
 from multigate.metrics import auc
 from multigate.score import score_table, write_predictions
@@ -25,7 +26,12 @@ STRUCTURES = ("single_task", "shared_bottom", "omoe", "mmoe")
 
 
 def demo(out: Path, *, rows: int = 60_000) -> None:
-    """Simulate a feed, then ``init``, ``train``, ``score``, ``predict`` and ``compare`` on it, telling what happens."""
+    """Simulate a feed, then ``init``, ``train``, ``score``, ``predict`` and ``compare`` on it, telling what happens.
+
+    Raises ``RunError`` where ``out`` holds anything already.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise RunError(f"the demo wants a folder of its own and {out} is not empty; delete it or choose another --out")
     console = Console(soft_wrap=True)
     began = time.perf_counter()
 
