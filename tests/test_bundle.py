@@ -16,8 +16,9 @@ import pytest
 from multigate.bundle import Bundle, build_model, load
 from multigate.errors import BundleError, DataError
 from multigate.experiment import Experiment
+from multigate.schema import Number, Schema, Task
 from multigate.score import score_table, write_predictions
-from multigate.sharing import STRUCTURES
+from multigate.sharing import STRUCTURES, MMoE
 from multigate.training.train import train
 
 
@@ -92,6 +93,48 @@ def test_gates_may_be_asked_of_any_structure(bundle: Bundle, table: pa.Table, na
     experiment = bundle.experiment.with_(sharing=name)
     named = Bundle(experiment, bundle.encoder, build_model(experiment, bundle.encoder)).predict(table, gates=True)
     assert named.keys() >= {"click", "buy|click"}
+
+
+def test_all_kinds_of_tasks_from_a_table_in_memory(tmp_path: Path) -> None:
+    """Binary with a positive text, multiclass and regression; sample weights; unknown labels; trained on a frame."""
+    draw = np.random.default_rng(0)
+    rows = 3000
+    x = draw.normal(size=rows)
+    frame = pd.DataFrame(
+        {
+            "x": x,
+            "back": np.where(x + draw.normal(size=rows) > 0, "yes", "no"),
+            "grade": np.select([x < -0.5, x < 0.5], ["bad", "fair"], "good"),
+            "cost": np.exp(8 + x),
+            "weight": draw.integers(0, 3, rows),
+        }
+    )
+    frame.loc[draw.random(rows) < 0.3, "back"] = None
+    schema = Schema(
+        features=[Number("x")],
+        tasks=[
+            Task("back", positive="yes", sample_weight="weight"),
+            Task("grade", kind="multiclass"),
+            Task("cost", kind="regression", transform="log1p"),
+        ],
+    )
+    optimizer = {"learning_rate": 0.01}
+    experiment = Experiment(
+        schema=schema, sharing=MMoE(experts=2, hidden=(16,)), optimizer=optimizer, epochs=8, batch_size=128
+    )
+    run = train(experiment, tmp_path / "run", tables={"train": frame}, quiet=True)
+    bundle = load(tmp_path / "run")
+    named = bundle.predict(frame)
+    assert set(named) == {"back", "grade", "grade=bad", "grade=fair", "grade=good", "cost"}
+    total = named["grade=bad"] + named["grade=fair"] + named["grade=good"]
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+    assert (named["grade"] == frame["grade"]).mean() > 0.9
+    assert np.corrcoef(np.log(named["cost"]), frame["x"])[0, 1] > 0.98
+    assert run.best["back/auc"] > 0.75
+    one = bundle.predict({"x": 3.0})
+    assert one["grade"] == "good"
+    assert one["back"] > 0.8
+    assert 8_000 < one["cost"] < 150_000
 
 
 def test_another_process_gives_the_same(run_folder: Path, bundle: Bundle, table: pa.Table, tmp_path: Path) -> None:

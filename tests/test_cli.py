@@ -38,7 +38,7 @@ def test_the_road_from_table_to_predictions(feed_folder: Path, tmp_path: Path) -
     done = multigate("score", tmp_path / "run", feed_folder / "test.parquet", "--replicates", 20)
     assert done.returncode == 0, done.stderr
     assert "buy|click" in done.stdout
-    assert "[" in done.stdout, "intervals are missing"
+    assert "95 % interval" in done.stdout
     done = multigate("score", tmp_path / "run", feed_folder / "test.parquet", "--out", tmp_path / "p.parquet")
     assert done.returncode == 0, done.stderr
     assert pq.read_metadata(tmp_path / "p.parquet").num_rows == 600

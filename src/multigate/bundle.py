@@ -69,7 +69,7 @@ class Bundle:
         """
         if isinstance(rows, Mapping) and not all(_is_column(value) for value in rows.values()):
             named = self._named(self.encoder.row(rows), gates=gates)
-            return {name: value[0].tolist() for name, value in named.items()}
+            return {name: value.tolist()[0] for name, value in named.items()}
         parts = [self._named(batch, gates=gates) for batch, _ in self.batches(rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 

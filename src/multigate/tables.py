@@ -1,31 +1,32 @@
 """Tables for the terminal."""
 
 from collections.abc import Mapping
+from itertools import groupby
 
 from rich.table import Table
 
+Intervals = Mapping[str, tuple[float, float]]
 
-def metric_table(
-    title: str, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None
-) -> Table:
-    """One row per task (or conditional), one column per metric, intervals in brackets."""
-    names = [name.rpartition("/") for name in metrics]
-    tasks = list(dict.fromkeys(task for task, _, _ in names))
-    columns = list(dict.fromkeys(metric for _, _, metric in names))
+
+def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals | None = None) -> Table:
+    """One row per metric of every task (or conditional), with its interval where there are any."""
     table = Table(title=title, title_justify="left")
     table.add_column("task")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for task in tasks:
-        table.add_row(task, *(_cell(f"{task}/{column}", metrics, intervals or {}) for column in columns))
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    if intervals:
+        table.add_column("95 % interval", justify="right")
+    for task, names in groupby(metrics, key=lambda name: name.rpartition("/")[0]):
+        for place, name in enumerate(names):
+            cells = ["" if place else task, name.rpartition("/")[2], _number(metrics[name])]
+            if intervals:
+                low, high = intervals.get(name, (float("nan"), float("nan")))
+                cells.append(f"{_number(low)} to {_number(high)}")
+            table.add_row(*cells)
+        table.add_section()
     return table
 
 
-def _cell(name: str, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
-    if name not in metrics:
-        return ""
-    text = f"{metrics[name]:.4f}"
-    if name in intervals:
-        low, high = intervals[name]
-        text += f" [{low:.4f}, {high:.4f}]"
-    return text
+def _number(value: float) -> str:
+    """Four digits after the point for shares and the like, fewer for large quantities."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
