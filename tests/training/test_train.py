@@ -22,7 +22,7 @@ from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import open_run
 from multigate.score import score_table
-from multigate.training.loop import CHECKPOINT, Interrupted
+from multigate.training.loop import CHECKPOINT, Interrupted, _batch_size
 from multigate.training.train import train
 
 
@@ -194,6 +194,14 @@ def test_the_average_of_the_weights_is_the_corrected_exponential_average() -> No
     torch.testing.assert_close(average.values[0], (shares[:, None] * values).sum(0) / shares.sum())
     average.swap()
     assert torch.equal(average.values[0], values[-1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(1, 64), (3_600, 64), (20_000, 128), (48_000, 256), (199_523, 1024), (10**9, 1024)]
+)
+def test_batches_follow_the_rows_of_small_tables(rows: int, size: int) -> None:
+    assert _batch_size(None, rows) == size
+    assert _batch_size(77, rows) == 77
 
 
 def test_one_cycle_is_torchs() -> None:

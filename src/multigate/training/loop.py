@@ -30,6 +30,8 @@ from multigate.training.optimizers import Average, build_optimizer, rate_at
 from multigate.training.progress import Reporter
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+STEPS = 150
+"""Steps an epoch that a small table's batches are made small enough for."""
 CHECK_EVERY = 64
 """Steps between looks at whether the loss is still a number (a look waits for the device)."""
 
@@ -85,7 +87,8 @@ class Fit:
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         decay = experiment.optimizer.average
         self.average = Average(self.model.parameters(), decay) if decay else None
-        self.loader = Loader(prepared.train, experiment.batch_size, seed=experiment.seed, tasks=tasks)
+        size = _batch_size(experiment.batch_size, prepared.train.rows)
+        self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks)
         self.steps = experiment.epochs * len(self.loader)
         self.precision = _precision(experiment.precision, device)
         self.step_done = 0
@@ -246,7 +249,7 @@ def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts) -> None:
                         f"the loss is no longer a number at step {fitting.step_done}; lower optimizer.learning_rate "
                         f"(now {experiment.optimizer.learning_rate:g}), or set optimizer.clip=1 or precision=float32"
                     )
-                report(stage, min(number * experiment.batch_size, rows), rows)
+                report(stage, min(number * fitting.loader.batch_size, rows), rows)
             if interrupts.asked:
                 break
     finally:
@@ -286,6 +289,11 @@ def _spread(part: Part, most: int, tasks: Sequence[int]) -> Iterator[Batch]:
     """At most about ``most`` rows of a part, as batches evenly spread over it, with the labels of some tasks."""
     for batch in islice(part.batches(ROWS), 0, None, math.ceil(part.rows / most)):
         yield pick_tasks(batch, tuple(tasks))
+
+
+def _batch_size(asked: int | None, rows: int) -> int:
+    """What null means for so many training rows: enough steps an epoch to learn from a small table."""
+    return asked or min(max(2 ** int(math.log2(max(rows // STEPS, 1))), 64), 1024)
 
 
 def _precision(name: str, device: torch.device) -> str:
