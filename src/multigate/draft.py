@@ -1,17 +1,16 @@
 """A first experiment for a table nobody has described yet, as YAML a person can read and edit."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from multigate.data.files import Source, open_table
+from multigate.data.files import open_table
 from multigate.data.infer import Note, inspect_table
+from multigate.data.survey import Progress
 from multigate.errors import ExperimentError
 from multigate.experiment import changed, make_experiment
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def draft(
@@ -24,27 +23,10 @@ def draft(
     if not tasks:
         raise ExperimentError("init wants the label columns: --set tasks=click,buy")
     source = open_table(table)
-    findings = inspect_table(_counted(source, progress), tasks)
+    findings = inspect_table(source, tasks, progress=progress)
     data = changed({"schema": findings.schema.to_dict(), "train": str(table)}, changes)
     make_experiment(data)  # a change that does not fit is told now, not when training starts
     return _render(source.name, findings.rows, data, findings.left_out, findings.leaks)
-
-
-def _counted(source: Source, progress: Progress | None) -> Source:
-    """The source, telling ``progress`` how far it was read."""
-    if progress is None:
-        return source
-    tell, batches, total = progress, source.batches, source.rows
-
-    def told(columns: Sequence[str] | None = None, rows: int = 65_536) -> Iterable[Any]:
-        done = 0
-        for batch in batches(columns, rows):
-            yield batch
-            done += batch.num_rows
-            tell("looking at the table", done, total)
-
-    source.batches = told  # type: ignore[method-assign,assignment]
-    return source
 
 
 def _render(name: str, rows: int, data: dict[str, Any], left_out: Sequence[Note], leaks: Sequence[Note]) -> str:

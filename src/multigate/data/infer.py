@@ -12,7 +12,7 @@ from multigate.data import cells
 from multigate.data.files import Source, open_table, type_name
 from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported, words_of
-from multigate.data.survey import Survey, is_list, survey
+from multigate.data.survey import Progress, Survey, is_list, survey
 from multigate.data.tasks import check_label, completed, read_task
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
@@ -43,7 +43,7 @@ def infer_schema(data: Any, tasks: Sequence[Task | str], types: Mapping[str, str
     return inspect_table(open_table(data, types), tasks).schema
 
 
-def inspect_table(source: Source, tasks: Sequence[Task | str]) -> Findings:
+def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Progress | None = None) -> Findings:
     """Look at every row once and propose what each column means.
 
     A task is a ``Task``, whose declared fields are kept and whose other ones (kind, positive, classes, transform) are
@@ -65,7 +65,7 @@ def inspect_table(source: Source, tasks: Sequence[Task | str]) -> Findings:
                 )
         check_label(task, source.schema.field(task.source).type)
     read = [field.name for field in source.schema if is_readable(field.type)]
-    seen = survey(source, read)
+    seen = survey(source, read, progress)
     labels = [completed(task, seen) for task in wanted]
     taken = {task.source for task in labels} | {task.sample_weight for task in labels}
     verdicts = {

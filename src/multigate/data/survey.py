@@ -1,6 +1,6 @@
 """One pass over a table in bounded memory: what is in each column, and a sample of whole rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -34,8 +34,12 @@ class Survey(NamedTuple):
         return cells.plain(self.sample[name].combine_chunks())
 
 
-def survey(source: Source, columns: Sequence[str]) -> Survey:
-    """Look at some columns of a table."""
+Progress = Callable[[str, int, int | None], None]
+"""Told the stage, the rows done and, where known, the rows in all."""
+
+
+def survey(source: Source, columns: Sequence[str], progress: Progress | None = None) -> Survey:
+    """Look at some columns of a table, telling ``progress`` how far."""
     found = {name: Column(name, source.schema.field(name).type) for name in columns}
     sample = Sample([name for name in columns if not is_list(found[name].kind)])
     rows = 0
@@ -44,6 +48,8 @@ def survey(source: Source, columns: Sequence[str]) -> Survey:
             found[name].add(array)
         sample.add(batch)
         rows += batch.num_rows
+        if progress is not None:
+            progress("looking at the table", rows, source.rows)
     return Survey(rows, found, sample.table())
 
 
