@@ -112,8 +112,53 @@ def compare(
 
 
 @app.command()
+def inspect(
+    run: Annotated[Path, typer.Argument(help="A run, bundle or comparison folder.")],
+    table: Annotated[str | None, typer.Option(help="Rows with labels; the run's validation rows if not given.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Tell why: who reads which expert, what experts serve, what each task's features are worth."""
+    import json
+
+    from multigate.analysis.inspection import inspect_model
+    from multigate.analysis.subject import find_subject
+    from multigate.tables import inspection_tables
+    from multigate.training.progress import Reporter
+
+    with Reporter() as report:
+        inspection = inspect_model(find_subject(run, table), progress=report)
+    if json_:
+        typer.echo(json.dumps(inspection.to_dict(full=True), indent=1, ensure_ascii=False))
+    else:
+        _print(inspection_tables(inspection))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run or comparison folders.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    table: Annotated[str | None, typer.Option(help="Rows with labels; the runs' validation rows if not given.")] = None,
+) -> None:
+    """Write one page about runs and comparisons that opens offline: curves, metrics, calibration, gates, differences."""
+    from multigate.report.write import write_report
+    from multigate.training.progress import Reporter
+
+    with Reporter() as progress:
+        path = write_report(runs, out, table=table, progress=progress)
+    typer.echo(f"report: {path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what is installed, what computes, and what to install for the rest."""
+    from multigate.doctor import doctor_tables
+
+    _print(doctor_tables())
+
+
+@app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="census-income.")],
+    name: Annotated[str, typer.Argument(help="census-income or kuairand.")],
     from_: Annotated[Path | None, typer.Option("--from", help="A folder or file already downloaded.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write tables to.")] = Path("data"),
 ) -> None:

@@ -12,21 +12,23 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Group
 from rich.table import Table
+from safetensors.torch import load_file
 
 from multigate.analysis.boosting import available, boosting_baseline
 from multigate.analysis.budget import TOLERANCE, multiply_adds, within_budget
 from multigate.analysis.intervals import Summary, mtl_gain, summary
-from multigate.bundle import ROWS
+from multigate.bundle import ROWS, Bundle, build_model
+from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
 from multigate.data.rows import join, pick_tasks
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
-from multigate.experiment import Experiment
+from multigate.experiment import Experiment, make_experiment
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.run import claimed, stored_values, strict
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, Structure
-from multigate.training.loop import CHECKPOINT, choose_device, fit
+from multigate.training.loop import BEST, CHECKPOINT, choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.train import PREPARED, open_sources, prepare_sources
 
@@ -70,6 +72,21 @@ class Comparison:
             return None
         higher = HIGHER_IS_BETTER[metric.rpartition("/")[2]]
         return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
+
+    def bundle(self, structure: str, seed: int = 0) -> Bundle:
+        """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind."""
+        place = self.folder / "runs" / f"{structure}-{seed}"
+        row = _remembered(place)
+        if row is None or "sharing" not in row:
+            names = sorted({one["structure"] for one in self.rows} - {BASELINE, BOOSTING})
+            raise RunError(f"{self.folder} holds no joint model {structure!r} of seed {seed}; {nearest(structure, names)}")
+        own = make_experiment(stored_values(self.folder), name=str(self.folder))
+        experiment = own.with_(seed=seed, sharing=json.loads(row["sharing"]))
+        encoder = Encoder.load(self.folder / PREPARED / "encoder")
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(experiment, encoder)
+        model.load_state_dict(load_file(place / BEST))
+        return Bundle(experiment, encoder, model)
 
     def metrics(self) -> list[str]:
         """The main metric of every task, and of every conditional after its task."""
@@ -219,6 +236,8 @@ def _train(
         batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
         found = scores(spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen))
         metrics |= found
+        if places is None:
+            row["sharing"] = json.dumps(structure.to_dict(full=True))
         costs["parameters"] += sum(p.numel() for p in fitted.model.parameters())
         costs["multiply_adds"] += fitted.model.multiply_adds()
         costs["seconds"] += fitted.seconds

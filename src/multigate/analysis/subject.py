@@ -1,0 +1,79 @@
+"""What an analysis looks at: a trained model and rows with labels, found from a folder."""
+
+from collections.abc import Iterator
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multigate.analysis.compare import RUNS, open_comparison
+from multigate.batch import Batch
+from multigate.bundle import ROWS, Bundle, load
+from multigate.data.prepared import Prepared
+from multigate.errors import DataError, RunError
+from multigate.run import open_run
+from multigate.training.train import PREPARED
+
+
+class Subject(NamedTuple):
+    """A model and encoded rows, with labels, to look at it with."""
+
+    name: str
+    """For people: the folder, and which of its models."""
+    bundle: Bundle
+    batches: tuple[Batch, ...]
+    rows: str
+    """Which rows they are, for people: "20,000 of 60,000 validation rows"."""
+
+    @property
+    def count(self) -> int:
+        """Rows there are."""
+        return sum(batch.rows for batch in self.batches)
+
+
+def find_subject(
+    path: str | Path,
+    table: Any = None,
+    *,
+    part: str = "valid",
+    most: int = 50_000,
+    structure: str | None = None,
+    seed: int = 0,
+) -> Subject:
+    """The model in a run, bundle or comparison folder, and at most about ``most`` rows, evenly spread.
+
+    Rows come from ``table`` if given, else from the ``part`` prepared beside the model: validation rows unless asked
+    otherwise, so that looking at a model does not use up the test rows. Of a comparison it is ``structure`` (MMoE, or
+    else the last joint structure there is) with ``seed``. Raises ``RunError`` or ``BundleError`` where there is no
+    model, ``DataError`` where there are no such rows.
+    """
+    folder = Path(path)
+    name = str(folder)
+    if (folder / RUNS).is_file():
+        comparison = open_comparison(folder)
+        joint = [row["structure"] for row in comparison.rows if row.get("sharing") and row["seed"] == seed]
+        if not joint:
+            raise RunError(f"{folder} holds no joint model of seed {seed}; inspect one of its runs, or train one")
+        chosen = structure or ("mmoe" if "mmoe" in joint else joint[-1])
+        bundle, name = comparison.bundle(chosen, seed), f"{folder} ({chosen}, seed {seed})"
+    else:
+        if table is None and not (folder / PREPARED / "manifest.json").is_file():
+            open_run(folder)  # says what is missing where this is no run
+            raise RunError(f"{folder} has no prepared rows; name a table with labels")
+        bundle = load(folder)
+    if table is not None:
+        rows = [batch for batch, _ in bundle.batches(table, labels=True)]
+        count = sum(batch.rows for batch in rows)
+        return Subject(name, bundle, tuple(_spread(iter(rows), count, most)), f"{table}")
+    prepared = Prepared(folder / PREPARED)
+    if part not in prepared.parts:
+        raise DataError(f"{folder} has no {part} rows; it has {', '.join(prepared.parts)}; or name a table")
+    chosen_part = prepared.parts[part]
+    batches = tuple(_spread(chosen_part.batches(ROWS), chosen_part.rows, most))
+    found = sum(batch.rows for batch in batches)
+    shown = f"{found:,}" if found == chosen_part.rows else f"{found:,} of {chosen_part.rows:,}"
+    return Subject(name, bundle, batches, f"{shown} {'validation' if part == 'valid' else part} rows")
+
+
+def _spread(batches: Iterator[Batch], rows: int, most: int) -> Iterator[Batch]:
+    return islice(batches, 0, None, max(1, ceil(rows / most)))
