@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multigate.batch import Batch, output_columns
+from multigate.calibration import Calibration, Curve
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.errors import BundleError, ExperimentError
@@ -48,13 +49,20 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
 
 
 class Bundle:
-    """A trained model with all it needs to read raw rows."""
+    """A trained model with all it needs to read raw rows.
 
-    def __init__(self, experiment: Experiment, encoder: Encoder, model: Model) -> None:
+    ``curves`` calibrate the towers' logits, by task (of p(task | parent) for a task with a ``given`` parent).
+    """
+
+    def __init__(
+        self, experiment: Experiment, encoder: Encoder, model: Model, curves: Mapping[str, Curve] | None = None
+    ) -> None:
         self.experiment = experiment
         self.schema = experiment.schema
         self.encoder = encoder
+        self.curves = dict(curves or {})
         self.model = model.eval()
+        self.model.calibration = Calibration(encoder.layout.tasks, self.curves) if self.curves else None
 
     def predict(self, rows: Any, *, gates: bool = False) -> Predictions | dict[str, Any]:
         """Probabilities and values by name, in the order of the rows.
@@ -113,6 +121,7 @@ class Bundle:
             "format": FORMAT,
             "multigate": version("multigate"),
             "experiment": self.experiment.to_dict(full=True),
+            "calibration": {name: curve.to_dict(full=True) for name, curve in self.curves.items()},
             "files": {path.relative_to(temporary).as_posix(): _checksum(path) for path in files},
         }
         (temporary / "bundle.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -157,7 +166,8 @@ def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bun
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(f"bundle {folder}: its weights do not fit its experiment ({error})") from None
-    return Bundle(experiment, encoder, model)
+    curves = {name: Curve.model_validate(one) for name, one in about.get("calibration", {}).items()}
+    return Bundle(experiment, encoder, model, curves)
 
 
 def name_outputs(experiment: Experiment, encoder: Encoder, outputs: Outputs) -> Predictions:

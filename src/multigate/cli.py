@@ -47,21 +47,28 @@ def train(
     experiment: Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="An experiment file (YAML).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     set_: Set = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="A run or bundle to go on from, on rows that came later.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Device = "auto",
 ) -> None:
     """Train an experiment; keep the best weights as a bundle."""
+    from multigate.bundle import load
     from multigate.errors import ExperimentError
-    from multigate.experiment import read_experiment
+    from multigate.experiment import make_experiment, read_experiment
     from multigate.run import EXPERIMENT
     from multigate.tables import metric_table
     from multigate.training.train import train as run_training
 
-    if experiment is None:
-        if not resume:
-            raise ExperimentError("train wants an experiment file (only --resume can do without one)")
-        experiment = out / EXPERIMENT
-    run = run_training(read_experiment(experiment, set_ or ()), out, resume=resume, device=device)
+    changes = [*(set_ or []), *([f"warm_start={from_}"] if from_ is not None else [])]
+    if experiment is not None or resume:
+        chosen = read_experiment(experiment or out / EXPERIMENT, changes)
+    elif from_ is not None:
+        chosen = make_experiment(load(from_).experiment.to_dict(full=True), changes, name=str(from_))
+    else:
+        raise ExperimentError("train wants an experiment file (only --from and --resume can do without one)")
+    run = run_training(chosen, out, resume=resume, device=device)
     _print(metric_table("Validation, best weights", run.best))
     typer.echo(f"\nrun: {run.folder}    predict: multigate score {run.folder} TABLE --out predictions.parquet")
 
@@ -139,7 +146,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     table: Annotated[str | None, typer.Option(help="Rows with labels; the runs' validation rows if not given.")] = None,
 ) -> None:
-    """Write one page about runs and comparisons that opens offline: curves, metrics, calibration, gates, differences."""
+    """Write one page about runs and comparisons: curves, metrics, calibration, gates, differences. It opens offline."""
     from multigate.report.write import write_report
     from multigate.training.progress import Reporter
 

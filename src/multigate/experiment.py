@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from multigate.balance import Name as BalanceName
+from multigate.calibration import Method
 from multigate.data.split import Split
 from multigate.errors import ExperimentError, nearest
 from multigate.model import Tower
@@ -69,6 +70,10 @@ with warnings.catch_warnings():
         """Evaluations without a better one after which training stops; null never stops early."""
         valid_rows: int = Field(default=500_000, ge=1)
         """At most so many validation rows, evenly spread, are looked at after an epoch."""
+        recalibrate: Method = "none"
+        """A curve fitted to the validation rows for each binary task once training is over: ``platt``, ``isotonic``."""
+        warm_start: str | None = None
+        """A run or bundle to go on from: its encoder, grown by the ids that are new, and its weights."""
 
         @field_validator("sharing", mode="before")
         @classmethod

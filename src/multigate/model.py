@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from multigate.batch import BagIds, Layout, TaskColumn, output_columns
+from multigate.calibration import Calibration
 from multigate.chain import fold
 from multigate.nn.embed import Embed, Embedding
 from multigate.nn.parallel import ParallelMLP
@@ -61,6 +62,8 @@ class Model(nn.Module):
         self.towers = ParallelMLP(len(tasks), self.sharing.d_out, tower.hidden, dropout=tower.dropout)
         parents = list(parents or [None] * len(tasks))
         self.heads = Heads(layout.tasks, parents, self.towers.d_out)
+        self.calibration: Calibration | None = None
+        """Corrects the towers' logits once training is over."""
         first = {i: column for i, (column, _) in enumerate(output_columns(layout.tasks))}
         # chains are folded over output columns; a task with a parent is binary and so has one column
         self.parents: list[int | None] = [None] * self.heads.outputs
@@ -73,6 +76,8 @@ class Model(nn.Module):
         x = self.embed(numbers, categories, bags)  # (B, D)
         shared = self.sharing(x)
         conditionals = self.heads(self.towers(shared.z))  # (B, O)
+        if self.calibration is not None:
+            conditionals = self.calibration(conditionals)
         logits = fold(conditionals, self.parents, self.order)
         return Outputs(logits, conditionals, shared.gates, shared.penalty)
 

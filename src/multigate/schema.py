@@ -115,6 +115,9 @@ class Task(Named):
     weight: float = Field(default=1.0, ge=0)
     sample_weight: str | None = None
     """A column with the weight of each row's label."""
+    negatives_kept: float = Field(default=1.0, gt=0, le=1)
+    """Share of the rows with label 0 (under a parent of 1, where there is a ``given`` one) that the training and
+    validation tables kept; predictions are corrected for the rest."""
     auxiliary: bool = False
     """Trained, but not counted when the best weights are chosen."""
 
@@ -135,6 +138,8 @@ class Task(Named):
             )
         if self.positive is not None and self.kind != "binary":
             raise ValueError(f"task {self.name!r}: 'positive' is for binary tasks, this one is {self.kind}")
+        if self.negatives_kept < 1 and self.kind != "binary":
+            raise ValueError(f"task {self.name!r}: 'negatives_kept' is for binary tasks, this one is {self.kind}")
         if "|" in self.name or "/" in self.name:
             raise ValueError(f"task {self.name!r}: a name may hold neither '|' nor '/'")
         return self

@@ -1,10 +1,11 @@
 """What an analysis looks at: a trained model and rows with labels, found from a folder."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from multigate.analysis.compare import RUNS, open_comparison
 from multigate.batch import Batch
@@ -15,7 +16,8 @@ from multigate.run import open_run
 from multigate.training.train import PREPARED
 
 
-class Subject(NamedTuple):
+@dataclass(frozen=True)
+class Subject:
     """A model and encoded rows, with labels, to look at it with."""
 
     name: str

@@ -70,6 +70,17 @@ class Encoder:
             fit.add(batch)
         return cls(schema, fit.finish())
 
+    def grown(self, schema: Schema, batches: Iterable[pa.RecordBatch]) -> "Encoder":
+        """An encoder for training rows that came later: ids and scales stay as they are, new values get new ids.
+
+        ``schema`` is this one's but for what does not touch the encoding (weights of tasks, keys, types). A class
+        that this encoder does not know is an unknown label.
+        """
+        fit = Fit(schema, self.fitted)
+        for batch in batches:
+            fit.add(batch)
+        return Encoder(schema, fit.finish())
+
     @property
     def rows(self) -> int:
         """Training rows."""
@@ -87,6 +98,12 @@ class Encoder:
         ``first_row``, the number of the batch's first row, makes errors name the row. The group column may be
         missing without ``labels``.
         """
+        if first_row is None:
+            return self._columns(batch, labels)
+        with cells.placed("", lambda: range(first_row, first_row + batch.num_rows)):
+            return self._columns(batch, labels)
+
+    def _columns(self, batch: pa.RecordBatch, labels: bool) -> Batch:
         column = by_name(batch)
         rows = batch.num_rows
         raw = np.empty((len(self.fitted.scales), rows))
@@ -97,17 +114,17 @@ class Encoder:
             array = column(feature.source)
             match feature:
                 case Number():
-                    raw[at] = cells.numbers(array, feature.source, first_row)
+                    raw[at] = cells.numbers(array, feature.source)
                     if feature.embedding == "bins":
                         ids.append(bin_ids(raw[at], self._bin_edges[feature.name]))
                     if feature.name in self._values:
                         ids.append(value_ids(raw[at], self._values[feature.name]))
                     at += 1
                 case Vector():
-                    raw[at : at + feature.size] = vector_column(array, feature, first_row)
+                    raw[at : at + feature.size] = vector_column(array, feature)
                     at += feature.size
                 case Time():
-                    ids.extend(time_column(cells.moments(array, feature.source, first_row), feature))
+                    ids.extend(time_column(cells.moments(array, feature.source), feature))
                 case Category() | Hashed():
                     index, values = cells.codes(array, feature.source)
                     found = self._lookups[table_of(feature)].ids(cells.texts(values))
@@ -120,7 +137,7 @@ class Encoder:
         categories = rows_first(np.stack(ids)) if ids else _no_ids(rows)
         if labels:
             return Batch(
-                numbers, categories, tuple(packed), *self._labels.encode(rows, column, first_row),
+                numbers, categories, tuple(packed), *self._labels.encode(rows, column),
                 self._groups(batch, required=True),
             )  # fmt: skip
         return Batch(numbers, categories, tuple(packed), *_no_labels(rows), self._groups(batch, required=False))

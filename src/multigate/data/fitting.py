@@ -40,10 +40,13 @@ class Fitted(NamedTuple):
 
 
 class Fit:
-    """What one pass over the training rows gathers."""
+    """What one pass over the training rows gathers.
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    With ``base``, what an earlier pass fitted, scales and bins stay as they are there, vocabularies grow.
+    """
+
+    def __init__(self, schema: Schema, base: Fitted | None = None) -> None:
+        self._schema, self._base = schema, base
         self._numeric = [one for one in schema.features if isinstance(one, Number | Vector)]
         self._transforms = [
             one.transform if isinstance(one, Number) else "standard"
@@ -57,7 +60,7 @@ class Fit:
             if isinstance(one, Category) or (isinstance(one, Bag) and not one.buckets)
         }
         self._moments, self._sample = Moments(len(self._transforms)), Sample(len(self._transforms))
-        self._labels = LabelFit(schema)
+        self._labels = LabelFit(schema, None if base is None else base.tasks)
         self._rows = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -73,7 +76,7 @@ class Fit:
                     raw[at] = cells.numbers(array, feature.source)
                     at += 1
                 case Vector():
-                    raw[at : at + feature.size] = vector_column(array, feature, None)
+                    raw[at : at + feature.size] = vector_column(array, feature)
                     at += feature.size
                 case Category():
                     index, values = cells.codes(array, feature.source)
@@ -92,18 +95,22 @@ class Fit:
     def finish(self) -> Fitted:
         if self._rows == 0:
             raise DataError("wanted training rows to fit the encoder on, found none; check the table and the split")
+        vocabularies = {}
+        for table, counts in self._counts.items():
+            feature = self._tables[table]
+            assert isinstance(feature, Category | Bag)
+            vocabularies[table] = Vocabulary.fit(counts, feature.min_count, feature.max_size)
+            if self._base is not None:
+                vocabularies[table] = self._base.vocabularies[table].grown(vocabularies[table], feature.max_size)
+        stats = self._labels.finish()
+        if self._base is not None:
+            return self._base._replace(rows=self._rows, vocabularies=vocabularies, tasks=stats)
         _, mean, sd = self._moments.finish()
         scales = [
             self._ranked(at) if transform == "quantile" else
             Scale(transform=transform, mean=float(mean[at]), sd=float(sd[at]) or 1.0)
             for at, transform in enumerate(self._transforms)
         ]  # fmt: skip
-        vocabularies = {}
-        for table, counts in self._counts.items():
-            feature = self._tables[table]
-            assert isinstance(feature, Category | Bag)
-            vocabularies[table] = Vocabulary.fit(counts, feature.min_count, feature.max_size)
-        stats = self._labels.finish()
         return Fitted(self._rows, tuple(scales), self._edges(scales), self._values(), vocabularies, stats)
 
     def _ranked(self, at: int) -> Scale:

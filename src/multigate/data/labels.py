@@ -17,6 +17,8 @@ from multigate.options import Options
 from multigate.schema import Schema, Task
 
 MOST_CLASSES = 10_000
+MOST_WEIGHT, MOST_TARGET = 1e30, 1e15
+"""Of a sample weight, of a target that is not standardised: sums of weights and squares of targets stay in float32."""
 MOST_VIOLATIONS = 0.001
 """Share of a child's positives that may lie under a parent of 0 in a strict funnel."""
 
@@ -55,11 +57,11 @@ class LabelReader:
         parents = schema.parents()
         self._given = [(at, parent) for at in schema.order() if (parent := parents[at]) is not None]
 
-    def read(self, rows: int, column: Column, first_row: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, rows: int, column: Column) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels (T, R) float64, NaN where null; known (T, R) bool; labels of 1 under a given parent of 0 (T,)."""
         labels = np.empty((len(self.schema.tasks), rows))
         for at, task in enumerate(self.schema.tasks):
-            labels[at] = self._label(task, column(task.source), first_row)
+            labels[at] = self._label(task, column(task.source))
         violations = np.zeros(len(labels), dtype=np.int64)
         for child, parent in self._given:
             off = labels[parent] == 0
@@ -70,42 +72,40 @@ class LabelReader:
             known[task_at] &= labels[parent] == 1
         return labels, known, violations
 
-    def weights(self, rows: int, column: Column, first_row: int | None) -> np.ndarray:
+    def weights(self, rows: int, column: Column) -> np.ndarray:
         """(R, T) float32: the tasks' sample weights, 1 without."""
         weights = np.ones((rows, len(self.schema.tasks)), dtype=np.float32)
         for at, task in enumerate(self.schema.tasks):
             if task.sample_weight is None:
                 continue
-            found = cells.numbers(column(task.sample_weight), task.sample_weight, first_row)
-            wrong = np.flatnonzero(~(found >= 0))
+            array = column(task.sample_weight)
+            found = cells.numbers(array, task.sample_weight)
+            wrong = np.flatnonzero(~((found >= 0) & (found <= MOST_WEIGHT)))
             if len(wrong):
-                row = None if first_row is None else first_row + int(wrong[0])
-                value = found[wrong[0]]
-                bad = cells.BadCell(
-                    f"a weight of 0 or more for task {task.name!r}",
-                    None if math.isnan(value) else float(value),
-                    "fill it or leave the row out",
-                )
+                row = int(wrong[0])
+                wanted = f"a weight of 0 or more for task {task.name!r}"
+                if found[row] > MOST_WEIGHT:
+                    wanted = f"a weight of at most {MOST_WEIGHT:.0e} for task {task.name!r}"
+                bad = cells.BadCell(wanted, array[row].as_py(), "mend it or leave the row out")
                 raise bad.error(task.sample_weight, row)
             weights[:, at] = found
         return weights
 
-    def _label(self, task: Task, array: pa.Array, first_row: int | None) -> np.ndarray:
+    def _label(self, task: Task, array: pa.Array) -> np.ndarray:
         if task.kind == "regression":
-            return self._target(task, array, first_row)
+            return self._target(task, array)
         read = self._binary(task) if task.kind == "binary" else self._class(task)
-        index, answers = cells.through_distinct(array, read, task.source, first_row)
+        index, answers = cells.through_distinct(array, read, task.source)
         return np.array(answers, dtype=np.float64)[index]
 
-    def _target(self, task: Task, array: pa.Array, first_row: int | None) -> np.ndarray:
-        found = cells.numbers(array, task.source, first_row)
+    def _target(self, task: Task, array: pa.Array) -> np.ndarray:
+        found = cells.numbers(array, task.source)
         if task.transform != "log1p":
             return found
         low = np.flatnonzero(found <= -1)
         if len(low):
-            row = None if first_row is None else first_row + int(low[0])
             bad = cells.BadCell("labels above -1 for log1p", float(found[low[0]]), "use transform: standard")
-            raise bad.error(task.source, row)
+            raise bad.error(task.source, int(low[0]))
         return np.log1p(found)
 
     def _binary(self, task: Task) -> Callable[[Any], float]:
@@ -154,19 +154,26 @@ class LabelReader:
 
 
 class LabelFit:
-    """One pass over the labels of the training rows."""
+    """One pass over the labels of the training rows.
 
-    def __init__(self, schema: Schema) -> None:
+    With ``base``, what earlier rows said, classes and the scale of targets stay as they are there, and labels that
+    are all the same are taken as they come.
+    """
+
+    def __init__(self, schema: Schema, base: tuple[LabelStats, ...] | None = None) -> None:
         declared = {task.name: task.classes for task in schema.tasks if task.kind == "multiclass"}
-        self.schema = schema
-        self._reader = LabelReader(schema, declared, growing=True)
+        if base is not None:
+            declared = {one.name: one.classes for one in base if one.name in declared}
+        self.schema, self._base = schema, base
+        self._reader = LabelReader(schema, declared, growing=base is None)
         self._violations = np.zeros(len(schema.tasks), dtype=np.int64)
+        self._weight = np.zeros(len(schema.tasks))
         self._moments = Moments(len(schema.tasks))
         self._counts: list[np.ndarray] = [np.zeros(2, dtype=np.int64) for _ in schema.tasks]
 
     def add(self, rows: int, column: Column) -> None:
-        labels, known, violations = self._reader.read(rows, column, None)
-        self._reader.weights(rows, column, None)
+        labels, known, violations = self._reader.read(rows, column)
+        self._weight += np.where(known, self._reader.weights(rows, column).T, 0.0).sum(axis=1)
         self._violations += violations
         self._moments.add(np.where(known, labels, np.nan))
         for at, task in enumerate(self.schema.tasks):
@@ -186,7 +193,7 @@ class LabelFit:
     def _finish(self, at: int, task: Task, known: int, mean: float, sd: float) -> LabelStats:
         counts = self._counts[at]
         constant = sd == 0 if task.kind == "regression" else int((counts > 0).sum()) < 2
-        if known == 0 or constant:
+        if self._base is None and (known == 0 or constant):
             clause = f" on the rows where {task.where!r} is 1" if task.where else ""
             wanted = "known values" if known == 0 else "different values"
             found = "none" if known == 0 else f"{known:,} labels that are all the same"
@@ -195,6 +202,7 @@ class LabelFit:
                 f"column {task.source!r}: wanted {wanted} of task {task.name!r} among the training rows{clause}, "
                 f"found {found}; {advice}, or leave the task out"
             )
+        mean = mean if known else 0.0
         violations = int(self._violations[at])
         if task.kind == "binary":
             self._check_funnel(task, violations, int(counts[1]))
@@ -203,10 +211,12 @@ class LabelFit:
             )
         if task.kind == "multiclass":
             index = self._reader.classes[task.name]
-            classes = task.classes or tuple(sorted(index))
+            classes = tuple(index) if task.classes or self._base is not None else tuple(sorted(index))
             held = [int(counts[index[one]]) if index[one] < len(counts) else 0 for one in classes]
-            average = sum(index * many for index, many in enumerate(held)) / known
+            average = sum(index * many for index, many in enumerate(held)) / max(known, 1)
             return LabelStats(name=task.name, known=known, average=average, classes=classes, counts=tuple(held))
+        if self._base is not None:
+            return self._base[at].with_(known=known)
         if task.transform == "none":
             return LabelStats(name=task.name, known=known, average=mean)
         return LabelStats(name=task.name, known=known, mean=mean, sd=sd)
@@ -234,11 +244,11 @@ class Labels:
         self._mean = np.array([[one.mean] for one in stats])
         self._sd = np.array([[one.sd] for one in stats])
 
-    def encode(self, rows: int, column: Column, first_row: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(self, rows: int, column: Column) -> tuple[Tensor, Tensor, Tensor]:
         """Labels (R, T) float32, known (R, T) bool, weights (R, T) float32."""
-        labels, known, _ = self._reader.read(rows, column, first_row)
+        labels, known, _ = self._reader.read(rows, column)
         encoded = np.where(known, (labels - self._mean) / self._sd, 0.0).astype(np.float32)
-        weights = self._reader.weights(rows, column, first_row)
+        weights = self._reader.weights(rows, column)
         return rows_first(encoded), rows_first(known), torch.from_numpy(weights)
 
     def decode(self, task: int, values: Tensor) -> Tensor:

@@ -141,9 +141,10 @@ def prepare(
     folder: Path,
     progress: Progress | None = None,
     *,
+    base: Encoder | None = None,
     shard_rows: int = SHARD,
 ) -> Prepared:
-    """Fit the encoder on the training rows, encode every row into ``folder``, and open it.
+    """Fit the encoder on the training rows (or grow ``base`` by them), encode every row into ``folder``, and open it.
 
     Validation and test rows are split off ``train`` unless they have a table of their own. A folder prepared before
     from the same schema, split and tables is opened at once; one prepared from others is replaced once the new one
@@ -157,14 +158,14 @@ def prepare(
     split = split.without(valid=valid is not None, test=test is not None)
     if valid is None and "valid" not in split.parts:
         raise DataError("the split leaves no valid rows: its valid is 0 and there is no valid table; give one of them")
-    key = _key(schema, split, tables, shard_rows)
+    key = _key(schema, split, tables, shard_rows, base)
     if _key_in(folder) == key:
         return Prepared(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(schema, tables, split, temporary, key, shard_rows, progress or (lambda stage, done, total: None))
+        _write(schema, tables, split, base, temporary, key, shard_rows, progress or (lambda stage, done, total: None))
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -175,6 +176,7 @@ def _write(
     schema: Schema,
     tables: dict[str, Table],
     split: Split,
+    base: Encoder | None,
     folder: Path,
     key: str,
     shard_rows: int,
@@ -182,7 +184,8 @@ def _write(
 ) -> None:
     splitter = split.resolve(tables["train"], schema)
     why = _why_empty(tables["train"], split, splitter)
-    encoder = Encoder.fit(schema, _training_rows(schema, tables["train"], splitter, progress, why))
+    rows = _training_rows(schema, tables["train"], splitter, progress, why)
+    encoder = Encoder.fit(schema, rows) if base is None else base.grown(schema, rows)
     encoder.save(folder / "encoder")
     writers = {name: _Writer(folder, name, shard_rows) for name in (*split.parts, *tables)}
     for name, table in tables.items():
@@ -306,13 +309,14 @@ def _read_shard(path: Path) -> Batch:
     return Batch(bags=bags, **found)
 
 
-def _key(schema: Schema, split: Split, tables: dict[str, Table], shard_rows: int) -> str:
+def _key(schema: Schema, split: Split, tables: dict[str, Table], shard_rows: int, base: Encoder | None) -> str:
     content = {
         "format": FORMAT,
         "shard_rows": shard_rows,
         "schema": schema.model_dump(mode="json"),
         "split": split.model_dump(mode="json"),
         "tables": {name: table.fingerprint for name, table in tables.items()},
+        "base": None if base is None else base.fingerprint,
     }
     return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))
 

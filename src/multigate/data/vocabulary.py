@@ -42,6 +42,14 @@ class Vocabulary:
         kept = kept[:max_size]
         return cls([value for value, _ in kept], [count for _, count in kept])
 
+    def grown(self, newer: "Vocabulary", max_size: int | None = None) -> "Vocabulary":
+        """This one with the values that only ``newer`` has behind its own, whose ids stay; counts are added."""
+        times = dict(zip(newer.values, newer.counts, strict=True))
+        counts = [count + times.get(value, 0) for value, count in zip(self.values, self.counts, strict=True)]
+        added = [value for value in newer.values if value not in self._id]
+        added = added[: None if max_size is None else max(max_size - len(self.values), 0)]
+        return Vocabulary((*self.values, *added), (*counts, *(times[value] for value in added)))
+
     @property
     def size(self) -> int:
         return FIRST + len(self.values)

@@ -87,6 +87,7 @@ class StackedTables(nn.Module):
 
     def __init__(self, sizes: dict[str, int], dim: int, scale: float) -> None:
         super().__init__()
+        self.sizes = dict(sizes)
         self.start: dict[str, int] = {}
         rows = 0
         for table, size in sizes.items():
@@ -94,6 +95,14 @@ class StackedTables(nn.Module):
             rows += size
         self.dim = dim
         self.weight = nn.Parameter(torch.randn(rows, dim) * scale)
+
+    @torch.no_grad()
+    def begin_with(self, old: "StackedTables") -> None:
+        """Take over the rows of smaller tables of the same names; rows beyond them become row 0, the "unseen" one."""
+        for table, start in self.start.items():
+            first, known = old.start[table], old.sizes[table]
+            self.weight[start : start + known] = old.weight[first : first + known]
+            self.weight[start + known : start + self.sizes[table]] = old.weight[first]
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         """ids (B, C) -> (B, C, dim); ids (V,) of bags at ``offsets`` (B + 1,) -> (B, dim), the mean of each bag.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multigate.balance import build_balance
 from multigate.batch import Batch
-from multigate.bundle import ROWS, build_model
+from multigate.bundle import ROWS, Bundle, build_model
 from multigate.data.loader import Loader
 from multigate.data.prepared import Part, Prepared
 from multigate.data.rows import pick_tasks
@@ -28,6 +28,7 @@ from multigate.training.checkpoint import load_checkpoint, optimizer_tensors, re
 from multigate.training.interrupts import Interrupts
 from multigate.training.optimizers import Average, build_optimizer, rate_at
 from multigate.training.progress import Reporter
+from multigate.training.warm_start import start_from
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 STEPS = 150
@@ -197,9 +198,12 @@ def fit(
     device: torch.device,
     report: Reporter,
     tasks: Sequence[int] | None = None,
+    start: Bundle | None = None,
     resume: bool = False,
 ) -> Fitted:
     """Train, keeping checkpoint, metrics and best weights in ``folder``; the caller's random state is left alone.
+
+    The weights of ``start``, if given, are where training begins, and the first that may be kept.
 
     Raises ``Interrupted`` after saving where a signal asked to stop, ``RunError`` where the loss stops being a number.
     """
@@ -209,14 +213,18 @@ def fit(
         fitting = Fit(experiment, prepared, folder, device, tasks)
         if resume and (folder / CHECKPOINT).is_file():
             fitting.restore()
+        else:
+            (folder / METRICS).unlink(missing_ok=True)
+        if start is not None and fitting.step_done == 0:
+            start_from(fitting.model, start)
+            _tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": _named(fitting.evaluate())})
         board = _tensorboard(folder)
         fitting.model.train()
         while fitting.epoch < experiment.epochs and not _finished(fitting):
             _run_epoch(fitting, report, interrupts)
             metrics = fitting.evaluate()
             entry = _entry(fitting, metrics)
-            with (folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            _tell(fitting, entry)
             for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
                 if value is not None:
                     board.add_scalar(name, value, fitting.step_done)
@@ -273,8 +281,17 @@ def _entry(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
         "step": fitting.step_done,
         "seconds": round(fitting.seconds, 3),
         "train": {f"train/{task.name}/loss": loss for task, loss in zip(fitting.schema.tasks, losses, strict=True)},
-        "valid": {f"valid/{name}": value for name, value in strict(metrics).items()},
+        "valid": _named(metrics),
     }
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {f"valid/{name}": value for name, value in strict(metrics).items()}
+
+
+def _tell(fitting: Fit, entry: dict[str, Any]) -> None:
+    with (fitting.folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def _line(fitting: Fit, metrics: dict[str, float]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from multigate.bundle import Bundle
+from multigate.bundle import Bundle, load
+from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, prepare
 from multigate.errors import ExperimentError
@@ -17,6 +18,8 @@ from multigate.experiment import Experiment
 from multigate.run import SUMMARY, Run, claimed, open_run, strict
 from multigate.training.loop import CHECKPOINT, choose_device, fit
 from multigate.training.progress import Reporter
+from multigate.training.recalibrate import fit_curves
+from multigate.training.warm_start import check_start
 
 PREPARED, BUNDLE = "prepared", "bundle"
 
@@ -33,7 +36,9 @@ def train(
     """Train an experiment into the folder ``out`` and return its run.
 
     ``tables`` gives tables (pandas, polars, pyarrow, dict of lists) for ``train``, ``valid`` or ``test`` in place of
-    the experiment's files. With ``resume`` a run that was interrupted goes on and ends with the same weights.
+    the experiment's files. With ``resume`` a run that was interrupted goes on and ends with the same weights. With
+    ``experiment.warm_start`` it begins with the weights and the encoder of an earlier bundle, and ends with weights
+    at least as good on the validation rows.
 
     Raises ``RunError`` where ``out`` holds something else, ``DataError`` and ``ExperimentError`` for what cannot be.
     """
@@ -43,9 +48,12 @@ def train(
     with claimed(folder, experiment, resume=resume, progress=CHECKPOINT), Reporter(quiet=quiet) as report:
         if resume and (folder / SUMMARY).is_file():
             return open_run(folder)
-        prepared = prepare_sources(experiment, sources, folder / PREPARED, report)
-        fitted = fit(experiment, prepared, folder, device=chosen, report=report, resume=resume)
-    Bundle(experiment, prepared.encoder, fitted.model.cpu()).save(folder / BUNDLE)
+        start = _start(experiment)
+        base = None if start is None else start.encoder
+        prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base)
+        fitted = fit(experiment, prepared, folder, device=chosen, report=report, start=start, resume=resume)
+        curves = fit_curves(experiment, prepared, fitted.model, chosen)
+    Bundle(experiment, prepared.encoder, fitted.model.cpu(), curves).save(folder / BUNDLE)
     summary = {
         "best": strict(fitted.best),
         "epochs": fitted.epochs,
@@ -75,7 +83,18 @@ def open_sources(experiment: Experiment, tables: Mapping[str, Any]) -> dict[str,
     return {name: open_table(table, types=types) for name, table in given.items() if table is not None}
 
 
-def prepare_sources(experiment: Experiment, sources: Mapping[str, Source], folder: Path, report: Reporter) -> Prepared:
+def _start(experiment: Experiment) -> Bundle | None:
+    """The bundle to go on from, if any."""
+    if experiment.warm_start is None:
+        return None
+    start = load(experiment.warm_start)
+    check_start(start, experiment)
+    return start
+
+
+def prepare_sources(
+    experiment: Experiment, sources: Mapping[str, Source], folder: Path, report: Reporter, base: Encoder | None = None
+) -> Prepared:
     """The experiment's rows, split, encoded and on disk; reused where they are there already."""
     return prepare(
         experiment.schema,
@@ -85,4 +104,5 @@ def prepare_sources(experiment: Experiment, sources: Mapping[str, Source], folde
         experiment.split,
         folder,
         report,
+        base=base,
     )

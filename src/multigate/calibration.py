@@ -1,0 +1,145 @@
+"""Calibration: from a tower's logit to one whose probability is true to size, along a rising curve through knots."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from multigate.batch import TaskColumn, output_columns
+from multigate.options import Options
+
+Method = Literal["none", "platt", "isotonic"]
+BINS = 100
+"""Bins of equal weight that rows are gathered in before the isotonic fit: as many knots at most."""
+
+Floats = NDArray[np.float64]
+
+
+class Curve(Options):
+    """A rising curve over a logit: straight between its knots, and beyond them with slope ``slope``."""
+
+    at: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    """Knots, increasing."""
+    to: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    """The calibrated logit at each."""
+    slope: float = 1.0
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        pairs = list(zip(self.at, self.at[1:], strict=False))
+        if len(self.at) != len(self.to) or any(a >= b for a, b in pairs):
+            raise ValueError("a curve wants as many values as knots, and knots that increase")
+        return self
+
+    def shifted(self, offset: float) -> "Curve":
+        """The curve with ``offset`` added to every calibrated logit."""
+        return self.with_(to=tuple(value + offset for value in self.to))
+
+
+class Calibration(nn.Module):
+    """Tower logits (B, O) -> calibrated logits (B, O), in float32; outputs without a curve pass unchanged."""
+
+    knots: Tensor
+    origin: Tensor
+    value: Tensor
+    slope: Tensor
+
+    def __init__(self, tasks: Sequence[TaskColumn], curves: Mapping[str, Curve]) -> None:
+        super().__init__()
+        spans = output_columns(tasks)
+        columns = [Curve()] * (spans[-1][1] if spans else 0)
+        for task, (start, _) in zip(tasks, spans, strict=True):
+            columns[start] = curves.get(task.name, Curve())
+        most = max((len(curve.at) for curve in columns), default=1)
+        knots = torch.full((len(columns), most), torch.inf)
+        # segment i lies between knots i - 1 and i; the first and the last reach beyond all knots
+        origin, value, slope = (torch.zeros(len(columns), most + 1) for _ in range(3))
+        for i, curve in enumerate(columns):
+            at, to = np.array(curve.at), np.array(curve.to)
+            count = len(at)
+            knots[i, :count] = torch.from_numpy(at)
+            origin[i, : count + 1] = torch.from_numpy(at[[0, *range(count)]])
+            value[i, : count + 1] = torch.from_numpy(to[[0, *range(count)]])
+            slope[i, : count + 1] = torch.from_numpy(np.array([curve.slope, *(np.diff(to) / np.diff(at)), curve.slope]))
+        for name, tensor in (("knots", knots), ("origin", origin), ("value", value), ("slope", slope)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
+        segment = (logits.unsqueeze(-1) >= self.knots).sum(-1)  # (B, O)
+        origin, value, slope = (
+            table.expand(logits.shape[0], -1, -1).gather(2, segment.unsqueeze(-1)).squeeze(-1)
+            for table in (self.origin, self.value, self.slope)
+        )
+        return value + slope * (logits - origin)
+
+
+def platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Curve | None:
+    """The line a logit + b of least log loss (Platt 1999), labels drawn towards their means as he advises.
+
+    Logits, labels 0/1 and weights (R,). None where there is one class only, or where the fitted line does not rise.
+    """
+    from scipy.optimize import minimize
+
+    logits, labels, weights = _known(logits, labels, weights)
+    positives, negatives = float((weights * labels).sum()), float((weights * (1 - labels)).sum())
+    if not positives or not negatives:
+        return None
+    targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    total = weights.sum()
+
+    def loss(line: Floats) -> tuple[float, Floats]:
+        found = line[0] * logits + line[1]
+        chance = 1 / (1 + np.exp(-found))
+        off = weights * (chance - targets) / total
+        value = float((weights * (np.logaddexp(0, found) - targets * found)).sum() / total)
+        return value, np.array([(off * logits).sum(), off.sum()])
+
+    slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    return Curve(at=(0.0,), to=(float(shift),), slope=float(slope)) if slope > 0 else None
+
+
+def isotonic(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Curve | None:
+    """Centred isotonic regression of the label on the logit (Oron and Flournoy 2017).
+
+    Rows are gathered in at most 100 bins of about equal weight, neighbours that fall are pooled, and the curve is
+    drawn through the centres of what results; it rises everywhere, so rows keep their order. Logits, labels 0/1 and
+    weights (R,). None where there is one class only.
+    """
+    from scipy.optimize import isotonic_regression
+
+    logits, labels, weights = _known(logits, labels, weights)
+    order = np.argsort(logits, kind="stable")
+    logits, labels, weights = logits[order], labels[order], weights[order]
+    reached = np.cumsum(weights)
+    if not len(logits) or not 0 < (weights * labels).sum() < reached[-1]:
+        return None
+    # equal logits belong to one bin: that of the first of them
+    first = np.searchsorted(logits, logits)
+    bins = np.minimum((BINS * (reached - weights)[first] / reached[-1]).astype(int), BINS - 1)
+    _, bins = np.unique(bins, return_inverse=True)
+    many, ones, sums = (np.bincount(bins, one) for one in (weights, weights * labels, weights * logits))
+    blocks = isotonic_regression(ones / many, weights=many).blocks[:-1]
+    many, ones, sums = (np.add.reduceat(one, blocks) for one in (many, ones, sums))
+    # an end that holds one class alone joins its neighbour: its log-odds would be infinite
+    low = np.flatnonzero(ones > 0)[0]
+    high = np.flatnonzero(ones < many)[-1]
+    starts = np.array([0, *range(low + 1, high + 1)])
+    many, ones, sums = (np.add.reduceat(one, starts) for one in (many, ones, sums))
+    rates = ones / many
+    return Curve(at=tuple((sums / many).tolist()), to=tuple(np.log(rates / (1 - rates)).tolist()))
+
+
+FITS = {"platt": platt, "isotonic": isotonic}
+
+
+def _known(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    """As float64, without rows that weigh nothing."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    weights = np.ones(len(logits)) if weights is None else np.asarray(weights, np.float64)
+    kept = weights > 0
+    return logits[kept], labels[kept], weights[kept]

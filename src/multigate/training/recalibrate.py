@@ -1,0 +1,61 @@
+"""Recalibration: after training, a curve for each binary task that makes its probabilities true to size."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from multigate.batch import Batch
+from multigate.bundle import ROWS, Bundle
+from multigate.calibration import FITS, Curve, Method
+from multigate.data.encoder import Encoder
+from multigate.data.prepared import Prepared
+from multigate.errors import ExperimentError, nearest
+from multigate.evaluate import forward, spaces
+from multigate.experiment import Experiment
+from multigate.model import Model
+from multigate.schema import Schema
+
+
+def recalibrate(bundle: Bundle, table: Any, method: Method = "isotonic") -> Bundle:
+    """The bundle with curves fitted to a table with labels, in place of those it had.
+
+    The table's rows are taken as they are met in use: no correction for ``negatives_kept`` is added. A task of which
+    the table knows one class only keeps its logits as they are. Raises ``DataError`` where label columns are missing.
+    """
+    bundle.model.calibration = None
+    batches = (batch for batch, _ in bundle.batches(table, labels=True))
+    curves = _fitted(bundle.schema, bundle.encoder, bundle.model, batches, torch.device("cpu"), method)
+    return Bundle(bundle.experiment, bundle.encoder, bundle.model, curves)
+
+
+def fit_curves(experiment: Experiment, prepared: Prepared, model: Model, device: torch.device) -> dict[str, Curve]:
+    """Curves by task: fitted to the validation rows if the experiment asks for it, then moved by what sampling took.
+
+    Where a share w of the rows with label 0 was kept, a model's odds are 1 / w times too high, so log w is added to
+    its logit (King and Zeng 2001, section 4.1).
+    """
+    curves: Mapping[str, Curve] = {}
+    if experiment.recalibrate != "none":
+        batches = prepared.valid.batches(ROWS)
+        curves = _fitted(experiment.schema, prepared.encoder, model, batches, device, experiment.recalibrate)
+    kept = {task.name: task.negatives_kept for task in experiment.schema.tasks if task.negatives_kept < 1}
+    return {name: curves.get(name, Curve()).shifted(math.log(kept.get(name, 1.0))) for name in {**curves, **kept}}
+
+
+def _fitted(
+    schema: Schema, encoder: Encoder, model: Model, batches: Iterable[Batch], device: torch.device, method: Method
+) -> dict[str, Curve]:
+    """The curve of each binary task's tower: of p(task | parent), on the rows where the parent is 1, in a chain."""
+    if method not in FITS:
+        raise ExperimentError(f"recalibration by {method!r}: {nearest(method, FITS)}")
+    found = {space.name: space for space in spaces(schema, encoder, forward(model, batches, device))}
+    curves = {}
+    for task in schema.tasks:
+        if task.kind == "binary":
+            space = found[f"{task.name}|{task.given}" if task.given else task.name]
+            curve = FITS[method](space.outputs, space.labels, space.weights)
+            if curve is not None:
+                curves[task.name] = curve
+    return curves

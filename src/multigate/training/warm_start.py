@@ -1,0 +1,55 @@
+"""Warm start: a model for later rows begins with the weights of one trained before."""
+
+from typing import cast
+
+from torch import Tensor
+
+from multigate.bundle import Bundle
+from multigate.errors import ExperimentError
+from multigate.experiment import Experiment
+from multigate.model import Model
+from multigate.nn.embed import StackedTables
+from multigate.schema import Task
+
+ENCODING = ("name", "column", "kind", "positive", "classes", "transform", "given", "where")
+"""What a task must have in common with the bundle's to mean the same."""
+
+
+def check_start(bundle: Bundle, experiment: Experiment) -> None:
+    """Raise ``ExperimentError`` where the experiment's features, tasks or structure are not those of the bundle."""
+    before, now = bundle.experiment, experiment
+    advice = f"take the bundle's, or train from the start without warm_start {experiment.warm_start!r}"
+    if before.schema.features != now.schema.features:
+        found = {one.name for one in before.schema.features} ^ {one.name for one in now.schema.features}
+        which = f" ({', '.join(sorted(found)[:5])})" if found else ""
+        raise ExperimentError(f"schema.features differ from those the bundle was trained with{which}; {advice}")
+    if [_meaning(task) for task in before.schema.tasks] != [_meaning(task) for task in now.schema.tasks]:
+        raise ExperimentError(f"schema.tasks mean something else than in the bundle; {advice}")
+    names = [one.to_dict()["structure"] for one in (before.sharing, now.sharing)]
+    if names[0] != names[1]:
+        raise ExperimentError(f"sharing is {names[1]!r}, the bundle's is {names[0]!r}; {advice}")
+
+
+def start_from(model: Model, bundle: Bundle) -> None:
+    """Put the bundle's weights into ``model``; ids that are new to it begin as what was learnt for unseen ones."""
+    old = bundle.model
+    grown = {name: module for name, module in model.named_modules() if isinstance(module, StackedTables)}
+    weights, there = old.state_dict(), model.state_dict()
+    tables = {f"{name}.weight" for name in grown}
+    odd = sorted(name for name in {*weights, *there} - tables if _shape(weights, name) != _shape(there, name))
+    if odd:
+        raise ExperimentError(
+            f"the model's widths are not those of the bundle (first at {odd[0]!r}: wanted {_shape(weights, odd[0])}, "
+            f"found {_shape(there, odd[0])}); take sharing, tower and embedding from the bundle"
+        )
+    model.load_state_dict({name: one for name, one in weights.items() if name not in tables}, strict=False)
+    for name, module in grown.items():
+        module.begin_with(cast(StackedTables, old.get_submodule(name)))
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
+
+
+def _meaning(task: Task) -> tuple[object, ...]:
+    return tuple(getattr(task, name) for name in ENCODING)

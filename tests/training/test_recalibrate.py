@@ -1,0 +1,121 @@
+"""Recalibration: curves come from validation rows, travel in the bundle, and undo what sampling did."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from multigate.bundle import load
+from multigate.calibration import Curve
+from multigate.errors import ExperimentError
+from multigate.experiment import Experiment
+from multigate.metrics import calibration
+from multigate.run import Run
+from multigate.score import score_table
+from multigate.training.recalibrate import recalibrate
+from multigate.training.train import train
+
+
+@pytest.fixture(scope="module")
+def plain(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(feed_experiment, tmp_path_factory.mktemp("plain") / "run", quiet=True)
+
+
+def logit(p: np.ndarray) -> np.ndarray:
+    return np.log(p) - np.log1p(-p)
+
+
+def test_curves_are_those_of_the_validation_rows_and_travel_with_the_bundle(
+    feed_experiment: Experiment, plain: Run, tmp_path: Path
+) -> None:
+    run = train(feed_experiment.with_(recalibrate="isotonic"), tmp_path / "run", quiet=True)
+    assert run.best == plain.best, "weights are chosen before there are curves"
+    bundle = load(run.folder)
+    assert bundle.curves.keys() == {"click", "buy", "like"}
+    expected = recalibrate(load(plain.folder), feed_experiment.valid).curves
+    for name, curve in expected.items():
+        np.testing.assert_allclose(bundle.curves[name].to, curve.to, rtol=1e-5)
+    valid = pq.read_table(feed_experiment.valid)
+    found, before = bundle.predict(valid), load(plain.folder).predict(valid)
+    np.testing.assert_allclose(
+        logit(found["click"]), np.interp(logit(before["click"]), *knots(bundle.curves["click"])), atol=1e-3
+    )
+    np.testing.assert_allclose(found["buy"], found["buy|click"] * found["click"], rtol=1e-5)
+    np.testing.assert_array_equal(found["watch"], before["watch"])
+    click = valid["click"].to_numpy(zero_copy_only=False).astype(float)
+    assert calibration(logit(found["click"]), click) == pytest.approx(1, abs=0.03)
+
+
+def knots(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """The curve with its ends drawn far out."""
+    at, to = np.array(curve.at), np.array(curve.to)
+    ends = [at[0] - 50, at[-1] + 50], [to[0] - 50 * curve.slope, to[-1] + 50 * curve.slope]
+    return np.array([ends[0][0], *at, ends[0][1]]), np.array([ends[1][0], *to, ends[1][1]])
+
+
+def test_one_row_table_and_scores_all_go_through_the_curves(feed_experiment: Experiment, plain: Run) -> None:
+    rows = pq.read_table(feed_experiment.test).slice(0, 400)
+    before = load(plain.folder)
+    reference = before.predict(rows)["click"]
+    bundle = recalibrate(load(plain.folder), feed_experiment.valid)
+    table = bundle.predict(rows)
+    one = bundle.predict(rows.slice(0, 1).to_pylist()[0])
+    assert one["click"] == pytest.approx(table["click"][0], rel=1e-5)
+    assert not np.allclose(table["click"], reference)
+    scored, _ = score_table(bundle, rows, replicates=0)
+    click = rows["click"].to_numpy(zero_copy_only=False).astype(float)
+    assert scored["click/calibration"] == pytest.approx(
+        calibration(logit(table["click"].astype(float)), click), rel=1e-4
+    )
+
+
+def test_recalibrating_twice_is_recalibrating_once(feed_experiment: Experiment, plain: Run) -> None:
+    once = recalibrate(load(plain.folder), feed_experiment.valid)
+    assert (
+        recalibrate(recalibrate(load(plain.folder), feed_experiment.valid), feed_experiment.valid).curves == once.curves
+    )
+
+
+def test_the_same_weights_are_moved_by_the_log_of_what_was_kept(
+    feed_experiment: Experiment, plain: Run, tmp_path: Path
+) -> None:
+    schema = feed_experiment.schema
+    tasks = [task.with_(negatives_kept=0.1) if task.name == "click" else task for task in schema.tasks]
+    run = train(feed_experiment.with_(schema=schema.with_(tasks=tasks)), tmp_path / "run", quiet=True)
+    rows = pq.read_table(feed_experiment.test).slice(0, 200)
+    before, after = load(plain.folder).predict(rows), load(run.folder).predict(rows)
+    np.testing.assert_allclose(logit(after["click"]), logit(before["click"]) + math.log(0.1), atol=1e-4)
+    np.testing.assert_allclose(after["buy|click"], before["buy|click"], rtol=1e-5)
+    np.testing.assert_allclose(after["buy"], after["buy|click"] * after["click"], rtol=1e-5)
+    np.testing.assert_array_equal(after["like"], before["like"])
+
+
+@pytest.mark.parametrize("method", ["none", "isotonic"])
+def test_sampled_negatives_are_corrected_on_rows_as_they_come(
+    feed_experiment: Experiment, tmp_path: Path, method: str
+) -> None:
+    """A fifth of the unclicked rows is kept for training and validation; the test rows are all of them."""
+    random = np.random.default_rng(0)
+    for part in ("train", "valid"):
+        table = pq.read_table(getattr(feed_experiment, part))
+        click = table["click"].to_numpy(zero_copy_only=False).astype(bool)
+        pq.write_table(table.filter(pa.array(click | (random.random(len(click)) < 0.2))), tmp_path / f"{part}.parquet")
+    schema = feed_experiment.schema
+    sampled = feed_experiment.with_(train=str(tmp_path / "train.parquet"), valid=str(tmp_path / "valid.parquet"))
+    ratios = {}
+    for kept in (1.0, 0.2):
+        tasks = [task.with_(negatives_kept=kept) if task.name == "click" else task for task in schema.tasks]
+        experiment = sampled.with_(schema=schema.with_(tasks=tasks), recalibrate=method)
+        bundle = train(experiment, tmp_path / f"run {kept}", quiet=True).bundle()
+        ratios[kept] = score_table(bundle, feed_experiment.test, replicates=0)[0]["click/calibration"]
+    assert ratios[1.0] > 2, "uncorrected, clicks are told far too often"
+    # 110 clicks among 600 test rows: their rate is known to within 10 %, and two epochs are not much of a model
+    assert ratios[0.2] == pytest.approx(1, abs=0.3)
+
+
+def test_another_method_is_refused_by_name(feed_experiment: Experiment, plain: Run) -> None:
+    with pytest.raises(ExperimentError, match="did you mean 'isotonic'"):
+        recalibrate(load(plain.folder), feed_experiment.valid, "isotone")  # type: ignore[arg-type]

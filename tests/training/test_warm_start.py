@@ -1,0 +1,152 @@
+"""Warm start: ids keep their rows, new ones begin as unseen, and training goes on from exactly what was there."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from multigate.analysis.compare import compare
+from multigate.batch import Batch
+from multigate.bundle import Bundle, build_model, load
+from multigate.errors import ExperimentError
+from multigate.experiment import Experiment
+from multigate.run import Run
+from multigate.sharing import MMoE, OMoE
+from multigate.training.loop import Fit, Interrupted
+from multigate.training.train import train
+from multigate.training.warm_start import start_from
+
+
+@pytest.fixture(scope="module")
+def early(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained on the first half of the rows."""
+    folder = tmp_path_factory.mktemp("warm")
+    table = pq.read_table(feed_experiment.train)
+    pq.write_table(table.slice(0, table.num_rows // 2), folder / "early.parquet")
+    pq.write_table(table.slice(table.num_rows // 2), folder / "late.parquet")
+    return train(feed_experiment.with_(train=str(folder / "early.parquet")), folder / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def late(early: Run) -> Experiment:
+    return early.experiment.with_(
+        train=str(early.folder.parent / "late.parquet"), warm_start=str(early.folder), epochs=1, seed=3
+    )
+
+
+@pytest.fixture(scope="module")
+def run(late: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(late, tmp_path_factory.mktemp("later") / "run", quiet=True)
+
+
+def test_old_ids_keep_their_rows_and_new_ones_come_behind(early: Run, run: Run) -> None:
+    before, after = early.bundle().encoder, run.bundle().encoder
+    late_users = {str(user) for user in pq.read_table(run.experiment.train, columns=["user"])["user"].to_pylist()}
+    assert after.layout.tables["user"] > before.layout.tables["user"]
+    for table, vocabulary in before.fitted.vocabularies.items():
+        values = after.fitted.vocabularies[table].values
+        assert values[: len(vocabulary.values)] == vocabulary.values
+        assert len(set(values)) == len(values)
+    assert {*before.fitted.vocabularies["user"].values, *late_users} == {*after.fitted.vocabularies["user"].values}
+    assert before.fitted.scales == after.fitted.scales
+    assert before.fitted.edges == after.fitted.edges
+    assert [(one.mean, one.sd) for one in before.stats] == [(one.mean, one.sd) for one in after.stats]
+
+
+def test_before_the_first_step_it_predicts_as_the_bundle_did(early: Run, run: Run, late: Experiment) -> None:
+    """New ids too: the bundle reads them as unseen, and that is what their rows begin as."""
+    before = early.bundle()
+    model = build_model(late, run.bundle().encoder)
+    start_from(model, before)
+    table = pq.read_table(late.train)
+    known = pa.array(before.encoder.fitted.vocabularies["user"].values)
+    strangers = pc.invert(pc.is_in(table["user"].cast(pa.string()), known))
+    assert pc.sum(strangers).as_py() > 20
+    again = Bundle(late, run.bundle().encoder, model).predict(table)
+    for name, values in before.predict(table).items():
+        np.testing.assert_array_equal(again[name], values)
+    assert run.history[0]["epoch"] == 0
+    for name, value in run.history[0]["valid"].items():
+        assert early.best[name.removeprefix("valid/")] == pytest.approx(value, nan_ok=True)
+
+
+def test_it_moves_on_and_never_ends_worse_than_it_began(run: Run, early: Run) -> None:
+    mean = [entry["valid"]["valid/click/auc"] for entry in run.history]
+    assert len(mean) == 2
+    assert mean[0] != mean[1]
+    main = ["click/auc", "buy/auc", "like/auc", "watch/r2"]
+    assert np.mean([run.best[name] for name in main]) >= np.mean([early.best[name] for name in main])
+
+
+def test_interrupted_and_resumed_it_is_bit_equal(
+    run: Run, late: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Fit.step
+
+    def stopping(fit: Fit, batch: Batch) -> Tensor:
+        if fit.step_done == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(fit, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Fit, "step", stopping)
+        with pytest.raises(Interrupted):
+            train(late, tmp_path / "run", quiet=True)
+    again = train(late, tmp_path / "run", resume=True, quiet=True)
+    whole, pieces = (load_file(one.folder / "bundle" / "model.safetensors") for one in (run, again))
+    assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
+    assert [entry["valid"] for entry in again.history] == [entry["valid"] for entry in run.history]
+
+
+def test_rows_of_one_class_are_no_error_when_going_on(late: Experiment, early: Run, tmp_path: Path) -> None:
+    table = pq.read_table(late.train)
+    at = table.schema.names.index("like")
+    table = table.set_column(at, "like", pa.array([0] * table.num_rows, table.schema.field("like").type))
+    pq.write_table(table, tmp_path / "quiet.parquet")
+    run = train(late.with_(train=str(tmp_path / "quiet.parquet")), tmp_path / "run", quiet=True)
+    assert run.bundle().encoder.stats[2].positives == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sharing": OMoE(experts=3, hidden=(16, 8))}, "sharing is 'omoe', the bundle's is 'mmoe'"),
+        ({"sharing": MMoE(experts=4, hidden=(16, 8))}, "widths are not those of the bundle"),
+        ({"embedding": {"dim": 4}}, "widths are not those of the bundle"),
+    ],
+)
+def test_another_structure_is_refused(late: Experiment, tmp_path: Path, change: dict, says: str) -> None:
+    with pytest.raises(ExperimentError, match=says):
+        train(late.with_(**change), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_features_and_tasks_are_refused(late: Experiment, tmp_path: Path) -> None:
+    schema = late.schema
+    fewer = late.with_(schema=schema.with_(features=[one for one in schema.features if one.name != "tags"]))
+    with pytest.raises(ExperimentError, match=r"schema.features differ .*tags"):
+        train(fewer, tmp_path / "run", quiet=True)
+    loose = late.with_(schema=schema.with_(tasks=[one.with_(given=None) for one in schema.tasks]))
+    with pytest.raises(ExperimentError, match="tasks mean something else"):
+        train(loose, tmp_path / "run", quiet=True)
+
+
+def test_weights_of_tasks_may_change(late: Experiment, tmp_path: Path) -> None:
+    tasks = [one.with_(weight=2.0) for one in late.schema.tasks]
+    train(late.with_(schema=late.schema.with_(tasks=tasks)), tmp_path / "run", quiet=True)
+    assert json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["experiment"]["warm_start"]
+    load(tmp_path / "run")
+
+
+def test_a_comparison_wants_no_warm_start(late: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="leave warm_start out"):
+        compare(late, tmp_path / "compare", seeds=1, quiet=True)
