@@ -45,8 +45,9 @@ def test_curves_are_those_of_the_validation_rows_and_travel_with_the_bundle(
     )
     np.testing.assert_allclose(found["buy"], found["buy|click"] * found["click"], rtol=1e-5)
     np.testing.assert_array_equal(found["watch"], before["watch"])
-    click = valid["click"].to_numpy(zero_copy_only=False).astype(float)
-    assert calibration(logit(found["click"]), click) == pytest.approx(1, abs=0.03)
+    ratios = score_table(bundle, valid, replicates=0)[0]
+    assert ratios["click/calibration"] == pytest.approx(1, abs=0.03)
+    assert ratios["buy|click/calibration"] == pytest.approx(1, abs=0.1), "fitted on the clicked rows"
 
 
 def knots(curve: Curve) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from multigate.batch import Batch
 from multigate.bundle import ROWS, Bundle, load
 from multigate.data.prepared import Prepared
 from multigate.errors import DataError, RunError
+from multigate.evaluate import Scored, forward
 from multigate.run import open_run
 from multigate.training.train import PREPARED
 
@@ -26,6 +27,10 @@ class Subject:
     batches: tuple[Batch, ...]
     rows: str
     """Which rows they are, for people: "20,000 of 60,000 validation rows"."""
+
+    def scored(self) -> Scored:
+        """Outputs and labels of all rows."""
+        return forward(self.bundle.model, self.batches, next(self.bundle.model.parameters()).device)
 
     @property
     def count(self) -> int:

@@ -1,0 +1,197 @@
+"""Relatedness against gradients worked out by hand and plain loops."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from multigate.analysis import relatedness as module
+from multigate.analysis.relatedness import relatedness
+from multigate.calibration import Curve
+from multigate.data.rows import cut, join
+from multigate.errors import DataError
+from multigate.schema import Number, Schema, Task
+
+FEATURES = (Number("x", embedding="none"), Number("y", embedding="none"))
+SCHEMA = Schema(
+    features=FEATURES,
+    tasks=(
+        Task("click"),
+        Task("buy", given="click"),
+        Task("like", sample_weight="likes"),
+        Task("watch", kind="regression", transform="none"),
+        Task("topic", kind="multiclass"),
+    ),
+)
+HEADS = {
+    "click": [0.7, -0.2],
+    "buy": [-0.4, 0.9],
+    "like": [0.3, 0.3],
+    "watch": [-0.5, 0.1],
+    "topic": [[0.2, 0.4], [0.0, -0.3], [-0.6, 0.1]],
+}
+
+
+def table(rows, seed=0, schema=SCHEMA):
+    random = np.random.default_rng(seed)
+    click = random.integers(0, 2, rows)
+    columns = {
+        "x": random.normal(size=rows).clip(-3, 3),
+        "y": random.normal(size=rows).clip(-3, 3),
+        "click": click,
+        "buy": [int(random.random() < 0.5) if one else None for one in click],
+        "like": [None if random.random() < 0.4 else int(random.random() < 0.3 + 0.5 * one) for one in click],
+        "likes": random.random(rows),
+        "watch": [None if random.random() < 0.2 else float(random.normal() + 2 * one) for one in click],
+        "topic": [str(one) for one in random.integers(0, 3, rows)],
+    }
+    return {name: columns[name] for name in schema.columns()}
+
+
+def sigmoid(z):
+    return 1 / (1 + math.exp(-z))
+
+
+def gradients_by_hand(batch):
+    """d loss / d x of every task, row by row, up to a factor each, (T, R, 2)."""
+    click, buy, like, watch = (np.array(HEADS[name]) for name in ("click", "buy", "like", "watch"))
+    topic = np.array(HEADS["topic"])
+    found = np.zeros((5, batch.rows, 2))
+    for r in range(batch.rows):
+        x, labels = batch.numbers[r].double().numpy(), batch.labels[r].tolist()
+        p, q = sigmoid(click @ x), sigmoid(buy @ x)
+        found[0, r] = (p - labels[0]) * click
+        # p(buy) = p q: -log(p q), or -log(1 - p q)
+        outer = -1 if labels[1] else p * q / (1 - p * q)
+        found[1, r] = outer * ((1 - p) * click + (1 - q) * buy)
+        found[2, r] = float(batch.weights[r, 2]) * (sigmoid(like @ x) - labels[2]) * like
+        found[3, r] = 2 * (watch @ x - labels[3]) * watch
+        chances = np.exp(topic @ x) / np.exp(topic @ x).sum()
+        found[4, r] = (chances - np.eye(3)[int(labels[4])]) @ topic
+        found[:, r] *= batch.known[r].double().numpy()[:, None]
+    return found
+
+
+def cosine(a, b):
+    dot, left, right = 0.0, 0.0, 0.0
+    for one, other in zip(a.ravel(), b.ravel(), strict=True):
+        dot, left, right = dot + one * other, left + one * one, right + other * other
+    return dot / math.sqrt(left * right)
+
+
+def test_gradient_cosines_equal_those_worked_out_by_hand(linear):
+    subject = linear(SCHEMA, table(3000), HEADS, rows=700)
+    found = relatedness(subject)
+    assert found.tasks == SCHEMA.task_names
+    assert found.rows == "3,000 rows"
+    gradients = gradients_by_hand(join(subject.batches))
+    for i in range(5):
+        for j in range(5):
+            # 3,000 rows are three batches, whatever the subject's own
+            cosines = [cosine(gradients[i, at : at + 1000], gradients[j, at : at + 1000]) for at in (0, 1000, 2000)]
+            assert found.gradients[i][j] == pytest.approx(np.mean(cosines), abs=2e-5)
+            assert found.gradients_sd[i][j] == pytest.approx(np.std(cosines, ddof=1), abs=2e-5)
+    assert 0.05 < found.gradients[0][1] < 0.95, "the chain ties buy to click"
+
+
+def test_equal_tasks_agree_and_opposed_ones_conflict(linear):
+    schema = Schema(
+        features=FEATURES,
+        tasks=[Task(name, kind="regression", transform="none") for name in ("one", "same", "twice", "opposed")],
+    )
+    columns = table(900)
+    random = np.random.default_rng(1)
+    one = random.normal(size=900)
+    head = np.array([0.5, -0.25])
+    encoded = np.stack([(columns[name] - np.mean(columns[name])) / np.std(columns[name]) for name in "xy"], axis=1)
+    predicted = encoded @ head
+    labels = {"one": one, "same": one, "twice": 2 * one - predicted, "opposed": 2 * predicted - one}
+    values = {name: columns[name] for name in "xy"} | labels
+    found = relatedness(linear(schema, values, dict.fromkeys(labels, head)))
+    signs = np.array([1, 1, 1, -1])
+    assert_allclose(np.array(found.gradients), np.outer(signs, signs), atol=1e-5)
+    assert found.gradients[0][0] == found.gradients[0][1] == pytest.approx(1, abs=1e-12)
+    assert {value for row in found.gradients_sd for value in row} == {None}, "one batch has no deviation"
+
+
+def test_a_batch_without_a_tasks_labels_is_left_out_of_its_mean(linear):
+    columns = table(3000)
+    columns["like"] = [None] * 2000 + columns["like"][2000:]
+    subject = linear(SCHEMA, columns, HEADS)
+    found = relatedness(subject)
+    gradients = gradients_by_hand(cut(join(subject.batches), 2000, 3000))
+    assert found.gradients[2][0] == pytest.approx(cosine(gradients[2], gradients[0]), abs=2e-5)
+    assert found.gradients_sd[2] == (None,) * 5
+    assert None not in (found.gradients[0][3], found.gradients_sd[0][3])
+    nothing = replace(subject, batches=subject.batches[:2])
+    assert relatedness(nothing).gradients[2] == (None,) * 5
+    assert relatedness(nothing).labels[2] == (None,) * 5
+
+
+def test_dropout_and_calibration_play_no_part_and_nothing_is_left_behind(linear):
+    subject = linear(SCHEMA, table(1500), HEADS)
+    expected = relatedness(subject)
+    bundle = subject.bundle
+    calibrated = type(bundle)(
+        bundle.experiment, bundle.encoder, bundle.model, {"click": Curve(at=(-1.0, 0.0), to=(-3.0, 0.0), slope=0.1)}
+    )
+    calibrated.model.train()
+    with torch.no_grad():
+        assert relatedness(replace(subject, bundle=calibrated)) == expected
+    assert calibrated.model.training
+    assert all(parameter.grad is None for parameter in calibrated.model.parameters())
+
+
+def test_at_most_twenty_batches_of_about_a_thousand_rows_spread_over_all(linear):
+    schema = Schema(features=FEATURES, tasks=[Task("click")])
+    for rows, batches in ((10, 1), (1500, 1), (2600, 3), (60_000, 20)):
+        columns = table(rows, schema=schema) | {"x": np.arange(rows)}
+        parts = list(module._regrouped(join(linear(schema, columns, HEADS, rows=8192).batches)))
+        assert len(parts) == batches
+        assert batches == 1 or all(abs(part.rows - 1024) < 400 for part in parts)
+        positions = np.concatenate([part.numbers[:, 0].numpy() for part in parts])
+        assert (np.diff(positions) > 0).all(), "no row twice"
+        assert positions[0] == pytest.approx(-math.sqrt(3), rel=0.2)
+        assert positions[-1] == pytest.approx(math.sqrt(3), rel=0.2)
+
+
+def test_label_correlations_equal_plain_loops(linear):
+    columns = table(800)
+    found = relatedness(linear(SCHEMA, columns, HEADS)).labels
+    buy = [0 if click == 0 else buy for click, buy in zip(columns["click"], columns["buy"], strict=True)]
+    labels = [list(columns["click"]), buy, columns["like"], columns["watch"]]
+    for i, first in enumerate(labels):
+        for j, second in enumerate(labels):
+            pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+            a_mean, b_mean = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+            above = sum((a - a_mean) * (b - b_mean) for a, b in pairs)
+            below = math.sqrt(sum((a - a_mean) ** 2 for a, _ in pairs) * sum((b - b_mean) ** 2 for _, b in pairs))
+            assert found[i][j] == pytest.approx(above / below, abs=1e-6)
+    assert found[0][3] > 0.5, "the simulated link"
+    assert found[4] == (None,) * 5, "three classes have no order"
+
+
+def test_two_classes_correlate_like_a_binary_label(linear):
+    schema = Schema(features=FEATURES, tasks=[Task("click"), Task("topic", kind="multiclass")])
+    columns = table(400, schema=schema)
+    columns["topic"] = ["yes" if one else "no" for one in columns["click"]]
+    found = relatedness(linear(schema, columns, {"click": HEADS["click"], "topic": HEADS["topic"][:2]}))
+    assert found.labels[0][1] == pytest.approx(1)
+
+
+def test_a_label_that_does_not_vary_where_both_are_known_has_no_correlation(linear):
+    schema = Schema(features=FEATURES, tasks=[Task("click"), Task("watch", kind="regression", where="click")])
+    columns = {name: values for name, values in table(300).items() if name in ("x", "y", "click", "watch")}
+    found = relatedness(linear(schema, columns, HEADS)).labels
+    assert found[0][1] is None
+    assert found[1][0] is None
+    assert found[1][1] == pytest.approx(1)
+
+
+def test_no_rows_are_refused(linear):
+    subject = linear(SCHEMA, table(100), HEADS)
+    with pytest.raises(DataError, match="found none"):
+        relatedness(replace(subject, batches=()))
