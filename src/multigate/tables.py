@@ -1,11 +1,24 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, zip_longest
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+from multigate.analysis.gates import LevelGates, dead_sources, polarised_gates
+from multigate.analysis.inspection import Finding, Importance, Inspection, Served
 
 Intervals = Mapping[str, tuple[float, float]]
+
+MOST_SOURCES = 12
+MOST_FEATURES = 12
+SIDE_BY_SIDE = 3
+"""What fits into 100 columns: sources of a level, features of a target, targets."""
+SMALLEST = 0.00005
+"""What four digits after the point can tell from 0."""
 
 
 def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals | None = None) -> Table:
@@ -30,3 +43,121 @@ def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals 
 def _number(value: float) -> str:
     """Four digits after the point for shares and the like, fewer for large quantities."""
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def inspection_tables(inspection: Inspection) -> Group:
+    """Gates of every level, what sources serve, what features are worth, and last what to act on."""
+    several = len(inspection.levels) > 1
+    parts: list[RenderableType] = [
+        Text(f"{inspection.model}: {inspection.structure}, on {inspection.rows}", style="bold")
+    ]
+    for at, level in enumerate(inspection.levels):
+        alone = "Gates" if level.learned else "Wiring"
+        parts.append(_gate_table(f"Level {at + 1}" if several else alone, level))
+        if level.learned and level.distribution and len(level.readers) > 1:
+            parts.append(_divergence_table(level))
+    if inspection.served:
+        parts.append(_served_table(inspection.served, several))
+    parts += _importance_tables(inspection.importance)
+    return Group(*parts, _finding_list(inspection.findings))
+
+
+def _gate_table(name: str, level: LevelGates) -> Group:
+    """Whichever there are fewer of, readers or sources, side by side."""
+    dead, settled = dead_sources(level), dict(polarised_gates(level))
+    most = [max(abs(row[at]) for row in level.mean) for at in range(len(level.sources))]
+    shown = sorted(sorted(range(len(most)), key=lambda at: -most[at])[:MOST_SOURCES])
+    cells = [["", *(level.sources[at] + (" dead" if at in dead else "") for at in shown)]]
+    for i, reader in enumerate(level.readers):
+        spread = [f" ±{100 * sd:.0f}" if level.learned else "" for sd in level.sd[i]]
+        weights = [f"{100 * level.mean[i][at]:.0f}{spread[at]}" if level.mask[i][at] else "-" for at in shown]
+        cells.append([f"{reader} (settled)" if i in settled else reader, *weights])
+    legend = ""
+    if level.learned and level.distribution:
+        cells[0] += ["spread", "by row"]
+        for row, mean, by_row in zip(cells[1:], level.entropy, level.row_entropy, strict=True):
+            row += [f"{mean:.2f}", f"{by_row:.2f}"]
+        legend = "spread: entropy of the mean weights, and of those by row; 0 one source, 1 all alike"
+    what = "mean weight ± sd over rows, in %" if level.learned else "who reads what, in %; nothing varies"
+    left = f"; the {len(shown)} largest of {len(most)} sources" if len(shown) < len(most) else ""
+    if len(cells[0]) > len(cells):
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    return _section(f"{name}: {what}{left}", _matrix(cells), legend)
+
+
+def _divergence_table(level: LevelGates) -> Group:
+    cells = [["", *level.readers]]
+    for i, reader in enumerate(level.readers):
+        cells.append([reader, *("-" if i == j else f"{one:.3f}" for j, one in enumerate(level.row_divergence[i]))])
+    legend = "Jensen-Shannon divergence in bits, by row; 0 alike, 1 nothing in common"
+    return _section("How far the gates are apart", _matrix(cells), legend)
+
+
+def _matrix(cells: Sequence[Sequence[str]]) -> Table:
+    """The first row and the first column are names."""
+    table = _table()
+    for at, name in enumerate(cells[0]):
+        table.add_column(Text(name), justify="right" if at else "left", overflow="fold")
+    for row in cells[1:]:
+        _add(table, row)
+    return table
+
+
+def _served_table(served: Sequence[Served], several: bool) -> Group:
+    table = _table()
+    for column in ("source", "feature", "value"):
+        table.add_column(column, overflow="fold")
+    for column in ("share", "of all rows", "lift"):
+        table.add_column(column, justify="right")
+    for (level, source), group in groupby(served, key=lambda one: (one.level, one.source)):
+        name = f"level {level + 1}: {source}" if several else source
+        for place, one in enumerate(group):
+            numbers = [f"{one.share:.1%}", f"{one.overall:.1%}", f"{one.lift:.2f}"]
+            _add(table, ["" if place else name, one.feature, _short(one.value), *numbers])
+        table.add_section()
+    legend = "share: of the rows, weighted by how much of the source is read; only what is clearly no chance"
+    return _section("What sources serve: values their rows have more often", table, legend)
+
+
+def _importance_tables(importance: Sequence[Importance]) -> Iterator[Group]:
+    """A few targets side by side, the features of each by falling loss."""
+    targets = [list(group) for _, group in groupby(importance, key=lambda one: one.target)]
+    for start in range(0, len(targets), SIDE_BY_SIDE):
+        table, columns = _table(), []
+        for target in targets[start : start + SIDE_BY_SIDE]:
+            table.add_column(Text(target[0].target), overflow="fold")
+            table.add_column(Text(target[0].metric), justify="right")
+            clear = [one for one in target if one.loss > max(one.sd, SMALLEST)][:MOST_FEATURES]
+            cells = [(one.feature, f"{one.loss:.4f} ±{one.sd:.4f}") for one in clear]
+            columns.append(cells or [("nothing clear", "")])
+        for row in zip_longest(*columns, fillvalue=("", "")):
+            _add(table, [cell for pair in row for cell in pair])
+        what = "continued" if start else "what the metric loses when one is shuffled"
+        legend = f"± sd of one shuffle; the {MOST_FEATURES} largest losses that exceed it"
+        yield _section(f"What features are worth: {what}", table, legend)
+
+
+def _finding_list(findings: Sequence[Finding]) -> Group:
+    grid = Table.grid(padding=(0, 1))
+    for finding in findings:
+        grid.add_row("•", Text.assemble(finding.what, "\n", (finding.advice, "dim")))
+    if not findings:
+        grid.add_row("•", "nothing that calls for action")
+    return Group(Text(), Text("Findings", style="bold"), grid)
+
+
+def _section(title: str, table: Table, legend: str) -> Group:
+    return Group(Text(), Text(title, style="bold"), table, *([Text(legend, style="dim")] if legend else []))
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+
+
+def _add(table: Table, cells: Sequence[str]) -> None:
+    """As plain text: names may hold what would be taken for markup."""
+    table.add_row(*map(Text, cells))
+
+
+def _short(value: str, most: int = 40) -> str:
+    return value if len(value) <= most else value[: most - 1] + "…"

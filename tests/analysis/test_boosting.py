@@ -140,6 +140,27 @@ def test_unknown_labels_do_not_count(feed):
     assert not np.array_equal(shown.test["buy"], clean.test["buy"])
 
 
+def test_conditionals_are_learnt_where_the_parent_is_one(feed):
+    encoder, batch, _ = feed
+    train, valid, test = parts(batch)
+    found = boosting_baseline(encoder.layout, train, valid, test, parents=SCHEMA.parents())
+    assert list(found.test) == list(found.valid) == list(found.trees) == ["click", "buy", "watch", "mood", "buy|click"]
+    alone = boosting_baseline(encoder.layout, *(clicked(one) for one in (train, valid)), test)
+    np.testing.assert_array_equal(found.test["buy|click"], alone.test["buy"])
+    np.testing.assert_array_equal(found.valid["buy|click"], alone.valid["buy"])
+    assert not np.array_equal(found.test["buy|click"], found.test["buy"])
+    without = boosting_baseline(encoder.layout, train, valid, test)
+    for name, outputs in without.test.items():
+        np.testing.assert_array_equal(found.test[name], outputs)
+
+
+def clicked(batch):
+    """The batch with buy known on clicked rows alone."""
+    known = batch.known.clone()
+    known[:, 1] &= batch.labels[:, 0] == 1
+    return batch._replace(known=known)
+
+
 def test_early_stopping_looks_at_the_valid_rows(feed, monkeypatch):
     encoder, batch, _ = feed
     monkeypatch.setattr(boosting, "SETTINGS", boosting.SETTINGS | {"max_iter": 60, "n_iter_no_change": 3})

@@ -1,17 +1,29 @@
 """Comparisons: one budget, honest single-task models, nothing trained twice."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from rich.console import Console
 
 from multigate.analysis.budget import multiply_adds, within_budget
-from multigate.analysis.compare import compare, open_comparison
+from multigate.analysis.compare import Comparison, compare, open_comparison
+from multigate.bundle import ROWS
 from multigate.data.encoder import Encoder
+from multigate.data.files import open_table
+from multigate.data.prepared import prepare
+from multigate.data.rows import join, pick_tasks
 from multigate.errors import ExperimentError
+from multigate.evaluate import forward
 from multigate.experiment import Experiment
+from multigate.metrics import auc
+from multigate.schema import Task
 from multigate.sharing import STRUCTURES
-from multigate.training.loop import Fit
+from multigate.training.loop import Fit, fit
+from multigate.training.progress import Reporter
 
 NAMES = ("single_task", "shared_bottom", "omoe", "mmoe")
 
@@ -46,7 +58,8 @@ def test_a_comparison_from_end_to_end(
     monkeypatch.setattr(Fit, "step", counted)
     first = compare(experiment, tmp_path, structures=NAMES, seeds=2, quiet=True)
     per_epoch = -(-4800 // 256)
-    assert steps["done"] == 2 * per_epoch * (4 + 3), "four single-task models and three joint ones, two seeds each"
+    models = 4 + 1 + 3
+    assert steps["done"] == 2 * per_epoch * models, "one a task, one of buy given click, three joint; two seeds"
     assert first.structures == [*NAMES, "boosting"]
     raw = pq.read_table(tmp_path / "runs.parquet").to_pylist()
     assert len(raw) == 9, "boosting runs once: it does not depend on the seed"
@@ -56,6 +69,7 @@ def test_a_comparison_from_end_to_end(
         assert costs[name] == pytest.approx(costs["mmoe"], rel=0.02)
     assert costs["single_task"] == pytest.approx(4 * costs["mmoe"], rel=0.02), "the full budget for each task"
 
+    _conditionals_are_compared_too(first, raw)
     gain = first.gain("mmoe", "click/auc")
     values = {(row["structure"], row["seed"]): row["click/auc"] for row in raw}
     by_hand = sum(values["mmoe", seed] - values["single_task", seed] for seed in (0, 1)) / 2
@@ -63,11 +77,54 @@ def test_a_comparison_from_end_to_end(
 
     steps["done"] = 0
     again = compare(experiment, tmp_path, structures=NAMES, seeds=3, quiet=True)
-    assert steps["done"] == per_epoch * (4 + 3), "only the third seed is trained"
+    assert steps["done"] == per_epoch * models, "only the third seed is trained"
     assert len(again.rows) == 13
     fewer = compare(experiment, tmp_path, structures=("mmoe",), seeds=1, boosting=False, quiet=True)
     assert len(fewer.rows) == 1
     assert len(open_comparison(tmp_path).rows) == 13, "what was trained before stays on file"
+
+
+def _conditionals_are_compared_too(comparison: Comparison, raw: list[dict[str, Any]]) -> None:
+    assert all(row["buy|click/auc"] is not None for row in raw), "of every structure, boosting included"
+    assert comparison.gain("mmoe", "buy|click/auc") is not None
+    assert [name for name in comparison.metrics() if name.startswith("buy")] == [
+        *("buy/auc", "buy/gauc", "buy|click/auc", "buy|click/gauc")
+    ]
+    assert [name for name in comparison.metrics() if name.startswith("watch")] == ["watch/r2"]
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(comparison.table())
+    assert "click/gauc" in shown.getvalue()
+
+
+def test_a_conditional_alone_learns_from_the_rows_where_its_parent_is_one(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    """The same as a single-task model that is told of purchases among clicks and of nothing else."""
+    files = {}
+    for part in ("train", "valid", "test"):
+        table = pq.read_table(getattr(feed_experiment, part))
+        bought = table["buy"].fill_null(0)  # no purchase without a click, but a known 0
+        files[part] = str(tmp_path / f"{part}.parquet")
+        pq.write_table(table.set_column(table.column_names.index("buy"), "buy", bought), files[part])
+    experiment = feed_experiment.with_(**files, epochs=1)
+    compare(experiment, tmp_path / "c", structures=("single_task",), seeds=1, boosting=False, quiet=True)
+    row = open_comparison(tmp_path / "c").rows[0]
+    told = experiment.with_(schema=experiment.schema.with_(tasks=(Task("click"), Task("buy", where="click"))))
+    tables = [open_table(path) for path in (told.train, told.valid, told.test)]
+    prepared = prepare(told.schema, *tables, told.split, tmp_path / "prepared")
+    clicks = pq.read_table(told.train)["click"].to_pylist()
+    assert join(list(prepared.train.batches(1000))).known[:, 1].tolist() == [click == 1 for click in clicks]
+
+    budget = multiply_adds(told.sharing, experiment, Encoder.load(tmp_path / "c" / "prepared" / "encoder"))
+    structure = within_budget(STRUCTURES["single_task"](), budget, told, prepared.encoder, [1])
+    device = torch.device("cpu")
+    with Reporter(quiet=True) as report:
+        fitted = fit(told.with_(sharing=structure), prepared, tmp_path, device=device, report=report, tasks=[1])
+    assert prepared.test is not None
+    scored = forward(fitted.model, (pick_tasks(batch, [1]) for batch in prepared.test.batches(ROWS)), device)
+    reached = scored.known[:, 0]
+    assert row["buy|click/auc"] == auc(scored.logits[reached, 0], scored.labels[reached, 0])
+    assert row["buy|click/auc"] != row["buy/auc"]
 
 
 def test_an_unknown_structure_is_refused_before_anything_is_written(

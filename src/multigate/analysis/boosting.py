@@ -1,5 +1,6 @@
 """Gradient boosting on the same encoded rows: what any multi-task network on a table should be held against."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ SETTINGS = {"learning_rate": 0.1, "max_iter": 400, "max_leaf_nodes": 31, "min_sa
 
 
 class Boosted(NamedTuple):
-    """Outputs by task on the valid rows and, where there are some, the test rows.
+    """Outputs by task, and by conditional ("buy|click"), on the valid rows and, where there are some, the test rows.
 
     Logits (R,) of a binary task, logits (R, K) of a multiclass one, encoded labels (R,) of a regression
     (``Encoder.decode`` gives them in the label's own unit).
@@ -35,7 +36,7 @@ class Boosted(NamedTuple):
     valid: dict[str, Floats]
     test: dict[str, Floats]
     trees: dict[str, int]
-    """Boosting rounds of each task, after early stopping."""
+    """Boosting rounds of each task and conditional, after early stopping."""
 
 
 def available() -> bool:
@@ -44,14 +45,23 @@ def available() -> bool:
 
 
 def boosting_baseline(
-    layout: Layout, train: Batch, valid: Batch, test: Batch | None = None, seed: int = 0, *, max_rows: int = 1_000_000
+    layout: Layout,
+    train: Batch,
+    valid: Batch,
+    test: Batch | None = None,
+    seed: int = 0,
+    *,
+    parents: Sequence[int | None] = (),
+    max_rows: int = 1_000_000,
 ) -> Boosted:
     """One histogram gradient boosting a task on all rows where its label is known, stopped early on the valid rows.
 
     Tasks with ``given`` learn p(task) itself on every row, those with ``where`` only on its rows: the label masks
-    say so. Works in memory, 8 bytes a cell, on at most ``max_rows`` training rows drawn at random. Numbers are read
-    as encoded (trees see only their order), categories by training frequency: the 254 most frequent, the rest
-    together beside their count; bags as their number of items and which of the 32 most frequent they hold.
+    say so. ``parents``, those of ``Schema``, ask for conditionals too: p(task | parent), learnt on the rows where the
+    parent is 1, with an output for every row. Works in memory, 8 bytes a cell, on at most ``max_rows`` training rows
+    drawn at random. Numbers are read as encoded (trees see only their order), categories by training frequency: the
+    254 most frequent, the rest together beside their count; bags as their number of items and which of the 32 most
+    frequent they hold.
     Raises ``MultigateError`` without scikit-learn.
     """
     if not available():
@@ -65,26 +75,33 @@ def boosting_baseline(
     x_train, x_valid = columns.read(train), columns.read(valid)
     x_test = None if test is None else columns.read(test)
     boosted = Boosted({}, {}, {})
-    for at, task in enumerate(layout.tasks):
-        fit_on = _known(train, x_train, at)
-        model = _fit(task, columns.categorical, fit_on, _known(valid, x_valid, at), seed)
-        boosted.trees[task.name] = 0 if model is None else int(model.n_iter_)
-        boosted.valid[task.name] = _outputs(task, model, fit_on.labels, x_valid)
+    wanted: list[tuple[int, int | None]] = [(at, None) for at in range(len(layout.tasks))]
+    wanted += [(at, parent) for at, parent in enumerate(parents) if parent is not None]
+    for at, parent in wanted:
+        task = layout.tasks[at]
+        name = task.name if parent is None else f"{task.name}|{layout.tasks[parent].name}"
+        fit_on = _known(train, x_train, at, parent)
+        model = _fit(task, columns.categorical, fit_on, _known(valid, x_valid, at, parent), seed)
+        boosted.trees[name] = 0 if model is None else int(model.n_iter_)
+        boosted.valid[name] = _outputs(task, model, fit_on.labels, x_valid)
         if x_test is not None:
-            boosted.test[task.name] = _outputs(task, model, fit_on.labels, x_test)
+            boosted.test[name] = _outputs(task, model, fit_on.labels, x_test)
     return boosted
 
 
 class _Rows(NamedTuple):
-    """Rows where a task's label is known: columns (R, F), labels (R,), weights (R,)."""
+    """Rows to learn a task from: columns (R, F), labels (R,), weights (R,)."""
 
     x: Floats
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
 
 
-def _known(batch: Batch, x: Floats, task: int) -> _Rows:
+def _known(batch: Batch, x: Floats, task: int, parent: int | None) -> _Rows:
+    """Where the label is known; of a conditional, where the parent is 1 besides."""
     known = batch.known[:, task].numpy()
+    if parent is not None:
+        known = known & (batch.known[:, parent] & (batch.labels[:, parent] == 1)).numpy()
     return _Rows(x[known], batch.labels[:, task].numpy()[known], batch.weights[:, task].numpy()[known])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 from safetensors.torch import load_file
@@ -25,15 +26,19 @@ from multigate.errors import ExperimentError, RunError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment, make_experiment
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
-from multigate.run import claimed, stored_values, strict
+from multigate.run import MEMBERS, claimed, stored_values, strict
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, Structure
-from multigate.training.loop import BEST, CHECKPOINT, choose_device, fit
+from multigate.training.interrupts import interruptible
+from multigate.training.loop import BEST, CHECKPOINT, Fitted, choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.train import PREPARED, open_sources, prepare_sources
+from multigate.writing import write_text, writing
 
 BASELINE = "single_task"
 BOOSTING = "boosting"
+REACHED = "reached"
+"""The prepared rows of conditionals: labels known only where the parent is 1."""
 RUNS, RESULT = "runs.parquet", "result.json"
 Row = dict[str, Any]
 
@@ -79,7 +84,8 @@ class Comparison:
         row = _remembered(place)
         if row is None or "sharing" not in row:
             names = sorted({one["structure"] for one in self.rows} - {BASELINE, BOOSTING})
-            raise RunError(f"{self.folder} holds no joint model {structure!r} of seed {seed}; {nearest(structure, names)}")
+            found = f"{self.folder} holds no joint model {structure!r} of seed {seed}"
+            raise RunError(f"{found}; {nearest(structure, names)}")
         own = make_experiment(stored_values(self.folder), name=str(self.folder))
         experiment = own.with_(seed=seed, sharing=json.loads(row["sharing"]))
         encoder = Encoder.load(self.folder / PREPARED / "encoder")
@@ -89,8 +95,13 @@ class Comparison:
         return Bundle(experiment, encoder, model)
 
     def metrics(self) -> list[str]:
-        """The main metric of every task, and of every conditional after its task."""
-        return _main_metrics(self.schema)
+        """The main metric of every task, and of every conditional after its task; where rows have groups GAUC too."""
+        found = []
+        for metric in _main_metrics(self.schema):
+            name = metric.rpartition("/")[0]
+            grouped = self.schema.group is not None and self.schema.task(name.partition("|")[0]).kind == "binary"
+            found += [metric, f"{name}/gauc"] if grouped else [metric]
+        return found
 
     def table(self) -> Group:
         """The comparison for people: mean, sd, interval and MTL gain by task and structure; then what each costs."""
@@ -151,8 +162,9 @@ def compare(
 
     Every structure gets the multiply-adds per row of the experiment's own (sharing and towers, within 2 %) by one
     factor on its widths; a structure of one's own is compared under the name in its ``structure`` tag where it is the
-    experiment's. ``single_task`` is T separate models: own embeddings, own early stopping, the full budget
-    each. Weights are chosen on validation rows alone. Called again with the same folder it goes on where it stopped;
+    experiment's. ``single_task`` is T separate models: own embeddings, own early stopping, the full budget each; a task
+    with a ``given`` parent has one more, trained on the rows where the parent is 1. Weights are chosen on validation
+    rows alone. Curves of ``recalibrate`` are left out. Called again with the same folder it goes on where it stopped;
     ``runs.parquet`` there has one row per run. A gradient-boosting row per task is added where scikit-learn is there.
     """
     chosen = choose_device(device)
@@ -160,28 +172,36 @@ def compare(
     for name in structures:
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
+    if experiment.warm_start is not None:
+        raise ExperimentError("a comparison trains every model from the start; leave warm_start out")
     folder = Path(out)
     sources = open_sources(experiment, tables or {})
     with (
-        claimed(folder, experiment, resume=True, progress="runs"),
+        interruptible(lambda: "the same command goes on from here"),
+        claimed(folder, experiment, resume=True, progress=MEMBERS),
         Reporter(quiet=quiet, detail=False) as report,
     ):
-        prepared = prepare_sources(experiment, sources, folder / PREPARED, report)
+        fresh = not (folder / MEMBERS).is_dir()
+        prepared = prepare_sources(experiment, sources, folder / PREPARED, report, replace=fresh)
+        reached = None
+        if BASELINE in structures and any(task.given and not task.where for task in experiment.schema.tasks):
+            reached = prepare_sources(_reached(experiment), sources, folder / REACHED, report, replace=fresh)
         budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
         rows: list[Row] = []
         for seed in range(seeds):
             # boosting does not depend on the seed: the rows are the same
             for name in (*structures, *([BOOSTING] if seed == 0 and boosting and available() else [])):
-                place = folder / "runs" / f"{name}-{seed}"
+                place = folder / MEMBERS / f"{name}-{seed}"
                 row = _remembered(place)
                 if row is None:
                     if name == BOOSTING:
                         row = _boost(prepared, experiment, seed)
                     else:
-                        row = _train(experiment.with_(seed=seed), name, budget, prepared, place, chosen, report)
+                        seeded = experiment.with_(seed=seed)
+                        row = _train(seeded, name, budget, prepared, reached, place, chosen, report)
                     row = {"structure": name, "seed": seed, **row}
                     place.mkdir(parents=True, exist_ok=True)
-                    (place / RESULT).write_text(json.dumps(row, indent=1), encoding="utf-8")
+                    write_text(place / RESULT, json.dumps(row, indent=1))
                     _write_rows(folder)
                     shown = (
                         f"{metric} {row[metric]:.4f}"
@@ -190,6 +210,7 @@ def compare(
                     )
                     report.line(f"seed {seed}  {name:<14} {'  '.join(shown)}  {row['seconds']:.0f} s")
                 rows.append(row)
+        _write_rows(folder)  # a process killed after its last result had no time to
     return Comparison(folder, experiment.schema, rows)
 
 
@@ -197,8 +218,11 @@ def open_comparison(path: str | Path) -> Comparison:
     """The comparison in a folder, as far as it got. Raises ``RunError`` where there is none."""
     folder = Path(path)
     if not (folder / RUNS).is_file():
-        raise RunError(f"there is no comparison in {folder}: it has no {RUNS}")
-    rows = pq.read_table(folder / RUNS).to_pylist()
+        raise RunError(f"there is no comparison in {folder}: it has no {RUNS}; name the --out folder of a comparison")
+    try:
+        rows = pq.read_table(folder / RUNS).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{folder / RUNS} cannot be read ({error}); the same multigate compare writes it anew") from None
     return Comparison(folder, Schema.model_validate(stored_values(folder)["schema"]), rows)
 
 
@@ -207,11 +231,15 @@ def _train(
     name: str,
     budget: int,
     prepared: Prepared,
+    reached: Prepared | None,
     place: Path,
     device: torch.device,
     report: Reporter,
 ) -> Row:
-    """One structure, one seed: its cost and its metrics. ``single_task`` sums the cost of its T models."""
+    """One structure, one seed: its cost and its metrics.
+
+    ``single_task`` sums the cost of its T models, those of conditionals not counted: they answer another question.
+    """
     own = experiment.sharing if _name(experiment.sharing) == name else STRUCTURES[name]()
     tasks = range(len(experiment.schema.tasks))
     trainings = [[task] for task in tasks] if name == BASELINE else [None]
@@ -224,17 +252,9 @@ def _train(
         cost = multiply_adds(structure, experiment, prepared.encoder, places)
         if abs(cost - budget) > TOLERANCE * budget:
             report.line(f"{name}: no width comes within {TOLERANCE:.0%} of {budget:,} multiply-adds; it has {cost:,}")
-        schema = (
-            experiment.schema if places is None else experiment.schema.only([experiment.schema.tasks[places[0]].name])
-        )
-        # a single-task model is chosen on its own task, whatever the joint ones are chosen on
-        one = experiment.with_(sharing=structure, monitor="mean" if places is not None else experiment.monitor)
-        folder = place if places is None else place / schema.tasks[0].name
-        folder.mkdir(parents=True, exist_ok=True)
-        fitted = fit(one, prepared, folder, device=device, report=report, tasks=places, resume=True)
-        chosen = list(places if places is not None else tasks)
-        batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
-        found = scores(spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen))
+        one = experiment.with_(sharing=structure)
+        folder = place if places is None else place / experiment.schema.tasks[places[0]].name
+        fitted, found = _fit(one, prepared, places, folder, device, report)
         metrics |= found
         if places is None:
             row["sharing"] = json.dumps(structure.to_dict(full=True))
@@ -242,25 +262,63 @@ def _train(
         costs["multiply_adds"] += fitted.model.multiply_adds()
         costs["seconds"] += fitted.seconds
         costs["epochs"] += fitted.epochs
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        task = None if places is None else experiment.schema.tasks[places[0]]
+        if reached is not None and task is not None and task.given and not task.where:
+            _, found = _fit(_reached(one), reached, places, folder / "given", device, report)
+            metrics |= {f"{task.name}|{task.given}/{metric.rpartition('/')[2]}": found[metric] for metric in found}
     trained = prepared.train.rows * costs["epochs"]
     return row | costs | {"rows_per_second": trained / max(costs["seconds"], 1e-9) / len(trainings)} | strict(metrics)
 
 
+def _fit(
+    experiment: Experiment,
+    prepared: Prepared,
+    places: list[int] | None,
+    folder: Path,
+    device: torch.device,
+    report: Reporter,
+) -> tuple[Fitted, dict[str, float]]:
+    """A model of all tasks or of those at some places, and its metrics on the rows to compare on."""
+    if places is None:
+        schema, chosen = experiment.schema, list(range(len(experiment.schema.tasks)))
+    else:
+        schema, chosen = experiment.schema.only([experiment.schema.tasks[at].name for at in places]), places
+        experiment = experiment.with_(monitor="mean")  # chosen on its own task, whatever the joint ones are chosen on
+    folder.mkdir(parents=True, exist_ok=True)
+    fitted = fit(experiment, prepared, folder, device=device, report=report, tasks=places, resume=True)
+    part = prepared.test or prepared.valid
+    batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
+    found = scores(spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return fitted, found
+
+
+def _reached(experiment: Experiment) -> Experiment:
+    """The experiment with labels known only where their ``given`` parent is 1: the rows that conditionals are about."""
+    tasks = (task.with_(given=None, where=task.given) if task.given else task for task in experiment.schema.tasks)
+    return experiment.with_(schema=experiment.schema.with_(tasks=tuple(tasks)))
+
+
 def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
-    """Gradient boosting, one model per task, on the same encoded rows; conditionals it has none of."""
+    """Gradient boosting on the same encoded rows, one model per task and conditional."""
     part = prepared.test or prepared.valid
     train, valid, scored = (join(list(one.batches(ROWS))) for one in (prepared.train, prepared.valid, part))
     began = time.perf_counter()
-    outputs = boosting_baseline(prepared.layout, train, valid, scored, seed).test
+    parents = experiment.schema.parents()
+    outputs = boosting_baseline(prepared.layout, train, valid, scored, seed, parents=parents).test
     seconds = time.perf_counter() - began
-    columns = [outputs[task.name].reshape(scored.rows, -1) for task in experiment.schema.tasks]
-    logits = np.concatenate(columns, axis=1).astype(np.float32)
+    tasks = experiment.schema.tasks
+    logits = _side_by_side([outputs[task.name] for task in tasks])
+    conditionals = _side_by_side([outputs[f"{task.name}|{task.given}" if task.given else task.name] for task in tasks])
     labels = (one.numpy() for one in (scored.labels, scored.known, scored.weights, scored.groups))
-    found = spaces(experiment.schema, prepared.encoder, Scored(logits, logits, *labels))
-    metrics = scores(space for space in found if "|" not in space.name)
+    metrics = scores(spaces(experiment.schema, prepared.encoder, Scored(logits, conditionals, *labels)))
     about = {"part": "test" if prepared.test else "validation", "rows": scored.rows, "seconds": seconds}
     return about | strict(metrics)
+
+
+def _side_by_side(outputs: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Outputs (R,) or (R, K) of each task as columns (R, O)."""
+    return np.concatenate([one.reshape(len(one), -1) for one in outputs], axis=1).astype(np.float32)
 
 
 def _name(structure: Structure) -> str:
@@ -278,19 +336,23 @@ def _main_metrics(schema: Schema) -> list[str]:
 
 def _remembered(place: Path) -> Row | None:
     """The result of a run that was finished earlier."""
-    file = place / RESULT
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return _read_result(place / RESULT) if (place / RESULT).is_file() else None
+
+
+def _read_result(file: Path) -> Row:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}); delete it and run multigate compare again") from None
 
 
 def _write_rows(folder: Path) -> None:
     """All finished runs as Parquet, one row each; a metric a run does not have is null."""
-    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"runs/*/{RESULT}"))]
-    path = folder / RUNS
+    rows = [_read_result(file) for file in sorted(folder.glob(f"{MEMBERS}/*/{RESULT}"))]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
-    temporary = path.with_suffix(".writing")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with writing(folder / RUNS) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _numbers(one: Summary) -> tuple[str, str, str]:

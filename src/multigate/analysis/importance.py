@@ -1,0 +1,107 @@
+"""Permutation importance: what predictions lose when a feature tells them nothing."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multigate.batch import Batch
+from multigate.bundle import Bundle
+from multigate.data.names import FeatureColumns, feature_columns
+from multigate.data.rows import cut, pick
+from multigate.evaluate import Scored, forward, scores, spaces
+from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
+from multigate.options import Options
+
+MOST = 20_000
+"""Rows that are shuffled."""
+ROWS = 1024
+"""Rows that go through the model together; more do not fit into the cache."""
+
+Progress = Callable[[str, int, int | None], None]
+
+
+class Importance(Options):
+    """What the main metric of a target loses when one feature is shuffled; positive where the feature helps."""
+
+    feature: str
+    target: str
+    """A task, or a task given its parent: "click" or "buy|click"."""
+    metric: str
+    loss: float
+    """Mean over the shuffles ..."""
+    sd: float
+    """... and their standard deviation, 0 of a single one."""
+
+
+def permutation_importance(
+    bundle: Bundle, batch: Batch, *, repeats: int = 3, seed: int = 0, progress: Progress | None = None
+) -> tuple[Importance, ...]:
+    """Loss of each target's main metric when a feature is shuffled over rows (Breiman 2001, section 10).
+
+    All columns of a feature move together; the model is not trained anew. At most ``MOST`` rows, evenly spread. For
+    each target the features by falling loss; a target whose metric is undefined on these rows is left out.
+    """
+    if batch.rows > MOST:
+        batch = pick(batch, torch.linspace(0, batch.rows - 1, MOST).long())
+    random = np.random.default_rng(seed)
+    shuffles = [pick(batch, torch.from_numpy(random.permutation(batch.rows))) for _ in range(repeats)]
+    whole = _forward(bundle, batch)
+    base = _main_scores(bundle, whole)
+    features = feature_columns(bundle.encoder)
+    found: dict[str, list[Importance]] = {name: [] for name, value in base.items() if np.isfinite(value)}
+    for done, columns in enumerate(features):
+        if progress is not None:
+            progress("importance (features)", done, len(features))
+        left = [_main_scores(bundle, _rescored(bundle, whole, batch, other, columns)) for other in shuffles]
+        for name, of_target in found.items():
+            target, _, metric = name.rpartition("/")
+            lost = [base[name] - one[name] if HIGHER_IS_BETTER[metric] else one[name] - base[name] for one in left]
+            sd = float(np.std(lost, ddof=1)) if repeats > 1 else 0.0
+            of_target.append(
+                Importance(feature=columns.feature.name, target=target, metric=metric, loss=float(np.mean(lost)), sd=sd)
+            )
+    return tuple(one for of_target in found.values() for one in sorted(of_target, key=lambda one: -one.loss))
+
+
+def _rescored(bundle: Bundle, whole: Scored, batch: Batch, other: Batch, columns: FeatureColumns) -> Scored:
+    """Outputs with one feature as it is in ``other``; only rows in which it differs are run again."""
+    rows = _differ(batch, other, columns).nonzero().flatten()
+    if not len(rows):
+        return whole
+    found = _forward(bundle, _replaced(pick(batch, rows), pick(other, rows), columns))
+    logits, conditionals = whole.logits.copy(), whole.conditionals.copy()
+    logits[rows], conditionals[rows] = found.logits, found.conditionals
+    return whole._replace(logits=logits, conditionals=conditionals)
+
+
+def _differ(batch: Batch, other: Batch, columns: FeatureColumns) -> Tensor:
+    """Rows (R,) whose feature is not the same in both; those of bags all count as different."""
+    here, there = batch.numbers[:, columns.numbers], other.numbers[:, columns.numbers]
+    numbers = (here != there) & ~(here.isnan() & there.isnan())
+    categories = batch.categories[:, columns.categories] != other.categories[:, columns.categories]
+    differ: Tensor = numbers.any(dim=1) | categories.any(dim=1) | bool(columns.bags)
+    return differ
+
+
+def _replaced(batch: Batch, other: Batch, columns: FeatureColumns) -> Batch:
+    """The batch with one feature of the other."""
+    numbers, categories, bags = batch.numbers.clone(), batch.categories.clone(), list(batch.bags)
+    numbers[:, columns.numbers] = other.numbers[:, columns.numbers]
+    categories[:, columns.categories] = other.categories[:, columns.categories]
+    for at in columns.bags:
+        bags[at] = other.bags[at]
+    return batch._replace(numbers=numbers, categories=categories, bags=tuple(bags))
+
+
+def _forward(bundle: Bundle, batch: Batch) -> Scored:
+    cuts = (cut(batch, start, start + ROWS) for start in range(0, batch.rows, ROWS))
+    return forward(bundle.model, cuts, next(bundle.model.parameters()).device)
+
+
+def _main_scores(bundle: Bundle, scored: Scored) -> dict[str, float]:
+    """The main metric of each target, by ``<target>/<metric>``."""
+    found = spaces(bundle.schema, bundle.encoder, scored)
+    main = {f"{space.name}/{PRIMARY[space.kind]}" for space in found}
+    return {name: value for name, value in scores(found).items() if name in main}

@@ -1,0 +1,85 @@
+"""An inspection: why a model predicts as it does, from its gates, its units, and rows."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multigate.analysis.audience import Served, served_values
+from multigate.analysis.findings import Finding, find
+from multigate.analysis.gates import LevelGates, level_gates
+from multigate.analysis.importance import Importance, permutation_importance
+from multigate.analysis.subject import Subject
+from multigate.analysis.units import Units, watching
+from multigate.data.rows import join
+from multigate.errors import DataError
+from multigate.evaluate import to_device
+from multigate.options import Options
+
+__all__ = ["Finding", "Importance", "Inspection", "LevelGates", "Served", "Units", "inspect_model"]
+
+Progress = Callable[[str, int, int | None], None]
+
+
+class Inspection(Options):
+    """All that an inspection found; ``to_dict(full=True)`` makes JSON of it."""
+
+    model: str
+    structure: str
+    rows: str
+    """Which rows were looked at, for people."""
+    levels: tuple[LevelGates, ...]
+    """One per level of the wiring."""
+    units: tuple[Units, ...]
+    served: tuple[Served, ...]
+    importance: tuple[Importance, ...]
+    """By target, then by falling loss."""
+    findings: tuple[Finding, ...]
+
+
+def inspect_model(
+    subject: Subject, *, repeats: int = 3, importance: bool = True, progress: Progress | None = None
+) -> Inspection:
+    """What the gates, the experts' units and the features of a model do on the rows of a subject.
+
+    ``repeats`` shuffles of each feature for its importance. Raises ``DataError`` where there are no rows.
+    """
+    if not subject.count:
+        raise DataError(f"{subject.rows} holds no rows to inspect {subject.name} with; name a table that has some")
+    bundle = subject.bundle
+    gates, units = _look(subject, progress)
+    wiring = bundle.model.sharing.wiring
+    # structures that only weigh by 1 have levels but no gates
+    either: Sequence[NDArray[np.float32] | None] = gates or [None] * len(wiring)
+    levels = [level_gates(level, gate) for level, gate in zip(wiring, either, strict=True)]
+    rows = join(subject.batches)
+    served = served_values(bundle.encoder, rows, levels, gates) if gates else ()
+    losses = permutation_importance(bundle, rows, repeats=repeats, progress=progress) if importance else ()
+    return Inspection(
+        model=subject.name,
+        structure=str(bundle.experiment.sharing.to_dict()["structure"]),
+        rows=subject.rows,
+        levels=tuple(levels),
+        units=units,
+        served=served,
+        importance=losses,
+        findings=find(bundle.experiment, levels, units, losses),
+    )
+
+
+def _look(subject: Subject, progress: Progress | None) -> tuple[Sequence[NDArray[np.float32]], tuple[Units, ...]]:
+    """Gates (R, readers, sources) of every level on all rows, and the units that never stirred."""
+    model = subject.bundle.model.eval()
+    device = next(model.parameters()).device
+    parts: list[list[NDArray[np.float32]]] = []
+    done = 0
+    with torch.inference_mode(), watching(model.sharing) as watch:  # type: ignore[arg-type]
+        for batch in subject.batches:
+            at = to_device(batch, device)
+            outputs = model(at.numbers, at.categories, at.bags)
+            parts.append([gate.float().cpu().numpy() for gate in outputs.gates])
+            done += batch.rows
+            if progress is not None:
+                progress("gates", done, subject.count)
+    return [np.concatenate(of_level) for of_level in zip(*parts, strict=True)], watch.units()
