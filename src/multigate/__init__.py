@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from multigate.bundle import load as load
     from multigate.data.infer import infer_schema as infer_schema
     from multigate.errors import MultigateError as MultigateError
+    from multigate.estimator import MultiTaskEstimator as MultiTaskEstimator
     from multigate.experiment import Experiment as Experiment
     from multigate.experiment import read_experiment as read_experiment
     from multigate.run import Run as Run
@@ -33,6 +34,7 @@ _HOMES = {
     "load": "bundle",
     "infer_schema": "data.infer",
     "MultigateError": "errors",
+    "MultiTaskEstimator": "estimator",
     "Experiment": "experiment",
     "read_experiment": "experiment",
     "Run": "run",

@@ -1,0 +1,463 @@
+"""Multi-task models as a scikit-learn estimator: ``train`` and a bundle behind ``fit`` and ``predict``."""
+# ruff: noqa: N803, N806  (X is scikit-learn's name)
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
+
+from multigate.bundle import Bundle, load
+from multigate.data import cells
+from multigate.data.files import open_table
+from multigate.data.infer import infer_schema
+from multigate.data.meaning import FEW
+from multigate.data.survey import is_text
+from multigate.data.tasks import read_task
+from multigate.errors import DataError, ExperimentError, MultigateError, nearest
+from multigate.evaluate import Monitor, forward, scores, spaces
+from multigate.experiment import Experiment, make_experiment
+from multigate.options import explain
+from multigate.schema import Feature, Schema, Task
+from multigate.sharing import Structure
+from multigate.training.interrupts import Interrupted
+from multigate.training.train import train
+
+try:
+    from scipy import sparse
+    from sklearn.base import BaseEstimator, MultiOutputMixin
+    from sklearn.utils import ClassifierTags, RegressorTags, check_array, check_consistent_length, check_random_state
+    from sklearn.utils.metaestimators import available_if
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+except ModuleNotFoundError:
+    raise MultigateError(
+        "MultiTaskEstimator wants scikit-learn, found none; install it: pip install 'multigate[sklearn]'"
+    ) from None
+
+WEIGHT = "sample_weight passed to fit"
+"""Column of the row weights, for tasks that name none of their own."""
+
+Array = NDArray[Any]
+
+
+class InputError(DataError, ValueError):
+    """Rows or labels that cannot be fitted; scikit-learn's tools expect a ``ValueError``."""
+
+
+class Target(NamedTuple):
+    """What one task predicts, in the values that ``fit`` was given."""
+
+    name: str
+    classes: Array | None
+    """(K,); None of a regression."""
+    positive: int | None
+    """Which of two classes p(task) is the probability of; None of other kinds."""
+
+    def probabilities(self, predicted: Mapping[str, Array]) -> Array | None:
+        """(R, K) float64, columns in the order of ``classes``; None of a regression."""
+        if self.classes is None:
+            return None
+        if self.positive is None:
+            named = [f"{self.name}={cells.text(one)}" for one in self.classes]
+            found = np.stack([predicted[name].astype(np.float64) for name in named], axis=1)
+            return found / found.sum(axis=1, keepdims=True)  # float32 sums to 1 only nearly
+        p = predicted[self.name].astype(np.float64)
+        return np.stack([p, 1 - p] if self.positive == 0 else [1 - p, p], axis=1)
+
+    def values(self, predicted: Mapping[str, Array]) -> Array:
+        """(R,): the most likely class, or the value of a regression as float64."""
+        probabilities = self.probabilities(predicted)
+        if self.classes is None or probabilities is None:
+            return predicted[self.name].astype(np.float64)
+        return self.classes[probabilities.argmax(axis=1)]
+
+
+@contextmanager
+def _value_errors() -> Iterator[None]:
+    try:
+        yield
+    except (DataError, ExperimentError) as error:
+        raise InputError(str(error)) from None
+
+
+class _Packed(NamedTuple):
+    """A bundle as a pickle holds it: the bytes of its files."""
+
+    structure: type[Structure]
+    files: dict[str, bytes]
+
+
+def _classifies(estimator: "MultiTaskEstimator") -> bool:
+    if hasattr(estimator, "_targets"):
+        return any(one.classes is not None for one in estimator._targets)
+    return estimator.kind != "regressor"
+
+
+class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
+    """A multi-task model of a table with scikit-learn's ``fit`` and ``predict``.
+
+    ``X`` (R, F) is a pandas, polars or pyarrow table, a dict of lists, an array or a sparse matrix; strings, nulls, ids
+    and times are read as in any table. ``y`` (R,) or (R, T) is a table or an array; NaN and None are unknown labels.
+
+    Labels of two values are binary; text and at most 50 different whole numbers are classes; other numbers are a
+    regression. ``kind`` makes all of them classes or numbers, ``tasks`` says more: a ``Task``, or text as in
+    ``infer_schema``, for each column of ``y`` (for the columns they name where ``y`` is a table). ``features`` replaces
+    what is inferred of ``X``, whose columns are called x0, x1, ... if they have no names. ``settings`` are changes of
+    the experiment as after ``--set``: ``("embedding.dim=8", "patience=null")``.
+
+    A share ``validation_fraction`` of the rows, drawn to hold labels like the rest, chooses the best weights and stops
+    early; all rows do where it is 0 or too few to be scored. ``out`` keeps the run in a folder.
+    """
+
+    def __init__(
+        self,
+        sharing: str | Structure = "mmoe",
+        *,
+        tower: Sequence[int] = (32,),
+        epochs: int = 12,
+        batch_size: int | None = None,
+        learning_rate: float = 2e-3,
+        balance: str = "fixed",
+        kind: Literal["classifier", "regressor"] | None = None,
+        tasks: Sequence[Task | str] | None = None,
+        features: Sequence[Feature] | None = None,
+        settings: Sequence[str] = (),
+        validation_fraction: float = 0.1,
+        random_state: Any = 0,
+        device: str = "auto",
+        out: str | Path | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.sharing = sharing
+        self.tower = tower
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.balance = balance
+        self.kind = kind
+        self.tasks = tasks
+        self.features = features
+        self.settings = settings
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.device = device
+        self.out = out
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Train on ``X`` (R, F) and ``y`` (R,) or (R, T); rows of weight 0 are left out.
+
+        Raises ``InputError``, a ``ValueError``, for rows, labels and parameters that cannot be fitted.
+        """
+        try:
+            with _value_errors(), TemporaryDirectory() as temporary:
+                rows, tasks = self._rows(X, y, sample_weight)
+                schema = self._schema(rows, tasks)
+                targets = tuple(_target(task, rows[task.source]) for task in schema.tasks)
+                experiment = self._experiment(schema)
+                parts = _parts(rows, schema.tasks, self.validation_fraction, experiment.seed)
+                out = Path(temporary, "run") if self.out is None else self.out
+                run = train(experiment, out, device=self.device, tables=parts, quiet=not self.verbose)
+                self.bundle_ = load(run.folder, structures=[type(experiment.sharing)])
+                self.history_ = run.history
+        except Interrupted as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None  # a search would go on after any other error
+        self.tasks_, self._targets = schema.tasks, targets
+        self.n_iter_ = len(self.history_)
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """The most likely class or the value, (R,) of one task, else (R, T); of type object where types differ."""
+        predicted = self._predicted(X)
+        found = [one.values(predicted) for one in self._targets]
+        if len(found) == 1:
+            return found[0]
+        if len({one.dtype.kind for one in found}) > 1:
+            found = [one.astype(object) for one in found]
+        return np.stack(found, axis=1)
+
+    @available_if(_classifies)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Any:
+        """Probabilities (R, K) in the order of ``classes_``; of several tasks a list, with None for regressions."""
+        predicted = self._predicted(X)
+        found = [one.probabilities(predicted) for one in self._targets]
+        return found[0] if len(found) == 1 else found
+
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Mean over the tasks of AUC (classes) and R² (numbers), each on the rows where its label is known."""
+        check_is_fitted(self)
+        bundle = self.bundle_
+        with _value_errors():
+            rows, _ = self._rows(X, y, sample_weight, fitting=False)
+            batches = (batch for batch, _ in bundle.batches(rows, labels=True))
+            scored = forward(bundle.model, batches, torch.device("cpu"))
+        return Monitor("mean", bundle.schema).value(scores(spaces(bundle.schema, bundle.encoder, scored)))
+
+    @property
+    def classes_(self) -> Any:
+        """Classes (K,) in the type of the labels; of several tasks a list, with None for regressions."""
+        if not hasattr(self, "_targets") or not _classifies(self):
+            raise AttributeError(f"{type(self).__name__} has 'classes_' once it is fitted to labels that are classes")
+        return self._targets[0].classes if len(self._targets) == 1 else [one.classes for one in self._targets]
+
+    def _predicted(self, X: Any) -> dict[str, Array]:
+        check_is_fitted(self)
+        with _value_errors():
+            return self.bundle_.predict(self._table(X, fitting=False))
+
+    def _table(self, X: Any, *, fitting: bool) -> pa.Table:
+        """The rows with one name per column, checked against those of ``fit``."""
+        if sparse.issparse(X):
+            X = X.toarray()
+        elif isinstance(X, Mapping):
+            X = _in_memory(X)
+        if _is_table(X):
+            validate_data(self, X, reset=fitting, skip_check_array=True)
+            columns = _in_memory(X).columns
+        else:
+            X = validate_data(self, _object_lists(X), reset=fitting, dtype=None, ensure_all_finite=False)
+            columns = [_column(X[:, at], f"column {at} of X") for at in range(X.shape[1])]
+        names = getattr(self, "feature_names_in_", None)
+        return pa.table(columns, names=[f"x{at}" for at in range(len(columns))] if names is None else list(names))
+
+    def _rows(self, X: Any, y: Any, sample_weight: Any, *, fitting: bool = True) -> tuple[pa.Table, tuple[Task, ...]]:
+        """Features, weights and labels in one table, and the tasks as far as they are known before ``infer_schema``."""
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        rows, labels = self._table(X, fitting=fitting), _label_table(y)
+        check_consistent_length(rows, labels)
+        tasks = self._declared(labels) if fitting else self.tasks_
+        if not _is_table(y):
+            if len(tasks) != labels.num_columns:
+                raise InputError(f"y has {labels.num_columns} columns for {len(tasks)} tasks; give one for each")
+            labels = labels.rename_columns([task.source for task in tasks])
+        weights = pa.array(_check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True))
+        counted = pc.greater(weights, 0)
+        rows, labels = rows.append_column(WEIGHT, weights).filter(counted), labels.filter(counted)
+        for task in tasks:
+            if task.source not in labels.column_names:
+                raise InputError(
+                    f"y has no column {task.source!r} for task {task.name!r}; "
+                    f"{nearest(task.source, labels.column_names)}"
+                )
+        if fitting:
+            tasks = tuple(_completed(task, labels, self.kind) for task in tasks)
+        for name in dict.fromkeys(name for task in tasks for name in (task.source, task.sample_weight)):
+            if name in labels.column_names and name in rows.column_names:
+                raise InputError(f"column {name!r} is in X and in y; leave it out of X, or rename it in y")
+            if name in labels.column_names:
+                rows = rows.append_column(name, labels[name])
+        return rows, tasks
+
+    def _declared(self, labels: pa.Table) -> tuple[Task, ...]:
+        if self.kind not in (None, "classifier", "regressor"):
+            raise InputError(f"kind {self.kind!r}: wanted 'classifier', 'regressor' or None")
+        if self.tasks is not None:
+            return tuple(read_task(one) for one in self.tasks)
+        try:
+            return tuple(Task(name) for name in labels.column_names)
+        except ValidationError as error:
+            raise ExperimentError(f"{explain(error)}; rename the column of y, or name it in 'tasks'") from None
+
+    def _schema(self, rows: pa.Table, tasks: Sequence[Task]) -> Schema:
+        schema = infer_schema(rows, tasks)
+        if self.features is None:
+            return schema
+        try:
+            return Schema(features=tuple(self.features), tasks=schema.tasks)
+        except ValidationError as error:
+            raise ExperimentError(explain(error)) from None
+
+    def _experiment(self, schema: Schema) -> Experiment:
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
+        first, *others = schema.tasks
+        # AUC is at its best as soon as the order is right, long before the classes are
+        alone = not others and first.kind != "regression"
+        values = {
+            "schema": schema,
+            "monitor": f"{first.name}/log_loss" if alone else "mean",
+            "sharing": self.sharing,
+            "tower": tuple(self.tower),
+            "balance": self.balance,
+            "optimizer": {"learning_rate": self.learning_rate},
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "seed": seed,
+        }
+        return make_experiment(values, self.settings, name=type(self).__name__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "bundle_" in state:
+            state["bundle_"] = _packed(state["bundle_"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.get("bundle_")
+        super().__setstate__(state if packed is None else state | {"bundle_": _unpacked(packed)})
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.sparse = tags.input_tags.allow_nan = True
+        kind = self.kind
+        if hasattr(self, "_targets"):
+            classes = {one.classes is not None for one in self._targets}
+            kind = None if len(classes) > 1 else "classifier" if classes == {True} else "regressor"
+        tags.estimator_type = kind
+        tags.classifier_tags = ClassifierTags(multi_label=True) if _classifies(self) else None
+        tags.regressor_tags = RegressorTags() if kind == "regressor" else None
+        return tags
+
+
+def _is_table(data: Any) -> bool:
+    """Whether columns have names of their own: a data frame or a dict of lists, not an array."""
+    return isinstance(data, Mapping) or hasattr(data, "columns")
+
+
+def _in_memory(data: Any) -> pa.Table:
+    source = open_table(data)
+    return pa.Table.from_batches(source.batches(), schema=source.schema)
+
+
+def _object_lists(data: Any) -> Any:
+    """Lists as an array that keeps numbers beside text as they are."""
+    return np.array(data, dtype=object) if isinstance(data, list | tuple) else data
+
+
+def _column(values: Array, name: str) -> pa.Array:
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise TypeError(f"{name}: every argument must be a string, or every one a number ({error})") from None
+
+
+def _label_table(y: Any) -> pa.Table:
+    """Label columns, named as in ``y`` or target, target_0, target_1, ..."""
+    if _is_table(y):
+        return _in_memory(y)
+    name = getattr(y, "name", None)
+    array = check_array(_object_lists(y), ensure_2d=False, dtype=None, ensure_all_finite=False, input_name="y")
+    if array.ndim == 1:
+        return pa.table([_column(array, "y")], names=[name if isinstance(name, str) else "target"])
+    places = range(array.shape[1])
+    return pa.table([_column(array[:, at], f"column {at} of y") for at in places], [f"target_{at}" for at in places])
+
+
+def _completed(task: Task, labels: pa.Table, kind: str | None) -> Task:
+    """The task with a kind, and with the weights of ``fit`` if it names none."""
+    changes: dict[str, Any] = {} if task.sample_weight else {"sample_weight": WEIGHT}
+    if task.given is None:
+        known = _known(labels[task.source], task.source)
+        if len(known) == 1:
+            raise InputError(
+                f"column {task.source!r} of y holds one class, {known.tolist()[0]!r}; a label wants two values"
+            )
+        if not task.model_fields_set & {"kind", "classes", "positive"}:
+            changes["kind"] = _kind(known, kind)
+    return task.model_copy(update=changes)  # unlike with_, keeps what was declared apart from defaults
+
+
+def _kind(values: Array, kind: str | None) -> str:
+    """What labels of these different values are to be."""
+    if kind == "classifier":
+        check_classification_targets(values)
+    if kind == "regressor":
+        return "regression"
+    if len(values) <= 2:
+        return "binary"
+    if kind == "classifier" or values.dtype.kind not in "iuf":
+        return "multiclass"
+    return "multiclass" if len(values) <= FEW and bool((values == np.floor(values)).all()) else "regression"
+
+
+def _known(column: pa.ChunkedArray, name: str) -> Array:
+    """The different known labels (V,), sorted."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    values = column.drop_null().unique()
+    if is_text(values.type):
+        values = values.filter(pc.not_equal(values, ""))
+    if pa.types.is_nested(values.type) or pa.types.is_temporal(values.type):
+        raise InputError(f"column {name!r} of y is {values.type}, but labels are numbers, text or booleans")
+    found = np.array(values.to_pylist()) if is_text(values.type) else values.to_numpy(zero_copy_only=False)
+    if found.dtype.kind == "f":
+        found = found[~np.isnan(found)]
+        if np.isinf(found).any():
+            raise InputError(f"column {name!r} of y contains infinity; leave such labels out, or make them NaN")
+    return np.sort(found)
+
+
+def _target(task: Task, column: pa.ChunkedArray) -> Target:
+    """How a task's predictions are told in the values of its column."""
+    if task.kind == "regression":
+        return Target(task.name, None, None)
+    known = _known(column, task.source)
+    if task.kind == "multiclass":
+        values = {cells.text(one): one for one in known}
+        return Target(task.name, np.array([values.get(text, text) for text in task.classes]), None)
+    if len(known) != 2 or isinstance(task.positive, tuple):
+        return Target(task.name, np.array([0, 1]), 1)
+    positive = {"1", "true"} if task.positive is None else {cells.text(task.positive)}
+    return Target(task.name, known, int(cells.text(known[1]) in positive))
+
+
+def _parts(rows: pa.Table, tasks: Sequence[Task], fraction: float, seed: int) -> dict[str, pa.Table]:
+    """Training and validation rows: every so many-th in the order of the labels validates; all do where too few would.
+
+    Systematic sampling: common and rare labels are in both parts in proportion, whatever the kinds of the tasks.
+    """
+    if not 0 <= fraction < 1:
+        raise InputError(f"validation_fraction wants a number from 0 up to below 1, found {fraction!r}")
+    roots = [task for task in tasks if task.given is None]
+    ranks = sorted((_ranks(task, rows[task.source].combine_chunks()) for task in roots), key=_varieties)
+    draws = np.random.default_rng(seed)
+    order = np.lexsort((draws.random(rows.num_rows), *reversed(ranks)))
+    count = round(fraction * rows.num_rows)
+    held = np.zeros(rows.num_rows, dtype=bool)
+    held[order[((np.arange(count) + draws.random()) * rows.num_rows / max(count, 1)).astype(np.intp)]] = True
+    if all(_varieties(one[~held]) > 1 for one in ranks) and any(_varieties(one[held]) > 1 for one in ranks):
+        return {"train": rows.filter(pa.array(~held)), "valid": rows.filter(pa.array(held))}
+    return {"train": rows, "valid": rows}
+
+
+def _ranks(task: Task, column: pa.Array) -> Array:
+    """(R,) labels as numbers, NaN where unknown."""
+    if task.kind == "regression":
+        return cells.numbers(column, task.source)
+    index, values = cells.codes(column, task.source)
+    places = [np.nan if text is None else place for place, text in enumerate(cells.texts(values))]
+    return np.array([*places, np.nan])[index]
+
+
+def _varieties(ranks: Array) -> int:
+    return len(np.unique(ranks[~np.isnan(ranks)]))
+
+
+def _packed(bundle: Bundle) -> _Packed:
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, "bundle")
+        bundle.save(folder)
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return _Packed(type(bundle.experiment.sharing), files)
+
+
+def _unpacked(packed: _Packed) -> Bundle:
+    with TemporaryDirectory() as temporary:
+        for name, content in packed.files.items():
+            path = Path(temporary, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return load(temporary, structures=[packed.structure])

@@ -1,0 +1,426 @@
+"""``MultiTaskEstimator`` keeps scikit-learn's conventions and says what ``train`` and a bundle say."""
+
+import json
+import pickle
+import pickletools
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import multigate as mg
+from multigate.estimator import InputError, MultiTaskEstimator
+from multigate.sharing import SharedBottom
+
+EXPECTED_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "A row of weight 2 is one step with twice the loss, a row that is there twice is two steps, in other batches "
+        "and after another draw of validation rows. A row of weight 0 is left out exactly."
+    ),
+    "check_sample_weight_equivalence_on_sparse_data": "The same.",
+}
+"""The checks of scikit-learn that do not hold, and why; docs/estimator.md shows them."""
+
+DOCS = Path(__file__).parent.parent / "docs" / "estimator.md"
+
+
+def small(**changes: Any) -> MultiTaskEstimator:
+    settings: dict[str, Any] = {
+        "sharing": mg.MMoE(experts=2, hidden=(16,)),
+        "tower": (8,),
+        "epochs": 6,
+        "learning_rate": 0.05,
+        "settings": ("embedding.dim=4", "embedding.dropout=0", "precision=float32"),
+    }
+    return MultiTaskEstimator(**settings | changes)
+
+
+def checks() -> list[Any]:
+    """Every check there is for labels of any kind, then those that only classifiers, or only regressors, have."""
+    seen: set[str] = set()
+    found = []
+    for kind in (None, "classifier", "regressor"):
+        for one in estimator_checks_generator(
+            small(kind=kind, epochs=4), expected_failed_checks=EXPECTED_FAILURES, mark="xfail", xfail_strict=True
+        ):
+            check = getattr(one, "values", one)[1]
+            name = f"{check.func.__name__}{check.keywords or ''}"
+            if name not in seen:
+                found.append(pytest.param(*getattr(one, "values", one), marks=getattr(one, "marks", ()), id=name))
+            seen.add(name)
+    return found
+
+
+@pytest.mark.parametrize(("estimator", "check"), checks())
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_scikit_learns_own_checks(estimator: MultiTaskEstimator, check: Any) -> None:
+    check(estimator)
+
+
+def test_the_docs_list_the_checks_that_do_not_hold() -> None:
+    rows = re.findall(r"^\| `(check_\w+)` \| (.*) \|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert dict(rows) == EXPECTED_FAILURES
+    assert set(EXPECTED_FAILURES) <= {one.id for one in checks()}
+
+
+RANDOM = np.random.default_rng(0)
+ROWS = 240
+TABLE = {
+    "colour": RANDOM.choice(["red", "green", "blue"], ROWS).tolist(),
+    "size": [None if one % 17 == 0 else float(one % 23) / 3 for one in range(ROWS)],
+    "shop": RANDOM.integers(1, 9, ROWS).tolist(),
+}
+CLICK = [int(colour == "red" or shop > 6) for colour, shop in zip(TABLE["colour"], TABLE["shop"], strict=True)]
+LABELS = {
+    "click": CLICK,
+    "buy": [int(shop > 4) if click else None for click, shop in zip(CLICK, TABLE["shop"], strict=True)],
+    "grade": ["high" if shop > 5 else "low" if shop < 3 else "middle" for shop in TABLE["shop"]],
+    "price": [shop * 2.5 + one % 3 for one, shop in enumerate(TABLE["shop"])],
+}
+
+
+def test_it_says_what_train_says(tmp_path: Path) -> None:
+    """Without validation rows of its own, the estimator is ``train`` on the table with itself as validation rows."""
+    tasks = [
+        mg.Task("click"),
+        mg.Task("buy", given="click"),
+        mg.Task("grade", kind="multiclass"),
+        mg.Task("price", kind="regression"),
+    ]
+    fitted = small(tasks=tasks, validation_fraction=0, random_state=3).fit(TABLE, LABELS)
+    experiment = mg.Experiment(
+        schema=mg.infer_schema(TABLE | LABELS, tasks=tasks),
+        sharing=mg.MMoE(experts=2, hidden=(16,)),
+        tower=(8,),
+        epochs=6,
+        embedding={"dim": 4, "dropout": 0},
+        optimizer={"learning_rate": 0.05},
+        precision="float32",
+        seed=3,
+    )
+    both = dict.fromkeys(("train", "valid"), TABLE | LABELS)
+    expected = mg.train(experiment, tmp_path / "run", tables=both, quiet=True).bundle().predict(TABLE)
+    click, buy, grade, price = fitted.predict_proba(TABLE)
+    assert click[:, 1] == pytest.approx(expected["click"], abs=1e-7)
+    assert buy[:, 1] == pytest.approx(expected["buy"], abs=1e-7)
+    assert grade[:, 2] == pytest.approx(expected["grade=middle"], abs=1e-7)
+    assert price is None
+    predicted = fitted.predict(TABLE)
+    assert predicted.shape == (ROWS, 4)
+    assert predicted.dtype == object
+    assert predicted[:, 2].tolist() == expected["grade"].tolist()
+    assert predicted[:, 3].astype(float) == pytest.approx(expected["price"])
+    assert fitted.bundle_.predict(TABLE)["buy|click"] == pytest.approx(expected["buy|click"])
+    assert [task.name for task in fitted.tasks_] == ["click", "buy", "grade", "price"]
+    assert fitted.n_iter_ == len(fitted.history_) <= 6
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        ([0, 1], "binary", [0, 1]),
+        ([0.0, 1.0, np.nan], "binary", [0.0, 1.0]),
+        ([True, False, None], "binary", [False, True]),
+        (["alive", "dead", None, ""], "binary", ["alive", "dead"]),
+        ([-1, 1], "binary", [-1, 1]),
+        ([0.25, 0.75], "binary", [0.25, 0.75]),
+        ([3.0, 1.0, 2.0, np.nan], "multiclass", [1.0, 2.0, 3.0]),
+        (["b", "a", "c"], "multiclass", ["a", "b", "c"]),
+        ([0.5, 1.0, 1.5], "regression", None),
+        (list(range(60)), "regression", None),
+        (list(range(50)), "multiclass", list(range(50))),
+    ],
+)
+def test_kinds_are_read_off_the_labels(labels: list[Any], kind: str, classes: list[Any] | None) -> None:
+    y = pd.Series(labels * (120 // len(labels)))
+    X = np.random.default_rng(0).normal(size=(len(y), 2))
+    fitted = small(epochs=1).fit(X, y)
+    assert [task.kind for task in fitted.tasks_] == [kind]
+    if classes is None:
+        assert not hasattr(fitted, "classes_")
+        assert not hasattr(fitted, "predict_proba")
+        assert is_regressor(fitted)
+        assert fitted.predict(X).dtype == np.float64
+        return
+    assert fitted.classes_.tolist() == classes
+    assert is_classifier(fitted)
+    assert set(fitted.predict(X)) <= set(classes)
+    assert fitted.predict_proba(X).sum(axis=1) == pytest.approx(1)
+
+
+def test_the_rarer_of_two_classes_is_found_wherever_it_sorts() -> None:
+    """``infer_schema`` takes the rarer word as the positive one, here the first of ``classes_``."""
+    X = np.random.default_rng(0).normal(size=(400, 2))
+    y = np.where(X[:, 0] > 1, "bad", "fine")
+    fitted = small(epochs=12).fit(X, y)
+    assert fitted.tasks_[0].positive == "bad"
+    assert fitted.classes_.tolist() == ["bad", "fine"]
+    assert (fitted.predict(X) == y).mean() > 0.95
+    assert roc_auc_score(y, fitted.predict_proba(X)[:, 1]) > 0.95  # of "fine", the greater
+
+
+def test_kind_and_tasks_say_otherwise() -> None:
+    X, y = load_iris(return_X_y=True)
+    assert small(kind="regressor", epochs=1).fit(X, y).tasks_[0].kind == "regression"
+    named = small(tasks=["buy|click", "click"], epochs=1).fit(
+        TABLE, [[b, c] for b, c in zip(LABELS["buy"], CLICK, strict=True)]
+    )
+    buy, click = named.predict_proba(TABLE)
+    assert (buy[:, 1] <= click[:, 1]).all()
+    ages = mg.Task("old", column="age", positive=(3, 4))
+    several = small(tasks=[ages], epochs=1).fit(X, np.arange(150) % 5)
+    assert several.classes_.tolist() == [0, 1]
+    wide = small(tasks=[mg.Task("size", classes=("1", "0", "2", "9"))], epochs=1).fit(X, y.astype(str))
+    assert wide.classes_.tolist() == ["1", "0", "2", "9"]
+    assert wide.predict_proba(X).shape == (150, 4)
+
+
+def test_features_may_be_declared() -> None:
+    fitted = small(features=[mg.Category("shop"), mg.Number("cost", column="size")], epochs=1).fit(TABLE, CLICK)
+    assert [feature.name for feature in fitted.bundle_.schema.features] == ["shop", "cost"]
+    changed = TABLE | {"colour": ["purple"] * ROWS}
+    assert (fitted.predict_proba(changed) == fitted.predict_proba(TABLE)).all()
+
+
+def test_tables_of_every_make_are_the_same_table() -> None:
+    frames = [TABLE, pd.DataFrame(TABLE), pl.DataFrame(TABLE), pa.table(TABLE)]
+    labels = [LABELS, pd.DataFrame(LABELS), pl.DataFrame(LABELS), pa.table(LABELS)]
+    tasks = ["click", "buy|click", "price"]
+    answers = [
+        small(tasks=tasks, epochs=2).fit(X, y).predict(Z)
+        for X, y, Z in zip(frames, labels, reversed(frames), strict=True)
+    ]
+    for answer in answers[1:]:
+        assert (answer == answers[0]).all()
+
+
+def test_arrays_lists_and_sparse_matrices_are_the_same_rows() -> None:
+    X = np.random.default_rng(0).integers(0, 3, (120, 4)).astype(float)
+    y = X[:, 0] * X[:, 1] + X[:, 2] / 7
+    expected = small(epochs=2).fit(X, y).predict(X)
+    assert (small(epochs=2).fit(X.tolist(), y.tolist()).predict(X.tolist()) == expected).all()
+    assert (small(epochs=2).fit(sparse.csr_array(X), y).predict(sparse.coo_matrix(X)) == expected).all()
+    mixed = np.array(
+        [[colour, size] for colour, size in zip(TABLE["colour"], TABLE["size"], strict=True)], dtype=object
+    )
+    kinds = [feature.kind for feature in small(epochs=1).fit(mixed, CLICK).bundle_.schema.features]
+    assert kinds == ["category", "number"]
+
+
+def test_unknown_values_and_labels() -> None:
+    fitted = small().fit(TABLE, LABELS)
+    unseen = {"colour": ["purple", None], "size": [None, 1e300], "shop": [99, 1]}
+    assert fitted.predict(unseen).shape == (2, 4)
+    half = [label if at % 2 else None for at, label in enumerate(CLICK)]
+    assert small().fit(TABLE, half).score(TABLE, CLICK) > 0.9
+    assert fitted.score(TABLE, LABELS | {"price": [None] * ROWS}) == pytest.approx(
+        (4 * fitted.score(TABLE, LABELS) - r2_score(LABELS["price"], fitted.predict(TABLE)[:, 3])) / 3
+    )
+
+
+def test_score_is_the_mean_of_auc_and_r2() -> None:
+    fitted = small(tasks=["click", "price"]).fit(TABLE, LABELS)
+    click, _ = fitted.predict_proba(TABLE)
+    price = fitted.predict(TABLE)[:, 1]
+    weights = np.random.default_rng(0).integers(0, 4, ROWS)
+    for w in (None, weights):
+        expected = roc_auc_score(CLICK, click[:, 1], sample_weight=w) + r2_score(
+            LABELS["price"], price, sample_weight=w
+        )
+        assert fitted.score(TABLE, LABELS, sample_weight=w) == pytest.approx(expected / 2, abs=1e-5)
+
+
+def test_weights() -> None:
+    X = np.random.default_rng(0).normal(size=(200, 2))
+    y = (np.arange(200) % 2).astype(float)
+    kept = np.arange(200) % 5 > 0
+    without = small().fit(X[kept], y[kept]).predict_proba(X)
+    assert (small().fit(X, y, sample_weight=kept).predict_proba(X) == without).all()
+    heavy = small().fit(X, y, sample_weight=np.where(y == 1, 20, 1)).predict_proba(X)
+    assert heavy[:, 1].mean() > 0.8  # 20 of 21
+    own = small(tasks=[mg.Task("y", sample_weight="w")]).fit(X, {"y": y, "w": np.where(y == 1, 20, 1)})
+    assert own.predict_proba(X)[:, 1] == pytest.approx(heavy[:, 1])
+
+
+def test_the_same_random_state_gives_the_same_predictions() -> None:
+    answers = [small(random_state=seed).fit(TABLE, LABELS["price"]).predict(TABLE) for seed in (1, 1, 2)]
+    assert (answers[0] == answers[1]).all()
+    assert (answers[0] != answers[2]).any()
+    drawn = [
+        small(random_state=np.random.RandomState(5), epochs=1).fit(TABLE, CLICK).predict_proba(TABLE) for _ in "ab"
+    ]
+    assert (drawn[0] == drawn[1]).all()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    small(epochs=1).fit(TABLE, CLICK)
+    assert (torch.get_rng_state() == before).all()
+
+
+def test_validation_rows_hold_labels_like_the_rest(tmp_path: Path) -> None:
+    y = np.column_stack([np.arange(200) % 20 == 0, np.arange(200) % 4 == 0, np.random.default_rng(0).normal(size=200)])
+    y[1::2, 1] = np.nan
+    X = np.random.default_rng(1).normal(size=(200, 2))
+    small(epochs=1, validation_fraction=0.2, out=tmp_path / "run").fit(X, y)
+    from multigate.data.prepared import Prepared
+
+    prepared = Prepared(tmp_path / "run" / "prepared")
+    [valid] = list(prepared.parts["valid"].batches(1000))
+    assert {name: part.rows for name, part in prepared.parts.items()} == {"train": 160, "valid": 40}
+    assert valid.labels[:, 0].sum() == 2  # of 10
+    assert valid.known[:, 1].sum() == pytest.approx(20, abs=1)  # of 100
+    small(epochs=1, out=tmp_path / "few").fit(X[:8], y[:8, 1])
+    assert mg.open_run(tmp_path / "few").summary["rows"] == {"train": 8, "valid": 8}
+
+
+def test_clone_search_and_cross_validation() -> None:
+    X, y = load_diabetes(return_X_y=True)
+    searched = GridSearchCV(
+        make_pipeline(StandardScaler(), small(epochs=2)),
+        {"multitaskestimator__sharing": ["shared_bottom", mg.MMoE(experts=2, hidden=(8,))]},
+        cv=2,
+        error_score="raise",
+    ).fit(X[:150], y[:150])
+    assert searched.best_estimator_[-1].sharing in ("shared_bottom", mg.MMoE(experts=2, hidden=(8,)))
+    assert set(searched.cv_results_["rank_test_score"]) == {1, 2}
+    aucs = cross_val_score(
+        small(kind="classifier"), pd.DataFrame(TABLE), CLICK, cv=3, scoring="roc_auc", error_score="raise"
+    )
+    assert aucs.min() > 0.9
+    labels = pd.DataFrame({name: LABELS[name] for name in ("click", "buy", "price")})
+    assert cross_val_score(small(), pd.DataFrame(TABLE), labels, cv=2, error_score="raise").min() > 0.5
+    copy = clone(small(tasks=["buy|click"], random_state=7))
+    assert copy.get_params()["tasks"] == ["buy|click"]
+    assert not hasattr(copy, "tasks_")
+
+
+def test_what_a_column_transformer_makes() -> None:
+    made = ColumnTransformer([("colour", OneHotEncoder(), ["colour", "shop"])], remainder="passthrough")
+    for threshold in (0, 1):
+        made.set_params(sparse_threshold=threshold)
+        fitted = make_pipeline(made, small()).fit(pd.DataFrame(TABLE), CLICK)
+        assert fitted.score(pd.DataFrame(TABLE), CLICK) > 0.9
+
+
+class Own(SharedBottom):
+    structure: Literal["own"] = "own"  # type: ignore[assignment]
+
+
+def test_a_fitted_estimator_pickles_as_files(tmp_path: Path) -> None:
+    fitted = small(sharing=Own(hidden=(8,))).fit(TABLE, LABELS)
+    expected = fitted.predict(TABLE)
+    data = pickle.dumps(fitted)
+    names = [argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
+    assert "multigate.estimator" in names
+    assert not [name for name in names if name.partition(".")[0] == "torch"]
+    joblib.dump(fitted, tmp_path / "model.joblib", compress=3)
+    for copy in (pickle.loads(data), joblib.load(tmp_path / "model.joblib")):
+        assert (copy.predict(TABLE) == expected).all()
+        assert copy.tasks_ == fitted.tasks_
+        assert copy.score(TABLE, LABELS) == fitted.score(TABLE, LABELS)
+
+
+def test_a_pickle_opens_in_another_process(tmp_path: Path) -> None:
+    fitted = small(epochs=1).fit(TABLE, CLICK)
+    joblib.dump(fitted, tmp_path / "model.joblib")
+    program = (
+        "import joblib, json, sys; model = joblib.load(sys.argv[1]);"
+        "print(json.dumps(model.predict_proba(json.loads(sys.argv[2])).tolist()))"
+    )
+    few = {name: values[:5] for name, values in TABLE.items()}
+    output = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "model.joblib"), json.dumps(few)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert np.array(json.loads(output)) == pytest.approx(fitted.predict_proba(few))
+
+
+def test_a_run_may_be_kept(tmp_path: Path) -> None:
+    fitted = small(out=tmp_path / "run", epochs=2).fit(TABLE, CLICK)
+    assert (
+        mg.load(tmp_path / "run").predict(TABLE)["target"] == fitted.predict_proba(TABLE)[:, 1].astype(np.float32)
+    ).all()
+    with pytest.raises(mg.MultigateError, match="holds a run already"):
+        fitted.fit(TABLE, CLICK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "X", "y", "message"),
+    [
+        ({}, TABLE | {"click": CLICK}, {"click": CLICK}, "column 'click' is in X and in y"),
+        ({"tasks": ["a", "b"]}, TABLE, CLICK, "y has 1 columns for 2 tasks"),
+        ({"tasks": ["clack"]}, TABLE, LABELS, "no column 'clack'.*did you mean 'click'"),
+        ({"kind": "classification"}, TABLE, CLICK, "'classifier', 'regressor' or None"),
+        ({}, TABLE, [1] * ROWS, "one class, 1;"),
+        ({}, TABLE, [0.5] * (ROWS - 1) + [np.inf], "infinity"),
+        ({}, TABLE, [None] * ROWS, "holds no value in any row"),
+        ({}, TABLE, {"a/b": CLICK}, "neither .* nor '/'.*rename the column of y"),
+        ({"settings": ["embedding.dims=4"]}, TABLE, CLICK, "did you mean 'dim'"),
+        ({"sharing": "mmo"}, TABLE, CLICK, "did you mean 'mmoe'"),
+        ({"validation_fraction": 1}, TABLE, CLICK, "from 0 up to below 1"),
+        ({"features": [mg.Number("weight")]}, TABLE, CLICK, "weight"),
+        ({}, {"all": [1.0] * ROWS}, CLICK, "no column to predict from"),
+    ],
+)
+def test_what_cannot_be_fitted_is_a_value_error(changes: Any, X: Any, y: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        small(**changes).fit(X, y)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, mg.MultigateError)
+
+
+def test_cells_of_mixed_types_and_other_columns() -> None:
+    with pytest.raises(TypeError, match="column 1 of X: every argument must be a string"):
+        small().fit([[1, "a"], [2, 3]] * 20, [0, 1] * 20)
+    fitted = small(epochs=1).fit(pd.DataFrame(TABLE), CLICK)
+    with pytest.raises(ValueError, match="size"):
+        fitted.predict(pd.DataFrame(TABLE).drop(columns="size"))
+    with pytest.raises(NotFittedError):
+        small().predict(TABLE)
+
+
+def test_ctrl_c_ends_a_search_and_not_one_fit() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        GridSearchCV(small(sharing=Stopped(hidden=(4,))), {"epochs": [1, 2]}, cv=2).fit(pd.DataFrame(TABLE), CLICK)
+
+
+class Stopped(SharedBottom):
+    """Ctrl-C is pressed while its model is built."""
+
+    structure: Literal["stopped"] = "stopped"  # type: ignore[assignment]
+
+    def build(self, d_in: int, tasks: tuple[str, ...]) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return super().build(d_in, tasks)
+
+
+def test_import_stays_light_and_says_what_is_missing() -> None:
+    program = (
+        "import sys, multigate; assert not {'sklearn', 'torch'} & sys.modules.keys(); sys.modules['sklearn'] = None\n"
+        "try: multigate.MultiTaskEstimator\n"
+        "except multigate.MultigateError as error: print(error)\n"
+        "multigate.train, multigate.compare"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "pip install 'multigate[sklearn]'" in done.stdout
