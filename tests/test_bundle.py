@@ -1,9 +1,12 @@
 """Bundles: the same answers from any kind of rows, in any batch, after any journey; nothing altered goes unnoticed."""
 
+import hashlib
 import json
+import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +203,9 @@ def test_scores_are_scikit_learns(bundle: Bundle) -> None:
     assert low < metrics["click/auc"] < high
 
 
-@pytest.mark.parametrize("damage", ["missing", "altered", "newer", "climbing", "not JSON"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "altered", "newer", "climbing", "a link", "not JSON", "deep", "huge", "a folder"]
+)
 def test_damage_is_told(run_folder: Path, tmp_path: Path, damage: str) -> None:
     folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
     about = json.loads((folder / "bundle.json").read_text())
@@ -215,10 +220,100 @@ def test_damage_is_told(run_folder: Path, tmp_path: Path, damage: str) -> None:
     elif damage == "climbing":
         (tmp_path / "outside").write_text("x")
         (folder / "bundle.json").write_text(json.dumps(about | {"files": about["files"] | {"../outside": "0"}}))
+    elif damage == "a link":
+        (folder / "model.safetensors").rename(tmp_path / "outside")
+        (folder / "model.safetensors").symlink_to(tmp_path / "outside")
+    elif damage == "a folder":
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").mkdir()
+    elif damage == "huge":
+        with (folder / "bundle.json").open("ab") as file:
+            file.truncate(10 << 30)  # a hole: takes no room
     else:
-        (folder / "bundle.json").write_text("{")
+        (folder / "bundle.json").write_text("{" if damage == "not JSON" else "[" * 100_000)
     with pytest.raises(BundleError, match=str(folder)):
         load(folder)
+
+
+NONSENSE = [None, 0, -1, 1e308, float("nan"), "x", "", [], {}, True, 10**30, ["a"], {"a": 1}, [[1], [2]]]
+
+
+def forged(folder: Path, name: str, content: bytes) -> None:
+    """A file of a bundle replaced, with a checksum that fits."""
+    (folder / name).write_bytes(content)
+    about = json.loads((folder / "bundle.json").read_text())
+    about["files"][name] = hashlib.sha256(content).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(about))
+
+
+def places(tree: object, path: tuple = ()) -> Iterator[tuple]:
+    """Every place in a tree of JSON."""
+    if path:
+        yield path
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree[:3]) if isinstance(tree, list) else ()
+    for key, value in inner:
+        yield from places(value, (*path, key))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a forged sd of 0 divides by it
+@pytest.mark.parametrize("name", ["bundle.json", "encoder/encoder.json"])
+def test_nonsense_is_refused_or_harmless_wherever_it_stands(
+    run_folder: Path, table: pa.Table, tmp_path: Path, name: str
+) -> None:
+    """Any part replaced by something else, or left out: loading raises ``BundleError``, or predicting works."""
+    draw = random.Random(0)
+    folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    good = {file: (folder / file).read_bytes() for file in ("bundle.json", name)}
+    refused = 0
+    for _ in range(120):
+        for file, content in good.items():
+            (folder / file).write_bytes(content)
+        tree = json.loads(good[name])
+        *path, last = draw.choice(list(places(tree)))
+        at = tree
+        for part in path:
+            at = at[part]
+        if draw.random() < 0.2:
+            del at[last]
+        else:
+            at[last] = draw.choice(NONSENSE)
+        if name == "bundle.json":
+            (folder / name).write_text(json.dumps(tree))
+        else:
+            forged(folder, name, json.dumps(tree).encode())
+        try:
+            load(folder).predict(table)
+        except BundleError as error:
+            refused += 1
+            if "\n" in str(error) or ";" not in str(error):
+                pytest.fail(f"{path} {last}: {error}")
+    assert refused > 60
+
+
+@pytest.mark.parametrize("change", ["no rows", "a column less", "other values", "lists", "not Parquet", "nothing"])
+def test_a_vocabulary_that_does_not_fit_is_told(run_folder: Path, tmp_path: Path, change: str) -> None:
+    folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    path = folder / "encoder" / "vocabularies.parquet"
+    held = pq.read_table(path)
+    changed = {
+        "no rows": held.slice(0, 0),
+        "a column less": held.drop_columns(["count"]),
+        "other values": pa.concat_tables([held, held]),
+        "lists": held.set_column(1, "value", pa.array([["a"]] * held.num_rows)),
+    }
+    if change in changed:
+        pq.write_table(changed[change], path)
+    content = path.read_bytes() if change in changed else b"" if change == "nothing" else b"PAR1"
+    forged(folder, "encoder/vocabularies.parquet", content)
+    with pytest.raises(BundleError, match=r"; save or copy it again"):
+        load(folder)
+
+
+def test_files_beside_those_of_a_bundle_are_ignored(run_folder: Path, table: pa.Table, tmp_path: Path) -> None:
+    folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    (folder / "README.md").write_text("notes")
+    (folder / "encoder" / "old.parquet").write_text("notes")
+    assert load(folder).predict(table).keys()
 
 
 def test_a_folder_without_a_bundle_is_told(tmp_path: Path) -> None:

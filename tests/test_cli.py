@@ -1,16 +1,22 @@
 """The command line from end to end, in processes of its own, as a person types it."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from multigate import cli
+from multigate.errors import DataError
 from multigate.experiment import Experiment, read_experiment
+from multigate.training.interrupts import Interrupted
 
 
 def multigate(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -97,10 +103,123 @@ def test_mistakes_get_one_sentence_and_exit_2(tmp_path: Path, words: tuple[str, 
     assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs a command line whose verb is a function given: its exit code and standard error."""
+
+    def run(verb: Callable[[], object], *words: str) -> tuple[int, str]:
+        monkeypatch.setattr(cli, "app", verb)
+        monkeypatch.setattr(sys, "argv", ["multigate", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def verb() -> None:
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (DataError("no column 'x';\n did you mean 'y'?"), 2, "error: no column 'x'; did you mean 'y'?\n"),
+        (
+            OSError(28, "No space left on device", "p.parquet"),
+            2,
+            "error: p.parquet: No space left on device; make room",
+        ),
+        (PermissionError(13, "Permission denied", "x"), 2, "error: x: Permission denied; mend that or choose another"),
+        (OSError("connection lost"), 2, "error: connection lost; mend that"),
+        (MemoryError(), 2, "error: there is not enough memory; lower batch_size"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            2,
+            "error: there is not",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, "error: there is not enough memory; "),
+        (pa.ArrowNotImplementedError("no such cast"), 2, "error: a table cannot be handled: no such cast; write it"),
+        (BrokenPipeError(), 1, ""),
+        (KeyboardInterrupt(), 130, "stopped; run the same command again\n"),
+        (Interrupted("stopped; go on so"), 130, "stopped; go on so\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_people_can_mend_is_one_sentence(
+    ended: Callable[..., tuple[int, str]], error: BaseException, code: int, told: str
+) -> None:
+    assert ended(raising(error))[0] == code
+    found = ended(raising(error))[1]
+    assert found.startswith(told)
+    assert len(found.splitlines()) == bool(told)
+    if code == 2:
+        debugged = ended(raising(error), "--debug")
+        assert debugged[0] == code
+        assert "Traceback" in debugged[1]
+        assert debugged[1].endswith(found)
+
+
+def test_a_fault_of_the_program_shows_its_traceback_and_asks_for_a_report(
+    ended: Callable[..., tuple[int, str]],
+) -> None:
+    for error in (ZeroDivisionError("by zero"), RuntimeError("mat1 and mat2"), KeyError("x"), RecursionError()):
+        code, told = ended(raising(error))
+        assert code == 1
+        assert "Traceback" in told
+        assert "please report it" in told.splitlines()[-1]
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_its_code_and_a_file_gets_utf_8(
+    ended: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal, wanted in ((True, b"gr\\xf6\\xdfe"), (False, "größe".encode())):
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding="ascii")
+        monkeypatch.setattr(stream, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert ended(lambda: [print("größe"), sys.exit(0)])[0] == 0
+        assert raw.getvalue().strip() == wanted
+
+
+def test_handlers_of_signals_are_put_back(ended: Callable[..., tuple[int, str]]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    ended(raising(KeyboardInterrupt()))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    code, told = ended(lambda: os.kill(os.getpid(), signal.SIGTERM) or sys.exit(0))
+    assert (code, told) == (130, "stopped; run the same command again\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+def test_nobody_reading_is_quiet_and_a_full_disk_is_told() -> None:
+    command = [sys.executable, "-m", "multigate", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: No space left on device; make room there or choose another place\n"
+
+
+def test_wrong_words_keep_the_message_that_shows_the_right_ones() -> None:
+    for words in (("trian",), ("train", "--epochs", "3")):
+        done = multigate(*words)
+        assert done.returncode == 2
+        assert "Usage: " in done.stderr
+
+
+def test_debug_shows_the_traceback_and_the_sentence(tmp_path: Path) -> None:
     done = multigate("--debug", "train", tmp_path / "nothing.yaml")
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: cannot read")
 
 
 def test_an_interrupted_training_says_how_to_go_on(feed_experiment: Experiment, tmp_path: Path) -> None:

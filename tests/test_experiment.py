@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multigate.errors import ExperimentError
-from multigate.experiment import Experiment, read_experiment
+from multigate.experiment import Experiment, make_experiment, read_experiment
 from multigate.schema import Number, Schema, Task
 from multigate.sharing import MMoE, OMoE, SharedBottom
+from multigate.yaml_text import parse_yaml
 
 TEXT = """
 schema:
@@ -83,6 +86,91 @@ def test_broken_files_are_told(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ExperimentError, match=told):
         read_experiment(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("optimizer.learning_rate=inf", "finite"),
+        ("optimizer.learning_rate=.nan", "learning_rate"),
+        ("optimizer.clip=nan", "finite"),
+        ("schema.keys=[7]", "found 7"),
+        ("train=null", "train"),
+        ("sharing={structure: [mmoe]}", "no structure"),
+        ("sharing={structure: {a: b}}", "no structure"),
+        ("sharing.hidden={a: b}", "hidden"),
+        ("tower=!!python/name:os.system", "tower"),
+        ("schema=" + "[" * 5_000, "schema"),
+    ],
+)
+def test_odd_values_are_told_with_advice(file: Path, change: str, told: str) -> None:
+    with pytest.raises(ExperimentError, match=f"{told}.*(; |did you mean)"):
+        read_experiment(file, [change])
+
+
+def test_names_stay_what_was_written(file: Path) -> None:
+    file.write_text(TEXT.replace("name: age", "name: no").replace("name: click", "name: 007, column: 2022-05-05"))
+    schema = read_experiment(file, ["schema.keys=[on, off, 1_000]", "schema.types.y=string"]).schema
+    assert schema.features[0].name == "no"
+    assert (schema.tasks[0].name, schema.tasks[0].column) == ("007", "2022-05-05")
+    assert schema.keys == ("on", "off", "1_000")
+    assert schema.types == {"y": "string"}
+
+
+KEYS = st.sampled_from([*Experiment.model_fields, *Schema.model_fields, "structure", "hidden", "kind", "name", "by"])
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["mmoe", "a", "", "number", "inf"])
+TREES = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5))
+
+
+@given(st.dictionaries(KEYS, TREES, max_size=6))
+def test_any_tree_is_an_experiment_or_told_in_one_line(tree: dict[str, object]) -> None:
+    good = {"schema": {"features": [{"name": "x", "kind": "number"}], "tasks": [{"name": "y"}]}}
+    for data in (tree, good | tree):
+        try:
+            make_experiment(data)
+        except ExperimentError as error:
+            told = str(error)
+        else:
+            told = "none"
+        assert "\n" not in told
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6) | st.sampled_from(
+    [
+        "on",
+        "no",
+        "~",
+        "null",
+        "007",
+        "1e5",
+        "1_000",
+        "2022-05-05",
+        "a: b",
+        "#a",
+        "- a",
+        "a\nb",
+        "\x85",
+        "'",
+        '"',
+        "{a}",
+        "*",
+        "<<",
+    ]
+)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=4, unique=True), NAMES)
+def test_any_names_come_back_from_the_file(names: list[str], kind: str) -> None:
+    schema = Schema(
+        features=[Number(name) for name in names],
+        tasks=[Task("y", column="the label", positive=names[0])],
+        keys=names,
+        group=names[-1],
+        types=dict.fromkeys(names, kind),
+    )
+    experiment = Experiment(schema=schema, train=names[0], valid=tuple(names))
+    for full in (True, False):
+        assert make_experiment(parse_yaml(experiment.to_yaml(full=full), "x")) == experiment
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

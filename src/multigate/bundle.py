@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,17 @@ from multigate.batch import Batch, output_columns
 from multigate.calibration import Calibration, Curve
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
-from multigate.errors import BundleError, ExperimentError
+from multigate.errors import BundleError, MultigateError
 from multigate.experiment import Experiment, make_experiment
 from multigate.model import Model, Outputs
 from multigate.sharing import STRUCTURES, Structure
+from multigate.writing import writing
 
 FORMAT = 1
+ABOUT, WEIGHTS = "bundle.json", "model.safetensors"
+FILES = (WEIGHTS, "encoder/encoder.json", "encoder/vocabularies.parquet")
+LARGEST = 64 << 20
+"""Bytes that ``bundle.json`` may have."""
 ROWS = 8192
 """Rows that go through the model together."""
 
@@ -109,24 +113,25 @@ class Bundle:
         return named
 
     def save(self, folder: Path) -> None:
-        """Write the bundle; an existing one at the same place is replaced only once the new one is whole."""
-        temporary = folder.with_name(folder.name + ".writing")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        """Write the bundle; an existing one at the same place is replaced only once the new one is whole.
+
+        Raises ``BundleError`` where the folder holds something else, ``RunError`` where the disk refuses.
+        """
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+            raise BundleError(f"{folder} is not empty and holds no bundle; choose another folder")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
-        self.encoder.save(temporary / "encoder")
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        about = {
-            "format": FORMAT,
-            "multigate": version("multigate"),
-            "experiment": self.experiment.to_dict(full=True),
-            "calibration": {name: curve.to_dict(full=True) for name, curve in self.curves.items()},
-            "files": {path.relative_to(temporary).as_posix(): _checksum(path) for path in files},
-        }
-        (temporary / "bundle.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with writing(folder) as temporary:
+            temporary.mkdir()
+            save_file(weights, temporary / WEIGHTS)
+            self.encoder.save(temporary / "encoder")
+            about = {
+                "format": FORMAT,
+                "multigate": version("multigate"),
+                "experiment": self.experiment.to_dict(full=True),
+                "calibration": {name: curve.to_dict(full=True) for name, curve in self.curves.items()},
+                "files": {name: _checksum(temporary / name) for name in FILES},
+            }
+            (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bundle:
@@ -135,15 +140,31 @@ def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bun
     Raises ``BundleError`` where a file is missing or altered, or was written by a newer version.
     """
     folder = Path(path)
-    if (folder / "bundle" / "bundle.json").is_file():
+    if (folder / "bundle" / ABOUT).is_file():
         folder = folder / "bundle"
     about = _read_about(folder)
-    for name, checksum in about["files"].items():
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
-            raise BundleError(f"bundle {folder} lacks its file {name!r}; save or copy it again")
-        if _checksum(file) != checksum:
-            raise BundleError(f"bundle {folder}: {name!r} was altered or damaged after it was written; copy it again")
+    try:
+        for name, checksum in about["files"].items():
+            file = folder / name
+            if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
+                raise BundleError(f"bundle {folder} lacks its file {name!r}; save or copy it again")
+            if _checksum(file) != checksum:
+                raise BundleError(
+                    f"bundle {folder}: {name!r} was altered or damaged after it was written; copy it again"
+                )
+        return _restored(folder, about, structures)
+    except (BundleError, MemoryError):
+        raise
+    except MultigateError as error:
+        raise BundleError(str(error)) from error
+    except OSError as error:
+        raise BundleError(f"bundle {folder} cannot be read ({error.strerror}: {error.filename}); mend that") from error
+    except Exception as error:  # whole files, but written by hand or by something else: anything may be wrong in them
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise BundleError(f"bundle {folder} does not fit together ({reason}); save or copy it again") from error
+
+
+def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]]) -> Bundle:
     known = {name: kind for kind in structures for name in [kind.model_fields["structure"].default]}
     data = dict(about["experiment"])
     sharing = data.get("sharing", {})
@@ -155,17 +176,15 @@ def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bun
             f"bundle {folder} uses structure {sharing.get('structure')!r}, which is not built in; "
             "pass its options class: load(..., structures=[Mine])"
         )
-    try:
-        experiment = make_experiment(data, name=f"bundle {folder}")
-    except ExperimentError as error:
-        raise BundleError(str(error)) from None
-    encoder = Encoder.load(folder / "encoder")
+    experiment = make_experiment(data, name=f"bundle {folder}")
+    encoder = Encoder.load(folder / "encoder", experiment.schema)
+    encoder.row(dict.fromkeys(experiment.schema.columns(labels=False, carried=False)))  # or it fits no row at all
     with torch.random.fork_rng(devices=[]):
         model = build_model(experiment, encoder)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
-        raise BundleError(f"bundle {folder}: its weights do not fit its experiment ({error})") from None
+        raise BundleError(f"bundle {folder}: its weights do not fit its experiment; save or copy it again") from error
     curves = {name: Curve.model_validate(one) for name, one in about.get("calibration", {}).items()}
     return Bundle(experiment, encoder, model, curves)
 
@@ -198,19 +217,37 @@ def _is_column(value: Any) -> bool:
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
+    """What ``bundle.json`` says, each part of the kind it should be."""
+    path = folder / ABOUT
+    if not path.is_file():
+        raise BundleError(_missing(folder))
     try:
-        about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-        if not isinstance(about, dict) or not {"format", "experiment", "files"} <= about.keys():
-            raise ValueError("keys are missing")
-    except FileNotFoundError:
-        raise BundleError(f"{folder} is no bundle (and no finished run): it has no bundle.json") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"bundle {folder}: bundle.json cannot be read ({error}); copy it again") from None
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MB")
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about, dict) or type(about.get("format")) is not int:
+            raise ValueError("it names no format")
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"bundle {folder}: {ABOUT} cannot be read ({error}); copy it again") from None
     if about["format"] > FORMAT:
         raise BundleError(
             f"bundle {folder} has format {about['format']}, this multigate reads up to {FORMAT}; install a newer one"
         )
+    files = about.get("files")
+    if not isinstance(files, dict) or not set(FILES) <= files.keys() or not isinstance(about.get("experiment"), dict):
+        raise BundleError(f"bundle {folder}: {ABOUT} lacks its experiment or files; save or copy it again")
     return about
+
+
+def _missing(folder: Path) -> str:
+    """What a folder without ``bundle.json`` is, and which command suits."""
+    if not folder.exists():
+        return f"there is no folder {folder}; name that of a run or a bundle"
+    if (folder / "runs").is_dir():
+        return f"{folder} holds a comparison, not one model; show it with: multigate report {folder}"
+    if (folder / "experiment.yaml").is_file():
+        return f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}"
+    return f"{folder} is no bundle (and no finished run): it has no {ABOUT}; name the --out folder of a training"
 
 
 def _checksum(path: Path) -> str:

@@ -1,6 +1,11 @@
 """The command line: verbs over the same functions Python has; each imports the heavy modules it needs."""
 
+import io
+import os
+import re
+import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +19,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+NO_MEMORY = re.compile(r"can't allocate memory|out of memory")
+"""How torch says it."""
+STOPPED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
@@ -55,15 +65,19 @@ def train(
 ) -> None:
     """Train an experiment; keep the best weights as a bundle."""
     from multigate.bundle import load
-    from multigate.errors import ExperimentError
+    from multigate.errors import ExperimentError, RunError
     from multigate.experiment import make_experiment, read_experiment
     from multigate.run import EXPERIMENT
     from multigate.tables import metric_table
     from multigate.training.train import train as run_training
 
     changes = [*(set_ or []), *([f"warm_start={from_}"] if from_ is not None else [])]
-    if experiment is not None or resume:
-        chosen = read_experiment(experiment or out / EXPERIMENT, changes)
+    if experiment is None and resume:
+        experiment = out / EXPERIMENT
+        if not experiment.is_file():
+            raise RunError(f"there is no run in {out} to go on with; start one: multigate train EXPERIMENT --out {out}")
+    if experiment is not None:
+        chosen = read_experiment(experiment, changes)
     elif from_ is not None:
         chosen = make_experiment(load(from_).experiment.to_dict(full=True), changes, name=str(from_))
     else:
@@ -196,21 +210,71 @@ def _print(renderable: object) -> None:
 
 
 def main() -> None:
-    """Run the command line: errors are one sentence and exit code 2 (130 when interrupted)."""
-    from multigate.errors import MultigateError
+    """Run the command line.
 
+    Exit codes: 0 done; 2 something is wrong, told in one sentence; 130 stopped by Ctrl-C or SIGTERM; 1 a fault of this
+    program, or nobody reads what it prints.
+    """
+    from multigate.training.interrupts import handled
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a terminal gets what it can show; a file or pipe UTF-8 whatever the locale, for experiments are read so
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="backslashreplace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8")
     try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except MultigateError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
-    except OSError as error:
-        if "--debug" in sys.argv:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {where}{error.strerror or error}", err=True)
-        sys.exit(2)
+        with handled(signal.default_int_handler):
+            try:
+                app()
+            finally:
+                sys.stdout.flush()
+    except SystemExit as ended:
+        if ended.code == STOPPED:  # typer's word for a Ctrl-C that no verb answered
+            typer.echo("stopped; nothing half-written is left, so run the same command again", err=True)
+        raise
+    except BaseException as error:
+        code = _tell(error)
+        try:
+            sys.stdout.flush()
+        except OSError:  # or Python would try again when it ends, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(code)
+
+
+def _tell(error: BaseException) -> int:
+    """Say what went wrong on standard error; returns the exit code."""
+    from multigate.training.interrupts import Interrupted
+
+    if isinstance(error, BrokenPipeError):
+        return 1
+    sentence = _sentence(error)
+    if sentence is None or "--debug" in sys.argv:
+        traceback.print_exception(error)
+    if sentence is None:
+        typer.echo("this is a fault of multigate: please report it, with the lines above and what you ran", err=True)
+        return 1
+    stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+    typer.echo(sentence if stopped else f"error: {sentence}", err=True)
+    return STOPPED if stopped else 2
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What people can do something about, in one sentence; None for a fault of this program."""
+    from multigate.errors import MultigateError
+    from multigate.writing import reason
+
+    arrow = sys.modules.get("pyarrow")  # not imported for the sake of an error
+    text = " ".join(str(error).split())
+    match error:
+        case MultigateError():
+            return text
+        case KeyboardInterrupt():
+            return "stopped; run the same command again"
+        case OSError():
+            return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+        case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or NO_MEMORY.search(text):
+            return "there is not enough memory; lower batch_size or the sizes in sharing, or free some memory"
+        case _ if arrow is not None and isinstance(error, arrow.ArrowException):
+            return f"a table cannot be handled: {text}; write it again, or in another format"
+    return None

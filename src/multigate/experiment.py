@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from multigate.balance import Name as BalanceName
 from multigate.calibration import Method
@@ -17,12 +16,15 @@ from multigate.nn.embed import Embedding
 from multigate.options import Options, explain
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, MMoE, Structure
+from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Paths = str | tuple[str, ...]
 
 
 class Optimizer(Options):
     """How weights move."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -82,7 +84,7 @@ with warnings.catch_warnings():
                 value = {"structure": value}
             if isinstance(value, Mapping):
                 name = value.get("structure", "mmoe")
-                if name not in STRUCTURES:
+                if not isinstance(name, str) or name not in STRUCTURES:
                     raise ValueError(f"there is no structure {name!r}; {nearest(str(name), STRUCTURES)}")
                 return STRUCTURES[name].model_validate(dict(value))
             return value
@@ -101,7 +103,7 @@ with warnings.catch_warnings():
 
         def to_yaml(self, *, full: bool = False) -> str:
             """The experiment as a person would write it, defaults omitted, or ``full`` with every one spelled out."""
-            return yaml.safe_dump(self.to_dict(full=full), sort_keys=False, allow_unicode=True, width=120)
+            return dump_yaml(self.to_dict(full=full))
 
 
 def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment:
@@ -109,17 +111,13 @@ def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment
 
     Raises ``ExperimentError`` naming the file and key for anything that cannot be.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"cannot read experiment {str(path)!r}: {error}") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
+    if data is None:
+        raise ExperimentError(f"{path} is empty; multigate init TABLE --set tasks=... drafts an experiment for a table")
     if not isinstance(data, dict):
-        raise ExperimentError(f"{path} should hold 'schema:', 'train:' and so on; found {type(data).__name__}")
+        raise ExperimentError(
+            f"{path} should hold 'schema:', 'train:' and so on; found {type(data).__name__}; see multigate init"
+        )
     return make_experiment(data, changes, name=str(path))
 
 
@@ -128,7 +126,9 @@ def make_experiment(data: dict[str, Any], changes: Sequence[str] = (), *, name: 
     try:
         return Experiment.model_validate(changed(data, changes))
     except ValidationError as error:
-        raise ExperimentError(f"{name}: {explain(error)}") from None
+        advice = {"string_type": "; write it in quotes", "missing": "; add it", "value_error": ""}
+        kind = error.errors(include_url=False)[0]["type"]
+        raise ExperimentError(f"{name}: {explain(error)}{advice.get(kind, '; set another value')}") from None
 
 
 def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             at[part] = dict(inner)
             at = at[part]
         try:
-            at[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            at[last] = parse_yaml(text, change)
+        except ExperimentError:  # *.parquet and the like
             at[last] = text
     return result

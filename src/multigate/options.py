@@ -53,7 +53,12 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    found = "" if first["type"] in ("value_error", "missing") else f" (found {first['input']!r})"
+    found = "" if first["type"] in ("value_error", "missing") else f" (found {_short(first['input'])})"
     others = error.error_count() - 1
     more = f" [and {others} more]" if others else ""
     return f"{place + ': ' if place else ''}{message}{found}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,19 +2,21 @@
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from multigate.bundle import Bundle, load
-from multigate.errors import MultigateError, RunError
+from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment
+from multigate.lock import LOCK, locked
+from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
+from multigate.yaml_text import read_yaml
 
 EXPERIMENT, METRICS, SUMMARY = "experiment.yaml", "metrics.jsonl", "summary.json"
+MEMBERS = "runs"
+"""The folder that only a comparison has: one folder in it for each of its runs."""
 
 
 def strict(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -27,7 +29,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        self.summary = _read_summary(folder / SUMMARY)
 
     @property
     def best(self) -> dict[str, float]:
@@ -36,8 +38,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """One entry per evaluation: step, losses, metrics, seconds."""
-        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return read_history(self.folder / METRICS)
 
     @property
     def experiment(self) -> Experiment:
@@ -53,56 +54,117 @@ def open_run(path: str | Path) -> Run:
     folder = Path(path)
     if (folder / SUMMARY).is_file():
         return Run(folder)
+    if (folder / MEMBERS).is_dir():
+        raise RunError(f"{folder} holds a comparison, not one run; show it with: multigate report {folder}")
     if (folder / EXPERIMENT).is_file():
         raise RunError(f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}")
-    raise RunError(f"there is no run in {folder}: it has no {SUMMARY}")
+    raise RunError(f"there is no run in {folder}: it has no {SUMMARY}; name the --out folder of a training")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics file; a last line that a killed process left torn is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; train again in another folder") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        entry = None
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        elif number < len(lines):
+            raise RunError(f"{path}, line {number} is damaged; restore the file or train again in another folder")
+    return entries
 
 
 @contextmanager
 def claimed(folder: Path, experiment: Experiment, *, resume: bool, progress: str) -> Iterator[None]:
-    """Make a folder this experiment's own while it is worked on.
+    """Make a folder this experiment's own, and this process's alone, while it is worked on.
 
-    If an error ends the work before the file or folder ``progress`` is there, nothing is left behind. Raises
-    ``RunError`` where something else is in the folder already.
+    What a killed process left half-written there is removed. If an error ends the work before the file or folder
+    ``progress`` is there, nothing is left behind. Raises ``RunError`` where something else is in the folder already,
+    or another process.
     """
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    fresh = _claim(folder, experiment, resume=resume)
-    try:
-        yield
-    except MultigateError:
-        if fresh and not (folder / progress).exists():
-            shutil.rmtree(missing[-1] if missing else folder)
-            if not missing:
-                folder.mkdir()
-        raise
-
-
-def _claim(folder: Path, experiment: Experiment, *, resume: bool) -> bool:
-    """Whether the folder was empty and is now this experiment's; False where the experiment is gone on with."""
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; a run wants a folder of its own")
-    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder} is a file; a run wants a folder of its own, so choose another name")
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    fresh = False
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            fresh = _claim(folder, experiment, resume=resume, comparison=progress == MEMBERS)
+            try:
+                yield
+            except MultigateError:
+                if fresh and not (folder / progress).exists():
+                    for path in {*folder.iterdir()} - {folder / LOCK}:
+                        remove(path)
+                raise
+    finally:
+        with suppress(OSError):  # they go only where nothing is in them
+            for place in missing:
+                place.rmdir()
+
+
+def _claim(folder: Path, experiment: Experiment, *, resume: bool, comparison: bool) -> bool:
+    """Whether the folder was empty and is now this experiment's; False where the experiment is gone on with."""
+    fresh = all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
+    if not fresh:
         if not (folder / EXPERIMENT).is_file():
             raise RunError(f"{folder} is not empty and holds no run; choose another folder")
+        if comparison and ((folder / SUMMARY).exists() or (folder / METRICS).exists()):
+            raise RunError(f"{folder} holds one run, made by 'multigate train'; choose another folder to compare in")
+        if not comparison and (folder / MEMBERS).is_dir():
+            raise RunError(f"{folder} holds a comparison; choose another folder, or go on with it by multigate compare")
         if not resume:
             raise RunError(f"{folder} holds a run already; choose another folder, or go on with it by --resume")
-        if stored_values(folder) != experiment.to_dict(full=True):
-            raise RunError(f"the run in {folder} was started with another experiment; choose another folder")
-        return False
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / EXPERIMENT).write_text(experiment.to_yaml(full=True), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}") from None
-    return True
+        changed = difference(stored_values(folder), experiment.to_dict(full=True))
+        if changed:
+            raise RunError(f"{folder} was started with another experiment ({changed}); choose another folder")
+    remove_leftovers(folder)
+    if fresh:
+        write_text(folder / EXPERIMENT, experiment.to_yaml(full=True))
+    return fresh
 
 
 def stored_values(folder: Path) -> dict[str, Any]:
     """The plain values of the experiment a run was started with, every default spelled out."""
     try:
-        data = yaml.safe_load((folder / EXPERIMENT).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{folder / EXPERIMENT} cannot be read: {error}") from None
+        data = read_yaml(folder / EXPERIMENT)
+    except ExperimentError as error:
+        raise RunError(f"{error}; restore the file, or start again in another folder") from None
     if not isinstance(data, dict):
         raise RunError(f"{folder / EXPERIMENT} holds no experiment; start again in another folder")
     return data
+
+
+def difference(before: Any, now: Any, place: str = "") -> str:
+    """Where two trees of plain values differ first, as "sharing.experts: 8, now 4"; empty where they do not."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = {str(at): both for at, both in enumerate(zip(before, now, strict=True))}
+    else:
+        return "" if before == now else f"{place}: {_short(before)}, now {_short(now)}"
+    found = (difference(*both, f"{place}.{name}" if place else name) for name, both in parts.items())
+    return next((one for one in found if one), "")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if all(value is None or isinstance(value, int | float) for value in summary["best"].values()):
+            return summary
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    raise RunError(
+        f"{path} is damaged; restore it, or delete it and train again: multigate train --resume --out {path.parent}"
+    )

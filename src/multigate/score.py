@@ -1,7 +1,8 @@
 """Scoring a table, or writing predictions for it."""
 
-import os
-from collections.abc import Callable
+import glob
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from multigate.bundle import Bundle
 from multigate.errors import DataError
 from multigate.evaluate import forward, intervals, scores, spaces
+from multigate.writing import writing
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -39,29 +41,35 @@ def score_table(
 def write_predictions(bundle: Bundle, table: Any, out: Path, *, progress: Progress | None = None) -> int:
     """Write predictions beside the key columns, in the order of the rows, as Parquet; returns the number of rows.
 
-    The file appears only once it is whole.
+    The file appears only once it is whole; until then one that was there before stays. Raises ``DataError`` for a name
+    that cannot be and for rows that cannot be read, ``RunError`` where the disk refuses.
     """
     if out.suffix != ".parquet":
-        raise DataError(f"predictions are written as Parquet: name the file {out.with_suffix('.parquet')}, not {out}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".writing")
-    writer: pq.ParquetWriter | None = None
+        raise DataError(f"predictions are written as Parquet; name the file {out.with_suffix('.parquet')}, not {out}")
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; name a file for the predictions, such as {out / 'predictions.parquet'}")
+    if _is_read(table, out):
+        raise DataError(f"{out} is among the rows to predict; write the predictions to another folder")
     done = 0
-    try:
+    with writing(out) as temporary, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
         for named, keys in bundle.predict_batches(table):
             columns = {name: keys.column(i) for i, name in enumerate(keys.schema.names)}
             record = pa.table(columns | {name: pa.array(value) for name, value in named.items()})
             if writer is None:
-                writer = pq.ParquetWriter(temporary, record.schema)
+                writer = stack.enter_context(pq.ParquetWriter(temporary, record.schema))
             writer.write_table(record)
             done += record.num_rows
             if progress is not None:
                 progress("predicting", done, None)
-        if writer is not None:
-            writer.close()
-            os.replace(temporary, out)
-    finally:
-        if writer is not None:
-            writer.close()
-        temporary.unlink(missing_ok=True)
+        if writer is None:
+            raise DataError(f"{table} has no rows; give a table with at least one row")
     return done
+
+
+def _is_read(table: Any, out: Path) -> bool:
+    """Whether a file would be read as (part of) a table given by paths."""
+    if isinstance(table, str | Path):
+        found = [table, *glob.glob(str(table), recursive=True)]
+        return any(out.resolve().is_relative_to(Path(one).resolve()) for one in found)
+    return isinstance(table, Sequence) and any(_is_read(one, out) for one in table if isinstance(one, str | Path))

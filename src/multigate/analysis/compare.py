@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
-from safetensors.torch import load_file
 
 from multigate.analysis.boosting import available, boosting_baseline
 from multigate.analysis.budget import TOLERANCE, multiply_adds, within_budget
@@ -29,6 +28,7 @@ from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.run import MEMBERS, claimed, stored_values, strict
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, Structure
+from multigate.training.checkpoint import load_weights
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import BEST, CHECKPOINT, Fitted, choose_device, fit
 from multigate.training.progress import Reporter
@@ -91,7 +91,7 @@ class Comparison:
         encoder = Encoder.load(self.folder / PREPARED / "encoder")
         with torch.random.fork_rng(devices=[]):
             model = build_model(experiment, encoder)
-        model.load_state_dict(load_file(place / BEST))
+        model.load_state_dict(load_weights(place / BEST, torch.device("cpu")))
         return Bundle(experiment, encoder, model)
 
     def metrics(self) -> list[str]:

@@ -13,19 +13,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from multigate.batch import BagIds, Batch, Layout
 from multigate.data.ahead import ahead
+from multigate.data.cells import placed
 from multigate.data.encoder import FORMAT, Encoder
 from multigate.data.rows import cut, join, pick
 from multigate.data.split import PARTS, Split, Splitter
-from multigate.errors import DataError, RunError
+from multigate.errors import DataError, MultigateError, RunError
 from multigate.schema import Schema
 
-SHARD = 65_536
-"""Rows of a shard."""
+SHARD, SHARD_BYTES = 65_536, 64 << 20
+"""Rows of a shard, fewer of a wide table: at most so many bytes (but for bags), for a loader holds several."""
 
 Progress = Callable[[str, int, int | None], None]
 """Told the stage, the rows done and, where known, the rows in all."""
@@ -107,10 +108,18 @@ class Prepared:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        self.encoder = Encoder.load(folder / "encoder")
-        self.parts = {name: self._part(name, sizes) for name, sizes in self.manifest["parts"].items()}
-        """The parts there are, by name."""
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            self.encoder = Encoder.load(folder / "encoder")
+            self.parts = {name: self._part(name, sizes) for name, sizes in self.manifest["parts"].items()}
+            """The parts there are, by name."""
+        except MultigateError:
+            raise
+        except Exception as error:  # damaged files: anything may be wrong in them
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise RunError(
+                f"prepared rows {folder} are damaged ({reason}); delete the folder to prepare anew"
+            ) from error
 
     def _part(self, name: str, sizes: list[int]) -> Part:
         return Part(name, [_shard_path(self.folder, name, at) for at in range(len(sizes))], sizes)
@@ -142,25 +151,29 @@ def prepare(
     progress: Progress | None = None,
     *,
     base: Encoder | None = None,
+    replace: bool = True,
     shard_rows: int = SHARD,
 ) -> Prepared:
     """Fit the encoder on the training rows (or grow ``base`` by them), encode every row into ``folder``, and open it.
 
     Validation and test rows are split off ``train`` unless they have a table of their own. A folder prepared before
     from the same schema, split and tables is opened at once; one prepared from others is replaced once the new one
-    is whole.
+    is whole, or, without ``replace``, refused.
 
     Raises:
         DataError: a column or cell is not what the schema says, or a part has no rows.
-        RunError: the folder holds files that are no prepared rows.
+        RunError: the folder holds files that are no prepared rows, or rows of others that are not to be replaced.
     """
     tables = {"train": train} | {name: one for name, one in (("valid", valid), ("test", test)) if one is not None}
     split = split.without(valid=valid is not None, test=test is not None)
     if valid is None and "valid" not in split.parts:
         raise DataError("the split leaves no valid rows: its valid is 0 and there is no valid table; give one of them")
     key = _key(schema, split, tables, shard_rows, base)
-    if _key_in(folder) == key:
+    found = _key_in(folder)
+    if found == key:
         return Prepared(folder)
+    if found is not None and not replace:
+        raise RunError(f"the tables changed since {folder} was prepared; change them back, or use another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -184,9 +197,11 @@ def _write(
 ) -> None:
     splitter = split.resolve(tables["train"], schema)
     why = _why_empty(tables["train"], split, splitter)
-    rows = _training_rows(schema, tables["train"], splitter, progress, why)
-    encoder = Encoder.fit(schema, rows) if base is None else base.grown(schema, rows)
+    training = _TrainingRows(schema, tables["train"], splitter, progress, why)
+    with placed(tables["train"].name, training):
+        encoder = Encoder.fit(schema, training) if base is None else base.grown(schema, training)
     encoder.save(folder / "encoder")
+    shard_rows = max(1, min(shard_rows, SHARD_BYTES // _row_bytes(encoder.layout)))
     writers = {name: _Writer(folder, name, shard_rows) for name in (*split.parts, *tables)}
     for name, table in tables.items():
         splits = splitter if name == "train" else None
@@ -215,25 +230,36 @@ def _write(
         "rows": {name: sum(one) for name, one in sizes.items()},
         "tables": {name: table.name for name, table in tables.items()},
         "thresholds": splitter.thresholds,
+        "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
         "labels": {one.name: {"known": one.known, "violations": one.violations} for one in encoder.stats},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def _training_rows(
-    schema: Schema, table: Table, splitter: Splitter, progress: Progress, why_empty: str
-) -> Iterator[pa.RecordBatch]:
-    names = list(dict.fromkeys((*schema.columns(carried=False), *splitter.columns)))
-    first_row, found = 0, 0
-    progress("fit encoder", 0, table.rows)
-    for batch in ahead(table.batches(names, rows=_read_rows(schema))):
-        kept = splitter.assign(batch, first_row) == 0
-        first_row += batch.num_rows
-        found += int(kept.sum())
-        yield batch if kept.all() else batch.filter(pa.array(kept))
-        progress("fit encoder", first_row, table.rows)
-    if not found:
-        raise DataError(why_empty.format(part="train"))
+class _TrainingRows:
+    """The training rows of a table in batches; ``rows[i]`` is the number in the table of a row of the last of them."""
+
+    def __init__(self, schema: Schema, table: Table, splitter: Splitter, progress: Progress, why_empty: str) -> None:
+        self._schema, self._table, self._splitter = schema, table, splitter
+        self._progress, self._why_empty = progress, why_empty
+        self._numbers = np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, row: int, /) -> int:
+        return int(self._numbers[row])
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        names = list(dict.fromkeys((*self._schema.columns(carried=False), *self._splitter.columns)))
+        first_row, found = 0, 0
+        self._progress("fit encoder", 0, self._table.rows)
+        for batch in ahead(self._table.batches(names, rows=_read_rows(self._schema))):
+            kept = self._splitter.assign(batch, first_row) == 0
+            self._numbers = first_row + np.flatnonzero(kept)
+            first_row += batch.num_rows
+            found += len(self._numbers)
+            yield batch if len(self._numbers) == batch.num_rows else batch.filter(pa.array(kept))
+            self._progress("fit encoder", first_row, self._table.rows)
+        if not found:
+            raise DataError(self._why_empty.format(part="train"))
 
 
 def _encoded(encoder: Encoder, table: Table, splitter: Splitter | None) -> Iterator[tuple[Batch, np.ndarray | None]]:
@@ -243,7 +269,8 @@ def _encoded(encoder: Encoder, table: Table, splitter: Splitter | None) -> Itera
     names = list(dict.fromkeys((*schema.columns(carried=False), *group, *(splitter.columns if splitter else ()))))
     first_row = 0
     for batch in ahead(table.batches(names, rows=_read_rows(schema))):
-        encoded = encoder.columns(batch, first_row=first_row)
+        with placed(table.name, range(first_row, first_row + batch.num_rows)):
+            encoded = encoder.columns(batch)
         yield encoded, None if splitter is None else splitter.assign(batch, first_row)
         first_row += batch.num_rows
 
@@ -252,6 +279,11 @@ def _read_rows(schema: Schema) -> int:
     """Rows to read at a time: fewer of a wide table, so that a batch stays below about 100 MB."""
     width = sum(getattr(feature, "size", 1) for feature in schema.features)
     return max(1024, min(SHARD, (1 << 22) // width))
+
+
+def _row_bytes(layout: Layout) -> int:
+    """Of a row in a shard, its bags left out."""
+    return 4 * (len(layout.numbers) + len(layout.categories)) + 9 * len(layout.tasks) + 8
 
 
 class _Writer:
@@ -304,7 +336,7 @@ def _read_shard(path: Path) -> Batch:
                 BagIds(file.get_tensor(f"bag{at}.values"), file.get_tensor(f"bag{at}.offsets"))
                 for at in range(int(file.metadata()["bags"]))
             )
-    except Exception as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"prepared rows {path} cannot be read ({error}); delete their folder to prepare anew") from None
     return Batch(bags=bags, **found)
 
@@ -329,8 +361,13 @@ def _key_in(folder: Path) -> str | None:
             return str(manifest["key"])
     except NotADirectoryError:
         raise RunError(f"{folder} is a file, wanted a folder for prepared rows; choose another name") from None
-    except (FileNotFoundError, ValueError, KeyError):
+    except FileNotFoundError:
         pass
+    except (OSError, ValueError, LookupError, RecursionError) as error:
+        raise RunError(
+            f"{folder / 'manifest.json'} cannot be read ({error}); if these are prepared rows, delete the folder to "
+            "prepare anew"
+        ) from None
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"{folder} holds files but no prepared rows; choose another folder or empty this one")
     return None
@@ -347,5 +384,6 @@ def _put_in_place(new: Path, folder: Path) -> None:
 def _why_empty(table: Table, split: Split, splitter: Splitter) -> str:
     cuts = " and ".join(f"{what} {value}" for what, value in splitter.thresholds.items())
     how = cuts or f"valid {split.valid} and test {split.test}"
+    how += f" by column {splitter.columns[0]!r}" if splitter.columns else ""
     name = table.name.replace("{", "{{").replace("}", "}}")
     return f"the split leaves no {{part}} rows of {name} with {how}; change the split or give a {{part}} table"

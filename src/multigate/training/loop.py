@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from multigate.balance import build_balance
@@ -23,12 +23,19 @@ from multigate.evaluate import Monitor, forward, scores, spaces, to_device
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
-from multigate.run import METRICS, strict
-from multigate.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from multigate.training.interrupts import Interrupts
+from multigate.run import METRICS, difference, read_history, strict
+from multigate.training.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from multigate.training.interrupts import Interrupted, Interrupts
 from multigate.training.optimizers import Average, build_optimizer, rate_at
 from multigate.training.progress import Reporter
 from multigate.training.warm_start import start_from
+from multigate.writing import told, write_text, writing
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 STEPS = 150
@@ -45,10 +52,6 @@ class Fitted(NamedTuple):
     epochs: int
     rows_per_second: float
     seconds: float
-
-
-class Interrupted(RunError):
-    """Training was asked to stop; what it had reached is saved."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -138,7 +141,8 @@ class Fit:
             )
         if not self.best or value > self.best_value:
             self.best_value, self.best, self.stale = value, metrics, 0
-            save_file(_weights(self.model), self.folder / BEST)
+            with writing(self.folder / BEST) as temporary:
+                save_file(_weights(self.model), temporary)
         else:
             self.stale += 1
         if self.average is not None:
@@ -162,15 +166,37 @@ class Fit:
             "stale": self.stale,
             "seconds": self.seconds,
             "prepared": self.prepared.manifest["key"],
+            "experiment": self.experiment.to_dict(full=True),
             "average_steps": self.average.steps if self.average is not None else 0,
         }
         save_checkpoint(self.folder / CHECKPOINT, tensors, state)
 
+    def stopped(self) -> Interrupted:
+        """What is said once the state is saved because a signal asked for it."""
+        return Interrupted(f"stopped at step {self.step_done} of {self.steps}")
+
     def restore(self) -> None:
-        """Put everything back as it was when the checkpoint was saved."""
+        """Put everything back as it was when the checkpoint was saved; ``RunError`` where it does not belong here."""
         tensors, state = load_checkpoint(self.folder / CHECKPOINT)
-        if state["prepared"] != self.prepared.manifest["key"]:
+        changed = difference(state.get("experiment"), self.experiment.to_dict(full=True))
+        if changed:
+            raise RunError(
+                f"the experiment changed since the run in {self.folder} began ({changed}); "
+                "change it back, or train in another folder"
+            )
+        if state.get("prepared") != self.prepared.manifest["key"]:
             raise RunError(f"the tables changed since the run in {self.folder} began; train them in another folder")
+        try:
+            self._put_back(tensors, state)
+            if self.best:
+                load_weights(self.folder / BEST, self.device)  # told now, not when training is over
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise RunError(
+                f"checkpoint {self.folder / CHECKPOINT} does not fit its run ({reason}); start again in another folder"
+            ) from error
+
+    def _put_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         named = {name: t.to(self.device) for name, t in tensors.items() if not name.startswith("random")}
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in named.items() if k.startswith("model/")})
         self.balance.load_state_dict(
@@ -218,13 +244,14 @@ def fit(
         if start is not None and fitting.step_done == 0:
             start_from(fitting.model, start)
             _tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": _named(fitting.evaluate())})
-        board = _tensorboard(folder)
+        board = None
         fitting.model.train()
         while fitting.epoch < experiment.epochs and not _finished(fitting):
             _run_epoch(fitting, report, interrupts)
             metrics = fitting.evaluate()
             entry = _entry(fitting, metrics)
             _tell(fitting, entry)
+            board = board or _tensorboard(folder)
             for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
                 if value is not None:
                     board.add_scalar(name, value, fitting.step_done)
@@ -232,9 +259,11 @@ def fit(
             fitting.losses.zero_()
             fitting.save()
             report.detail(_line(fitting, metrics))
+            if interrupts.asked:
+                raise fitting.stopped()
         if board is not None:
             board.close()
-        fitting.model.load_state_dict(load_file(folder / BEST, device=str(device)))
+        fitting.model.load_state_dict(load_weights(folder / BEST, device))
         rows = prepared.train.rows * fitting.step_done / len(fitting.loader)
         rows_per_second = rows / max(fitting.seconds, 1e-9)
         return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
@@ -265,7 +294,7 @@ def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts) -> None:
     fitting.seconds += time.perf_counter() - began
     if interrupts.asked:
         fitting.save()
-        raise Interrupted(f"stopped at step {fitting.step_done} of {fitting.steps}; go on with --resume")
+        raise fitting.stopped()
 
 
 def _finished(fitting: Fit) -> bool:
@@ -290,7 +319,8 @@ def _named(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def _tell(fitting: Fit, entry: dict[str, Any]) -> None:
-    with (fitting.folder / METRICS).open("a", encoding="utf-8") as file:
+    path = fitting.folder / METRICS
+    with told(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
@@ -328,8 +358,8 @@ def _weights(model: Model) -> dict[str, Tensor]:
 def _keep_lines(path: Path, step: int) -> None:
     """Drop metrics written after the checkpoint that is gone back to."""
     if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        kept = [entry for entry in read_history(path) if entry["step"] <= step]
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def _tensorboard(folder: Path) -> Any:

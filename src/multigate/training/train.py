@@ -15,11 +15,13 @@ from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, prepare
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
-from multigate.run import SUMMARY, Run, claimed, open_run, strict
+from multigate.run import EXPERIMENT, SUMMARY, Run, claimed, open_run, strict
+from multigate.training.interrupts import interruptible
 from multigate.training.loop import CHECKPOINT, choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.recalibrate import fit_curves
 from multigate.training.warm_start import check_start
+from multigate.writing import told, write_text
 
 PREPARED, BUNDLE = "prepared", "bundle"
 
@@ -45,14 +47,30 @@ def train(
     folder = Path(out)
     chosen = choose_device(device)
     sources = open_sources(experiment, tables or {})
-    with claimed(folder, experiment, resume=resume, progress=CHECKPOINT), Reporter(quiet=quiet) as report:
-        if resume and (folder / SUMMARY).is_file():
-            return open_run(folder)
-        start = _start(experiment)
-        base = None if start is None else start.encoder
-        prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base)
-        fitted = fit(experiment, prepared, folder, device=chosen, report=report, start=start, resume=resume)
-        curves = fit_curves(experiment, prepared, fitted.model, chosen)
+    with interruptible(lambda: _go_on(folder)), claimed(folder, experiment, resume=resume, progress=CHECKPOINT):
+        if not (resume and (folder / SUMMARY).is_file()):
+            with Reporter(quiet=quiet) as report:
+                _train(experiment, sources, folder, chosen, report, resume=resume)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    return open_run(folder)
+
+
+def _train(
+    experiment: Experiment,
+    sources: Mapping[str, Source],
+    folder: Path,
+    device: torch.device,
+    report: Reporter,
+    *,
+    resume: bool,
+) -> None:
+    """Everything a run leaves in its folder; the summary comes last."""
+    start = _start(experiment)
+    base = None if start is None else start.encoder
+    begun = (folder / CHECKPOINT).is_file()
+    prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=not begun)
+    fitted = fit(experiment, prepared, folder, device=device, report=report, start=start, resume=resume)
+    curves = fit_curves(experiment, prepared, fitted.model, device)
     Bundle(experiment, prepared.encoder, fitted.model.cpu(), curves).save(folder / BUNDLE)
     summary = {
         "best": strict(fitted.best),
@@ -62,16 +80,21 @@ def train(
         "rows": {name: part.rows for name, part in prepared.parts.items()},
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
         "multiply_adds": fitted.model.multiply_adds(),
-        "device": str(chosen),
+        "device": str(device),
         "versions": {
             "multigate": version("multigate"),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
     }
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return Run(folder)
+    write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+
+
+def _go_on(folder: Path) -> str:
+    """How a training that was stopped is gone on with."""
+    if (folder / EXPERIMENT).is_file():
+        return f"go on with: multigate train --resume --out {folder}"
+    return "nothing was begun yet, so run the same command again"
 
 
 def open_sources(experiment: Experiment, tables: Mapping[str, Any]) -> dict[str, Source]:
@@ -93,16 +116,27 @@ def _start(experiment: Experiment) -> Bundle | None:
 
 
 def prepare_sources(
-    experiment: Experiment, sources: Mapping[str, Source], folder: Path, report: Reporter, base: Encoder | None = None
+    experiment: Experiment,
+    sources: Mapping[str, Source],
+    folder: Path,
+    report: Reporter,
+    base: Encoder | None = None,
+    *,
+    replace: bool = True,
 ) -> Prepared:
-    """The experiment's rows, split, encoded and on disk; reused where they are there already."""
-    return prepare(
-        experiment.schema,
-        sources["train"],
-        sources.get("valid"),
-        sources.get("test"),
-        experiment.split,
-        folder,
-        report,
-        base=base,
-    )
+    """The experiment's rows, split, encoded and on disk; reused where they are there already.
+
+    Without ``replace`` rows that models were trained on already must still be those of the tables.
+    """
+    with told(folder):
+        return prepare(
+            experiment.schema,
+            sources["train"],
+            sources.get("valid"),
+            sources.get("test"),
+            experiment.split,
+            folder,
+            report,
+            base=base,
+            replace=replace,
+        )

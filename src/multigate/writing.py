@@ -1,0 +1,131 @@
+"""Files and folders that appear whole: written beside their place, made durable, moved there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from multigate.errors import RunError
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+LEFTOVERS = ("*.writing", ".*.old")
+"""Names of what a killed process was in the middle of."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A place to write a file or folder to, which becomes ``path`` once it is whole.
+
+    What was there before stays until then, and for good if anything goes wrong; a link is followed. Missing parents
+    are made. Raises ``RunError`` where the disk refuses.
+    """
+    with told(path):
+        path = path.resolve()
+        missing = [parent for parent in path.parents if not parent.exists()]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_dead(path)
+            remove(temporary)
+            yield temporary
+            _make_durable(temporary)
+            _put_in_place(temporary, path)
+        except BaseException:
+            remove(temporary)
+            with suppress(OSError):
+                for parent in missing:
+                    parent.rmdir()
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What the disk says while ``path`` is written, as one sentence: ``RunError``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {path}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What the system says, and what helps."""
+    text = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    full = "space left" in text or "quota" in text or "too large" in text
+    return f"{text}; {'make room there' if full else 'mend that'} or choose another place"
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it, as far as that can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a dead process left half-written in a folder that is nobody else's now."""
+    for pattern in LEFTOVERS:
+        for path in list(folder.rglob(pattern)):
+            remove(path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is one of those."""
+    return any(path.match(pattern) for pattern in LEFTOVERS)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove what processes that are gone left of the same place."""
+    for leftover in path.parent.glob(f".{path.name}.*.writing"):
+        owner = leftover.name.split(".")[-2]
+        if os.name == "posix" and owner.isdecimal() and not _is_alive(int(owner)):
+            remove(leftover)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _make_durable(path: Path) -> None:
+    """Have the content on the disk before the name, so that a power cut leaves no empty file."""
+    for inner in path.iterdir() if path.is_dir() else ():
+        _make_durable(inner)
+    if path.is_file():
+        path.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner may read
+    with suppress(PermissionError):  # folders cannot be opened everywhere
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    if not (temporary.is_dir() and path.is_dir()):
+        os.replace(temporary, path)
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    remove(old)
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    remove(old)

@@ -1,0 +1,137 @@
+"""The folder of a run: whose it is, what an error leaves of it, what is read back from it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from multigate.errors import RunError
+from multigate.experiment import Experiment
+from multigate.lock import LOCK
+from multigate.run import EXPERIMENT, METRICS, SUMMARY, claimed, difference, open_run, read_history
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("place", ["new", "new/and/newer", "empty", "with a link", "begun by a killed process"])
+def test_an_error_before_anything_is_reached_leaves_nothing(
+    feed_experiment: Experiment, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / place
+    if place == "empty":
+        folder.mkdir()
+    elif place == "with a link":
+        (tmp_path / "elsewhere").mkdir()
+        os.symlink(tmp_path / "elsewhere", folder)
+    before = names(tmp_path)
+    if place == "begun by a killed process":
+        folder.mkdir()
+        (folder / LOCK).write_text("1")
+        (folder / f".{EXPERIMENT}.1.writing").write_text("sch")
+        before = names(tmp_path)[:1]
+
+    def work() -> None:
+        with claimed(folder, feed_experiment, resume=False, progress="model"):
+            assert sorted(path.name for path in folder.iterdir()) == [LOCK, EXPERIMENT]
+            (folder / "half").mkdir()
+            raise RunError("no luck")
+
+    with pytest.raises(RunError, match="no luck"):
+        work()
+    assert names(tmp_path) == before
+
+
+def test_what_was_reached_is_kept_and_so_is_what_an_interrupt_or_a_fault_ends(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    def work(folder: Path, error: BaseException) -> None:
+        with claimed(folder, feed_experiment, resume=False, progress="model"):
+            if isinstance(error, RunError):
+                (folder / "model").write_text("reached")
+            raise error
+
+    for number, error in enumerate((RunError("no luck"), KeyboardInterrupt(), ZeroDivisionError())):
+        folder = tmp_path / str(number)
+        with pytest.raises(type(error)):
+            work(folder, error)
+        assert (folder / EXPERIMENT).is_file()
+        assert not (folder / LOCK).exists()
+        with claimed(folder, feed_experiment, resume=True, progress="model"):
+            pass
+
+
+def test_two_at_a_time_are_one_too_many(feed_experiment: Experiment, tmp_path: Path) -> None:
+    with claimed(tmp_path, feed_experiment, resume=True, progress="model"):
+        before = names(tmp_path)
+        second = claimed(tmp_path, feed_experiment, resume=True, progress="model")
+        with pytest.raises(RunError, match=f"worked on by process {os.getpid()}"):
+            second.__enter__()
+        assert names(tmp_path) == before
+
+
+def test_leftovers_are_removed_only_where_a_run_is(feed_experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "mine.writing").write_text("dear")
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(RunError, match="not empty"):
+        claimed(tmp_path, feed_experiment, resume=True, progress="model").__enter__()
+    assert names(tmp_path) == ["mine.writing", "thesis.tex"]
+    with claimed(tmp_path / "run", feed_experiment, resume=False, progress="model"):
+        (tmp_path / "run" / ".prepared.1.writing").mkdir()
+    with claimed(tmp_path / "run", feed_experiment, resume=True, progress="model"):
+        assert names(tmp_path / "run") == [LOCK, EXPERIMENT]
+
+
+def test_a_torn_last_line_is_no_entry_and_any_other_is_told(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    whole = '{"step": 1}\n{"step": 2}\n'
+    for tail in ("", "{", '{"step": 3', '{"ste\xff', "[]", "null", '"'):
+        path.write_text(whole + tail, encoding="latin-1")
+        assert read_history(path) == [{"step": 1}, {"step": 2}]
+        path.write_text(tail + "\n" + whole, encoding="latin-1")
+        with pytest.raises(RunError, match=r"line 1 is damaged; "):
+            read_history(path)
+    with pytest.raises(RunError, match="nothing"):
+        read_history(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"best": 3}', '{"best": {"a": "b"}}', "null", "[" * 100_000])
+def test_a_summary_that_is_none_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / SUMMARY).write_text(text)
+    with pytest.raises(RunError, match="damaged; "):
+        open_run(tmp_path)
+
+
+def test_undefined_metrics_come_back_from_a_summary(tmp_path: Path) -> None:
+    (tmp_path / SUMMARY).write_text(json.dumps({"best": {"a/auc": 0.5, "a/gauc": None}}))
+    best = open_run(tmp_path).best
+    assert best["a/auc"] == 0.5
+    assert best["a/gauc"] != best["a/gauc"]
+
+
+def test_what_a_folder_holds_in_place_of_a_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run in"):
+        open_run(tmp_path)
+    (tmp_path / EXPERIMENT).write_text("")
+    with pytest.raises(RunError, match="did not finish; go on with: multigate train --resume --out"):
+        open_run(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(RunError, match="holds a comparison"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({"a": 1}, {"a": 1}, ""),
+        ({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}, "b.c: 2, now 3"),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": None}]}, "a.1.b: 2, now null"),
+        ({"a": [1]}, {"a": [1, 2]}, "a: [1], now [1, 2]"),
+        ({"a": 1}, {"b": 2, "a": 1}, "b: null, now 2"),
+        ({"a": {"b": 1}}, {"a": 1}, 'a: {"b": 1}, now 1'),
+    ],
+)
+def test_the_first_difference_is_named(before: object, now: object, told: str) -> None:
+    assert difference(before, now) == told

@@ -1,0 +1,173 @@
+"""Predictions and runs on disks that are full or closed: one sentence, nothing half-written, the old files kept."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from multigate.bundle import Bundle, load
+from multigate.data.encoder import Encoder
+from multigate.datasets.feed import Feed, feed_schema, write_feed
+from multigate.errors import DataError
+from multigate.experiment import Experiment
+from multigate.score import write_predictions
+from multigate.training.train import train
+from processes import run
+
+TRAIN = ["train", "x.yaml", "--device", "cpu", "--out"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A small feed, an experiment and its run, where other users may read them."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    write_feed(Feed(rows=800, users=80, items=40), folder)
+    experiment = Experiment.model_validate(
+        {
+            "schema": feed_schema(),
+            "train": "train.parquet",
+            "valid": "valid.parquet",
+            "sharing": {"structure": "mmoe", "experts": 2, "hidden": [4]},
+            "tower": [4],
+            "epochs": 1,
+            "batch_size": 64,
+            "precision": "float32",
+        }
+    )
+    (folder / "x.yaml").write_text(experiment.to_yaml())
+    assert run([*TRAIN, "run"], folder).code == 0
+    yield folder
+    shutil.rmtree(folder)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def sentence(told: str) -> str:
+    lines = told.splitlines()
+    assert "Traceback" not in told
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], told
+    assert "; " in lines[-1]
+    return lines[-1]
+
+
+def test_a_full_disk_keeps_the_predictions_that_were_there(folder: Path) -> None:
+    out = folder / "out" / "p.parquet"
+    words = ["score", "run", "test.parquet", "--out", "out/p.parquet"]
+    for largest in (1_000, 3_000):
+        before = names(folder)
+        ended = run(words, folder, largest=largest)
+        assert ended.code == 2
+        assert "cannot write out/p.parquet" in sentence(ended.told)
+        assert "File too large; make room there" in ended.told
+        assert names(folder) == before, "not even the folder"
+    out.parent.mkdir()
+    out.write_text("from before")
+    assert run(words, folder, largest=3_000).code == 2
+    assert names(out.parent) == ["p.parquet"]
+    assert out.read_text() == "from before"
+
+
+def test_a_disk_that_is_full_at_any_time_stops_a_training_that_goes_on_once_there_is_room(folder: Path) -> None:
+    """The disk is full ever later, from the rows over the weights to the bundle."""
+    seen = set()
+    for largest in (2_000, 20_000, 35_000, 60_000, 100_000, 140_000, 200_000):
+        out = f"full-{largest}"
+        before = names(folder)
+        ended = run([*TRAIN, out], folder, largest=largest)
+        if ended.code == 0:
+            break
+        assert ended.code == 2, ended.told
+        place = sentence(ended.told).split("cannot write ")[1].split(":")[0]
+        seen.add(place.removeprefix(f"{out}/"))
+        left = folder / out
+        if not left.exists():
+            assert names(folder) == before
+            continue
+        assert not [name for name in names(left) if "writing" in name]
+        assert run(["train", "--resume", "--out", out, "--device", "cpu"], folder).code == 0
+        assert (left / "bundle/bundle.json").read_text() == (folder / "run/bundle/bundle.json").read_text()
+    assert ended.code == 0
+    assert len(seen) >= 2, seen
+
+
+def test_folders_that_may_not_be_written_to_are_told(folder: Path) -> None:
+    closed = folder / "closed"
+    closed.mkdir(mode=0o755)
+    if os.getuid() != 0:
+        closed.chmod(0o555)
+    before = names(folder)
+    for words, place in (
+        (["score", "run", "test.parquet", "--out", "closed/p.parquet"], "closed/p.parquet"),
+        (["score", "run", "test.parquet", "--out", "closed/new/p.parquet"], "closed/new/p.parquet"),
+        ([*TRAIN, "closed/run"], "closed/run"),
+        ([*TRAIN, "closed"], "closed"),
+    ):
+        ended = run(words, folder, rights=False)
+        assert ended.code == 2
+        assert place in sentence(ended.told)
+        assert "Permission denied" in ended.told
+        assert names(folder) == before
+
+
+def test_places_with_blanks_and_links_are_written_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    bundle = load("run")
+    os.symlink(folder / "a place", folder / "link")
+    (folder / "a place").mkdir()
+    for out in ("a place/größe 😀.parquet", "link/p.parquet"):
+        assert write_predictions(bundle, "test.parquet", Path(out)) == 80
+    assert names(folder / "a place") == ["größe 😀.parquet", "p.parquet"]
+    experiment = bundle.experiment
+    os.symlink(folder / "a place" / "run", folder / "to a run")
+    (folder / "a place" / "run").mkdir()
+    assert train(experiment, "to a run", quiet=True, device="cpu").bundle().predict("test.parquet").keys()
+    bundle.save(Path("to a run/bundle"))
+    assert (folder / "to a run").is_symlink()
+
+
+@pytest.mark.parametrize("table", ["test.parquet", "*.parquet", ".", ["train.parquet", "test.parquet"]])
+def test_the_table_is_never_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch, table: str | list[str]) -> None:
+    monkeypatch.chdir(folder)
+    before = Path("test.parquet").read_bytes()
+    with pytest.raises(DataError, match=r"among the rows to predict; "):
+        write_predictions(load("run"), table, Path("../", folder.name, "test.parquet"))
+    assert Path("test.parquet").read_bytes() == before
+
+
+def test_rows_that_fail_late_leave_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    bundle = load("run")
+    columns, calls = Encoder.columns, []
+
+    def failing(*given: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise DataError("row 9,000 holds nothing")
+        return columns(*given, **named)  # type: ignore[arg-type]
+
+    table = pq.read_table("test.parquet")
+    long = table.take([at % 80 for at in range(9_000)])
+    monkeypatch.setattr(Encoder, "columns", failing)
+    before = names(folder)
+    with pytest.raises(DataError, match="9,000"):
+        write_predictions(bundle, long, Path("new/p.parquet"))
+    assert names(folder) == before
+
+
+def test_a_bundle_takes_no_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
+    bundle: Bundle = load(folder / "run")
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(Exception, match="not empty and holds no bundle; "):
+        bundle.save(tmp_path)
+    assert names(tmp_path) == ["thesis.tex"]
+    for place in ("new/bundle", "new/bundle"):
+        bundle.save(tmp_path / place)
+        assert load(tmp_path / place).predict(folder / "test.parquet").keys()
+    assert names(tmp_path / "new") == ["bundle", *(f"bundle/{name}" for name in names(tmp_path / "new/bundle"))]

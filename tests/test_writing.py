@@ -1,0 +1,90 @@
+"""Files appear whole or not at all, and what was there before stays until then."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multigate.errors import RunError
+from multigate.writing import remove_leftovers, write_text, writing
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_file_and_a_folder_take_their_place_once_whole(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        write_text(tmp_path / "new" / "a b é.txt", content)
+        with writing(tmp_path / "folder") as temporary:
+            (temporary / "inner").mkdir(parents=True)
+            (temporary / "inner" / content).write_text(content)
+            assert (tmp_path / "folder").exists() is (content == "two")
+        assert (tmp_path / "new" / "a b é.txt").read_text() == content
+    assert names(tmp_path) == ["folder", "folder/inner", "folder/inner/two", "new", "new/a b é.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(28, "No space left on device")])
+def test_what_goes_wrong_leaves_everything_as_it_was(tmp_path: Path, error: BaseException) -> None:
+    write_text(tmp_path / "x", "before")
+    with writing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+    before = names(tmp_path)
+
+    def work(path: Path) -> None:
+        with writing(path) as temporary:
+            if path.name == "folder":
+                temporary.mkdir()
+            (temporary / "inner" if path.name == "folder" else temporary).write_text("half")
+            raise error
+
+    for path in ("x", "folder", "new/and/newer"):
+        with pytest.raises(RunError if isinstance(error, OSError) else error):
+            work(tmp_path / path)
+    assert names(tmp_path) == before
+    assert (tmp_path / "x").read_text() == "before"
+
+
+def test_a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis").write_text("dear")
+    with pytest.raises(RunError, match=r"Is a directory.*;"):
+        write_text(tmp_path / "folder", "x")
+    with pytest.raises(RunError, match=r"Not a directory.*;"), writing(tmp_path / "folder/thesis") as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["folder", "folder/thesis"]
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for target in ("elsewhere/there", "elsewhere/new"):
+        (tmp_path / "elsewhere" / "there").write_text("before")
+        (tmp_path / "link").unlink(missing_ok=True)
+        os.symlink(tmp_path / target, tmp_path / "link")
+        write_text(tmp_path / "link", "after")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / target).read_text() == "after"
+
+
+def test_others_may_read_what_is_written_as_far_as_the_umask_grants(tmp_path: Path) -> None:
+    with writing(tmp_path / "x") as temporary:
+        temporary.touch(mode=0o600)  # as safetensors does
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+def test_what_dead_processes_left_is_removed_but_not_what_living_ones_write(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    (tmp_path / f".x.{int(dead.stdout)}.writing").write_text("half")
+    living = tmp_path / f".x.{os.getppid()}.writing"
+    living.write_text("half")
+    write_text(tmp_path / "x", "whole")
+    assert names(tmp_path) == [living.name, "x"]
+    (tmp_path / ".prepared.7.writing").mkdir()
+    (tmp_path / ".prepared.7.writing" / "shard").write_text("half")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / ".bundle.7.old").mkdir()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["inner", "x"]

@@ -1,0 +1,174 @@
+"""Stopped anywhere, by any signal, and gone on with: the same result, nothing half-written, one sentence."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from multigate.datasets.feed import Feed, feed_schema, write_feed
+from multigate.experiment import Experiment
+from processes import Stop, run
+
+PLACES = {
+    "reading": Stop("training.train:open_table"),
+    "fitting the encoder": Stop("training.progress:Reporter.__call__", stage="fit encoder"),
+    "encoding": Stop("training.progress:Reporter.__call__", stage="encode valid"),
+    "putting rows in place": Stop("data.prepared:_put_in_place"),
+    "building the model": Stop("training.loop:build_model"),
+    "a step": Stop("training.loop:Fit.step", 9),
+    "the first evaluation": Stop("training.loop:Fit.evaluate"),
+    "the last evaluation": Stop("training.loop:Fit.evaluate", 2),
+    "saving the best": Stop("training.loop:save_file", 2),
+    "saving a checkpoint": Stop("training.loop:save_checkpoint"),
+    "the best weights read back": Stop("training.loop:load_weights"),
+    "saving the bundle": Stop("bundle:save_file"),
+    "the summary": Stop("training.train:write_text"),
+}
+AT_ONCE = ("a step", "the last evaluation", "saving a checkpoint")
+KILLS = {
+    "before its experiment is whole": Stop("writing:_put_in_place", 1),
+    "before the best weights are whole": Stop("writing:_put_in_place", 2),
+    "before the first checkpoint is whole": Stop("writing:_put_in_place", 3),
+    "before the rows are in place": Stop("data.prepared:_put_in_place"),
+    "in the middle of a later epoch": Stop("training.loop:Fit.step", 15),
+    "before the bundle is whole": Stop("bundle:_checksum", 2),
+    "before the summary is whole": Stop("training.train:write_text"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small feed, an experiment on it of two epochs with all that has state, and its run when nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("stops")
+    write_feed(Feed(rows=800, users=80, items=40), folder)
+    experiment = Experiment.model_validate(
+        {
+            "schema": feed_schema(),
+            "train": "train.parquet",
+            "valid": "valid.parquet",
+            "sharing": {"structure": "mmoe", "experts": 2, "hidden": [4]},
+            "tower": [4],
+            "optimizer": {"average": 0.9},
+            "balance": "uncertainty",
+            "epochs": 2,
+            "batch_size": 64,
+            "precision": "float32",
+        }
+    )
+    (folder / "x.yaml").write_text(experiment.to_yaml())
+    assert run(["train", "x.yaml", "--out", "whole", "--device", "cpu"], folder).code == 0
+    return folder
+
+
+def kept(run_folder: Path) -> dict[str, Any]:
+    """All that has to be the same: checksums of the bundle, best metrics, the metrics of each epoch."""
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "files": json.loads((run_folder / "bundle" / "bundle.json").read_text())["files"],
+        "best": json.loads((run_folder / "summary.json").read_text())["best"],
+        "history": [(line["step"], line["valid"]) for line in lines],
+        "names": sorted(path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*")
+                        if "tensorboard" not in path.parts),
+    }  # fmt: skip
+
+
+def goes_on(folder: Path, out: str) -> None:
+    begun = (folder / out / "experiment.yaml").exists()
+    words = ["train", "--resume", "--out", out] if begun else ["train", "x.yaml", "--out", out]
+    ended = run([*words, "--device", "cpu"], folder)
+    assert ended.code == 0, ended.told
+    assert kept(folder / out) == kept(folder / "whole")
+
+
+def half_written(folder: Path) -> list[Path]:
+    return [*folder.rglob("*.writing"), *folder.rglob(".*.old"), *folder.rglob(".lock")]
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_stopped_anywhere_it_says_how_to_go_on_and_ends_the_same(folder: Path, what: str) -> None:
+    """Ctrl-C and SIGTERM in turn."""
+    number = signal.SIGTERM if list(PLACES).index(what) % 2 else signal.SIGINT
+    out = what.replace(" ", "-")
+    ended = run(["train", "x.yaml", "--out", out, "--device", "cpu"], folder, PLACES[what]._replace(signals=(number,)))
+    assert ended.code == 130, ended.told
+    advice = "same command again" if what == "reading" else f"multigate train --resume --out {out}"
+    assert advice in ended.told.splitlines()[-1]
+    assert "Traceback" not in ended.told
+    assert not half_written(folder)
+    goes_on(folder, out)
+
+
+@pytest.mark.parametrize("what", AT_ONCE)
+def test_a_second_signal_stops_at_once(folder: Path, what: str) -> None:
+    out = f"twice-{what.replace(' ', '-')}"
+    stop = PLACES[what]._replace(signals=(signal.SIGINT, signal.SIGINT))
+    ended = run(["train", "x.yaml", "--out", out, "--device", "cpu"], folder, stop)
+    assert ended.code == 130, ended.told
+    assert len(ended.told.splitlines()) <= 2, ended.told
+    assert "stopped; go on with" in ended.told
+    assert not half_written(folder)
+    goes_on(folder, out)
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_killed_at_any_time_it_goes_on_from_what_is_whole(folder: Path, when: str) -> None:
+    out = when.replace(" ", "-")
+    ended = run(
+        ["train", "x.yaml", "--out", out, "--device", "cpu"], folder, KILLS[when]._replace(signals=(signal.SIGKILL,))
+    )
+    assert ended.code == -signal.SIGKILL
+    left = folder / out
+    assert half_written(left), "the test wants something to be cleaned up"
+    if (left / "metrics.jsonl").is_file():  # a kill may come in the middle of a line
+        with (left / "metrics.jsonl").open("a") as file:
+            file.write('{"epoch": 2, "st')
+    goes_on(folder, out)
+    assert not half_written(left)
+
+
+def test_a_comparison_stopped_again_and_again_ends_the_same(folder: Path) -> None:
+    words = ["compare", "x.yaml", "--structures", "shared_bottom,mmoe", "--seeds", "1", "--device", "cpu", "--out"]
+    assert run([*words, "undisturbed"], folder).code == 0
+    stops = [
+        Stop("training.progress:Reporter.__call__", stage="fit encoder", signals=(signal.SIGTERM,)),
+        Stop("training.loop:Fit.step", 4),
+        Stop("training.loop:Fit.evaluate", 2, (signal.SIGTERM,)),  # the last of a run, then no step follows
+        Stop("analysis.compare:forward"),
+        Stop("analysis.compare:write_text", signals=(signal.SIGKILL,)),
+        Stop("analysis.compare:_write_rows", signals=(signal.SIGKILL,)),
+        Stop("training.loop:save_checkpoint", signals=(signal.SIGINT, signal.SIGINT)),
+        Stop("analysis.compare:_boost"),
+        Stop("analysis.compare:_write_rows", 1, (signal.SIGKILL,)),
+    ]
+    for stop in stops:
+        ended = run([*words, "disturbed"], folder, stop)
+        if signal.SIGKILL in stop.signals:
+            assert ended.code == -signal.SIGKILL, stop
+        else:
+            assert ended.code == 130, (stop, ended.told)
+            assert ended.told.splitlines()[-1].endswith("; the same command goes on from here")
+    assert run([*words, "disturbed"], folder).code == 0
+    assert not half_written(folder / "disturbed")
+    time = {"seconds", "rows_per_second"}
+    whole, pieces = (pq.read_table(folder / name / "runs.parquet") for name in ("undisturbed", "disturbed"))
+    columns = [name for name in whole.column_names if name not in time]
+    assert pieces.select(columns).to_pylist() == whole.select(columns).to_pylist()
+
+
+def test_stopped_while_predicting_the_file_that_was_there_stays(folder: Path) -> None:
+    out = folder / "predictions.parquet"
+    out.write_text("from before")
+    words = ["score", "whole", "test.parquet", "--out", out.name]
+    ended = run(words, folder, Stop("bundle:name_outputs", signals=(signal.SIGTERM,)))
+    assert ended.code == 130
+    assert ended.told == "stopped; nothing half-written is left, so run the same command again\n"
+    assert out.read_text() == "from before"
+    assert run(words, folder, Stop("writing:_put_in_place", signals=(signal.SIGKILL,))).code == -signal.SIGKILL
+    assert out.read_text() == "from before"
+    assert half_written(folder)
+    assert run(words, folder).code == 0
+    assert pq.read_metadata(out).num_rows == 80
+    assert not half_written(folder)
