@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multigate.analysis.compare import compare as compare
+    from multigate.analysis.inspection import inspect_model as inspect_model
+    from multigate.analysis.subject import find_subject as find_subject
     from multigate.bundle import Bundle as Bundle
     from multigate.bundle import load as load
     from multigate.data.infer import infer_schema as infer_schema
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from multigate.estimator import MultiTaskEstimator as MultiTaskEstimator
     from multigate.experiment import Experiment as Experiment
     from multigate.experiment import read_experiment as read_experiment
+    from multigate.report.write import write_report as write_report
     from multigate.run import Run as Run
     from multigate.run import open_run as open_run
     from multigate.schema import Bag as Bag
@@ -26,10 +29,13 @@ if TYPE_CHECKING:
     from multigate.sharing import OMoE as OMoE
     from multigate.sharing import SharedBottom as SharedBottom
     from multigate.sharing import SingleTask as SingleTask
+    from multigate.training.recalibrate import recalibrate as recalibrate
     from multigate.training.train import train as train
 
 _HOMES = {
     "compare": "analysis.compare",
+    "inspect_model": "analysis.inspection",
+    "find_subject": "analysis.subject",
     "Bundle": "bundle",
     "load": "bundle",
     "infer_schema": "data.infer",
@@ -37,6 +43,7 @@ _HOMES = {
     "MultiTaskEstimator": "estimator",
     "Experiment": "experiment",
     "read_experiment": "experiment",
+    "write_report": "report.write",
     "Run": "run",
     "open_run": "run",
     "Bag": "schema",
@@ -51,6 +58,7 @@ _HOMES = {
     "OMoE": "sharing",
     "SharedBottom": "sharing",
     "SingleTask": "sharing",
+    "recalibrate": "training.recalibrate",
     "train": "training.train",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605 (the names are written once, above)

@@ -12,9 +12,11 @@ from multigate.analysis.compare import compare
 from multigate.bundle import load
 from multigate.datasets.feed import Feed, write_feed
 from multigate.draft import draft
-from multigate.errors import RunError
+from multigate.errors import MultigateError, RunError
 from multigate.experiment import read_experiment
 from multigate.metrics import auc
+from multigate.report.page import require_extra
+from multigate.report.write import write_report
 from multigate.score import score_table, write_predictions
 from multigate.tables import metric_table
 from multigate.training.train import train
@@ -89,6 +91,18 @@ def demo(out: Path, *, rows: int = 60_000) -> None:
     )
     comparison = compare(experiment, out / "compare", structures=STRUCTURES, seeds=SEEDS)
     Console(width=max(console.width, 110)).print(comparison.table())
+
+    page = out / "report.html"
+    tell(
+        "7. Why? Gates, experts, calibration, relatedness and differences on one page, to open in a browser.",
+        f"report {run_folder} {out / 'compare'} --out {page}",
+    )
+    try:
+        require_extra()
+    except MultigateError as missing:
+        console.print(f"   {escape(str(missing))}", highlight=False)
+    else:
+        console.print(f"   {write_report([run_folder, comparison], page)}", highlight=False)
     console.print(f"\nDone in {time.perf_counter() - began:.0f} s; everything is in {out}.", highlight=False)
 
 

@@ -71,15 +71,22 @@ def find_subject(
     if table is not None:
         rows = [batch for batch, _ in bundle.batches(table, labels=True)]
         count = sum(batch.rows for batch in rows)
-        return Subject(name, bundle, tuple(_spread(iter(rows), count, most)), f"{table}")
+        chosen_rows = tuple(_spread(iter(rows), count, most))
+        found = sum(batch.rows for batch in chosen_rows)
+        shown = str(table) if isinstance(table, str | Path) else "a table in memory"
+        return Subject(name, bundle, chosen_rows, f"{_of(found, count)} rows of {shown}")
     prepared = Prepared(folder / PREPARED)
     if part not in prepared.parts:
         raise DataError(f"{folder} has no {part} rows; it has {', '.join(prepared.parts)}; or name a table")
     chosen_part = prepared.parts[part]
     batches = tuple(_spread(chosen_part.batches(ROWS), chosen_part.rows, most))
     found = sum(batch.rows for batch in batches)
-    shown = f"{found:,}" if found == chosen_part.rows else f"{found:,} of {chosen_part.rows:,}"
-    return Subject(name, bundle, batches, f"{shown} {'validation' if part == 'valid' else part} rows")
+    what = "validation" if part == "valid" else part
+    return Subject(name, bundle, batches, f"{_of(found, chosen_part.rows)} {what} rows")
+
+
+def _of(found: int, rows: int) -> str:
+    return f"{found:,}" if found == rows else f"{found:,} of {rows:,}"
 
 
 def _spread(batches: Iterator[Batch], rows: int, most: int) -> Iterator[Batch]:

@@ -1,0 +1,1 @@
+"""A report: one HTML page about runs and comparisons that opens offline."""

@@ -1,0 +1,36 @@
+"""Whether predicted probabilities are the rates observed."""
+
+from collections.abc import Iterator
+
+from multigate.analysis.reliability import Reliability, reliability
+from multigate.report.blocks import Block, Figure, Text
+from multigate.report.charts import reliability_axes, reliability_chart
+from multigate.report.formats import listed
+from multigate.report.trained import Trained
+
+
+def curves(one: Trained) -> Iterator[Block]:
+    """A reliability diagram for every binary task and conditional."""
+    subject = one.looked_at
+    found = reliability(subject)
+    if not found:
+        yield Text("None of the tasks is binary, so there are no probabilities to check.")
+        return
+    edges = " On logarithmic axes, a triangle on the lower edge is a bin in which nothing was observed."
+    logarithmic = any(reliability_axes(curve)[2] for curve in found)
+    yield Figure(
+        f"{subject.rows}, in bins of equally many by predicted probability. A dot is a bin, its line the 95 % interval "
+        f"of the observed rate; on the dashed diagonal predictions are as frequent as they say."
+        f"{edges if logarithmic else ''} ECE is the mean distance from the diagonal. {_told(found)}",
+        tuple(reliability_chart(curve) for curve in found),
+    )
+
+
+def _told(found: tuple[Reliability, ...]) -> str:
+    """Which targets are predicted too often or too rarely."""
+    off = [
+        f"{curve.target} is predicted {curve.calibration:.2f} times as often as it happens"
+        for curve in found
+        if not 0.9 <= curve.calibration <= 1.1
+    ]
+    return f"Here {listed(off)}." if off else "Here all are within 10 % of the observed rate overall."

@@ -1,0 +1,289 @@
+"""Pictures as Vega-Lite specifications: colours of the page, as wide as their place, readable without colour."""
+
+import math
+from collections.abc import Mapping, Sequence
+from operator import mul
+from typing import Any
+
+import altair as alt
+
+from multigate.analysis.reliability import Reliability
+from multigate.report.blocks import Chart
+
+INK, PAPER = "currentColor", "var(--paper)"
+COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--five)", "var(--six)")
+"""Okabe and Ito's, a little darker or lighter for contrast; variables of the page, so that charts follow its scheme."""
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+CELL = 50
+"""Least width of a heat map's cell in pixels, and half the greatest."""
+PHONE = 320
+"""Pixels that a chart has on a narrow screen."""
+RARE = 0.1
+"""Rate below which a calibration curve may have logarithmic axes."""
+WORDS = ("name", "series", "source", "down", "across")
+"""Fields that are words; the others are numbers."""
+STRONGEST = 0.55
+"""Opacity of a cell's colour at most: text on it keeps its contrast, on light paper and on dark."""
+CONFIG: dict[str, Any] = {
+    "background": None,
+    "font": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "tickColor": INK,
+        "domainColor": INK,
+        "gridColor": INK,
+        "domainOpacity": 0.35,
+        "tickOpacity": 0.35,
+        "gridOpacity": 0.12,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelLimit": 130,
+    },
+    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 240},
+}
+
+Row = Mapping[str, Any]
+Ends = tuple[float, float]
+
+
+def line_chart(title: str, description: str, rows: Sequence[Row], y: str) -> Chart:
+    """Values over epochs: rows of ``epoch``, ``value``, ``series`` and whether it is the ``best`` of its series."""
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    last = max((row["epoch"] for row in rows), default=1)
+    ticks = alt.Axis(values=list(range(1, last + 1, 1 + last // 7)), format="d", grid=False)
+    base = _base(rows).encode(
+        x=alt.X("epoch:Q", title="epoch", axis=ticks, scale=alt.Scale(domain=[1, max(last, 2)])),
+        y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+        color=_coloured(series),
+        tooltip=[_shown("series"), _shown("epoch"), _shown("value")],
+    )
+    lines = base.mark_line(strokeWidth=2)
+    points = base.mark_point(filled=True, size=40, opacity=1).encode(shape=_shaped(series))
+    best = base.transform_filter("datum.best").mark_point(size=150, strokeWidth=2, filled=False)
+    return _chart(title, description, alt.layer(lines, points, best), height=170)
+
+
+def dot_chart(
+    title: str, description: str, rows: Sequence[Row], x: str, *, at: float | None = None, hollow: bool = False
+) -> Chart:
+    """Values with their intervals, a line per name: rows of ``name``, ``series``, ``value``, ``low`` and ``high``.
+
+    ``at`` draws a line to compare with; with ``hollow`` a dot is filled only where the row is ``clear``.
+    """
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    several = len(series) > 1
+    base = _base(rows).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False)),
+        color=_coloured(series),
+        tooltip=[_shown(key) for key in ("name", "series", "value", "low", "high")],
+    )
+    if several:
+        base = base.encode(yOffset=alt.YOffset("series:N", sort=None))
+    scale = alt.Scale(zero=False, nice=True, padding=8)
+    value = alt.X("value:Q", title=x, scale=scale, axis=alt.Axis(tickCount=5))
+    layers = [
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x), x2="high"),
+        base.mark_point(size=70, opacity=1, strokeWidth=2).encode(
+            x=value,
+            shape=_shaped(series),
+            fill=alt.condition("datum.clear", _coloured(series), alt.value(PAPER))
+            if hollow
+            else alt.Fill("series:N", sort=None, scale=_colours(series), legend=_legend(series)),
+        ),
+    ]
+    if at is not None:
+        rule = _base([{"at": at}]).mark_rule(color=INK, strokeDash=[4, 3], opacity=0.6)
+        layers.insert(0, rule.encode(x=alt.X("at:Q", title=x)))
+    names = len({row["name"] for row in rows})
+    return _chart(title, description, alt.layer(*layers), height=names * (16 * len(series) + 12))
+
+
+def reliability_chart(curve: Reliability) -> Chart:
+    """Observed against predicted with the diagonal; on logarithmic axes where a linear one would crowd the bins."""
+    across, up, logarithmic = reliability_axes(curve)
+    rows = [
+        {
+            "predicted": predicted,
+            "observed": max(observed, up[0]),
+            "low": max(bottom, up[0]),
+            "high": top,
+            "rows": many,
+            "none": observed < up[0],
+        }
+        for predicted, observed, bottom, top, many in zip(
+            curve.predicted, curve.observed, curve.low, curve.high, curve.rows, strict=True
+        )
+    ]
+    kind = "log" if logarithmic else "linear"
+    axis = alt.Axis(tickCount=4, format="~g", labelOverlap=True)
+    scale = alt.Scale(type=kind, domain=list(across), nice=False)
+    x = alt.X("predicted:Q", title="predicted", scale=scale, axis=axis)
+    scale = alt.Scale(type=kind, domain=list(up), nice=False)
+    y = alt.Y("observed:Q", title="observed", scale=scale, axis=axis)
+    base = _base(rows).encode(x=x, tooltip=[_shown(key) for key in ("predicted", "observed", "low", "high", "rows")])
+    ends = [{"predicted": end, "observed": end} for end in (max(across[0], up[0]), min(across[1], up[1]))]
+    shape = alt.condition("datum.none", alt.value("triangle-down"), alt.value("circle"))
+    picture = alt.layer(
+        _base(ends).mark_line(color=INK, strokeDash=[4, 3], opacity=0.6, strokeWidth=1).encode(x=x, y=y),
+        base.mark_rule(strokeWidth=2, color=COLOURS[0]).encode(
+            y=alt.Y("low:Q", title="observed", scale=scale, axis=axis), y2="high"
+        ),
+        base.mark_point(filled=True, size=45, color=COLOURS[0], opacity=1).encode(y=y, shape=shape),
+    )
+    described = f"Calibration of {curve.target}: observed rate against predicted probability in {len(rows)} bins"
+    title = f"{curve.target}: predicted / observed {curve.calibration:.2f}, ECE {curve.ece:.2g}"
+    return _chart(title, described, picture, height=250)
+
+
+def reliability_axes(curve: Reliability) -> tuple[Ends, Ends, bool]:
+    """Ends of the axis of predictions and of that of observed rates, and whether both are logarithmic.
+
+    They are where what is predicted is rare and a linear axis would have half of the bins in its lowest fifth. A
+    logarithmic axis has no zero: bins in which nothing was observed are put on its lower end.
+    """
+    predicted = sorted(curve.predicted)
+    rate = sum(map(mul, curve.observed, curve.rows)) / sum(curve.rows)
+    if rate < RARE and predicted[0] > 0 and predicted[len(predicted) // 2] < predicted[-1] / 5:
+        lowest = min(value for value in (*predicted, *curve.observed) if value > 0)
+        across = predicted[0] / 1.3, min(1.0, predicted[-1] * 1.3)
+        return across, (min(lowest / 1.5, across[0]), min(1.0, max(*curve.high, across[1]))), True
+    margin = 0.05 * ((predicted[-1] - predicted[0]) or predicted[-1] or 1.0)
+    across = max(0.0, predicted[0] - margin), min(1.0, predicted[-1] + margin)
+    return across, (0.0, min(1.0, 1.02 * max(*curve.high, across[1]))), False
+
+
+def gate_chart(
+    title: str,
+    description: str,
+    sources: Sequence[str],
+    mean: Sequence[float],
+    quantiles: Sequence[Sequence[float]],
+    ends: Ends,
+    colour: int,
+) -> Chart:
+    """A bar per source with its mean weight; over it the middle half of the rows (thick) and 5 to 95 % (thin)."""
+    counted = all(source.startswith("expert ") for source in sources)
+    rows = [
+        {
+            "source": source,
+            "place": source.removeprefix("expert ") if counted else source,
+            "mean": value,
+            **dict(zip(("p05", "p25", "p50", "p75", "p95"), of_rows, strict=True)),
+        }
+        for source, value, of_rows in zip(sources, mean, quantiles, strict=True)
+    ]
+    y = alt.Scale(domain=list(ends), nice=True)
+    base = _base(rows).encode(
+        x=alt.X(
+            "place",
+            type="nominal",
+            sort=None,
+            title="expert" if counted else None,
+            axis=alt.Axis(labelAngle=0 if counted else -40, labelOverlap=counted, ticks=False),
+        ),
+        tooltip=[_shown(key) for key in ("source", "mean", "p05", "p25", "p50", "p75", "p95")],
+    )
+    weight = alt.Y("mean:Q", title="weight", scale=y, axis=alt.Axis(tickCount=4))
+    fill = COLOURS[colour % len(COLOURS)]
+    picture = alt.layer(
+        base.mark_bar(color=fill, opacity=0.45).encode(y=weight),
+        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.Y("p05:Q", title="weight"), y2="p95"),
+        base.mark_rule(color=INK, strokeWidth=4).encode(y=alt.Y("p25:Q", title="weight"), y2="p75"),
+    )
+    return _chart(title, description, picture, height=170, least=60 + 9 * len(sources))
+
+
+def heat_chart(
+    title: str,
+    description: str,
+    down: Sequence[str],
+    across: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    top: float = 1.0,
+    signed: bool = False,
+) -> Chart:
+    """A cell per pair with its number in it: stronger colour is more, up to ``top``; negative ones have another hue."""
+    rows = [
+        {
+            "down": name,
+            "across": other,
+            "value": value,
+            "size": abs(value or 0.0),
+            "text": "n/a" if value is None else f"{round(value, 2) + 0.0:{'+' if signed else ''}.2f}",
+        }
+        for name, line in zip(down, values, strict=True)
+        for other, value in zip(across, line, strict=True)
+    ]
+    labels, cell = 30 + 6 * min(max(map(len, down)), 20), max(CELL, 8 + 7 * max(map(len, across)))
+    level = labels + cell * len(across) <= PHONE
+    cell = cell if level else CELL
+    axis = alt.Axis(orient="top", labelAngle=0 if level else 40, labelAlign="center" if level else "right", ticks=False)
+    base = _base(rows).encode(
+        x=alt.X("across:N", sort=None, title=None, axis=axis),
+        y=alt.Y("down:N", sort=None, title=None, axis=alt.Axis(ticks=False)),
+        tooltip=[_shown("down"), _shown("across"), _shown("value")],
+    )
+    hue = alt.condition("datum.value < 0", alt.value(COLOURS[1]), alt.value(COLOURS[0]))
+    strength = alt.Scale(domain=[0, max(top, 1e-9)], range=[0, STRONGEST], clamp=True)
+    picture = alt.layer(
+        base.mark_rect(stroke=INK, strokeOpacity=0.15).encode(
+            fill=hue, fillOpacity=alt.FillOpacity("size:Q", scale=strength, legend=None)
+        ),
+        base.mark_text(color=INK, fontSize=12).encode(text=alt.Text("text:N")),
+    )
+    least, most = labels + cell * len(across), labels + max(cell, 2 * CELL) * len(across)
+    return _chart(title, description, picture, height=26 * len(down), least=least, most=most)
+
+
+def bar_chart(title: str, description: str, rows: Sequence[Row], x: str) -> Chart:
+    """Horizontal bars with one standard deviation either way: rows of ``name``, ``value``, ``low`` and ``high``."""
+    base = _base(rows).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(ticks=False)),
+        tooltip=[_shown(key) for key in ("name", "value", "low", "high")],
+    )
+    picture = alt.layer(
+        base.mark_bar(color=COLOURS[0], opacity=0.6).encode(x=alt.X("value:Q", title=x, axis=alt.Axis(tickCount=4))),
+        base.mark_rule(color=INK, strokeWidth=1.5).encode(x=alt.X("low:Q", title=x), x2="high"),
+    )
+    return _chart(title, description, picture, height=20 * len(rows))
+
+
+def _base(rows: Sequence[Row]) -> Any:
+    """A chart of rows; JSON has no NaN, so what is undefined is null and is not drawn."""
+    return alt.Chart(alt.Data(values=[{name: _finite(value) for name, value in row.items()} for row in rows]))
+
+
+def _chart(title: str, description: str, picture: Any, *, height: int, least: int = 0, most: int = 0) -> Chart:
+    whole = picture.properties(width="container", height=height, description=description)
+    return Chart(title, whole.to_dict(validate=False), least, most)
+
+
+def _colours(series: Sequence[str]) -> Any:
+    return alt.Scale(domain=list(series), range=[COLOURS[i % len(COLOURS)] for i in range(len(series))])
+
+
+def _coloured(series: Sequence[str]) -> Any:
+    return alt.Color("series:N", sort=None, scale=_colours(series), legend=_legend(series))
+
+
+def _shaped(series: Sequence[str]) -> Any:
+    scale = alt.Scale(domain=list(series), range=[SHAPES[i % len(SHAPES)] for i in range(len(series))])
+    return alt.Shape("series:N", sort=None, scale=scale, legend=_legend(series))
+
+
+def _legend(series: Sequence[str]) -> Any:
+    """One for colour and shape together, below the chart; none for a single series."""
+    return alt.Legend(title=None, orient="bottom", columns=1) if len(series) > 1 else None
+
+
+def _shown(field: str) -> Any:
+    """A field of the tooltip."""
+    return alt.Tooltip(f"{field}:N") if field in WORDS else alt.Tooltip(f"{field}:Q", format=".4~f")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

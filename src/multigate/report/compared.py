@@ -1,0 +1,119 @@
+"""Several runs, or the structures of a comparison, side by side."""
+
+from collections.abc import Iterator, Sequence
+
+from multigate.analysis.compare import BASELINE, Comparison
+from multigate.analysis.intervals import Summary
+from multigate.metrics import HIGHER_IS_BETTER
+from multigate.report.blocks import Block, Chart, Figure, Table, Text
+from multigate.report.charts import dot_chart
+from multigate.report.formats import directed, interval, listed, number, signed
+from multigate.report.trained import Trained
+
+COSTS = {
+    "parameters": "parameters",
+    "multiply_adds": "multiply-adds a row",
+    "rows_per_second": "training rows a second",
+}
+
+
+def runs(trained: Sequence[Trained]) -> Iterator[Block]:
+    """Validation metrics of several runs, a column each."""
+    best = {one.name: one.run.best for one in trained if one.run}
+    names = list(dict.fromkeys(name for values in best.values() for name in values))
+    yield Text(
+        "Metrics of the weights each run kept, on its own validation rows: single runs, so that seeds differ too. "
+        "Differences on the same rows are at the end of this page."
+    )
+    rows = tuple((*_split(name), *(number(values.get(name)) for values in best.values())) for name in names)
+    yield Table("Validation metrics", ("task", "metric", *best), rows, words=2)
+
+
+def structures(one: Trained) -> Iterator[Block]:
+    """Means over seeds with intervals and gains, as pictures and as a table; then what each structure costs."""
+    if one.comparison:
+        yield from _structures(one.comparison)
+
+
+def _structures(comparison: Comparison) -> Iterator[Block]:
+    first = comparison.rows[0]
+    seeds = len({row["seed"] for row in comparison.rows})
+    names = [
+        name for name in comparison.metrics() if any(comparison.values(one, name) for one in comparison.structures)
+    ]
+    drawn = (
+        "Dots are single runs of one seed, so there are no intervals"
+        if seeds == 1
+        else f"Dots are means over {seeds} seeds, lines their 95 % intervals"
+    )
+    yield Figure(
+        f"Scored on {first['rows']:,} {first['part']} rows. {drawn}; the dashed line is the mean of the single-task "
+        f"models, where there are any. {_told(comparison, names)}",
+        tuple(_chart(comparison, name) for name in names),
+    )
+    head = ("metric", "structure", "mean", "sd", "95 % interval", "MTL gain", "its interval")
+    rows = tuple(
+        (name if i == 0 else "", one, *_summary(comparison.summary(one, name)), *_gain(comparison.gain(one, name)))
+        for name in names
+        for i, one in enumerate(_with(comparison, name))
+    )
+    yield Table(
+        "Main metrics. MTL gain: what sharing adds to the single-task models of the same seeds, positive is better; "
+        "* the interval leaves out 0.",
+        head,
+        rows,
+        words=2,
+    )
+    yield Table(
+        "Cost, means over seeds; single-task models are one for each task, summed",
+        ("structure", *COSTS.values()),
+        tuple(
+            (one, *(f"{sum(values) / len(values):,.0f}" for values in costs))
+            for one in comparison.structures
+            if all(costs := [list(comparison.values(one, column).values()) for column in COSTS])
+        ),
+    )
+
+
+def _chart(comparison: Comparison, metric: str) -> Chart:
+    found = {one: comparison.summary(one, metric) for one in _with(comparison, metric)}
+    rows = [
+        {"name": one, "series": "mean", "value": it.mean, "low": it.low, "high": it.high} for one, it in found.items()
+    ]
+    better = "higher" if HIGHER_IS_BETTER[metric.rpartition("/")[2]] else "lower"
+    told = ", ".join(f"{one} {number(it.mean)}" for one, it in found.items())
+    at = found[BASELINE].mean if BASELINE in found else None
+    return dot_chart(metric, f"{metric} by structure: {told}", rows, f"{better} is better", at=at)
+
+
+def _with(comparison: Comparison, metric: str) -> list[str]:
+    """Structures that have the metric: single-task models and boosting have no conditionals."""
+    return [one for one in comparison.structures if comparison.values(one, metric)]
+
+
+def _told(comparison: Comparison, metrics: Sequence[str]) -> str:
+    """Which gains have an interval that leaves out 0."""
+    gains = [(one, name, comparison.gain(one, name)) for name in metrics for one in comparison.structures]
+    known = [(one, name, gain) for one, name, gain in gains if gain is not None and gain.n > 1]
+    if not known:
+        return "Whether sharing gains anything cannot be said from one seed, or without single-task models."
+    clear = [f"{one} on {name} ({signed(gain.mean)})" for one, name, gain in known if gain.clear]
+    if not clear:
+        return "No structure's gain over the single-task models has an interval that leaves out 0."
+    return f"Gains over the single-task models whose interval leaves out 0: {listed(clear)}."
+
+
+def _summary(one: Summary) -> tuple[str, str, str]:
+    return number(one.mean), "" if one.n == 1 else number(one.sd), interval(one.low, one.high)
+
+
+def _gain(gain: Summary | None) -> tuple[str, str]:
+    if gain is None:
+        return "", ""
+    star = " *" if gain.clear else ""
+    return signed(gain.mean), "" if gain.n == 1 else f"{signed(gain.low)} to {signed(gain.high)}{star}"
+
+
+def _split(name: str) -> tuple[str, str]:
+    task, _, metric = name.rpartition("/")
+    return task, directed(metric)

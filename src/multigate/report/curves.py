@@ -1,0 +1,83 @@
+"""How training went: losses and validation metrics by epoch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite, nan
+from typing import Any
+
+from multigate.evaluate import Monitor
+from multigate.experiment import Experiment
+from multigate.report.blocks import Block, Chart, Figure
+from multigate.report.charts import line_chart
+from multigate.report.formats import listed
+from multigate.report.trained import Trained
+from multigate.run import METRICS, read_history
+
+Entry = dict[str, Any]
+"""What an epoch left: epoch, step, seconds, train and valid."""
+Histories = Mapping[str, Sequence[Entry]]
+"""Entries of each training, by the name the page calls it by."""
+
+
+def of_runs(trained: Sequence[Trained]) -> Iterator[Block]:
+    """Curves of one run, or of several over each other."""
+    histories = {one.name: read_history(one.folder / METRICS) for one in trained}
+    best = {one.name: best_epoch(histories[one.name], one.experiment) for one in trained}
+    losses = dict.fromkeys(f"train/{task}/loss" for one in trained for task in one.experiment.schema.task_names)
+    metrics = dict.fromkeys(f"valid/{metric}" for one in trained for metric in one.main_metrics)
+    yield Figure(
+        f"Training loss of each task, averaged over an epoch{_ring(best)}", _charts(list(losses), histories, best)
+    )
+    yield Figure(
+        "Main metrics on the validation rows after each epoch. Where they fall while the loss above still does, a "
+        "task overfits.",
+        _charts(list(metrics), histories, best),
+    )
+
+
+def of_comparison(one: Trained) -> Iterator[Block]:
+    """Validation metrics of the joint structures' runs with seed 0."""
+    histories = {name: read_history(one.folder / "runs" / f"{name}-0" / METRICS) for name in one.joint}
+    best = {name: best_epoch(history, one.experiment) for name, history in histories.items()}
+    yield Figure(
+        "Main metrics on the validation rows after each epoch, for the run with seed 0 of each structure that trains "
+        f"all tasks together{_ring(best)}",
+        _charts([f"valid/{metric}" for metric in one.main_metrics], histories, best),
+    )
+
+
+def best_epoch(history: Sequence[Entry], experiment: Experiment) -> int:
+    """The epoch whose weights were kept: the first at which the monitored value is highest; 0 where there is none."""
+    monitor = Monitor(experiment.monitor, experiment.schema)
+
+    def value(entry: Entry) -> float:
+        metrics = {name.removeprefix("valid/"): nan if it is None else it for name, it in entry["valid"].items()}
+        found = monitor.value(metrics)
+        return found if isfinite(found) else float("-inf")
+
+    return int(max(history, key=value)["epoch"]) if history else 0
+
+
+def _charts(names: Sequence[str], histories: Histories, best: Mapping[str, int]) -> tuple[Chart, ...]:
+    return tuple(_chart(name, histories, best) for name in names)
+
+
+def _chart(name: str, histories: Histories, best: Mapping[str, int]) -> Chart:
+    part, _, shown = name.partition("/")
+    rows = [
+        {
+            "series": series,
+            "epoch": entry["epoch"],
+            "value": entry[part].get(name),
+            "best": entry["epoch"] == best[series],
+        }
+        for series, history in histories.items()
+        for entry in history
+    ]
+    ends = [f"{series} ends at {history[-1][part].get(name)}" for series, history in histories.items() if history]
+    return line_chart(shown, f"{shown} by epoch: {', '.join(ends)}", rows, shown.rpartition("/")[2])
+
+
+def _ring(best: Mapping[str, int]) -> str:
+    """The end of a sentence that says which weights were kept."""
+    kept = listed(f"epoch {epoch}{f' of {name}' if len(best) > 1 else ''}" for name, epoch in best.items())
+    return f". A ring marks the weights that were kept, best on the validation rows: {kept}."

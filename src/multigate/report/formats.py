@@ -1,0 +1,43 @@
+"""How numbers are written for people."""
+
+import math
+from collections.abc import Iterable
+
+from multigate.metrics import HIGHER_IS_BETTER
+
+
+def number(value: float | None) -> str:
+    """Four digits after the point for shares and the like, fewer for large quantities; n/a where there is none."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign; what is written as 0 is +0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}" if math.isfinite(value) else "n/a"
+
+
+def directed(metric: str) -> str:
+    """A metric's name with an arrow to where it is better, where there is such a direction."""
+    better = HIGHER_IS_BETTER.get(metric)
+    return metric if better is None else f"{metric} {'↑' if better else '↓'}"
+
+
+def interval(low: float, high: float) -> str:
+    """A 95 % interval, or nothing where it is not known."""
+    return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else ""
+
+
+def share(value: float) -> str:
+    """A percentage with two digits that count: 12 %, 1.2 %, 0.12 %."""
+    digits = 0 if value == 0 else max(0, 1 - math.floor(math.log10(abs(value) * 100)))
+    return f"{value * 100:.{min(digits, 6)}f} %"
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """Names as a sentence has them: a, b and c."""
+    chosen = list(names)
+    if len(chosen) > most:
+        return f"{', '.join(chosen[:most])} and {len(chosen) - most} more"
+    return " and ".join([", ".join(chosen[:-1]), chosen[-1]] if len(chosen) > 1 else chosen)

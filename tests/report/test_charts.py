@@ -1,0 +1,69 @@
+"""Pictures: axes that show the bins, colours that carry a sign, numbers that match."""
+
+import pytest
+from reading import values
+
+from multigate.analysis.reliability import Reliability
+from multigate.report.charts import gate_chart, heat_chart, reliability_axes, reliability_chart
+from multigate.report.formats import interval, listed, number, share, signed
+
+
+def curve(predicted: list[float], observed: list[float]) -> Reliability:
+    high = [min(1.0, value * 1.5 + 0.001) for value in observed]
+    low = [value / 2 for value in observed]
+    rows = [100] * len(predicted)
+    return Reliability(
+        target="t", predicted=predicted, observed=observed, low=low, high=high, rows=rows, ece=0.01, calibration=1.0
+    )
+
+
+RARE = curve([1e-4, 2e-4, 4e-4, 1e-3, 3e-2], [0.0, 1e-4, 5e-4, 1e-3, 2e-2])
+COMMON = curve([0.001, 0.01, 0.05, 0.9, 0.99], [0.0, 0.02, 0.04, 0.9, 1.0])
+NARROW = curve([0.0010, 0.0011, 0.0012], [0.001, 0.0, 0.002])
+CONSTANT = curve([0.0], [0.0])
+
+
+@pytest.mark.parametrize(("bins", "logarithmic"), [(RARE, True), (COMMON, False), (NARROW, False), (CONSTANT, False)])
+def test_bins_lie_within_the_axes(bins: Reliability, logarithmic: bool) -> None:
+    across, up, found = reliability_axes(bins)
+    assert found == logarithmic
+    assert across[0] < across[1]
+    assert up[0] < up[1]
+    assert all(across[0] <= value <= across[1] for value in bins.predicted)
+    assert all(value <= up[1] for value in (*bins.observed, *bins.high))
+    if len(bins.predicted) > 1:
+        places = [(value - across[0]) / (across[1] - across[0]) for value in bins.predicted]
+        assert logarithmic or max(places) - min(places) > 0.8, "a rare task is not a dot in the corner"
+
+
+def test_bins_where_nothing_was_observed_stay_on_a_logarithmic_picture() -> None:
+    chart = reliability_chart(RARE)
+    rows = [row for row in values(chart.spec) if "rows" in row]
+    assert [row["none"] for row in rows] == [True, False, False, False, False]
+    assert all(row["observed"] > 0 and row["low"] > 0 for row in rows)
+    assert [row["predicted"] for row in rows] == list(RARE.predicted)
+
+
+def test_heat_maps_have_their_numbers_written_in_them() -> None:
+    chart = heat_chart("", "d", ["a", "b"], ["c"], [[-0.001], [None]], signed=True)
+    assert [row["text"] for row in values(chart.spec)] == ["+0.00", "n/a"]
+    chart = heat_chart("", "d", ["a"], ["b", "c"], [[0.5, 0.254]])
+    assert [row["text"] for row in values(chart.spec)] == ["0.50", "0.25"]
+
+
+def test_gates_keep_the_order_of_experts_and_name_what_is_no_expert() -> None:
+    q = [[0.1, 0.2, 0.3, 0.4, 0.5]] * 2
+    numbered = gate_chart("t", "d", ["expert 10", "expert 9"], [0.6, 0.4], q, (0.0, 1.0), 0)
+    assert [row["place"] for row in values(numbered.spec)] == ["10", "9"]
+    named = gate_chart("t", "d", ["shared 0", "own of t 0"], [0.6, 0.4], q, (0.0, 1.0), 0)
+    assert [row["place"] for row in values(named.spec)] == ["shared 0", "own of t 0"]
+
+
+def test_numbers_for_people() -> None:
+    assert [number(value) for value in (0.12345, 12345.6, float("nan"), None)] == ["0.1235", "12,345.6", "n/a", "n/a"]
+    assert [share(value) for value in (0.0, 0.0008, 0.012, 0.123, 1.0)] == ["0 %", "0.080 %", "1.2 %", "12 %", "100 %"]
+    assert [signed(value) for value in (0.5, -0.00001, -1.0)] == ["+0.5000", "+0.0000", "-1.0000"]
+    assert interval(float("nan"), 1.0) == ""
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert listed("abcdefgh", most=3) == "a, b, c and 5 more"
