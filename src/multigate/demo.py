@@ -1,6 +1,7 @@
 """The whole road on a simulated content feed whose true probabilities are known."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,17 @@ def demo(out: Path, *, rows: int = 60_000) -> None:
         "7. Why? Gates, experts, calibration, relatedness and differences on one page, to open in a browser.",
         f"report {run_folder} {out / 'compare'} --out {page}",
     )
+    console.print(f"   {escape(_reported([run_folder, comparison.folder], page))}", highlight=False)
+    console.print(f"\nDone in {time.perf_counter() - began:.0f} s; everything is in {out}.", highlight=False)
+
+
+def _reported(runs: Sequence[Path], page: Path) -> str:
+    """Where the page is, or what is missing to write one."""
     try:
         require_extra()
     except MultigateError as missing:
-        console.print(f"   {escape(str(missing))}", highlight=False)
-    else:
-        console.print(f"   {write_report([run_folder, comparison], page)}", highlight=False)
-    console.print(f"\nDone in {time.perf_counter() - began:.0f} s; everything is in {out}.", highlight=False)
+        return str(missing)
+    return str(write_report(runs, page))
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
