@@ -49,6 +49,27 @@ def test_the_file_tree_names_what_is_there() -> None:
     assert not missing, f"the README's file tree lacks {sorted(missing)}"
 
 
+def test_the_chinese_readme_is_in_step() -> None:
+    """Its code is the same, its file tree names the same files, and so are its sections, links and figures."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
+    one, other = ([(language, text) for language, text in BLOCK.findall(text) if language != "text"] for text in texts)
+    assert one == other
+    trees = [next(block for language, block in BLOCK.findall(text) if language == "text") for text in texts]
+    here, there = (re.findall(r"[\w./]+\.(?:py|md|yaml)", tree) for tree in trees)
+    assert here == there
+    prose = [BLOCK.sub("", text) for text in texts]
+    for pattern in (r"^#+ ", r"^- \*\*", r"^\|"):
+        counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in prose]
+        assert counts[0] == counts[1], pattern
+    links = [sorted(set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"}) for text in prose]
+    assert links[0] == links[1]
+    figures = [
+        sorted(re.findall(r"\d*\.?\d+(?:,\d{3})*", "".join(re.findall(r"^\|.*$", text, re.MULTILINE))))
+        for text in prose
+    ]
+    assert figures[0] == figures[1]
+
+
 def test_make_targets_named_in_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for target in set(re.findall(r"`make (\w+)`", text)):
