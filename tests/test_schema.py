@@ -1,10 +1,18 @@
 """Schemas: what fits together, what is refused and how."""
 
+from contextlib import suppress
+from typing import Any
+
+import hypothesis.strategies as st
 import pytest
+from hypothesis import HealthCheck, given, reject, settings
 from pydantic import ValidationError
 
+from multigate.errors import ExperimentError
+from multigate.experiment import Experiment, make_experiment
 from multigate.options import explain
-from multigate.schema import Bag, Category, Number, Schema, Task
+from multigate.schema import Bag, Category, Number, Schema, Task, Time
+from multigate.yaml_text import dump_yaml, parse_yaml
 
 FEATURES = [Number("age"), Category("user")]
 
@@ -59,6 +67,59 @@ def test_columns_are_listed_once_and_only_those_asked_for() -> None:
     schema = Schema(features=[*FEATURES, Bag("tags")], tasks=tasks, keys="row", time="at", group="user")
     assert schema.columns(labels=False, carried=False) == ("age", "user", "tags")
     assert schema.columns() == ("age", "user", "tags", "is_click", "like", "w", "row", "at")
+
+
+NAMES = st.text(min_size=1, max_size=8) | st.sampled_from(
+    ["on", "no", "null", "007", "1_000", "2024-05-01", "~", "a: b"]
+)
+FEATURE = st.one_of(
+    st.builds(Number, NAMES, transform=st.sampled_from(["standard", "log", "quantile"]), bins=st.integers(2, 1024)),
+    st.builds(Category, NAMES, column=st.text(max_size=3), max_size=st.integers(1, 10**9), table=st.text(max_size=3)),
+    st.builds(Bag, NAMES, separator=st.text(min_size=1, max_size=2), buckets=st.none() | st.integers(2, 99)),
+    st.builds(Time, NAMES, dim=st.none() | st.integers(1, 99)),
+)
+VALUES = st.text() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
+TASK = st.one_of(
+    st.builds(Task, NAMES, positive=st.none() | VALUES | st.lists(VALUES).map(tuple), weight=st.floats(0, 9)),
+    st.builds(Task, NAMES, kind=st.just("multiclass"), classes=st.lists(st.text(), max_size=3).map(tuple)),
+)
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> Schema:
+    try:
+        return Schema(
+            features=draw(st.lists(FEATURE, min_size=1, max_size=4)),
+            tasks=draw(st.lists(TASK, min_size=1, max_size=3)),
+            keys=draw(st.lists(NAMES, max_size=2)),
+            types=draw(st.dictionaries(NAMES, st.text(max_size=5), max_size=3)),
+            time=draw(st.none() | NAMES),
+        )
+    except ValidationError:
+        reject()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schemas())
+def test_any_schema_comes_back_from_yaml(schema: Schema) -> None:
+    assert Schema.model_validate(parse_yaml(dump_yaml(schema.to_dict()), "x")) == schema
+    assert Schema.model_validate(parse_yaml(dump_yaml(schema.to_dict(full=True), one_line=True), "x")) == schema
+
+
+WORDS = st.sampled_from([*Schema.model_fields, *Task.model_fields, *Number.model_fields, *Experiment.model_fields])
+TREES = st.recursive(
+    st.none() | VALUES | WORDS | st.sampled_from(["number", "bag", "mmoe", "binary"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(max_size=3), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(WORDS, TREES, max_size=5), st.dictionaries(WORDS, TREES, max_size=5))
+def test_a_tree_of_anything_is_an_experiment_or_an_error_of_ours(tree: dict[str, Any], schema: dict[str, Any]) -> None:
+    for data in (tree, tree | {"schema": schema}, {"schema": tree | {"features": [schema], "tasks": [tree]}}):
+        with suppress(ExperimentError):
+            make_experiment(data)
 
 
 def test_a_schema_goes_through_plain_values() -> None:

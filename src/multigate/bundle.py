@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from multigate.batch import Batch, output_columns
 from multigate.calibration import Calibration, Curve
+from multigate.data.cells import placed
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.errors import BundleError, MultigateError
@@ -98,8 +99,12 @@ class Bundle:
         if labels and self.schema.group:
             columns.append(self.schema.group)
         source = open_table(rows, types=self.schema.types)
+        first_row = 0
         for record in source.batches(list(dict.fromkeys(columns)), rows=ROWS):
-            yield self.encoder.columns(record, labels=labels), record
+            with placed(source.name, range(first_row, first_row + record.num_rows)):
+                batch = self.encoder.columns(record, labels=labels)
+            yield batch, record
+            first_row += record.num_rows
 
     def _named(self, batch: Batch, *, gates: bool = False) -> Predictions:
         with torch.inference_mode():

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
-
-import yaml
 
 from multigate.data.files import open_table
 from multigate.data.infer import Note, inspect_table
 from multigate.data.survey import Progress
 from multigate.errors import ExperimentError
 from multigate.experiment import changed, make_experiment
+from multigate.yaml_text import dump_yaml
 
 
 def draft(
@@ -22,7 +22,8 @@ def draft(
     """
     if not tasks:
         raise ExperimentError("init wants the label columns: --set tasks=click,buy")
-    source = open_table(table)
+    frozen = changed({}, [change for change in changes if change.startswith("schema.types.")])
+    source = open_table(table, frozen.get("schema", {}).get("types", {}))
     findings = inspect_table(source, tasks, progress=progress)
     data = changed({"schema": findings.schema.to_dict(), "train": str(table)}, changes)
     make_experiment(data)  # a change that does not fit is told now, not when training starts
@@ -30,13 +31,13 @@ def draft(
 
 
 def _render(name: str, rows: int, data: dict[str, Any], left_out: Sequence[Note], leaks: Sequence[Note]) -> str:
-    lines = [f"# Drafted from {name} ({rows:,} rows). Edit freely; what is not written here has a default."]
+    lines = [f"# Drafted from {_printable(name)} ({rows:,} rows). Edit freely; what is not written here has a default."]
     if leaks:
         lines += ["#", "# Look at these first: they tell a label suspiciously well."]
-        lines += [f"#   {note.column}: {note.reason}" for note in leaks]
+        lines += [_comment(note) for note in leaks]
     if left_out:
         lines += ["#", "# Left out of the features:"]
-        lines += [f"#   {note.column}: {note.reason}" for note in left_out]
+        lines += [_comment(note) for note in left_out]
     schema = dict(data["schema"])
     lines += ["", "schema:"]
     for part in ("features", "tasks"):
@@ -46,13 +47,20 @@ def _render(name: str, rows: int, data: dict[str, Any], left_out: Sequence[Note]
     lines += [f"  {key}: {_flow(value)}" for key, value in schema.items()]
     if types:
         lines.append("  types:  # of the columns, so that a later file cannot be read otherwise")
-        lines += [f"    {_flow(column)}: {_flow(kind)}" for column, kind in types.items()]
+        lines += [indent(dump_yaml(types).rstrip("\n"), "    ")]
     rest = {key: value for key, value in data.items() if key != "schema"}
-    lines += ["", yaml.safe_dump(rest, sort_keys=False, allow_unicode=True, width=10**6).rstrip()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", dump_yaml(rest)])
+
+
+def _comment(note: Note) -> str:
+    return f"#   {_printable(note.column)}: {note.reason}"
+
+
+def _printable(text: str) -> str:
+    """A comment ends with its line."""
+    return text if text.isprintable() else repr(text)
 
 
 def _flow(value: Any) -> str:
     """A value on one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return dump_yaml(value, one_line=True).rstrip("\n")

@@ -30,5 +30,5 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = get_close_matches(name, valid, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    shown = ", ".join(repr(choice) for choice in valid[:12])
+    shown = ", ".join(repr(choice if len(choice) <= 60 else f"{choice[:57]}...") for choice in valid[:12])
     return f"valid names: {shown}{', ...' if len(valid) > 12 else ''}" if valid else "there are none"

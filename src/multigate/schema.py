@@ -112,7 +112,7 @@ class Task(Named):
     """A binary parent task: the tower predicts p(this | parent), the output is p(this) = p(this | parent) p(parent)."""
     where: str | None = None
     """A binary task: loss and metrics count only rows where it is 1."""
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     sample_weight: str | None = None
     """A column with the weight of each row's label."""
     negatives_kept: float = Field(default=1.0, gt=0, le=1)
@@ -141,7 +141,9 @@ class Task(Named):
         if self.negatives_kept < 1 and self.kind != "binary":
             raise ValueError(f"task {self.name!r}: 'negatives_kept' is for binary tasks, this one is {self.kind}")
         if "|" in self.name or "/" in self.name:
-            raise ValueError(f"task {self.name!r}: a name may hold neither '|' nor '/'")
+            raise ValueError(
+                f"task {self.name!r}: a name may hold neither '|' nor '/'; choose another and give this one as 'column'"
+            )
         return self
 
 
@@ -180,14 +182,22 @@ class Schema(Options):
                     f"column {feature.source!r} is the label of task {labels[feature.source]!r} "
                     f"and also feature {feature.name!r}; remove the feature"
                 )
-        binary = {task.name for task in self.tasks if task.kind == "binary"}
+        written = sorted(set(self.keys) & set(self.task_names))
+        if written:
+            raise ValueError(
+                f"key {written[0]!r} has the name of a task, whose predictions stand in a column of that name; "
+                "leave it out of the keys, or give the task another name"
+            )
+        kinds = {task.name: task.kind for task in self.tasks}
         for task in self.tasks:
             for word in ("given", "where"):
                 parent = getattr(task, word)
-                if parent is not None and (parent not in binary or parent == task.name):
+                if parent is not None and (kinds.get(parent) != "binary" or parent == task.name):
+                    others = [name for name, kind in kinds.items() if kind == "binary" and name != task.name]
+                    found = f" (it is {kinds[parent]})" if parent in kinds and parent != task.name else ""
+                    advice = nearest(parent, others) if others else f"add one of that name, or leave {word!r} out"
                     raise ValueError(
-                        f"task {task.name!r}: {word} {parent!r} is not another binary task; "
-                        f"{nearest(parent, binary - {task.name})}"
+                        f"task {task.name!r}: {word} {parent!r} is not another binary task{found}; {advice}"
                     )
         self.order()
         return self
@@ -201,7 +211,10 @@ class Schema(Options):
             at: int | None = start
             while at is not None and at not in done:
                 if at in path:
-                    raise ValueError(f"task {self.tasks[at].name!r}: its chain of 'given' comes back to itself")
+                    raise ValueError(
+                        f"task {self.tasks[at].name!r}: its chain of 'given' comes back to itself; "
+                        "leave 'given' out of one of its tasks"
+                    )
                 path.append(at)
                 parent = self.tasks[at].given
                 at = index[parent] if parent is not None else None

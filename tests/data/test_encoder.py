@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from multigate.data.encoder import Encoder
 from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
+from multigate.data.vocabulary import Vocabulary
 from multigate.errors import DataError, ExperimentError
 from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
 
@@ -71,6 +72,14 @@ def test_rare_and_supernumerary_values_are_unseen():
     encoder = fit((Category("c", min_count=2), Category("e", max_size=2)), columns={"c": values, "e": values})
     found = encoder.columns(batch_of(c=["a", "b", "c", "d"], e=["a", "b", "c", "d"]), labels=False)
     assert found.categories.tolist() == [[2, 2], [3, 3], [4, 0], [0, 0]]
+
+
+@given(st.dictionaries(st.text(max_size=2), st.integers(1, 4)), st.integers(1, 4), st.none() | st.integers(1, 9))
+def test_a_vocabulary_holds_the_most_frequent_values(counts, min_count, max_size):
+    plain = sorted((one for one in counts.items() if one[1] >= min_count), key=lambda one: (-one[1], one[0]))
+    found = Vocabulary.fit(counts, min_count, max_size)
+    assert list(zip(found.values, found.counts, strict=True)) == plain[:max_size]
+    assert found.left_out == len(counts) - len(found.values)
 
 
 def test_a_value_is_the_same_whatever_its_type():
@@ -375,7 +384,7 @@ def test_a_broken_funnel_is_counted_and_refused_unless_loose():
 @pytest.mark.parametrize("kind", ["binary", "regression", "multiclass"])
 def test_labels_that_teach_nothing_are_refused(kind):
     task = Task("y", kind=kind)
-    with pytest.raises(DataError, match=r"column 'y': wanted different values .* found 3 labels that are all"):
+    with pytest.raises(DataError, match=r"column 'y': wanted different values .* found the same in all of them"):
         fit((Number("x"),), (task,), {"x": [1, 2, 3, 4], "y": [1, 1, 1, None]})
     with pytest.raises(DataError, match=r"column 'y': wanted known values of task 'y'.* found none"):
         fit((Number("x"),), (task,), {"x": [1, 2], "y": pa.nulls(2, pa.int64())})
@@ -422,8 +431,8 @@ def test_a_missing_column_is_named_and_further_ones_are_ignored():
     ("feature", "array", "words"),
     [
         (Number("f"), pa.array([dt.datetime(2024, 1, 1)]), "declare it a time"),
-        (Number("f"), pa.array([[1.0]]), "declare it a vector or a bag"),
-        (Category("f"), pa.array([["a"]]), "declare it a bag or a vector"),
+        (Number("f"), pa.array([[1.0]]), "only bags and vectors read lists"),
+        (Category("f"), pa.array([["a"]]), "only bags and vectors read lists"),
         (Vector("f", size=2), pa.array([1.0]), "give lists"),
         (Time("f"), pa.array(["noon"]), "found 'noon'; write it as ISO 8601"),
         (Time("f"), pa.array([True]), "wanted a time, found True"),
@@ -470,10 +479,14 @@ TRAIN = batch_of(
 )  # fmt: skip
 ENCODER = Encoder.fit(Schema(features=ALL, tasks=TASKS, group="group"), [TRAIN])
 
-floats = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, -0.0, 3.0, 1e300, 3.4e38, 3.5e38])
+floats = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from(
+    [0.0, -0.0, 3.0, 1e300, 3.4e38, 3.5e38, 5e-324, -1e-310]
+)
 single_floats = st.floats(width=32) | st.sampled_from([0.1, 3.0]).map(np.float32).map(float)
 ints = st.integers(-3, 6) | st.integers(-(2**63), 2**63 - 1)
-words = st.sampled_from(["", "3", "3.0", "true", "nan", " 2", "é"]) | st.text(st.characters(codec="utf-8"), max_size=4)
+words = st.sampled_from(["", "3", "3.0", "true", "nan", " 2", "é", "\0", "a\0", "🦄", "\ufeff"]) | st.text(
+    st.characters(codec="utf-8"), max_size=4
+)
 moments = st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59))
 decimals = st.decimals(-1000, 1000, places=2)
 SCALARS = [
@@ -485,7 +498,8 @@ TEXTS = [(pa.string(), words), (pa.large_string(), words), (pa.dictionary(pa.int
 NUMERALS = [(pa.string(), st.sampled_from(["", "1", "-2.5", "1e3", "inf", "nan", " 7 "]))]
 TIMES = [
     (pa.timestamp("us"), moments), (pa.timestamp("ms", "UTC"), moments), (pa.date32(), st.dates()),
-    (pa.string(), moments.map(str) | st.just("")), (pa.int64(), ints), (pa.float64(), floats), (pa.null(), st.none()),
+    (pa.string(), moments.map(str) | st.just("")), (pa.float64(), floats), (pa.null(), st.none()),
+    (pa.int64(), ints | st.sampled_from([-7 * 10**10, -7 * 10**13, -6 * 10**10])),  # the years -248, -248 and 68
     # Arrow knows daylight saving time up to 2037 only
     (pa.timestamp("us", "America/New_York"), st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2037, 1, 1))),
 ]  # fmt: skip
@@ -520,6 +534,61 @@ def test_one_row_and_many_rows_are_encoded_alike(table):
     whole = ENCODER.columns(table, labels=False)
     for at, row in enumerate(table.to_pylist()):
         same(cut(whole, at, at + 1), ENCODER.row(row))
+
+
+surrogates = st.text(st.characters(), max_size=3) | st.sampled_from(["\ud800", "a\0b", "1\ud800", "9" * 5000, "1e400"])
+NASTY = st.recursive(
+    st.none() | st.booleans() | ints | floats | st.complex_numbers()
+    | st.sampled_from([64, 1024, 20_000]).map(lambda x: -(2**x)) | surrogates
+    | surrogates.map(lambda x: x.encode("utf-8", "surrogatepass")) | st.decimals() | st.fractions()
+    | st.sampled_from([decimal.Decimal("1e999999"), decimal.Decimal("sNaN"), object(), int, Ellipsis])
+    | st.sampled_from([np.timedelta64("NaT"), np.complex64(1)])
+    | st.datetimes(timezones=st.none() | st.timezones()) | st.dates() | st.times() | st.timedeltas() | st.uuids()
+    | st.integers(-(2**63) + 1, 2**63 - 1).flatmap(lambda x: st.sampled_from("smunYDh").map(
+        lambda unit: np.datetime64(x, {"m": "ms", "u": "us", "n": "ns"}.get(unit, unit))))
+    | st.integers(-(2**63) + 1, 2**63 - 1).map(lambda x: np.timedelta64(x, "s")) | single_floats.map(np.float32)
+    | ints.map(np.int64) | st.text(max_size=2).map(np.str_),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner, inner)
+    | st.dictionaries(st.text(), inner, max_size=2) | st.lists(floats, max_size=3).map(np.array),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([feature.source for feature in ALL] + ["group"]), NASTY)
+def test_whatever_a_cell_holds_is_read_or_refused_kindly(column, value):
+    row = dict.fromkeys([feature.source for feature in ALL]) | {column: value}
+    told = ""
+    try:
+        batch = ENCODER.row(row)
+    except DataError as error:
+        told = str(error)
+        told.encode()  # can be printed
+    assert len(told) < 400
+    assert not told or "; " in told
+    if not told:
+        sizes = [ENCODER.layout.tables[one.table] for one in ENCODER.layout.categories]
+        assert (batch.categories >= 0).all()
+        assert (batch.categories < torch.tensor(sizes)).all()
+        assert not batch.numbers.isinf().any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1) | st.none(), min_size=1, max_size=5),
+    st.sampled_from([pa.timestamp(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "UTC", "+05:30")]
+                    + [pa.date64()]),
+    st.sampled_from(["time", "category", "group"]),
+)  # fmt: skip
+def test_any_timestamp_is_read_or_missing(ticks, kind, column):
+    nulls = {feature.source: pa.nulls(len(ticks)) for feature in ALL} | {"group": pa.nulls(len(ticks))}
+    batch = batch_of(**nulls | {column: pa.array(ticks, pa.int64()).cast(kind, safe=False)})
+    whole = ENCODER.columns(batch, labels=False)
+    for at, tick in enumerate(ticks):
+        same(cut(whole, at, at + 1), ENCODER.columns(batch.slice(at, 1), labels=False))
+        if column == "time" and tick is not None and kind.equals(pa.timestamp("s")):
+            read = -62_135_596_800 <= tick <= 253_402_300_799  # the years 1 to 9999
+            assert bool((whole.categories[at] != 1).any()) == read
 
 
 def test_numpy_cells_are_read_like_plain_ones():
@@ -668,3 +737,34 @@ def test_bins_alone_serve_where_they_tell_values_apart_or_there_are_too_many(fea
     values = [float(x) for x in range(distinct) for _ in range(6)]
     encoder = fit((feature,), columns={"x": values, "y": [0, 1] * (len(values) // 2)})
     assert [column.feature for column in encoder.layout.categories] == ["x"]
+
+
+def test_a_bag_of_very_many_items_is_read_whole():
+    items = [str(at % 1000) for at in range(100_000)]
+    encoder = fit((Bag("b"),), columns={"b": [items, ["7"]]})
+    one, many = encoder.row({"b": items}), encoder.columns(batch_of(b=[["x"], items, [",".join(items)]]), labels=False)
+    same(cut(many, 1, 2), one)
+    assert one.bags[0].values.shape == (100_000,)
+    text = encoder.columns(batch_of(b=[",".join(items)]), labels=False)
+    assert torch.equal(text.bags[0].values, one.bags[0].values)
+
+
+def test_ranks_of_numbers_next_to_zero_are_ranks():
+    """Their gaps are so small that a slope would overflow."""
+    tiny = [5e-324 * at for at in range(100)]
+    encoder = fit((Number("x", transform="quantile", embedding="none"),), columns={"x": tiny})
+    found = encoder.columns(batch_of(x=tiny), labels=False).numbers[:, 0]
+    assert (found.diff() > 0).all()
+    same(cut(encoder.columns(batch_of(x=tiny), labels=False), 7, 8), encoder.row({"x": tiny[7]}))
+
+
+def test_weights_and_targets_that_overflow_are_refused():
+    columns = {"x": [1, 2], "z": [1e20, 2e20], "w": [1e31, 1.0], "none": [0.0, 0.0]}
+    target = Task("z", kind="regression", transform="none")
+    with pytest.raises(DataError, match=r"column .z.: labels of task .z. are too large .*; use transform: standard"):
+        fit((Number("x"),), (target,), columns)
+    with pytest.raises(DataError, match=r"column .w.: wanted a weight of at most 1e.30 for task 'y', found 1e.31"):
+        fit((Number("x"),), (Task("y", sample_weight="w"),), columns)
+    with pytest.raises(DataError, match="column 'none': wanted a weight above 0 on some training row"):
+        fit((Number("x"),), (Task("y", sample_weight="none"),), columns)
+    assert fit((Number("x"),), (target.with_(transform="standard"),), columns).stats[0].sd == pytest.approx(5e19)

@@ -248,7 +248,7 @@ BAD_CSV: dict[str, tuple[str | bytes, str]] = {
     "ragged": ("a,b\n1,2\n3,4\n5\n", "row 4 .* has 1 fields where the column names are 2"),
     "latin-1": (b"a,b\n1,caf\xe9\n", "column 'b' is not UTF-8"),
     "latin-1 names": (b"a,caf\xe9\n1,2\n", "row 1 .the column names. is not UTF-8"),
-    "utf-16": ("a,b\n1,2\n".encode("utf-16"), "zero bytes"),
+    "utf-16": ("a,b\n1,2\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
 }
 
 
@@ -288,14 +288,14 @@ def test_a_torn_file_is_explained(tmp_path: Path) -> None:
         "text": b"a,b\n1,2\n",
     }.items():
         (tmp_path / "a.parquet").write_bytes(raw)
-        with pytest.raises(DataError, match=r"a\.parquet is (empty|not a whole Parquet file)"):
+        with pytest.raises(DataError, match=r"a\.parquet is (empty|not a (whole )?Parquet file)"):
             open_table(tmp_path / "a.parquet")
         assert name
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"a,b\n" + b"1,2\n" * 1_000_000)[:-500])
     with pytest.raises(DataError, match=r"b\.csv\.gz cannot be read"):
         rows_of(open_table(tmp_path / "b.csv.gz"))
     (tmp_path / "c.csv.gz").write_bytes(b"a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"c\.csv\.gz cannot be read"):
+    with pytest.raises(DataError, match=r"c\.csv\.gz is not compressed with gzip; name it c\.csv"):
         open_table(tmp_path / "c.csv.gz")
 
 
@@ -337,8 +337,8 @@ BAD_TABLES: dict[str, tuple[Any, str]] = {
     "duplicate": (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns"),
     "duplicate arrow": (pa.table([[1], [2]], names=["a", "a"]), "two columns are named 'a'"),
     "unnamed": ({"": [1]}, "empty name"),
-    "mixed": ({"a": [1, "x"]}, "column 'a' mixes types"),
-    "mixed pandas": (pd.DataFrame({"a": [1, "x"]}), "mixes types .*column a"),
+    "mixed": ({"a": [1, "x"]}, "column 'a' cannot be read as one type"),
+    "mixed pandas": (pd.DataFrame({"a": [1, "x"]}), "column 'a' cannot be read as one type"),
     "lengths": ({"a": [1, 2], "b": [1]}, r"differ in length \('a' 2, 'b' 1\)"),
     "a scalar": ({"a": 1}, r"column 'a' is one int, not a list; write \[1\]"),
     "text": ({"a": "abc"}, "column 'a' is one str"),

@@ -239,7 +239,7 @@ def test_tasks_that_do_not_fit_together_are_refused(tasks: tuple[str, ...], mess
 def test_a_table_of_labels_alone_is_refused() -> None:
     with pytest.raises(DataError, match="no column to predict from"):
         inspect_table(open_table({"click": [0, 1]}), ["click"])
-    with pytest.raises(DataError, match=r"no column to predict from .*; column 'x' holds 3 in every row"):
+    with pytest.raises(DataError, match=r"no column to predict from .*column 'x': holds 3 in every row"):
         inspect_table(open_table({"x": [3, 3], "click": [0, 1]}), ["click"])
 
 

@@ -163,7 +163,11 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path):
     ("schema", "split", "words"),
     [
         (SCHEMA, Split(valid=0.0), "no valid rows: its valid is 0"),
-        (SCHEMA, Split(valid=1e-9), "leaves no valid rows of table.* with valid 1e-09 and test 0.0; change the split"),
+        (
+            SCHEMA,
+            Split(valid=1e-9),
+            "leaves no valid rows of table.* with valid 1e-09 and test 0.0 by column 'u'; change",
+        ),
         (SCHEMA.with_(time="t"), Split(valid_from="5000"), "leaves no valid rows of .* with valid_from 5000"),
         (SCHEMA.with_(time="t"), Split(valid_from="0"), "leaves no train rows of .* with valid_from 0"),
         (SCHEMA.with_(time="t"), Split(test=0.2, valid_from="500", test_from="2000"), "leaves no test rows"),
@@ -248,3 +252,52 @@ def test_census_is_reused_at_once(shared_data, tmp_path):
     assert abs(first.valid.rows / 199_523 - 0.1) < 0.003
     again = prepare(schema, source, None, None, Split(), folder)
     equal(next(again.train.batches(500)), next(first.train.batches(500)))
+
+
+def test_what_a_vocabulary_cannot_hold_is_unseen_and_told(tmp_path):
+    """10,000 different ids under a cap of 100: the most frequent stay, the manifest counts the others."""
+    ids = [f"u{at}" for at in range(10_000)] + [f"u{at}" for at in range(100)]
+    data = {"u": ids, "y": [0, 1] * (len(ids) // 2)}
+    schema = Schema(features=(Category("u", max_size=100),), tasks=(Task("y"),))
+    prepared = make(tmp_path / "p", data, data, schema=schema)
+    assert prepared.layout.tables == {"u": 102}
+    assert set(prepared.encoder.fitted.vocabularies["u"].values) == set(ids[:100])
+    assert prepared.manifest["left_out"] == {"u": 9_900}
+    assert (rows_of(prepared.train).categories[100:10_000] == 0).all()
+    assert make(tmp_path / "q").manifest["left_out"] == {}
+
+
+def test_shards_and_samples_of_a_wide_table_have_fewer_rows(tmp_path, monkeypatch):
+    """A loader holds several shards and a fit a sample of every column: both are bounded in bytes, not in rows."""
+    monkeypatch.setattr("multigate.data.prepared.SHARD_BYTES", 100_000)
+    monkeypatch.setattr("multigate.data.numbers.SAMPLE_VALUES", 50_000)
+    monkeypatch.setattr("multigate.data.numbers.BLOCK_VALUES", 10_000)
+    names = [f"n{at}" for at in range(100)]
+    values = np.random.default_rng(0).normal(3, 2, (1000, 100))
+    data = pa.table(dict(zip(names, values.T, strict=True)) | {"y": [0, 1] * 500})
+    schema = Schema(features=[Number(name, transform="quantile") for name in names], tasks=(Task("y"),))
+    prepared = make(tmp_path / "p", data, schema=schema)
+    row = 100 * 4 + 100 * 4 + 9 + 8
+    assert prepared.train.sizes[0] == 100_000 // row
+    assert prepared.train.rows + prepared.valid.rows == 1000
+    scales = prepared.encoder.fitted.scales
+    assert max(len(scale.knots) for scale in scales) <= 500
+    plain = make(tmp_path / "q", data, schema=schema.with_(features=[Number(name) for name in names]))
+    found = torch.cat([rows_of(plain.train).numbers, rows_of(plain.valid).numbers]).double()
+    assert found.mean(0).abs().max() < 0.2, "moments are those of all rows, whatever the block"
+    mean = torch.tensor([scale.mean for scale in plain.encoder.fitted.scales])
+    assert (mean - torch.from_numpy(values.mean(0))).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_a_cell_that_cannot_be_read_is_named_with_table_and_row(tmp_path, part):
+    """Also where the fit sees only some of the rows, and the cell lies in a later batch."""
+    good, bad = table(3000), table(70_000)
+    cells = bad["x"].cast(pa.string()).to_pylist()
+    train = Split(by="group").resolve(open_table(bad), SCHEMA).assign(bad.combine_chunks().to_batches()[0], 0) == 0
+    row = int(np.flatnonzero(train)[-1])
+    cells[row] = "cheap"
+    pq.write_table(bad.set_column(0, "x", pa.array(cells)), tmp_path / "bad.parquet")
+    tables = {"train": good, "valid": None, part: str(tmp_path / "bad.parquet")}
+    with pytest.raises(DataError, match=rf"bad\.parquet: column 'x', row {row + 1:,}: wanted a number, found 'cheap'"):
+        make(tmp_path / "p", tables["train"], tables["valid"], split=Split(by="group"))

@@ -100,7 +100,7 @@ class Encoder:
         """
         if first_row is None:
             return self._columns(batch, labels)
-        with cells.placed("", lambda: range(first_row, first_row + batch.num_rows)):
+        with cells.placed("", range(first_row, first_row + batch.num_rows)):
             return self._columns(batch, labels)
 
     def _columns(self, batch: pa.RecordBatch, labels: bool) -> Batch:
@@ -155,7 +155,7 @@ class Encoder:
             except cells.BadCell as bad:
                 raise bad.error(column) from None
         numbers = self._scales.encode(np.array(raw, dtype=np.float64).reshape(-1, 1)).reshape(1, -1)
-        group = 0 if self.schema.group is None else hash_of(cells.text(row.get(self.schema.group)))
+        group = 0 if self.schema.group is None else self._group(row.get(self.schema.group), self.schema.group)
         return Batch(
             torch.from_numpy(numbers),
             torch.tensor([ids], dtype=torch.int32),
@@ -241,6 +241,12 @@ class Encoder:
             return NumberColumn(feature=feature.name)
         edges = self.fitted.edges[feature.name] if feature.embedding == "piecewise" else ()
         return NumberColumn(feature=feature.name, embedding=feature.embedding, edges=edges, dim=feature.dim)
+
+    def _group(self, value: Any, name: str) -> int:
+        try:
+            return hash_of(cells.text(value))
+        except cells.BadCell as bad:
+            raise bad.error(name) from None
 
     def _groups(self, batch: pa.RecordBatch, required: bool) -> Tensor:
         name = self.schema.group

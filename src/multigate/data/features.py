@@ -19,7 +19,6 @@ PART_SIZES = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 _DAY = 86_400_000_000
 _ORDINAL = 719_163
 """Of 1970-01-01, as ``date.toordinal`` counts."""
-_FIRST_DAY, _LAST_DAY = date.min.toordinal() - _ORDINAL, date.max.toordinal() - _ORDINAL
 
 
 def by_name(batch: pa.RecordBatch) -> Callable[[str], pa.Array]:
@@ -39,22 +38,26 @@ def missing(name: str, there: Iterable[str]) -> DataError:
     return DataError(f"there is no column {name!r}; {nearest(name, there)}")
 
 
-def vector_column(array: pa.Array, feature: Vector, first_row: int | None) -> np.ndarray:
+def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
     """(size, R) float64, NaN where missing."""
     array = cells.plain(array)
     kind = array.type
     if pa.types.is_null(kind):
         return np.full((feature.size, len(array)), np.nan)
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise DataError(f"column {feature.source!r}: wanted lists of {feature.size} numbers, found {kind}; give lists")
+        raise cells.ColumnError(feature.source, f"wanted lists of {feature.size} numbers, found {kind}; give lists")
     known = array.is_valid().to_numpy(zero_copy_only=False)
     lengths = pc.fill_null(pc.list_value_length(array), feature.size).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(lengths != feature.size)
     if len(wrong):
-        bad = wrong_size(int(lengths[wrong[0]]), feature)
-        raise bad.error(feature.source, None if first_row is None else first_row + int(wrong[0]))
+        raise wrong_size(int(lengths[wrong[0]]), feature).error(feature.source, int(wrong[0]))
     found = np.full((feature.size, len(array)), np.nan)
-    found[:, known] = cells.numbers(array.flatten(), feature.source).reshape(-1, feature.size).T
+    try:
+        items = cells.numbers(array.flatten(), feature.source)
+    except cells.ColumnError as error:
+        row = None if error.row is None else int(np.flatnonzero(known)[error.row // feature.size])
+        raise cells.ColumnError(error.column, error.why, row) from None
+    found[:, known] = items.reshape(-1, feature.size).T
     return found
 
 
@@ -76,9 +79,8 @@ def wrong_size(found: int, feature: Vector) -> cells.BadCell:
 
 def time_column(micros: np.ndarray, feature: Time) -> list[np.ndarray]:
     """(R,) int32 per part."""
-    days = micros // _DAY
-    known = (micros != cells.NO_MOMENT) & (days >= _FIRST_DAY) & (days <= _LAST_DAY)
-    days = np.where(known, days, 0)
+    known = micros != cells.NO_MOMENT
+    days = np.where(known, micros // _DAY, 0)
     stamps = days.astype("datetime64[D]")
     months = stamps.astype("datetime64[M]")
     parts = {
@@ -93,9 +95,8 @@ def time_column(micros: np.ndarray, feature: Time) -> list[np.ndarray]:
 def time_cell(value: Any, feature: Time) -> list[int]:
     """The ids of one cell, one per part."""
     micros = cells.moment(value)
-    day = None if micros is None else micros // _DAY
-    if micros is None or day is None or not _FIRST_DAY <= day <= _LAST_DAY:
+    if micros is None:
         return [MISSING] * len(feature.parts)
-    at = date.fromordinal(day + _ORDINAL)
+    at = date.fromordinal(micros // _DAY + _ORDINAL)
     parts = {"hour": micros % _DAY // 3_600_000_000, "weekday": at.weekday(), "day": at.day - 1, "month": at.month - 1}
     return [FIRST + parts[part] for part in feature.parts]

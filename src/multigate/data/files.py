@@ -3,7 +3,8 @@
 import contextlib
 import glob
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import xxhash
 
+from multigate.data.beginnings import check_csv, check_parquet
+from multigate.data.cells import short
 from multigate.errors import DataError, nearest
 
 PARQUET = (".parquet", ".pq", ".parq")
@@ -39,6 +42,8 @@ class Source:
         counts = [part.rows for part in parts]
         self.rows = None if None in counts else sum(count for count in counts if count is not None)
         self._parts = parts
+        if not self.schema.names:
+            raise DataError(f"{name} has no columns; give at least one feature and one label")
         if self.rows == 0:
             raise DataError(f"{name} has columns but no rows; give a table with at least one row")
 
@@ -111,8 +116,7 @@ class _ParquetFile:
         self.name = str(path)
         self._path = path
         self._dictionaries: list[str] = []
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty (0 bytes); write it again")
+        check_parquet(path)
         with self._open() as file:
             self._dictionaries = _dictionary_columns(file)
         with self._open() as file:
@@ -124,10 +128,7 @@ class _ParquetFile:
         try:
             return pq.ParquetFile(self._path, read_dictionary=self._dictionaries, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{self.name} is not a whole Parquet file, perhaps cut off while it was written; "
-                f"write or fetch it again ({_one_line(error)})"
-            ) from error
+            raise self._explained(error, "is not a whole Parquet file, perhaps cut off while it was written") from error
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
         with self._open() as file:
@@ -135,10 +136,14 @@ class _ParquetFile:
                 for batch in file.iter_batches(batch_size=rows, columns=wanted.names):
                     yield batch.select(wanted.names)  # 'a.b' also names the field b of a struct a
             except (pa.ArrowException, OSError) as error:
-                raise DataError(
-                    f"{self.name} is damaged and cannot be read to its end; write or fetch it again "
-                    f"({_one_line(error)})"
-                ) from error
+                raise self._explained(error, "is damaged and cannot be read to its end") from error
+
+    def _explained(self, error: Exception, what: str) -> DataError:
+        if "crypt" in str(error):
+            return DataError(f"{self.name} is encrypted, which is not read; write it without encryption")
+        if isinstance(error, OSError) and error.errno:
+            return DataError(f"{self.name} cannot be read ({error.strerror}); check the file")
+        return DataError(f"{self.name} {what}; write or fetch it again")
 
 
 def _dictionary_columns(file: pq.ParquetFile) -> list[str]:
@@ -158,11 +163,16 @@ class _CsvFile:
         self.name = str(path)
         self.rows: int | None = None
         self._path = path
-        self._delimiter = "\t" if _suffix(path).startswith(".tsv") else _delimiter(self._head())
+        check_csv(path)
+        head = self._head()
+        names = head.split("\n", 1)[0]
+        self._quoted = names.count('"') % 2 == 1
+        self._delimiter = "\t" if _suffix(path).startswith(".tsv") else _delimiter(names)
+        self._decimal = "," if self._delimiter == ";" and _has_decimal_commas(head) else "."
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
-        """The first line; checks that the file begins as UTF-8 text."""
+        """The first lines; checks that the file begins as UTF-8 text."""
         try:
             with pa.input_stream(str(self._path), compression="detect") as stream:
                 head: bytes = stream.read(1 << 16)
@@ -170,13 +180,15 @@ class _CsvFile:
             raise DataError(f"{self.name} cannot be read ({_one_line(error)}); write or fetch it again") from error
         if not head.strip():
             raise DataError(f"{self.name} is empty; a CSV file starts with a line of column names")
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
+            raise DataError(f"{self.name} is UTF-16 text; save it as UTF-8")
         if b"\0" in head:
-            raise DataError(f"{self.name} holds zero bytes, so it is not UTF-8 text (UTF-16?); save it as UTF-8")
-        line = head.split(b"\n", 1)[0]
+            raise DataError(f"{self.name} holds zero bytes, so it is no text; write it again as UTF-8 text")
         try:
-            return line.decode("utf-8-sig").rstrip("\r")
+            head.split(b"\n", 1)[0].decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.name} row 1 (the column names) is not UTF-8 text; save it as UTF-8") from error
+        return head.decode("utf-8-sig", "replace").replace("\r\n", "\n")
 
     def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         try:
@@ -186,7 +198,11 @@ class _CsvFile:
                 read_options=pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=types, include_columns=columns, null_values=MISSING, strings_can_be_null=False
+                    column_types=types,
+                    include_columns=columns,
+                    null_values=MISSING,
+                    strings_can_be_null=False,
+                    decimal_point=self._decimal,
                 ),
             ) as reader:
                 yield from reader
@@ -242,25 +258,40 @@ class _CsvFile:
 
     def _explained(self, error: Exception) -> DataError:
         text = _one_line(error)
+        if "Empty CSV file or block" in text and self._quoted:
+            return DataError(f"{self.name}: row 1 (the column names) opens a quote that is never closed; close it")
+        if "Empty CSV file or block" in text:
+            return DataError(f"{self.name} has column names but no rows; give a table with at least one row")
+        if "straddling" in text:
+            return DataError(
+                f"{self.name} holds a row of more than {BLOCK >> 20} MB, or opens a quote that is never closed; "
+                "shorten the row, or close the quote"
+            )
         row = re.search(r"Row #(\d+)", text)
         where = f"row {int(row[1]):,} (row 1 holds the column names)" if row else "some row"
-        index = re.search(r"In CSV column #(\d+)", text)
-        column = repr(self._names()[int(index[1])]) if index else "?"
-        bad = re.search(r"conversion error to (.+?): (?:invalid value|expected .*zone offset in) '(.*?)'", text)
         ragged = re.search(r"Expected (\d+) columns, got (\d+)", text)
-        if ragged:
-            return DataError(
-                f"{self.name}: {where} has {ragged[2]} fields where the column names are {ragged[1]}; "
-                f"mend the row, or quote fields that hold {self._delimiter!r}"
-            )
+        if not ragged:
+            return self._misread(text, where)
+        open_quote = int(ragged[2]) < int(ragged[1]) and text.count('"') % 2 == 1
+        advice = "close its quote" if open_quote else f"quote fields that hold {self._delimiter!r}"
+        return DataError(
+            f"{self.name}: {where} has {ragged[2]} fields where the column names are {ragged[1]}; "
+            f"mend the row, or {advice}"
+        )
+
+    def _misread(self, text: str, where: str) -> DataError:
+        """The error for a value of a wrong kind, or for whatever else Arrow says."""
+        index = re.search(r"In CSV column #(\d+)", text)
+        name = self._names()[int(index[1])] if index else "?"
+        bad = re.search(r"conversion error to (.+?): (?:invalid value|expected .*zone offset in) '(.*?)'", text)
         if bad:
             wider = "double" if _guess(pa.array([bad[2]])) == pa.float64() else "string"
             return DataError(
-                f"{self.name}: column {column}, {where}: {bad[2]!r} is not {bad[1]}; mend the value, "
-                f"or set the column's type to {wider!r} in the schema's types"
+                f"{self.name}: column {name!r}, {where}: {short(bad[2])} is not {bad[1]}; mend the value, "
+                f"or set the column's type to {wider!r} (schema.types.{name}={wider})"
             )
         if "UTF8" in text:
-            return DataError(f"{self.name}: column {column}, {where} is not UTF-8 text; save the file as UTF-8")
+            return DataError(f"{self.name}: column {name!r}, {where} is not UTF-8 text; save the file as UTF-8")
         return DataError(f"{self.name} cannot be read to its end ({text}); write or fetch it again")
 
 
@@ -287,14 +318,25 @@ def _in_memory(data: Any) -> pa.Table:
             frame = nw.from_native(data, eager_only=True)
         except TypeError:
             return _from_capsule(data)
-        # pandas adds its index behind the columns
-        return frame.to_arrow().select(list(range(len(frame.columns))))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The DataFrame has column names of mixed type")  # all become text
+            # pandas adds its index behind the columns
+            return frame.to_arrow().select(list(range(len(frame.columns))))
     except nw.exceptions.DuplicateError as error:
-        raise DataError(f"two columns of the table have one name; rename one ({_one_line(error)})") from error
-    except (pa.ArrowException, TypeError) as error:
-        raise DataError(
-            f"a column of the table mixes types ({_one_line(error)}); make its values all text or all numbers"
-        ) from error
+        twice = re.search(r"'(.+)' \d+ times", str(error))
+        which = f"are named {twice[1]!r}" if twice else "have one name"
+        raise DataError(f"two columns of the table {which}; rename one") from error
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        named = re.search(r"[Cc]olumn (.+?)(?: with type \S+|\) not supported.)$", _one_line(error))
+        raise _unreadable(f"column {named[1]!r}" if named else "a column of the table", error) from error
+
+
+def _unreadable(column: str, error: Exception) -> DataError:
+    """The error for values that have no one Arrow type."""
+    if isinstance(error, UnicodeEncodeError):
+        return DataError(f"{column} holds text that is not valid Unicode ({_one_line(error)}); replace such characters")
+    why = re.sub(r"; Conversion failed for column .*| at 0x[0-9a-f]+", "", _one_line(error))
+    return DataError(f"{column} cannot be read as one type ({why}); make its values all text or all numbers")
 
 
 def _from_capsule(data: Any) -> pa.Table:
@@ -310,20 +352,23 @@ def _from_capsule(data: Any) -> pa.Table:
 def _from_lists(data: Mapping[Any, Any]) -> pa.Table:
     arrays = {}
     for name, values in data.items():
-        if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+        if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
             raise DataError(f"column {name!r} is one {type(values).__name__}, not a list; write [{values!r}]")
         try:
             array = pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise DataError(
-                f"column {name!r} mixes types ({_one_line(error)}); make its values all text or all numbers"
-            ) from error
+            raise _unreadable(f"column {name!r}", error) from error
+        if str(name) in arrays:
+            raise DataError(f"two columns of the table are named {str(name)!r}; rename one")
         arrays[str(name)] = array
     lengths = {len(array) for array in arrays.values()}
     if len(lengths) > 1:
         shown = ", ".join(f"{name!r} {len(array)}" for name, array in list(arrays.items())[:6])
         raise DataError(f"columns differ in length ({shown}); give every column the same number of values")
-    return pa.table(arrays)
+    try:
+        return pa.table(arrays)
+    except UnicodeEncodeError as error:
+        raise _unreadable("the name of a column", error) from error
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -333,9 +378,15 @@ def _plain(table: pa.Table) -> pa.Table:
         raise DataError("the table has no columns; give at least one feature and one label")
     schema = pa.schema([(field.name, _plain_type(field.type)) for field in table.schema])
     try:
-        return table.replace_schema_metadata(None).cast(schema)
+        columns = [
+            pc.run_end_decode(column) if pa.types.is_run_end_encoded(column.type) else column
+            for column in table.columns
+        ]
+        return pa.table(columns, names=table.column_names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise DataError(f"a column of the table has a type that cannot be read ({_one_line(error)})") from error
+        raise DataError(
+            f"a column of the table cannot be read ({_one_line(error)}); write it as another type"
+        ) from error
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -424,6 +475,11 @@ def _check_names(names: Sequence[str], where: str) -> None:
             raise DataError(f"{where}: column {position} has an empty name; name every column")
         if name in names[: position - 1]:
             raise DataError(f"{where}: two columns are named {name!r}; rename one")
+
+
+def _has_decimal_commas(head: str) -> bool:
+    """Whether fields between semicolons are numbers such as 1,5 and none is one such as 1.5."""
+    return bool(re.search(r"[;\n]-?\d+,\d+[;\n]", head)) and not re.search(r"[;\n]-?\d+\.\d+[;\n]", head)
 
 
 def _delimiter(line: str) -> str:
@@ -526,16 +582,17 @@ def _converted(array: pa.Array, kind: pa.DataType, where: str, column: str, firs
                 pa.array([value.as_py()], array.type).cast(kind)
             except pa.ArrowException:
                 raise DataError(
-                    f"{where}: column {column!r}, row {row:,}: {value.as_py()!r} is not {type_name(kind)}; "
+                    f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} is not {type_name(kind)}; "
                     "mend the value, or change the column's type in the schema's types"
                 ) from error
         raise DataError(
-            f"{where}: column {column!r} does not convert to {type_name(kind)}: {_one_line(error)}"
+            f"{where}: column {column!r} does not convert to {type_name(kind)} ({_one_line(error)}); write it as such"
         ) from error
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join("; ".join(str(one) for one in error.args).split())[:300]
+    text = str(error) if isinstance(error, UnicodeError) else "; ".join(str(one) for one in error.args)
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()[:300]
 
 
 def type_name(kind: pa.DataType) -> str:

@@ -53,15 +53,15 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
         DataError: a label that is not there, is empty or constant, or does not hold what its task says; no feature.
         ExperimentError: tasks that do not fit together.
     """
-    wanted = [read_task(one) for one in ([tasks] if isinstance(tasks, str | Task) else tasks)]
+    names = source.schema.names
+    wanted = [read_task(one, names) for one in ([tasks] if isinstance(tasks, str | Task) else tasks)]
     if not wanted:
         raise ExperimentError(f"at least one task is wanted; name a label column of {source.name}")
     for task in wanted:
         for column in (task.source, task.sample_weight):
-            if column is not None and column not in source.schema.names:
+            if column is not None and column not in names:
                 raise DataError(
-                    f"{source.name} has no column {column!r} for task {task.name!r}; "
-                    f"{nearest(column, source.schema.names)}"
+                    f"{source.name} has no column {column!r} for task {task.name!r}; {nearest(column, names)}"
                 )
         check_label(task, source.schema.field(task.source).type)
     read = [field.name for field in source.schema if is_readable(field.type)]
@@ -84,8 +84,8 @@ def _schema(source: Source, seen: Survey, labels: Sequence[Task], verdicts: dict
     features = tuple(verdict.feature for verdict in verdicts.values() if verdict.feature is not None)
     if not features:
         first = next(iter(verdicts.items()), None)
-        why = f"; column {first[0]!r} {first[1].reason}" if first else ""
-        raise DataError(f"{source.name} has no column to predict from besides the labels{why}")
+        why = f" (column {first[0]!r}: {first[1].reason})" if first else ""
+        raise DataError(f"{source.name} has no column to predict from besides the labels{why}; add one")
     times = [
         (verdict.time, at, name) for at, (name, verdict) in enumerate(verdicts.items()) if verdict.time is not None
     ]

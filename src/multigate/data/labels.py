@@ -118,7 +118,7 @@ class LabelReader:
                     raise cells.BadCell(
                         f"0/1 or true/false as label of task {task.name!r}",
                         value,
-                        f"say which value means 1, such as positive: {value!r}",
+                        f"say which value means 1, such as positive: {cells.short(value)}, or set its kind",
                     )
                 return math.nan if found is None else plain[found]
 
@@ -196,11 +196,20 @@ class LabelFit:
         if self._base is None and (known == 0 or constant):
             clause = f" on the rows where {task.where!r} is 1" if task.where else ""
             wanted = "known values" if known == 0 else "different values"
-            found = "none" if known == 0 else f"{known:,} labels that are all the same"
+            found = "none" if known == 0 else f"the same in all of them ({known:,})"
+            if known == 0 and task.kind == "regression":
+                found += " (infinities and numbers beyond 3.4e38 count as unknown)"
             advice = "check the column" + (" and 'positive'" if task.positive is not None else "")
-            raise DataError(
-                f"column {task.source!r}: wanted {wanted} of task {task.name!r} among the training rows{clause}, "
-                f"found {found}; {advice}, or leave the task out"
+            raise cells.ColumnError(
+                task.source,
+                f"wanted {wanted} of task {task.name!r} among the training rows{clause}, found {found}; {advice}, "
+                "or leave the task out",
+            )
+        if known and task.sample_weight and self._weight[at] == 0:
+            raise cells.ColumnError(
+                task.sample_weight,
+                f"wanted a weight above 0 on some training row with a label of task {task.name!r}, found none; "
+                "correct the weights, or leave sample_weight out",
             )
         mean = mean if known else 0.0
         violations = int(self._violations[at])
@@ -218,6 +227,12 @@ class LabelFit:
         if self._base is not None:
             return self._base[at].with_(known=known)
         if task.transform == "none":
+            if abs(mean) + sd > MOST_TARGET:
+                raise cells.ColumnError(
+                    task.source,
+                    f"labels of task {task.name!r} are too large to be fitted as they are "
+                    f"(mean {mean:.3g}, deviation {sd:.3g}); use transform: standard",
+                )
             return LabelStats(name=task.name, known=known, average=mean)
         return LabelStats(name=task.name, known=known, mean=mean, sd=sd)
 

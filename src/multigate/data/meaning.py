@@ -1,7 +1,7 @@
 """What a column most likely means: the feature it becomes, or why it becomes none."""
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -149,10 +149,12 @@ def _moment_verdict(column: Column, seen: Survey, kind: pa.DataType | None = Non
     array = seen.sampled(column.name)
     micros = cells.moments(array, column.name)
     micros = micros[micros != cells.NO_MOMENT]
+    if not len(micros):
+        return Verdict(reason="holds no time of the years 1 to 9999")
     daily = bool((micros % 86_400_000_000 == 0).all())
     ordered = bool((np.diff(micros) >= 0).all())
     words = set(words_of(column.name))
-    time = None if words & _NOT_WHEN else 2 * (not ordered) + daily
+    time = None if words & _NOT_WHEN or micros.min() == micros.max() else 2 * (not ordered) + daily
     feature = Time(name=column.name, parts=("weekday",)) if daily else Time(name=column.name)
     return Verdict(feature, time=time, kind=kind)
 
@@ -288,10 +290,4 @@ def _is_dense(column: Column) -> bool:
 
 def only_value(column: Column) -> str:
     """The value of a column of one value."""
-    return short(next(iter(column.counts))) if column.counts else "one value"
-
-
-def short(value: Any) -> str:
-    """A value as an error shows it."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return cells.short(next(iter(column.counts))) if column.counts else "one value"

@@ -8,8 +8,10 @@ import numpy as np
 
 from multigate.options import Options
 
-BLOCK = 65_536
-SAMPLE = 200_000
+BLOCK, BLOCK_VALUES = 65_536, 1 << 24
+"""Rows that are summed together, fewer of a wide table: at most so many values."""
+SAMPLE, SAMPLE_VALUES = 200_000, 1 << 26
+"""Rows of a sample, fewer of a wide table: at most so many values (512 MB)."""
 KNOTS = 1001
 CLIP = 10.0
 """Encoded values stay within +-10 deviations: one absurd value at predict time must not saturate a network."""
@@ -66,15 +68,16 @@ class Ranks:
 
     def __init__(self, knots: np.ndarray, scores: np.ndarray) -> None:
         self.knots, self.scores = knots, scores
-        self._slope = np.diff(scores) / np.diff(knots)
+        self._rise, self._gap = np.diff(scores), np.diff(knots)
 
     def scores_of(self, x: np.ndarray) -> np.ndarray:
         """(R,) -> (R,)."""
         if len(self.knots) < 2:
             return np.where(np.isnan(x), x, 0.0)
         x = np.clip(x, self.knots[0], self.knots[-1])
-        at = np.clip(np.searchsorted(self.knots, x, side="right") - 1, 0, len(self._slope) - 1)
-        return self.scores[at] + self._slope[at] * (x - self.knots[at])
+        at = np.clip(np.searchsorted(self.knots, x, side="right") - 1, 0, len(self._gap) - 1)
+        # a fraction of the gap, for a slope overflows where knots are 1e-310 apart
+        return self.scores[at] + self._rise[at] * ((x - self.knots[at]) / self._gap[at])
 
 
 def fit_ranks(values: np.ndarray, most: int = KNOTS) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +142,8 @@ class Moments:
     """
 
     def __init__(self, columns: int) -> None:
-        self._block = np.empty((columns, BLOCK))
+        self._rows = max(1, min(BLOCK, BLOCK_VALUES // max(columns, 1)))
+        self._block = np.empty((columns, self._rows))
         self._filled = 0
         self.count = np.zeros(columns)
         self.mean = np.zeros(columns)
@@ -149,10 +153,10 @@ class Moments:
         """Values (N, R)."""
         at = 0
         while at < values.shape[1]:
-            many = min(BLOCK - self._filled, values.shape[1] - at)
+            many = min(self._rows - self._filled, values.shape[1] - at)
             self._block[:, self._filled : self._filled + many] = values[:, at : at + many]
             self._filled, at = self._filled + many, at + many
-            if self._filled == BLOCK:
+            if self._filled == self._rows:
                 self._reduce()
 
     def _reduce(self) -> None:
@@ -186,6 +190,7 @@ class Sample:
     """
 
     def __init__(self, columns: int, size: int = SAMPLE) -> None:
+        size = max(1, min(size, SAMPLE_VALUES // max(columns, 1)))
         self._size, self._limit, self._rows, self._many = size, np.uint64(2**64 - 1), 0, 0
         self._kept: list[np.ndarray] = [np.empty((columns, 0))]
         self._hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]

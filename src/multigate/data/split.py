@@ -24,6 +24,9 @@ class Table(Protocol):
     """As much of a ``Source`` as a split needs."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def schema(self) -> pa.Schema: ...
 
     @property
@@ -164,8 +167,9 @@ class _Cut(NamedTuple):
 class _ByTime:
     """Rows of equal time stay together; rows without a time train."""
 
-    def __init__(self, name: str, as_moments: bool, valid: _Cut | None, test: _Cut | None) -> None:
+    def __init__(self, table: str, name: str, as_moments: bool, valid: _Cut | None, test: _Cut | None) -> None:
         self.columns = (name,)
+        self._table = table
         cuts = {"valid_from": valid, "test_from": test}
         self.thresholds = {name: cut.label for name, cut in cuts.items() if cut is not None}
         self._name, self._as_moments = name, as_moments
@@ -173,15 +177,16 @@ class _ByTime:
         self._test = math.inf if test is None else test.at
 
     def assign(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
-        times = _times(batch.column(self._name), self._name, self._as_moments, first_row)
+        with cells.placed(self._table, range(first_row, first_row + batch.num_rows)):
+            times = _times(batch.column(self._name), self._name, self._as_moments)
         return np.where(times >= self._test, 2, np.where(times >= self._valid, 1, 0)).astype(np.uint8)
 
 
-def _times(array: pa.Array, name: str, as_moments: bool, first_row: int) -> np.ndarray:
+def _times(array: pa.Array, name: str, as_moments: bool) -> np.ndarray:
     """(R,) float64, NaN where missing. Microseconds since 1970 are whole below 2^53, the year 2255."""
     if not as_moments:
-        return cells.numbers(array, name, first_row)
-    moments = cells.moments(array, name, first_row)
+        return cells.numbers(array, name)
+    moments = cells.moments(array, name)
     return np.where(moments == cells.NO_MOMENT, np.nan, moments.astype(np.float64))
 
 
@@ -205,7 +210,7 @@ def _by_time(split: Split, source: Table, name: str) -> _ByTime:
             early = distinct < (math.inf if test is None else test.at)
             rest = 1.0 if early.all() else float(before[~early][0])
             valid = _cut_at(distinct[early], before[early], rest - split.valid, float(distinct[0]), as_moments)
-    return _ByTime(name, as_moments, valid, test)
+    return _ByTime(source.name, name, as_moments, valid, test)
 
 
 def _shares(source: Table, name: str, as_moments: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +218,8 @@ def _shares(source: Table, name: str, as_moments: bool) -> tuple[np.ndarray, np.
     sample = Sample(1)
     first_row = 0
     for batch in source.batches([name]):
-        sample.add(_times(batch.column(0), name, as_moments, first_row)[None])
+        with cells.placed(source.name, range(first_row, first_row + batch.num_rows)):
+            sample.add(_times(batch.column(0), name, as_moments)[None])
         first_row += batch.num_rows
     distinct, counts = np.unique(sample.column(0), return_counts=True)
     if len(distinct) < 2:

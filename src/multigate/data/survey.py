@@ -14,8 +14,11 @@ from multigate.data.files import Source
 
 COUNTED = 2_000
 """Columns with up to so many different values have each of them counted."""
-SAMPLE = 20_000
+SAMPLE, SAMPLE_VALUES = 20_000, 1 << 25
+"""Rows of the sample, fewer of a wide table: at most so many cells."""
 SKETCH = 16_384
+VALUES = 1 << 24
+"""Cells that are looked at together."""
 
 _TIME = r"[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?"
 _MOMENT = rf"^\d{{4}}-\d{{2}}-\d{{2}}({_TIME})?$"
@@ -41,11 +44,13 @@ Progress = Callable[[str, int, int | None], None]
 def survey(source: Source, columns: Sequence[str], progress: Progress | None = None) -> Survey:
     """Look at some columns of a table, telling ``progress`` how far."""
     found = {name: Column(name, source.schema.field(name).type) for name in columns}
-    sample = Sample([name for name in columns if not is_list(found[name].kind)])
+    flat = [name for name in columns if not is_list(found[name].kind)]
+    sample = Sample(flat, rows=max(1, min(SAMPLE, SAMPLE_VALUES // max(len(flat), 1))))
     rows = 0
-    for batch in source.batches(columns):
-        for name, array in zip(columns, batch.columns, strict=True):
-            found[name].add(array)
+    for batch in source.batches(columns, rows=max(1024, min(65_536, VALUES // max(len(columns), 1)))):
+        with cells.placed(source.name, range(rows, rows + batch.num_rows)):
+            for name, array in zip(columns, batch.columns, strict=True):
+                found[name].add(array)
         sample.add(batch)
         rows += batch.num_rows
         if progress is not None:

@@ -1,5 +1,6 @@
 """What a task predicts, read off its label column where it was not declared."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from multigate.data import cells
 from multigate.data.files import type_name
-from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, short, words_of
+from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, words_of
 from multigate.data.survey import Column, Survey, is_moment, is_number, is_scalar
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
@@ -17,13 +18,17 @@ _YES = {"1", "true", "t", "yes", "y", "positive", "on"}
 _NO = {"0", "-1", "false", "f", "no", "n", "negative", "off"}
 
 
-def read_task(given: Task | str) -> Task:
-    """A task as the user gave it: ``"buy|click"`` is ``buy`` given ``click``."""
+def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
+    """A task as the user gave it: ``"buy|click"`` is ``buy`` given ``click``. Blanks around names may be left out."""
     if isinstance(given, Task):
         return given
     name, *parent = (part.strip() for part in given.split("|"))
+    blank = [column for column in columns if column.strip() == name]
+    column = blank[0] if len(blank) == 1 and name not in columns else ""
     try:
-        return Task(name=name, given=parent[0]) if len(parent) == 1 else Task(name="|".join([name, *parent]))
+        if len(parent) == 1:
+            return Task(name=name, column=column, given=parent[0])
+        return Task(name="|".join([name, *parent]), column=column)
     except ValidationError as error:
         raise ExperimentError(f"{given!r} is not a task: {explain(error)}") from None
 
@@ -108,7 +113,9 @@ def _with_positive(task: Task, column: Column, values: dict[str, tuple[Any, int]
         return task
     if values is None or len(values) != 2:
         some = (
-            "" if values is None else " (" + ", ".join(short(value) for value, _ in [*values.values()][:3]) + ", ...)"
+            ""
+            if values is None
+            else " (" + ", ".join(cells.short(value) for value, _ in [*values.values()][:3]) + ", ...)"
         )
         raise DataError(
             f"{place} has {column.distinct.estimate:,} different values{some}, but a binary task wants two; "

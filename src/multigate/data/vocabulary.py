@@ -29,26 +29,33 @@ class Lookup(Protocol):
 class Vocabulary:
     """Ids by falling frequency, ties by value, so that the order of the rows does not matter."""
 
-    def __init__(self, values: Sequence[str], counts: Sequence[int]) -> None:
+    def __init__(self, values: Sequence[str], counts: Sequence[int], left_out: int = 0) -> None:
         self.values, self.counts = tuple(values), tuple(counts)
+        self.left_out = left_out
+        """Values of the rows fitted on that are too rare or too many to be kept; known only where it was fitted."""
         self._id: dict[str | None, int] = {value: at for at, value in enumerate(self.values, FIRST)}
         self._id[None] = MISSING
 
     @classmethod
     def fit(cls, counts: dict[str, int], min_count: int = 1, max_size: int | None = None) -> "Vocabulary":
         """The values seen at least ``min_count`` times, at most ``max_size`` of them."""
-        kept = [item for item in counts.items() if item[1] >= min_count]
-        kept.sort(key=lambda item: (-item[1], item[0]))
+        least = min_count
+        if max_size is not None and len(counts) > max_size:
+            times = np.fromiter(counts.values(), np.int64, len(counts))
+            least = max(least, int(np.partition(times, -max_size)[-max_size]))
+        kept = sorted((item for item in counts.items() if item[1] > least), key=lambda item: (-item[1], item[0]))
+        kept += [(value, least) for value in sorted(value for value, count in counts.items() if count == least)]
         kept = kept[:max_size]
-        return cls([value for value, _ in kept], [count for _, count in kept])
+        return cls([value for value, _ in kept], [count for _, count in kept], len(counts) - len(kept))
 
     def grown(self, newer: "Vocabulary", max_size: int | None = None) -> "Vocabulary":
         """This one with the values that only ``newer`` has behind its own, whose ids stay; counts are added."""
         times = dict(zip(newer.values, newer.counts, strict=True))
         counts = [count + times.get(value, 0) for value, count in zip(self.values, self.counts, strict=True)]
-        added = [value for value in newer.values if value not in self._id]
-        added = added[: None if max_size is None else max(max_size - len(self.values), 0)]
-        return Vocabulary((*self.values, *added), (*counts, *(times[value] for value in added)))
+        new = [value for value in newer.values if value not in self._id]
+        added = new[: None if max_size is None else max(max_size - len(self.values), 0)]
+        left_out = newer.left_out + len(new) - len(added)
+        return Vocabulary((*self.values, *added), (*counts, *(times[value] for value in added)), left_out)
 
     @property
     def size(self) -> int:

@@ -136,8 +136,8 @@ class Fit:
         value = self.monitor.value(metrics)
         if math.isnan(value):
             raise RunError(
-                f"monitor {self.monitor.name!r} cannot be computed on the validation rows: they hold one class only; "
-                "choose other validation rows or another monitor"
+                f"monitor {self.monitor.name!r} cannot be computed on the validation rows: their labels are all alike, "
+                "unknown, of weight 0 or too few; choose other validation rows or another monitor"
             )
         if not self.best or value > self.best_value:
             self.best_value, self.best, self.stale = value, metrics, 0

@@ -69,6 +69,8 @@ def _train(
     base = None if start is None else start.encoder
     begun = (folder / CHECKPOINT).is_file()
     prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=not begun)
+    for table, many in prepared.manifest.get("left_out", {}).items():
+        report.detail(f"{table}: {many:,} values are read as unseen (too rare, or beyond max_size)")
     fitted = fit(experiment, prepared, folder, device=device, report=report, start=start, resume=resume)
     curves = fit_curves(experiment, prepared, fitted.model, device)
     Bundle(experiment, prepared.encoder, fitted.model.cpu(), curves).save(folder / BUNDLE)

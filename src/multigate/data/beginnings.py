@@ -1,0 +1,48 @@
+"""What a file is by its first bytes, where that is not what its name says."""
+
+from pathlib import Path
+
+from multigate.errors import DataError
+
+_OTHER = (
+    (b"PAR1", "a Parquet file", "name it .parquet"),
+    (b"PARE", "an encrypted Parquet file", "write it without encryption"),
+    (b"\x1f\x8b", "compressed with gzip", "name it .csv.gz if it holds CSV"),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save it as CSV"),
+    (b"ARROW1", "an Arrow (Feather) file", "write it as Parquet"),
+    (b"BZh91AY", "compressed with bzip2", "unpack it"),
+    (b"\xfd7zXZ", "compressed with xz", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it"),
+)
+"""First bytes, what they say, and what to do about it."""
+
+
+def check_parquet(path: Path) -> None:
+    """Raise ``DataError`` where the file is empty or not a Parquet file."""
+    head = _head(path)
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes); write it again")
+    if not head.startswith((b"PAR1", b"PARE")):
+        what, advice = _other(head) or ("something else", "name it .csv if it holds CSV, or write it again")
+        raise DataError(f"{path} is not a Parquet file but {what}; {advice}")
+
+
+def check_csv(path: Path) -> None:
+    """Raise ``DataError`` where the file is not text, or not compressed although it is called so."""
+    head = _head(path)
+    if path.name.lower().endswith(".gz"):
+        if not head.startswith(b"\x1f\x8b"):
+            raise DataError(f"{path} is not compressed with gzip; name it {path.stem}")
+    elif min(head, default=9) < 9:  # a column of a CSV file may well be called PAR1
+        other = _other(head)
+        if other is not None:
+            raise DataError(f"{path} is not a CSV file but {other[0]}; {other[1]}")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _other(head: bytes) -> tuple[str, str] | None:
+    return next(((what, advice) for magic, what, advice in _OTHER if head.startswith(magic)), None)
