@@ -36,8 +36,9 @@ Random = np.random.Generator
 
 WORDS = ["a", "b", "red", "blue", "0", "1", "NA", "null", "", " ", "é", "🙂🙂", "x\ty", "a,b", 'say "hi"', "two\nlines",
          "nul\0nul", "007", "1e5", "-", "2024-01-01", "true", "=1+1", "\u202eabc", "z" * 3_000]  # fmt: skip
-NAMES = ["user", "item id", "price", "x.y", "naïve", "🙂", "on", "no", "null", "1", "2024-01-01", 'q"q', "it's", "a|b", "a/b",
-         "line\nbreak", " padded ", "label", "features", "kind", "{x}", "%s", "#hash", "c:d", "[1]", "~", "n" * 300]  # fmt: skip
+NAMES = ["user", "item id", "price", "x.y", "naïve", "🙂", "on", "no", "null", "1", "2024-01-01", 'q"q', "it's", "a|b",
+         "a/b", "line\nbreak", " padded ", "label", "features", "kind", "{x}", "%s", "#hash", "c:d", "[1]", "~",
+         "n" * 300]  # fmt: skip
 LABELS = ["click", "buy", "watch", "y", "target 1", "no", "1"]
 STRUCTURES = ["mmoe", "omoe", "shared_bottom", "single_task"]
 
@@ -161,9 +162,9 @@ def commands(random: Random, table: str, labels: list[str]) -> list[list[str]]:
     settings = [f"sharing.structure={structure}", "sharing.hidden=[8]", "tower=[4]", "embedding.dim=4", "epochs=1"]
     if structure in ("mmoe", "omoe"):
         settings.append("sharing.experts=2")
-    extras = ["balance=uncertainty", "split.by=group", "split.test=0.2", "recalibrate=isotonic", "batch_size=7", "seed=3",
-              "optimizer.learning_rate=100", "optimizer.learning_rate=1e20", "split.valid=0.001", "split.valid=0.9",
-              "schema.funnel=loose", "monitor=click/auc", "precision=bfloat16"]  # fmt: skip
+    extras = ["balance=uncertainty", "split.by=group", "split.test=0.2", "recalibrate=isotonic", "batch_size=7",
+              "seed=3", "optimizer.learning_rate=100", "optimizer.learning_rate=1e20", "split.valid=0.001",
+              "split.valid=0.9", "schema.funnel=loose", "monitor=click/auc", "precision=bfloat16"]  # fmt: skip
     settings += [str(one) for one in random.choice(extras, random.integers(0, 3), replace=False)]
     typed = [word for setting in settings for word in ("--set", setting)]
     return [

@@ -1,8 +1,6 @@
 """What an analysis looks at: a trained model and rows with labels, found from a folder."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -71,7 +69,7 @@ def find_subject(
     if table is not None:
         rows = [batch for batch, _ in bundle.batches(table, labels=True)]
         count = sum(batch.rows for batch in rows)
-        chosen_rows = tuple(_spread(iter(rows), count, most))
+        chosen_rows = tuple(rows[:: max(1, ceil(count / most))])
         found = sum(batch.rows for batch in chosen_rows)
         shown = str(table) if isinstance(table, str | Path) else "a table in memory"
         return Subject(name, bundle, chosen_rows, f"{_of(found, count)} rows of {shown}")
@@ -79,7 +77,7 @@ def find_subject(
     if part not in prepared.parts:
         raise DataError(f"{folder} has no {part} rows; it has {', '.join(prepared.parts)}; or name a table")
     chosen_part = prepared.parts[part]
-    batches = tuple(_spread(chosen_part.batches(ROWS), chosen_part.rows, most))
+    batches = tuple(chosen_part.sample(ROWS, most))
     found = sum(batch.rows for batch in batches)
     what = "validation" if part == "valid" else part
     return Subject(name, bundle, batches, f"{_of(found, chosen_part.rows)} {what} rows")
@@ -87,7 +85,3 @@ def find_subject(
 
 def _of(found: int, rows: int) -> str:
     return f"{found:,}" if found == rows else f"{found:,} of {rows:,}"
-
-
-def _spread(batches: Iterator[Batch], rows: int, most: int) -> Iterator[Batch]:
-    return islice(batches, 0, None, max(1, ceil(rows / most)))

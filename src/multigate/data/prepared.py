@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -101,6 +103,10 @@ class Part:
                     waiting, held = [], 0
         if waiting:
             yield join(waiting)
+
+    def sample(self, size: int, most: int) -> Iterator[Batch]:
+        """Every so many of those batches: at most about ``most`` rows, evenly spread."""
+        return islice(self.batches(size), 0, None, max(1, math.ceil(self.rows / most)))
 
 
 class Prepared:

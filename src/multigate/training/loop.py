@@ -3,8 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from multigate.balance import build_balance
 from multigate.batch import Batch
 from multigate.bundle import ROWS, Bundle, build_model
 from multigate.data.loader import Loader
-from multigate.data.prepared import Part, Prepared
+from multigate.data.prepared import Prepared
 from multigate.data.rows import pick_tasks
 from multigate.errors import ExperimentError, RunError
 from multigate.evaluate import Monitor, forward, scores, spaces, to_device
@@ -131,7 +130,8 @@ class Fit:
         """Validation metrics of the weights as they would be kept."""
         if self.average is not None:
             self.average.swap()
-        scored = forward(self.model, _spread(self.prepared.valid, self.experiment.valid_rows, self.tasks), self.device)
+        looked_at = self.prepared.valid.sample(ROWS, self.experiment.valid_rows)
+        scored = forward(self.model, (pick_tasks(batch, self.tasks) for batch in looked_at), self.device)
         metrics = scores(spaces(self.schema, self.prepared.encoder, scored, self.tasks))
         value = self.monitor.value(metrics)
         if math.isnan(value):
@@ -330,12 +330,6 @@ def _line(fitting: Fit, metrics: dict[str, float]) -> str:
     mark = "  best" if fitting.stale == 0 else ""
     speed = fitting.prepared.train.rows * fitting.epoch / max(fitting.seconds, 1e-9)
     return f"epoch {fitting.epoch:>2}/{fitting.experiment.epochs}  {shown}  {speed:,.0f} rows/s{mark}"
-
-
-def _spread(part: Part, most: int, tasks: Sequence[int]) -> Iterator[Batch]:
-    """At most about ``most`` rows of a part, as batches evenly spread over it, with the labels of some tasks."""
-    for batch in islice(part.batches(ROWS), 0, None, math.ceil(part.rows / most)):
-        yield pick_tasks(batch, tuple(tasks))
 
 
 def _batch_size(asked: int | None, rows: int) -> int:
