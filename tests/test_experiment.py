@@ -163,7 +163,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6
 def test_any_names_come_back_from_the_file(names: list[str], kind: str) -> None:
     schema = Schema(
         features=[Number(name) for name in names],
-        tasks=[Task("y", column="the label", positive=names[0])],
+        tasks=[Task("a task nobody draws the name of", column="a label nobody draws", positive=names[0])],
         keys=names,
         group=names[-1],
         types=dict.fromkeys(names, kind),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multigate.errors import ExperimentError
@@ -33,6 +33,7 @@ def test_what_is_dumped_is_read_back(tree: object, one_line: bool) -> None:
 
 
 @given(st.text(max_size=40) | st.text("[]{}:,-&*!#|>'\"\n\t ab<1?", max_size=40))
+@example("[\n")
 def test_any_text_is_read_or_told_in_one_line(text: str) -> None:
     told = "some.yaml"
     try:

@@ -58,7 +58,8 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
-        written = (text.splitlines() or [""])[min(line, text.count("\n"))]
+        lines = text.splitlines() or [""]
+        written = lines[min(line, len(lines) - 1)]  # the mark may stand behind the last line
         problem = "a tab where only blanks may stand" if "\t" in written else error.problem or error.context
         raise ExperimentError(f"{name}, line {line + 1} is not valid YAML: {problem}; mend or quote it") from None
     except (yaml.YAMLError, UnicodeError) as error:
