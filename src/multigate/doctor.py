@@ -241,7 +241,7 @@ def _data() -> Verdict:
 
 
 def _cache() -> Verdict:
-    from multigate.datasets.fetch import _cache as cache_folder
+    from multigate.datasets.fetch import cache_folder
 
     folder = cache_folder()
     _write(next(place for place in (folder, *folder.parents) if place.exists()))

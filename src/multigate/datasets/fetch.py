@@ -9,24 +9,39 @@ from typing import NamedTuple
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-from multigate.datasets.census_income import Progress, is_written, write_census
+from multigate.datasets import census_income, kuairand
+from multigate.datasets.census_income import Progress
 from multigate.errors import DataError, ExperimentError, nearest
 
-UCI = "https://archive.ics.uci.edu/static/public"
 PIECE = 1 << 18
 
 
 class Dataset(NamedTuple):
     """A data set that can be fetched."""
 
+    address: str
+    """Of the site that publishes it."""
     archive: str
-    """Its path below the archive's address."""
+    """Its path below that address."""
     write: Callable[[Path, Path, int, Progress | None], None]
     """(source, out, seed, progress) -> tables in ``out``; raises ``DataError`` where the source is not as published."""
     is_written: Callable[[Path], bool]
 
 
-DATASETS = {"census-income": Dataset("117/census+income+kdd.zip", write_census, is_written)}
+DATASETS = {
+    "census-income": Dataset(
+        "https://archive.ics.uci.edu/static/public",
+        "117/census+income+kdd.zip",
+        census_income.write_census,
+        census_income.is_written,
+    ),
+    "kuairand": Dataset(
+        "https://zenodo.org/records/10439422/files",
+        "KuaiRand-Pure.tar.gz",
+        kuairand.write_kuairand,
+        kuairand.is_written,
+    ),
+}
 
 
 def fetch(
@@ -35,7 +50,7 @@ def fetch(
     source: Path | None = None,
     progress: Progress | None = None,
     *,
-    address: str = UCI,
+    address: str | None = None,
     timeout: float = 30.0,
 ) -> Path:
     """Write the tables of data set ``name`` to ``out``/``name`` and return that folder.
@@ -43,7 +58,7 @@ def fetch(
     The data comes from ``source`` (a folder or file) if given, else from the folder ``name`` in ``MULTIGATE_DATA`` if
     there is one, else from a download, kept in the cache ($XDG_CACHE_HOME or ~/.cache, then multigate). Tables already
     there are left as they are, unless ``source`` is given. Values are checked against the published ones before
-    anything is written.
+    anything is written. ``address`` is a mirror to download from in place of the publisher's site.
 
     ``ExperimentError`` for an unknown name, ``DataError`` where the data cannot be had or is not as published.
     """
@@ -62,8 +77,8 @@ def fetch(
     if shared and (Path(shared) / name).is_dir():
         dataset.write(Path(shared) / name, folder, 0, progress)
         return folder
-    url = f"{address}/{quote(dataset.archive, safe='/+')}"
-    archive = _cache() / Path(dataset.archive).name
+    url = f"{address or dataset.address}/{quote(dataset.archive, safe='/+')}"
+    archive = cache_folder() / Path(dataset.archive).name
     if not archive.exists():
         _download(url, archive, name, timeout, progress)
     try:
@@ -74,7 +89,8 @@ def fetch(
     return folder
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where downloads are kept: $XDG_CACHE_HOME or ~/.cache, then multigate."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "multigate"
 

@@ -87,7 +87,7 @@ def _chart(comparison: Comparison, metric: str) -> Chart:
 
 
 def _with(comparison: Comparison, metric: str) -> list[str]:
-    """Structures that have the metric: single-task models and boosting have no conditionals."""
+    """Structures that have the metric: single-task models have no conditional of a task with ``where``."""
     return [one for one in comparison.structures if comparison.values(one, metric)]
 
 
