@@ -556,6 +556,8 @@ NASTY = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([feature.source for feature in ALL] + ["group"]), NASTY)
+@example("time", np.int64(2**63 - 1).view("datetime64[Y]"))
+@example("time", np.int64(2**63 - 1).view("datetime64[as]"))
 def test_whatever_a_cell_holds_is_read_or_refused_kindly(column, value):
     row = dict.fromkeys([feature.source for feature in ALL]) | {column: value}
     told = ""

@@ -170,7 +170,10 @@ def moment(value: Any) -> int | None:
 
 def _datetime(value: np.datetime64) -> datetime | None:
     """To the microsecond, None where missing or not of the years 1 to 9999."""
-    if np.isnat(value) or not 1 <= 1970 + value.astype("datetime64[Y]").astype(int) <= 9999:
+    if np.datetime_data(value.dtype)[0] in ("ps", "fs", "as"):  # a year is too long for them
+        value = value.astype("datetime64[us]")
+    # as a Python int: of the largest dates even the year overflows
+    if np.isnat(value) or not 1 <= 1970 + int(value.astype("datetime64[Y]").astype(np.int64)) <= 9999:
         return None
     return value.astype("datetime64[us]").item()
 
