@@ -11,7 +11,7 @@ from multigate.report.trained import Trained
 
 def curves(one: Trained) -> Iterator[Block]:
     """A reliability diagram for every binary task and conditional."""
-    subject = one.looked_at
+    subject = one.checked
     found = reliability(subject)
     if not found:
         yield Text("None of the tasks is binary, so there are no probabilities to check.")
@@ -21,9 +21,18 @@ def curves(one: Trained) -> Iterator[Block]:
     yield Figure(
         f"{subject.rows}, in bins of equally many by predicted probability. A dot is a bin, its line the 95 % interval "
         f"of the observed rate; on the dashed diagonal predictions are as frequent as they say."
-        f"{edges if logarithmic else ''} ECE is the mean distance from the diagonal. {_told(found)}",
+        f"{edges if logarithmic else ''} ECE is the mean distance from the diagonal. {_told(found)}{_doubt(one)}",
         tuple(reliability_chart(curve) for curve in found),
     )
+
+
+def _doubt(one: Trained) -> str:
+    """Why the rows may not be those that predictions were corrected for."""
+    if not one.checked.bundle.curves or one.parts != ("valid",) or one.from_table:
+        return ""
+    if one.experiment.recalibrate != "none":
+        return " Predictions were recalibrated on these very rows, so look at other rows (--table) before you trust it."
+    return " Predictions are corrected for sampled negatives, these rows are not: look at rows as they come (--table)."
 
 
 def _told(found: tuple[Reliability, ...]) -> str:

@@ -27,6 +27,11 @@ class Trained:
         self.folder = source.folder
 
     @property
+    def from_table(self) -> bool:
+        """Whether a table stands in for the rows it was trained with."""
+        return self._table is not None
+
+    @property
     def comparison(self) -> Comparison | None:
         return self.source if isinstance(self.source, Comparison) else None
 
@@ -74,12 +79,19 @@ class Trained:
     @property
     def parts(self) -> tuple[str, ...]:
         """Parts there are to score, validation rows first; those of a table are all one."""
-        return ("valid",) if self._table is not None or "test" not in self.rows else ("valid", "test")
+        return ("valid",) if self.from_table or "test" not in self.rows else ("valid", "test")
 
     @cached_property
     def looked_at(self) -> Subject:
         """The model with the table's or validation rows, for all that explains it."""
         return self.subject(structure=self.chosen if self.comparison else None)
+
+    @cached_property
+    def checked(self) -> Subject:
+        """The model with rows that its probabilities can be held against: curves are fitted to validation rows."""
+        if not self.looked_at.bundle.curves or self.parts == ("valid",):
+            return self.looked_at
+        return self.subject("test")
 
     @cached_property
     def inspection(self) -> Inspection:
