@@ -307,3 +307,13 @@ def test_a_hundred_thousand_rows_take_seconds():
     start = time.process_time()
     bootstrap("binary", logits, labels, weights, groups, replicates=200)
     assert time.process_time() - start < 10  # 1 s alone on one core
+
+
+def test_infinite_predictions_have_metrics_and_intervals_without_a_warning() -> None:
+    """A regression that diverged (warnings are errors here)."""
+    labels = np.arange(20.0)
+    values = np.where(labels < 3, np.inf, labels)
+    assert score_task("regression", values, labels)["rmse"] == np.inf
+    low, high = bootstrap("regression", values, labels, replicates=50)["rmse"]
+    assert not np.isfinite(high)
+    assert low >= 0 or np.isnan(low)

@@ -418,5 +418,6 @@ def _last_of_equal(ordered: NDArray[Any]) -> NDArray[np.intp]:
 def _interval(values: Floats, level: float) -> tuple[float, float]:
     """The middle ``level`` of the values that are defined."""
     values = values[~np.isnan(values)]
-    low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2)) if len(values) else (np.nan, np.nan)
+    with np.errstate(invalid="ignore"):  # between two infinite values there is none
+        low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2)) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
