@@ -117,26 +117,29 @@ class _ParquetFile:
         self._path = path
         self._dictionaries: list[str] = []
         check_parquet(path)
-        with self._open() as file:
-            self._dictionaries = _dictionary_columns(file)
-        with self._open() as file:
-            self.schema = file.schema_arrow.remove_metadata()
-            self.rows: int | None = file.metadata.num_rows
-        _check_names(self.schema.names, self.name)
+        with self._told("is not a whole Parquet file, perhaps cut off while it was written"):
+            with self._open() as file:
+                self._dictionaries = _dictionary_columns(file)
+            with self._open() as file:
+                self.schema = file.schema_arrow.remove_metadata()
+                self.rows: int | None = file.metadata.num_rows
+                names = self.schema.names
+        _check_names(names, self.name)
 
     def _open(self) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(self._path, read_dictionary=self._dictionaries, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
-            raise self._explained(error, "is not a whole Parquet file, perhaps cut off while it was written") from error
+        return pq.ParquetFile(self._path, read_dictionary=self._dictionaries, pre_buffer=False)
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        with self._open() as file:
-            try:
-                for batch in file.iter_batches(batch_size=rows, columns=wanted.names):
-                    yield batch.select(wanted.names)  # 'a.b' also names the field b of a struct a
-            except (pa.ArrowException, OSError) as error:
-                raise self._explained(error, "is damaged and cannot be read to its end") from error
+        with self._told("is damaged and cannot be read to its end"), self._open() as file:
+            for batch in file.iter_batches(batch_size=rows, columns=wanted.names):
+                yield batch.select(wanted.names)  # 'a.b' also names the field b of a struct a
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            raise self._explained(error, what) from error
 
     def _explained(self, error: Exception, what: str) -> DataError:
         if "crypt" in str(error):
