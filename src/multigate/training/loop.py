@@ -241,15 +241,16 @@ def fit(
             fitting.restore()
         else:
             (folder / METRICS).unlink(missing_ok=True)
-        if start is not None and fitting.step_done == 0:
-            start_from(fitting.model, start)
-            _tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": _named(fitting.evaluate())})
+            if start is not None:
+                start_from(fitting.model, start)
+                metrics = _named(fitting.evaluate())
+                _tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": metrics})
         board = None
         fitting.model.train()
         while fitting.epoch < experiment.epochs and not _finished(fitting):
             _run_epoch(fitting, report, interrupts)
-            metrics = fitting.evaluate()
-            entry = _entry(fitting, metrics)
+            scored = fitting.evaluate()
+            entry = _entry(fitting, scored)
             _tell(fitting, entry)
             board = board or _tensorboard(folder)
             for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
@@ -258,7 +259,7 @@ def fit(
             fitting.epoch += 1
             fitting.losses.zero_()
             fitting.save()
-            report.detail(_line(fitting, metrics))
+            report.detail(_line(fitting, scored))
             if interrupts.asked:
                 raise fitting.stopped()
         if board is not None:
