@@ -1,5 +1,6 @@
 """What an analysis looks at: a trained model and rows with labels, found from a folder."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -67,9 +68,7 @@ def find_subject(
             raise RunError(f"{folder} has no prepared rows; name a table with labels")
         bundle = load(folder)
     if table is not None:
-        rows = [batch for batch, _ in bundle.batches(table, labels=True)]
-        count = sum(batch.rows for batch in rows)
-        chosen_rows = tuple(rows[:: max(1, ceil(count / most))])
+        chosen_rows, count = _thinned((batch for batch, _ in bundle.batches(table, labels=True)), most)
         found = sum(batch.rows for batch in chosen_rows)
         shown = str(table) if isinstance(table, str | Path) else "a table in memory"
         return Subject(name, bundle, chosen_rows, f"{_of(found, count)} rows of {shown}")
@@ -85,3 +84,17 @@ def find_subject(
 
 def _of(found: int, rows: int) -> str:
     return f"{found:,}" if found == rows else f"{found:,} of {rows:,}"
+
+
+def _thinned(batches: Iterable[Batch], most: int) -> tuple[tuple[Batch, ...], int]:
+    """At most about ``most`` rows, evenly spread, of so many in all; never many more are held at once."""
+    kept: list[Batch] = []
+    stride, count = 1, 0
+    for at, batch in enumerate(batches):
+        count += batch.rows
+        if at % stride == 0:
+            kept.append(batch)
+        if len(kept) > 1 and sum(one.rows for one in kept) > 2 * most:
+            kept, stride = kept[::2], 2 * stride
+    rows = sum(batch.rows for batch in kept)
+    return tuple(kept[:: max(1, ceil(rows / most))]), count
