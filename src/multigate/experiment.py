@@ -15,7 +15,7 @@ from multigate.model import Tower
 from multigate.nn.embed import Embedding
 from multigate.options import Options, explain
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, MMoE, Structure
+from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure
 from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Paths = str | tuple[str, ...]
@@ -81,11 +81,12 @@ with warnings.catch_warnings():
         @classmethod
         def _structure_by_name(cls, value: Any) -> Any:
             if isinstance(value, str):
-                value = {"structure": value}
+                value = VARIANTS.get(value, {"structure": value})
             if isinstance(value, Mapping):
                 name = value.get("structure", "mmoe")
                 if not isinstance(name, str) or name not in STRUCTURES:
-                    raise ValueError(f"there is no structure {name!r}; {nearest(str(name), STRUCTURES)}")
+                    known = (*STRUCTURES, *VARIANTS)
+                    raise ValueError(f"there is no structure {name!r}; {nearest(str(name), known)}")
                 return STRUCTURES[name].model_validate(dict(value))
             return value
 

@@ -24,6 +24,12 @@ class Tower(Options):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class Represented(NamedTuple):
+    """A batch as tasks come to share it: ``x`` (B, D)."""
+
+    x: Tensor
+
+
 class Outputs(NamedTuple):
     """What a model returns. O counts one column per binary or regression task and K per multiclass task, in task order.
 
@@ -43,6 +49,9 @@ class Model(nn.Module):
 
     ``parents`` and ``order`` are those of ``Schema``: the ``given`` parent of each task, and tasks with parents first.
     """
+
+    first: Tensor
+    binary: Tensor
 
     def __init__(
         self,
@@ -64,7 +73,11 @@ class Model(nn.Module):
         self.heads = Heads(layout.tasks, parents, self.towers.d_out)
         self.calibration: Calibration | None = None
         """Corrects the towers' logits once training is over."""
-        first = {i: column for i, (column, _) in enumerate(output_columns(layout.tasks))}
+        self.penalises_outputs = hasattr(self.sharing, "output_penalty")
+        first = [column for column, _ in output_columns(layout.tasks)]
+        self.register_buffer("first", torch.tensor(first), persistent=False)
+        binary = [task.kind == "binary" for task in layout.tasks]
+        self.register_buffer("binary", torch.tensor(binary), persistent=False)
         # chains are folded over output columns; a task with a parent is binary and so has one column
         self.parents: list[int | None] = [None] * self.heads.outputs
         for i, parent in enumerate(parents):
@@ -73,13 +86,24 @@ class Model(nn.Module):
         self.order = [first[i] for i in (order if order is not None else range(len(tasks)))]
 
     def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Outputs:
-        x = self.embed(numbers, categories, bags)  # (B, D)
-        shared = self.sharing(x)
+        return self.decide(self.represent(numbers, categories, bags))
+
+    def represent(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Represented:
+        """The first half: embeddings side by side, which is where tasks' gradients are compared and balanced."""
+        return Represented(self.embed(numbers, categories, bags))
+
+    def decide(self, seen: Represented, *, calibrated: bool = True) -> Outputs:
+        """The second half: share, towers, chain; ``calibrated=False`` leaves logits as training had them."""
+        shared = self.sharing(seen.x)
         conditionals = self.heads(self.towers(shared.z))  # (B, O)
-        if self.calibration is not None:
+        if self.calibration is not None and calibrated:
             conditionals = self.calibration(conditionals)
         logits = fold(conditionals, self.parents, self.order)
-        return Outputs(logits, conditionals, shared.gates, shared.penalty)
+        penalty = shared.penalty
+        if self.training and self.penalises_outputs:
+            probabilities = torch.sigmoid(logits.index_select(1, self.first))  # (B, T)
+            penalty = penalty + self.sharing.output_penalty(probabilities, self.binary)  # type: ignore[attr-defined]
+        return Outputs(logits, conditionals, shared.gates, penalty)
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through sharing, towers and heads (embeddings are look-ups)."""

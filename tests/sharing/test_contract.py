@@ -7,11 +7,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from multigate.sharing import STRUCTURES, Shared, Sharing, Structure
+from multigate.nn.parallel import ParallelLinear
+from multigate.sharing import STRUCTURES, VARIANTS, GatedStructure, Shared, Sharing, Structure
 
 D, ROWS = 12, 9
 TASKS = {2: ("click", "buy"), 20: tuple(f"task{i}" for i in range(20))}
-CASES = [pytest.param(kind(), id=name) for name, kind in STRUCTURES.items()]
+ALL = {name: kind() for name, kind in STRUCTURES.items()} | VARIANTS
+CASES = [pytest.param(options, id=name) for name, options in ALL.items()]
+WITH_OWN = [pytest.param(options, id=name) for name, options in ALL.items() if options.inputs(2) is not None]
+GATED = [pytest.param(options, id=name) for name, options in ALL.items() if isinstance(options, GatedStructure)]
 
 
 def build(options: Structure, tasks: int = 2) -> Sharing:
@@ -61,7 +65,7 @@ def test_rows_are_independent(options: Structure, x: Tensor) -> None:
 def test_every_parameter_gets_gradient(options: Structure) -> None:
     module = build(options)
     seen = {name: False for name, _ in module.named_parameters()}
-    for _ in range(4):
+    for _ in range(50 if options.sparse_gradient else 4):
         shared = module(torch.randn(64, D))
         (shared.z.square().sum() + shared.penalty).backward()
     for name, parameter in module.named_parameters():
@@ -76,8 +80,9 @@ def test_experts_and_units_differ_after_initialisation_and_in_training(options: 
 
     def closest() -> float:
         """Smallest distance between two units of one layer, over all layers and copies."""
-        weights = [p.detach().flatten(0, -2) for p in module.parameters() if p.dim() == 3]
-        return min(torch.pdist(weight).min().item() for weight in weights)
+        layers = [layer for layer in module.modules() if isinstance(layer, ParallelLinear) and layer.bias is not None]
+        assert layers, "a structure without experts"
+        return min(torch.pdist(layer.weight.detach().flatten(0, -2)).min().item() for layer in layers)
 
     assert closest() > 1e-3
     target = torch.randn(64, 2, module.d_out)
@@ -91,10 +96,10 @@ def test_experts_and_units_differ_after_initialisation_and_in_training(options: 
 
 @pytest.mark.parametrize("options", CASES)
 def test_saved_and_loaded_is_equal(options: Structure, x: Tensor) -> None:
-    module, other = build(options), build(options)
+    module, other = build(options).eval(), build(options).eval()
     assert not torch.equal(module(x).z, other(x).z)
     other.load_state_dict(load(save(module.state_dict())))
-    torch.testing.assert_close(module.eval()(x), other.eval()(x), atol=0, rtol=0)
+    torch.testing.assert_close(module(x), other(x), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("options", CASES)
@@ -111,7 +116,8 @@ def test_exported_is_equal(options: Structure, x: Tensor) -> None:
 
 @pytest.mark.parametrize("options", CASES)
 def test_compiled_is_equal(options: Structure, x: Tensor) -> None:
-    check_compiled(build(options), x, backend="aot_eager")
+    module = build(options)
+    check_compiled(module.eval() if options.stochastic else module, x, backend="aot_eager")
 
 
 @pytest.mark.parametrize("name", ["shared_bottom", "mmoe"])
@@ -121,6 +127,7 @@ def test_compiled_by_inductor_is_equal(name: str, x: Tensor) -> None:
 
 def check_compiled(module: nn.Module, x: Tensor, backend: str) -> None:
     torch._dynamo.reset()
+    torch.manual_seed(0)
     compiled = torch.compile(module, backend=backend)
     eager_x, compiled_x = x.clone().requires_grad_(), x.clone().requires_grad_()
     eager, fast = module(eager_x), compiled(compiled_x)
@@ -134,6 +141,8 @@ def check_compiled(module: nn.Module, x: Tensor, backend: str) -> None:
 def test_stacked_replicas_equal_separate_runs(options: Structure, x: Tensor) -> None:
     """Three replicas trained as one vmapped computation and one by one: the same for the first steps."""
     replicas = [build(options) for _ in range(3)]
+    if options.stochastic:  # draws of three runs and of one stack are different ones
+        replicas = [replica.eval() for replica in replicas]
     target = torch.randn(ROWS, 2, replicas[0].d_out)
 
     def loss_of(module: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
@@ -179,3 +188,31 @@ def test_widened_multiplies_the_widths(options: Structure) -> None:
 def test_options_go_through_plain_values(options: Structure) -> None:
     changed = options.widened(1.5)
     assert STRUCTURES[changed.to_dict()["structure"]].model_validate(changed.to_dict()) == changed
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_no_penalty_in_evaluation(options: Structure, x: Tensor) -> None:
+    assert build(options).eval()(x).penalty == 0
+
+
+@pytest.mark.parametrize("options", WITH_OWN)
+@pytest.mark.parametrize("tasks", [2, 20])
+def test_tasks_with_inputs_of_their_own(options: Structure, tasks: int) -> None:
+    """x (B, n, D): every input is read, and inputs that are alike do what one input does."""
+    module = build(options, tasks).eval()
+    n = options.inputs(tasks)
+    x = torch.randn(ROWS, D)
+    alike = module(x.unsqueeze(1).expand(-1, n, -1))
+    torch.testing.assert_close(alike.z, module(x).z)
+    apart = torch.randn(ROWS, n, D, requires_grad=True)
+    module(apart).z.square().sum().backward()
+    assert (apart.grad.abs().sum((0, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("options", GATED)
+def test_columns_that_only_gates_read(options: GatedStructure, x: Tensor) -> None:
+    """With context z moves; experts never see it, so one source alone does not move with it."""
+    module = options.build(D, TASKS[2], 3).eval()
+    here, there = module(x, torch.zeros(ROWS, 3)), module(x, torch.randn(ROWS, 3) * 5)
+    assert any(not torch.equal(a, b) for a, b in zip(here.gates, there.gates, strict=True))
+    assert module(x[:1], torch.zeros(1, 3)).z.shape == (1, 2, module.d_out)

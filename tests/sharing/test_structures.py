@@ -1,28 +1,13 @@
 """Each structure against the paper written as plain loops over rows, tasks, experts and units."""
 
-import math
-
 import pytest
 import torch
+from loops import loop_mlp, loop_softmax
 from torch import Tensor
 
-from multigate.nn.parallel import ParallelMLP
 from multigate.sharing import MMoE, OMoE, SharedBottom, SingleTask
 
 D, TASKS = 5, ("a", "b", "c")
-
-
-def loop_mlp(mlp: ParallelMLP, copy: int, x: list[float]) -> list[float]:
-    """Copy ``copy`` of a stack of MLPs: ReLU(W x + b), one unit at a time."""
-    for layer in mlp.layers:
-        weight, bias = layer.weight[copy].tolist(), layer.bias[copy].tolist()
-        x = [max(0.0, b + sum(w * v for w, v in zip(row, x, strict=True))) for row, b in zip(weight, bias, strict=True)]
-    return x
-
-
-def loop_softmax(weight: list[list[float]], x: list[float]) -> list[float]:
-    exps = [math.exp(sum(w * v for w, v in zip(row, x, strict=True))) for row in weight]
-    return [value / sum(exps) for value in exps]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from multigate.analysis.subject import Subject
 from multigate.batch import Batch, TaskColumn
-from multigate.chain import fold
 from multigate.data.rows import cut, join
 from multigate.errors import DataError
 from multigate.model import Model
@@ -93,10 +92,9 @@ def _cosines(model: Model, objective: Objective, batch: Batch) -> Floats:
     training = model.training
     model.eval()
     with torch.enable_grad():
-        x = model.embed(batch.numbers, batch.categories, batch.bags).detach().requires_grad_()  # (B, D)
-        # the towers' own logits, as training saw them: ``model(...)`` may add calibration
-        conditionals = model.heads(model.towers(model.sharing(x).z))
-        logits = fold(conditionals, model.parents, model.order)
+        seen = model.represent(batch.numbers, batch.categories, batch.bags)
+        x = seen.x.detach().requires_grad_()  # (B, D)
+        logits = model.decide(seen._replace(x=x), calibrated=False).logits
         losses = objective(logits, batch.labels, batch.known, batch.weights)  # (T,)
         gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0].flatten() for loss in losses]
     model.train(training)

@@ -3,7 +3,7 @@
 from multigate.sharing.mmoe import MMoE, OMoE
 from multigate.sharing.shared_bottom import SharedBottom
 from multigate.sharing.single_task import SingleTask
-from multigate.sharing.structure import Level, Shared, Sharing, Structure
+from multigate.sharing.structure import GatedStructure, Level, Shared, Sharing, Structure
 
 STRUCTURES: dict[str, type[Structure]] = {
     "single_task": SingleTask,
@@ -12,4 +12,19 @@ STRUCTURES: dict[str, type[Structure]] = {
     "mmoe": MMoE,
 }
 
-__all__ = ["STRUCTURES", "Level", "MMoE", "OMoE", "Shared", "SharedBottom", "Sharing", "SingleTask", "Structure"]
+VARIANTS: dict[str, Structure] = {}
+"""Settings of structures that have a name of their own, which experiments and comparisons take like a structure's."""
+
+__all__ = [
+    "STRUCTURES",
+    "VARIANTS",
+    "GatedStructure",
+    "Level",
+    "MMoE",
+    "OMoE",
+    "Shared",
+    "SharedBottom",
+    "Sharing",
+    "SingleTask",
+    "Structure",
+]

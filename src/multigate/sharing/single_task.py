@@ -15,9 +15,12 @@ class SingleTask(Structure):
     def build(self, d_in: int, tasks: tuple[str, ...]) -> "SingleTaskSharing":
         return SingleTaskSharing(self, d_in, tasks)
 
+    def inputs(self, tasks: int) -> int | None:
+        return tasks
+
 
 class SingleTaskSharing(nn.Module):
-    """x (B, D) -> z (B, T, H): y_k = h^k(f_k(x))."""
+    """x (B, D) or (B, T, D) -> z (B, T, H): y_k = h^k(f_k(x_k))."""
 
     def __init__(self, options: SingleTask, d_in: int, tasks: tuple[str, ...]) -> None:
         super().__init__()

@@ -1,11 +1,12 @@
 """What every sharing structure is: frozen options that build a module x (B, D) -> one representation per task."""
 
 from abc import abstractmethod
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field
 from torch import Tensor
 
+from multigate.nn.gate import Gate, Mask
 from multigate.nn.parallel import Activation, ParallelMLP
 from multigate.options import Options
 
@@ -14,7 +15,7 @@ class Shared(NamedTuple):
     """What a structure returns.
 
     ``z`` (B, T, H); ``gates``, one (B, readers, sources) per level of ``wiring``, none at all where every reading
-    weighs 1; scalar ``penalty``, what the structure adds to the loss.
+    weighs 1; scalar ``penalty``, what the structure adds to the loss: zero, and not computed, in evaluation.
     """
 
     z: Tensor
@@ -32,7 +33,11 @@ class Level(NamedTuple):
 
 
 class Sharing(Protocol):
-    """The module a structure builds; also a ``torch.nn.Module``."""
+    """The module a structure builds; also a ``torch.nn.Module``.
+
+    A module of ``GatedStructure`` also takes ``context`` (B, G), the columns that only gates read. A module that
+    defines ``output_penalty(probabilities (B, T), binary (T,) bool) -> scalar`` has it added to the loss.
+    """
 
     @property
     def d_out(self) -> int: ...
@@ -43,7 +48,17 @@ class Sharing(Protocol):
 
 
 class Structure(Options):
-    """Options of a structure. A subclass adds ``structure: Literal["its_name"]`` and its own knobs."""
+    """Options of a structure. A subclass adds ``structure: Literal["its_name"]`` and its own knobs.
+
+    Where a structure cannot hold what the contract tests ask of all, it says so here.
+    """
+
+    stochastic: ClassVar[bool] = False
+    """Draws random numbers in training beyond dropout."""
+    batch_statistics: ClassVar[bool] = False
+    """A row's output depends on the other rows of its batch in training."""
+    sparse_gradient: ClassVar[bool] = False
+    """Some parameters may get no gradient from a batch."""
 
     hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1)
     """Widths of the layers of an expert (or bottom)."""
@@ -55,6 +70,11 @@ class Structure(Options):
     @abstractmethod
     def build(self, d_in: int, tasks: tuple[str, ...]) -> Sharing:
         """The module for inputs of width ``d_in`` and these tasks, freshly initialised."""
+
+    def inputs(self, tasks: int) -> int | None:
+        """With ``tables: own``, the inputs n of x (B, n, D) for so many tasks: one a task, in their order, and perhaps
+        one for what they share after them. None where all tasks must read one input."""
+        return None
 
     def widened(self, factor: float) -> Self:
         """The same structure with every hidden width multiplied; used to give all structures one budget."""
@@ -70,6 +90,22 @@ class Structure(Options):
             dropout=self.dropout,
             normalisation=self.normalisation,
         )
+
+
+class GatedStructure(Structure):
+    """Options of a structure whose tasks weigh what they read by gates."""
+
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the gates: above 1 evens their weights out, below 1 sharpens them."""
+
+    @abstractmethod
+    def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> Sharing:
+        """As for any structure; ``d_context`` columns are read by gates alone, given as ``context`` (B, d_context)."""
+
+    def gate(self, readers: int, sources: int, d_in: int, mask: Mask | None = None) -> Gate:
+        """A gate of these options: what x (B, d_in) or (B, readers, d_in) makes each reader read of each source."""
+        return Gate(readers, sources, d_in, mask=mask, dropout=self.gate_dropout, temperature=self.temperature)
 
 
 def experts_named(n: int) -> tuple[str, ...]:
