@@ -113,7 +113,9 @@ def score(
 @app.command()
 def compare(
     experiment: ExperimentFile,
-    structures: Annotated[str, typer.Option(help="Comma-separated.")] = "single_task,shared_bottom,omoe,mmoe",
+    structures: Annotated[
+        str, typer.Option(help="Names of structures, comma-separated, or 'all'.")
+    ] = "single_task,shared_bottom,omoe,mmoe",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each structure.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; called again it goes on.")] = Path(
         "runs/compare"
@@ -122,10 +124,11 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Train several structures on the same rows, seeds and budget, and tell what sharing gains."""
+    from multigate.analysis.compare import ALL
     from multigate.analysis.compare import compare as run_comparison
     from multigate.experiment import read_experiment
 
-    names = tuple(name.strip() for name in structures.split(",") if name.strip())
+    names = ALL if structures == "all" else tuple(name.strip() for name in structures.split(",") if name.strip())
     comparison = run_comparison(
         read_experiment(experiment, set_ or ()), out, structures=names, seeds=seeds, device=device
     )

@@ -27,7 +27,7 @@ from multigate.experiment import Experiment, make_experiment
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.run import MEMBERS, claimed, stored_values, strict
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, Structure
+from multigate.sharing import STRUCTURES, VARIANTS, structure_named
 from multigate.training.checkpoint import load_weights
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import BEST, CHECKPOINT, Fitted, choose_device, fit
@@ -35,6 +35,8 @@ from multigate.training.progress import Reporter
 from multigate.training.train import PREPARED, open_sources, prepare_sources
 from multigate.writing import write_text, writing
 
+ALL = (*STRUCTURES, *VARIANTS)
+"""Every structure and variant there is, in the order of the zoo."""
 BASELINE = "single_task"
 BOOSTING = "boosting"
 REACHED = "reached"
@@ -54,7 +56,7 @@ class Comparison:
     @property
     def structures(self) -> list[str]:
         """In the order of the zoo, those of one's own after it, boosting last."""
-        order = {name: place for place, name in enumerate((*STRUCTURES, "", BOOSTING))}
+        order = {name: place for place, name in enumerate((*ALL, "", BOOSTING))}
         return sorted({row["structure"] for row in self.rows}, key=lambda name: (order.get(name, order[""]), name))
 
     def values(self, structure: str, column: str) -> dict[int, float]:
@@ -168,7 +170,7 @@ def compare(
     ``runs.parquet`` there has one row per run. A gradient-boosting row per task is added where scikit-learn is there.
     """
     chosen = choose_device(device)
-    known = {*STRUCTURES, _name(experiment.sharing)}
+    known = {*ALL, experiment.sharing.name}
     for name in structures:
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
@@ -240,7 +242,8 @@ def _train(
 
     ``single_task`` sums the cost of its T models, those of conditionals not counted: they answer another question.
     """
-    own = experiment.sharing if _name(experiment.sharing) == name else STRUCTURES[name]()
+    own = experiment.sharing if experiment.sharing.name == name else structure_named(name)
+    assert own is not None, name  # names were checked before anything was trained
     tasks = range(len(experiment.schema.tasks))
     trainings = [[task] for task in tasks] if name == BASELINE else [None]
     part = prepared.test or prepared.valid
@@ -319,10 +322,6 @@ def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
 def _side_by_side(outputs: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
     """Outputs (R,) or (R, K) of each task as columns (R, O)."""
     return np.concatenate([one.reshape(len(one), -1) for one in outputs], axis=1).astype(np.float32)
-
-
-def _name(structure: Structure) -> str:
-    return str(structure.to_dict()["structure"])
 
 
 def _main_metrics(schema: Schema) -> list[str]:

@@ -58,7 +58,7 @@ def inspect_model(
     losses = permutation_importance(bundle, rows, repeats=repeats, progress=progress) if importance else ()
     return Inspection(
         model=subject.name,
-        structure=str(bundle.experiment.sharing.to_dict()["structure"]),
+        structure=bundle.experiment.sharing.name,
         rows=subject.rows,
         levels=tuple(levels),
         units=units,

@@ -15,6 +15,12 @@ STRUCTURES: dict[str, type[Structure]] = {
 VARIANTS: dict[str, Structure] = {}
 """Settings of structures that have a name of their own, which experiments and comparisons take like a structure's."""
 
+
+def structure_named(name: str) -> Structure | None:
+    """The structure or variant of that name at its own settings; None where there is none."""
+    return STRUCTURES[name]() if name in STRUCTURES else VARIANTS.get(name)
+
+
 __all__ = [
     "STRUCTURES",
     "VARIANTS",
@@ -27,4 +33,5 @@ __all__ = [
     "Sharing",
     "SingleTask",
     "Structure",
+    "structure_named",
 ]

@@ -67,6 +67,11 @@ class Structure(Options):
     """After each layer of an expert."""
     normalisation: Literal["none", "layer"] = "none"
 
+    @property
+    def name(self) -> str:
+        """Its tag, as experiments spell it."""
+        return str(self.to_dict()["structure"])
+
     @abstractmethod
     def build(self, d_in: int, tasks: tuple[str, ...]) -> Sharing:
         """The module for inputs of width ``d_in`` and these tasks, freshly initialised."""

@@ -25,9 +25,8 @@ def check_start(bundle: Bundle, experiment: Experiment) -> None:
         raise ExperimentError(f"schema.features differ from those the bundle was trained with{which}; {advice}")
     if [_meaning(task) for task in before.schema.tasks] != [_meaning(task) for task in now.schema.tasks]:
         raise ExperimentError(f"schema.tasks mean something else than in the bundle; {advice}")
-    names = [one.to_dict()["structure"] for one in (before.sharing, now.sharing)]
-    if names[0] != names[1]:
-        raise ExperimentError(f"sharing is {names[1]!r}, the bundle's is {names[0]!r}; {advice}")
+    if before.sharing.name != now.sharing.name:
+        raise ExperimentError(f"sharing is {now.sharing.name!r}, the bundle's is {before.sharing.name!r}; {advice}")
 
 
 def start_from(model: Model, bundle: Bundle) -> None:
