@@ -6,7 +6,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from multigate.analysis.gates import QUANTILES, dead_sources, level_gates, polarised_gates
+from multigate.analysis.gates import QUANTILES, dead_sources, is_sparse, level_gates, polarised_gates
 from multigate.sharing import Level
 
 TASKS, EXPERTS = ("click", "buy", "like"), ("a", "b", "c", "d")
@@ -83,6 +83,22 @@ def test_polarised_is_a_choice_that_settled():
     one_expert = level_gates(Level(TASKS, ("only",), ((True,),) * 3), np.ones((5, 3, 1), dtype=np.float32))
     assert polarised_gates(one_expert) == ()
     assert one_expert.entropy == (0, 0, 0)
+
+
+def test_what_sparse_gates_select():
+    weights = np.array([[[1, 0, 0], [0.5, 0.5, 0]], [[0, 1, 0], [0, 0.2, 0.8]]], dtype=np.float32)
+    level = Level(("a", "b"), ("x", "y", "z"), ((True, True, False), (True, True, True)))
+    found = level_gates(level, weights)
+    assert found.selected == ((0.5, 0.5, 0), (0.5, 1, 0.5))
+    assert found.needed == 2, "x and y in the first row, y and z in the second"
+    assert is_sparse(found)
+
+
+def test_softmax_gates_and_masks_are_not_sparse(gate):
+    found = level_gates(LEVEL, gate)
+    assert (found.selected, found.needed, is_sparse(found)) == (((1,) * 4,) * 3, 4, False)
+    own = level_gates(Level(("a", "b"), ("x", "y"), ((True, False), (False, True))), np.eye(2, dtype=np.float32)[None])
+    assert (own.selected, own.needed, is_sparse(own)) == (((1, 0), (0, 1)), 2, False)
 
 
 def test_without_gates_the_mask_is_what_is_read():

@@ -21,7 +21,7 @@ from multigate.errors import DataError
 from multigate.experiment import Experiment
 from multigate.nn.gate import Gate, mix
 from multigate.schema import Category, Number, Schema, Task
-from multigate.sharing import STRUCTURES, Level, MMoE, Shared, Structure
+from multigate.sharing import STRUCTURES, VARIANTS, Level, MMoE, Shared, Structure, structure_named
 from multigate.tables import inspection_tables
 from multigate.training.train import train
 
@@ -97,17 +97,20 @@ def test_planted_faults_are_found_and_served_rows_named():
         assert words in shown
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", (*STRUCTURES, *VARIANTS))
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_every_structure_can_be_inspected(name, tasks):
-    subject = subject_of(STRUCTURES[name](hidden=(8, 4)), tasks=TASKS[:tasks])
+    subject = subject_of(structure_named(name).with_(hidden=(8, 4)), tasks=TASKS[:tasks])
     found = inspect_model(subject, repeats=1)
-    assert (found.model, found.structure, found.rows) == ("runs/one", name, "1,000 rows")
+    assert (found.model, found.rows) == ("runs/one", "1,000 rows")
+    assert found.structure == subject.bundle.experiment.sharing.name
+    gated = bool(subject.bundle.model(*subject.batches[0][:3]).gates)
     for level, wiring in zip(found.levels, subject.bundle.model.sharing.wiring, strict=True):
         assert (level.readers, level.sources, level.mask) == (wiring.readers, wiring.sources, wiring.mask)
-        assert level.learned == (name in ("mmoe", "omoe"))
-        assert np.array(level.mean).sum(axis=1) == pytest.approx(1)
-    assert found.units[0].units == 12
+        assert level.learned == gated
+        if level.distribution:
+            assert np.array(level.mean).sum(axis=1) == pytest.approx(1)
+    assert found.units
     assert {one.feature for one in found.importance} == {"x", "[bold]colour[/bold]"}
     assert Inspection.model_validate(json.loads(json.dumps(found.to_dict(full=True)))) == found
     assert text_of(found)
@@ -174,6 +177,18 @@ def test_tables_fit_into_a_hundred_columns():
         assert max(map(len, shown.splitlines())) <= 100
         assert "…" not in shown, "nothing is cut"
         assert ("the 12 largest of 40 sources" in shown) == (experts == 40)
+
+
+def test_sparse_gates_show_how_often_each_source_is_chosen():
+    found = inspect_model(subject_of(MMoE(experts=40, hidden=(4,), gating="top_k", k=3)), importance=False)
+    (level,) = found.levels
+    assert np.array(level.selected).sum(axis=1) == pytest.approx(3)
+    assert 3 < level.needed <= 9
+    assert len(found.units[0].dead) == 40, "experts are looked at on all rows"
+    shown = text_of(found)
+    assert "Share of rows that read a source, in %" in shown
+    assert f"a row needs {level.needed:.1f} of 40 sources on average, for all readers together" in shown
+    assert "Share of rows" not in text_of(inspect_model(subject_of(MMoE(hidden=(4,))), importance=False))
 
 
 def test_a_run_is_inspected_on_its_validation_rows(feed_experiment, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
-from multigate.nn.embed import Embed, Embedding, Periodic, Piecewise
+from multigate.nn.embed import Embed, Embedding, OwnEmbeds, Periodic, Piecewise
 
 LAYOUT = Layout(
     numbers=(NumberColumn(feature="a"), NumberColumn(feature="b")),
@@ -106,3 +106,39 @@ def test_a_table_of_numbers_alone_or_of_categories_alone_embeds() -> None:
     only_ids = LAYOUT.with_(numbers=(), bags=())
     x = Embed(only_ids, Embedding(dim=3))(torch.zeros(3, 0), CATEGORIES)
     assert x.shape == (3, 11)
+
+
+def test_columns_of_one_use_are_embedded_as_if_there_were_no_others() -> None:
+    def used(column, use):
+        return column.with_(use=use)
+
+    numbers = (LAYOUT.numbers[0], used(LAYOUT.numbers[1], "gate"))
+    categories = tuple(used(one, "gate" if at in (0, 3) else "shared") for at, one in enumerate(LAYOUT.categories))
+    bags = (used(LAYOUT.bags[0], "gate"), LAYOUT.bags[1])
+    mixed = LAYOUT.with_(numbers=numbers, categories=categories, bags=bags)
+    places = {"shared": ([0], [1, 2], [1]), "gate": ([1], [0, 3], [0])}
+    for use, (of_numbers, of_categories, of_bags) in places.items():
+        alone = LAYOUT.with_(
+            numbers=tuple(LAYOUT.numbers[i] for i in of_numbers),
+            categories=tuple(LAYOUT.categories[i] for i in of_categories),
+            bags=tuple(LAYOUT.bags[i] for i in of_bags),
+        )
+        torch.manual_seed(1)
+        one = Embed(mixed, Embedding(dim=3), use).eval()
+        torch.manual_seed(1)
+        other = Embed(alone, Embedding(dim=3)).eval()
+        expected = other(NUMBERS[:, of_numbers], CATEGORIES[:, of_categories], [BAGS[i] for i in of_bags])
+        assert torch.equal(one(NUMBERS, CATEGORIES, BAGS), expected)
+    assert Embed(LAYOUT, Embedding(), "gate").d_out == 0
+
+
+def test_own_embeddings_have_nothing_in_common() -> None:
+    embeds = OwnEmbeds(LAYOUT, Embedding(dim=3, dropout=0.0), 3).eval()
+    x = embeds(NUMBERS, CATEGORIES, BAGS)
+    assert x.shape == (3, 3, embeds.d_out)
+    for k, embed in enumerate(embeds.each):
+        assert torch.equal(x[:, k], embed(NUMBERS, CATEGORIES, BAGS))
+    assert not torch.equal(x[:, 0], x[:, 1])
+    x[:, 1].sum().backward()
+    moved = {name.split(".")[1] for name, p in embeds.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"1"}

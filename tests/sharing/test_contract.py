@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from multigate.nn.factorised import FactorisedLinear
 from multigate.nn.parallel import ParallelLinear
 from multigate.sharing import STRUCTURES, VARIANTS, GatedStructure, Shared, Sharing, Structure
 
@@ -80,7 +81,8 @@ def test_experts_and_units_differ_after_initialisation_and_in_training(options: 
 
     def closest() -> float:
         """Smallest distance between two units of one layer, over all layers and copies."""
-        layers = [layer for layer in module.modules() if isinstance(layer, ParallelLinear) and layer.bias is not None]
+        kinds = ParallelLinear | FactorisedLinear
+        layers = [layer for layer in module.modules() if isinstance(layer, kinds) and layer.bias is not None]
         assert layers, "a structure without experts"
         return min(torch.pdist(layer.weight.detach().flatten(0, -2)).min().item() for layer in layers)
 
@@ -167,13 +169,21 @@ def test_stacked_replicas_equal_separate_runs(options: Structure, x: Tensor) -> 
 
 @pytest.mark.parametrize("options", CASES)
 def test_multiply_adds_are_what_the_module_multiplies(options: Structure) -> None:
-    """Counted against torch's own count of the matmuls of one row."""
+    """Counted against torch's own count of the matmuls that one more row costs; of as many rows as are worth
+    dispatching, on average, where a row needs only part of the network."""
     from torch.utils.flop_counter import FlopCounterMode
 
     module = build(options).eval()
-    with FlopCounterMode(display=False) as counter:
-        module(torch.randn(1, D))
-    assert module.multiply_adds() == counter.get_total_flops() // 2
+
+    def counted(rows: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            module(torch.randn(rows, D))
+        return counter.get_total_flops() // 2
+
+    if options.conditional:
+        assert 0.5 * module.multiply_adds() < counted(4096) / 4096 <= module.multiply_adds()
+    else:
+        assert module.multiply_adds() == counted(2) - counted(1)
 
 
 @pytest.mark.parametrize("options", CASES)
@@ -216,3 +226,13 @@ def test_columns_that_only_gates_read(options: GatedStructure, x: Tensor) -> Non
     here, there = module(x, torch.zeros(ROWS, 3)), module(x, torch.randn(ROWS, 3) * 5)
     assert any(not torch.equal(a, b) for a, b in zip(here.gates, there.gates, strict=True))
     assert module(x[:1], torch.zeros(1, 3)).z.shape == (1, 2, module.d_out)
+
+
+@pytest.mark.parametrize("options", CASES)
+@pytest.mark.parametrize("tasks", [2, 20])
+def test_cost_is_counted_without_allocating_anything(options: Structure, tasks: int) -> None:
+    """Comparisons search for a budget with modules on the meta device."""
+    with torch.device("meta"):
+        there = build(options, tasks)
+    assert there.multiply_adds() == build(options, tasks).multiply_adds()
+    assert all(parameter.is_meta for parameter in there.parameters())

@@ -49,7 +49,8 @@ def _of_gates(experiment: Experiment, level: LevelGates) -> Iterator[Finding]:
     for sources, state, part in ((dead, "dead", DEAD), (idle, "hardly read", IDLE)):
         if sources:
             many = max(1, len(level.sources) - len(dead_sources(level, part)))
-            fewer = f"set sharing.experts={many}" if _has(experiment, "experts") else "use fewer experts"
+            all_of_them = getattr(experiment.sharing, "experts", None) == len(level.sources)
+            fewer = f"set sharing.experts={many}" if all_of_them else "use fewer experts"
             dropout = _more_gate_dropout(experiment)
             named = f"{_listed([level.sources[at] for at in sources])} of {len(level.sources)}"
             yield Finding(
@@ -64,7 +65,8 @@ def _of_gates(experiment: Experiment, level: LevelGates) -> Iterator[Finding]:
             "and compare with shared_bottom and single_task",
         )
     if level.distribution:
-        yield from _of_rows(level, {reader for reader, _ in settled})
+        if getattr(experiment.sharing, "gating", "") != "dselect_k_static":  # the same for every row on purpose
+            yield from _of_rows(level, {reader for reader, _ in settled})
         yield from _of_pairs(level, {reader for reader, _ in settled})
 
 
@@ -123,10 +125,6 @@ def _of_features(importance: Sequence[Importance]) -> Iterator[Finding]:
             advice="train without them and compare; leave out a few at a time, as features that say the same hide "
             "each other's worth",
         )
-
-
-def _has(experiment: Experiment, field: str) -> bool:
-    return field in type(experiment.sharing).model_fields
 
 
 def _more_gate_dropout(experiment: Experiment) -> str:

@@ -1,7 +1,8 @@
-"""From encoded columns to x (B, D): embedding tables, numbers and their embeddings, side by side."""
+"""From encoded columns to x (B, D), or (B, n, D): embedding tables, numbers and their embeddings, side by side."""
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,17 +25,21 @@ class Embedding(Options):
     """Share of ids replaced by 0 in training, so that "a value never seen" is learnt."""
     scale: float = Field(default=0.25, gt=0)
     """Standard deviation of the initial embeddings."""
+    tables: Literal["shared", "own"] = "shared"
+    """own: every task has embeddings of its own (and what they share one more, where the structure reads such)."""
 
 
 class Embed(nn.Module):
-    """numbers (B, N), categories (B, C), bags -> x (B, D).
+    """numbers (B, N), categories (B, C), bags -> x (B, D), of the columns with one ``use``.
 
     x holds, in this order: the numbers (missing as 0), their missing indicators, embeddings of the numbers, of the
     categories, and the mean embedding of each bag.
     """
 
-    def __init__(self, layout: Layout, options: Embedding) -> None:
+    def __init__(self, layout: Layout, options: Embedding, use: str = "shared") -> None:
         super().__init__()
+        self.pick = Pick(layout, use)
+        layout = self.pick.layout
         self.numbers = len(layout.numbers)
         self.embedded_numbers = nn.ModuleList(_number_embeddings(layout.numbers, options))
         self.tables = nn.ModuleDict()
@@ -63,6 +68,7 @@ class Embed(nn.Module):
         )
 
     def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Tensor:
+        numbers, categories, bags = self.pick(numbers, categories, bags)
         missing = numbers.isnan()
         numbers = numbers.masked_fill(missing, 0.0)
         parts = [numbers, missing.to(numbers.dtype)] if self.numbers else []
@@ -80,6 +86,49 @@ class Embed(nn.Module):
         if not (self.training and self.unseen):
             return ids
         return ids.masked_fill(chance(ids.shape, self.unseen, ids.device), 0)
+
+
+class OwnEmbeds(nn.Module):
+    """n embeddings of the same columns, with no weight in common. numbers, categories, bags -> x (B, n, D).
+
+    What tasks read, embedding tables included, is then theirs alone (Su et al. 2024, STEM, section 3.2).
+    """
+
+    def __init__(self, layout: Layout, options: Embedding, n: int) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(Embed(layout, options) for _ in range(n))
+        self.d_out: int = self.each[0].d_out  # type: ignore[assignment]
+
+    def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Tensor:
+        return torch.stack([embed(numbers, categories, bags) for embed in self.each], dim=1)
+
+
+class Pick(nn.Module):
+    """The columns with one ``use``: numbers (B, N), categories (B, C), bags -> the same of those columns alone."""
+
+    numbers: Tensor
+    categories: Tensor
+
+    def __init__(self, layout: Layout, use: str) -> None:
+        super().__init__()
+        numbers, categories = _places(layout.numbers, use), _places(layout.categories, use)
+        self.bags = _places(layout.bags, use)
+        self.layout = layout.with_(
+            numbers=tuple(layout.numbers[i] for i in numbers),
+            categories=tuple(layout.categories[i] for i in categories),
+            bags=tuple(layout.bags[i] for i in self.bags),
+        )
+        self.all = self.layout == layout
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.int64), persistent=False)
+        self.register_buffer("categories", torch.tensor(categories, dtype=torch.int64), persistent=False)
+
+    def forward(
+        self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()
+    ) -> tuple[Tensor, Tensor, Sequence[BagIds]]:
+        if self.all:
+            return numbers, categories, bags
+        numbers, categories = numbers.index_select(1, self.numbers), categories.index_select(1, self.categories)
+        return numbers, categories, [bags[i] for i in self.bags]
 
 
 class StackedTables(nn.Module):
@@ -187,6 +236,10 @@ class Periodic(nn.Module):
         )  # (B, n, frequencies)
         waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
         return functional.relu(torch.einsum("bnq,nqd->bnd", waves, self.weight) + self.bias).flatten(1)
+
+
+def _places(columns: Sequence[NumberColumn | IdColumn], use: str) -> list[int]:
+    return [i for i, column in enumerate(columns) if column.use == use]
 
 
 def _number_embeddings(numbers: Sequence[NumberColumn], options: Embedding) -> list[Piecewise | Periodic]:

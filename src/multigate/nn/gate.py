@@ -1,7 +1,7 @@
 """Gates: for every reader a distribution over sources, and the mixture it makes of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,58 @@ class Gated(NamedTuple):
     penalty: Tensor
 
 
+class Regulariser(nn.Module):
+    """Penalties on gate weights and dropout of them, in training. (B, readers, sources) -> ``Gated``.
+
+    The penalty is ``entropy`` times the mean entropy of the rows in nats, which above 0 sharpens gates and below 0
+    evens them out, plus ``load`` times CV(Importance)^2, the importance of a source being the sum of its weights over
+    all rows and readers (Shazeer et al. 2017, Eq. 6 and 7). Where a mask bars readers, importance is relative to what
+    the source would have if every reader spread evenly over those it may read.
+
+    ``dropout`` then sets each source to zero with that probability and rescales the rest to sum to one (Zhao et al.
+    2019, section 5.2.4, against gates that settle on one expert).
+    """
+
+    even: Tensor
+
+    def __init__(
+        self,
+        readers: int,
+        sources: int,
+        *,
+        mask: Mask | None = None,
+        dropout: float = 0.0,
+        entropy: float = 0.0,
+        load: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.entropy = entropy
+        self.load = load
+        self.register_buffer("even", even_use(readers, sources, mask), persistent=False)
+
+    def forward(self, weights: Tensor, selectors: Tensor | None = None) -> Gated:
+        """``selectors``, distributions on the last axis, are what has entropy in place of the weights they make up."""
+        penalty = self.even.new_zeros(())
+        if self.training and self.entropy:
+            penalty = penalty + self.entropy * mean_entropy(weights if selectors is None else selectors)
+        if self.training and self.load:
+            penalty = penalty + self.load * squared_variation(at_least_float32(weights).sum((0, 1)) / self.even)
+        if self.training and self.dropout:
+            weights = drop_sources(weights, self.dropout)
+        return Gated(weights, penalty)
+
+
 class Gate(nn.Module):
     """softmax(W_k x): a linear map without bias and a softmax, nothing else (Ma et al. 2018, Eq. 8).
 
     x (B, D), or (B, readers, D) -> weights (B, readers, sources); each row of the last axis sums to one, and a source
-    that ``mask`` bars from a reader weighs 0. ``dropout`` sets each source to zero with that probability in training
-    and rescales the rest to sum to one (Zhao et al. 2019, section 5.2.4, against gates that settle on one expert).
-    ``temperature`` divides the logits: above 1 evens the weights out, below 1 sharpens them.
+    that ``mask`` bars from a reader weighs 0. ``temperature`` divides the logits: above 1 evens the weights out, below
+    1 sharpens them.
     """
 
+    sparse: ClassVar[bool] = False
+    """Whether sources may weigh exactly 0 that a reader could read."""
     allowed: Tensor | None
 
     def __init__(
@@ -37,30 +80,60 @@ class Gate(nn.Module):
         d_in: int,
         *,
         mask: Mask | None = None,
-        dropout: float = 0.0,
         temperature: float = 1.0,
+        regulariser: Regulariser | None = None,
     ) -> None:
         super().__init__()
         self.linear = ParallelLinear(readers, d_in, sources, bias=False)
         barred = mask is not None and not all(all(row) for row in mask)
         self.register_buffer("allowed", torch.tensor(mask) if barred else None, persistent=False)
-        self.dropout = dropout
         self.temperature = temperature
+        self.regulariser = regulariser or Regulariser(readers, sources, mask=mask)
 
     def forward(self, x: Tensor) -> Gated:
+        return self.regulariser(torch.softmax(self.logits(x), dim=-1))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, readers, sources), -inf where a source is barred."""
         logits = self.linear(x)
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.allowed is not None:
             logits = logits.masked_fill(~self.allowed, -torch.inf)
-        weights = torch.softmax(logits, dim=-1)
-        if self.dropout and self.training:
-            weights = drop_sources(weights, self.dropout)
-        return Gated(weights, x.new_zeros(()))
+        return logits
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row."""
         return self.linear.multiply_adds()
+
+    def most_read(self) -> int:
+        """The most sources that the readers of one row can read together."""
+        return self.linear.weight.shape[1]
+
+
+def even_use(readers: int, sources: int, mask: Mask | None, k: int = 1) -> Tensor:
+    """What each source would have if every reader spread k (or as many as it may read) evenly. (sources,)."""
+    allowed = torch.ones(readers, sources) if mask is None else torch.tensor(mask, dtype=torch.float32)
+    choices = allowed.sum(1, keepdim=True)
+    return (allowed * choices.clamp(max=k) / choices).sum(0)
+
+
+def mean_entropy(weights: Tensor) -> Tensor:
+    """Mean entropy in nats of distributions on the last axis; 0 of none at all."""
+    weights = at_least_float32(weights)
+    logs = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()  # finite, so that a weight of 0 has a gradient
+    return -(weights * logs).sum() / max(1, weights.shape[:-1].numel())
+
+
+def squared_variation(x: Tensor) -> Tensor:
+    """CV(x)^2: the variance of x (n,) over the square of its mean; 0 where x is 0 throughout."""
+    mean = x.mean()
+    return (x - mean).square().mean() / mean.square().clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, but not in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def drop_sources(gate: Tensor, rate: float) -> Tensor:

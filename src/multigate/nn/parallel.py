@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.chance import dropout
+from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
 
 Activation = Literal["relu", "silu", "gelu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -43,6 +44,10 @@ class ParallelLinear(nn.Module):
             return torch.bmm(x, weight).transpose(0, 1)
         return torch.baddbmm(self.bias.unsqueeze(1), x, weight).transpose(0, 1)
 
+    def one(self, i: int, x: Tensor) -> Tensor:
+        """Copy i alone. (B, D) -> (B, H)."""
+        return functional.linear(x, self.weight[i], None if self.bias is None else self.bias[i])
+
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through all copies."""
         return self.weight.numel()
@@ -50,18 +55,6 @@ class ParallelLinear(nn.Module):
     def extra_repr(self) -> str:
         n, d_out, d_in = self.weight.shape
         return f"{n} x ({d_in} -> {d_out}), bias={self.bias is not None}"
-
-
-class ParallelLayerNorm(nn.Module):
-    """Layer normalisation of n copies, each with its own scale and shift. (B, n, H) -> (B, n, H)."""
-
-    def __init__(self, n: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(n, width))
-        self.bias = nn.Parameter(torch.zeros(n, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
 
 
 class ParallelMLP(nn.Module):
@@ -79,7 +72,7 @@ class ParallelMLP(nn.Module):
         *,
         activation: Activation = "relu",
         dropout: float = 0.0,
-        normalisation: Literal["none", "layer"] = "none",
+        normalisation: Literal["none", "layer", "batch"] = "none",
     ) -> None:
         super().__init__()
         widths = (d_in, *hidden)
@@ -88,7 +81,8 @@ class ParallelMLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.dropout = dropout
         self.layers = nn.ModuleList(ParallelLinear(n, a, b) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(ParallelLayerNorm(n, width) for width in hidden if normalisation == "layer")
+        norm = {"none": None, "layer": ParallelLayerNorm, "batch": ParallelBatchNorm}[normalisation]
+        self.norms = nn.ModuleList(norm(n, width) for width in hidden if norm is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
@@ -97,6 +91,15 @@ class ParallelMLP(nn.Module):
                 x = self.norms[i](x)
             x = dropout(self.activation(x), self.dropout, self.training)
         return x if x.dim() == 3 else x.unsqueeze(1).expand(-1, self.n, -1)
+
+    def one(self, i: int, x: Tensor) -> Tensor:
+        """Copy i alone, in evaluation. (B, D) -> (B, H)."""
+        for at, layer in enumerate(self.layers):
+            x = layer.one(i, x)  # type: ignore[operator]
+            if self.norms:
+                x = self.norms[at].one(i, x)  # type: ignore[operator]
+            x = self.activation(x)
+        return x
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through all copies."""

@@ -44,7 +44,7 @@ def _about(one: Trained) -> dict[str, str]:
     told = {
         "structure": _described(experiment.sharing),
         "towers": " x ".join(str(width) for width in experiment.tower.hidden) or "a single layer",
-        "balance of losses": experiment.balance,
+        "balance of losses": experiment.balance.method,
         "chosen by": "mean of the tasks' main metrics" if experiment.monitor == "mean" else experiment.monitor,
     }
     told |= {f"{PARTS.get(name, name)} rows": f"{many:,}" for name, many in one.rows.items()}

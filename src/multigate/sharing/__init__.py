@@ -1,18 +1,49 @@
 """Ways to share: each structure says who may read whom, and how a reading is weighted."""
 
+from multigate.sharing.adatt import AdaTT
+from multigate.sharing.aitm import AITM
+from multigate.sharing.cross_stitch import CrossStitch
+from multigate.sharing.home import HoME
 from multigate.sharing.mmoe import MMoE, OMoE
+from multigate.sharing.ple import CGC, PLE
 from multigate.sharing.shared_bottom import SharedBottom
 from multigate.sharing.single_task import SingleTask
+from multigate.sharing.snr import SNR
+from multigate.sharing.soft import Soft
+from multigate.sharing.stacked_mmoe import StackedMMoE
 from multigate.sharing.structure import GatedStructure, Level, Shared, Sharing, Structure
+from multigate.sharing.tensor_factor import TensorFactor
 
 STRUCTURES: dict[str, type[Structure]] = {
     "single_task": SingleTask,
+    "soft": Soft,
+    "tensor_factor": TensorFactor,
+    "cross_stitch": CrossStitch,
     "shared_bottom": SharedBottom,
     "omoe": OMoE,
     "mmoe": MMoE,
+    "stacked_mmoe": StackedMMoE,
+    "cgc": CGC,
+    "ple": PLE,
+    "adatt": AdaTT,
+    "home": HoME,
+    "snr": SNR,
+    "aitm": AITM,
 }
 
-VARIANTS: dict[str, Structure] = {}
+VARIANTS: dict[str, Structure] = {
+    "trace_norm": Soft(penalty="trace", strength=3e-4),
+    "tensor_train": TensorFactor(form="tt"),
+    "tensor_laf": TensorFactor(form="laf"),
+    "omoe_top_k": OMoE(gating="top_k"),
+    "mmoe_top_k": MMoE(gating="top_k"),
+    "mmoe_noisy_top_k": MMoE(gating="noisy_top_k"),
+    "mmoe_dselect_k": MMoE(gating="dselect_k"),
+    "mmoeex": MMoE(exclusive=0.5),
+    "ml_mmoe": StackedMMoE(gates_read="input"),
+    "stem": CGC(reads_others="detached"),
+    "snr_aver": SNR(routing="aver"),
+}
 """Settings of structures that have a name of their own, which experiments and comparisons take like a structure's."""
 
 
@@ -24,14 +55,24 @@ def structure_named(name: str) -> Structure | None:
 __all__ = [
     "STRUCTURES",
     "VARIANTS",
+    "AITM",
+    "AdaTT",
+    "CGC",
+    "CrossStitch",
     "GatedStructure",
+    "HoME",
     "Level",
     "MMoE",
     "OMoE",
+    "PLE",
+    "SNR",
     "Shared",
     "SharedBottom",
     "Sharing",
     "SingleTask",
+    "Soft",
+    "StackedMMoE",
     "Structure",
+    "TensorFactor",
     "structure_named",
 ]

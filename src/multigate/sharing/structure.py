@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from typing import ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from multigate.nn.gate import Gate, Mask
+from multigate.nn.gate import Gate, Mask, Regulariser
 from multigate.nn.parallel import Activation, ParallelMLP
+from multigate.nn.sparse_gate import DSelectKGate, NoisyTopKGate, TopKGate
 from multigate.options import Options
 
 
@@ -59,6 +60,8 @@ class Structure(Options):
     """A row's output depends on the other rows of its batch in training."""
     sparse_gradient: ClassVar[bool] = False
     """Some parameters may get no gradient from a batch."""
+    conditional: ClassVar[bool] = False
+    """In evaluation a row may need only part of the network; ``multiply_adds`` is the most that one can need."""
 
     hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1)
     """Widths of the layers of an expert (or bottom)."""
@@ -81,36 +84,80 @@ class Structure(Options):
         one for what they share after them. None where all tasks must read one input."""
         return None
 
+    def check(self, tasks: tuple[str, ...]) -> None:
+        """Raise ``ExperimentError`` where these options do not fit these tasks, before anything is made of them."""
+
     def widened(self, factor: float) -> Self:
         """The same structure with every hidden width multiplied; used to give all structures one budget."""
         return self.with_(hidden=tuple(max(1, round(width * factor)) for width in self.hidden))
 
-    def parallel_mlp(self, n: int, d_in: int) -> ParallelMLP:
-        """n experts of these options."""
+    def parallel_mlp(self, n: int, d_in: int, hidden: tuple[int, ...] | None = None) -> ParallelMLP:
+        """n experts of these options, with all layers or, where ``hidden`` says so, those of one level."""
         return ParallelMLP(
             n,
             d_in,
-            self.hidden,
+            self.hidden if hidden is None else hidden,
             activation=self.activation,
             dropout=self.dropout,
             normalisation=self.normalisation,
         )
 
 
+Gating = Literal["softmax", "top_k", "noisy_top_k", "dselect_k", "dselect_k_static"]
+NOISY_LOAD = 0.01
+"""Load penalty of noisy gates that are not told any, as in the code of Shazeer et al. (2017)."""
+
+
 class GatedStructure(Structure):
     """Options of a structure whose tasks weigh what they read by gates."""
 
-    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
+    gating: Gating = "softmax"
+    """How logits become weights: all sources (softmax), or few of them while the others weigh exactly 0."""
+    k: int = Field(default=2, ge=1)
+    """Sources that a gate reads at most, where gating is sparse."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the gates: above 1 evens their weights out, below 1 sharpens them."""
+    """Of the gates: above 1 evens their weights out, below 1 sharpens them. dselect_k's is the width of its step."""
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
+    entropy_penalty: float = 0.0
+    """Weight in the loss of the mean entropy of gates: above 0 sharpens them, below 0 evens them out."""
+    load_penalty: float | None = Field(default=None, ge=0)
+    """Weight in the loss of how unevenly sources are used over all rows and readers; null is 0.01 with noisy_top_k, 0
+    with others."""
+
+    @model_validator(mode="after")
+    def _a_choice_to_learn(self) -> Self:
+        if self.k == 1 and self.gating in ("top_k", "noisy_top_k"):
+            raise ValueError(
+                f"k=1 with gating={self.gating}: the one source always weighs 1, so that the gate learns nothing from "
+                "the tasks; set k to 2 or more, or gating to 'dselect_k'"
+            )
+        return self
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.gating == "noisy_top_k"
 
     @abstractmethod
     def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> Sharing:
         """As for any structure; ``d_context`` columns are read by gates alone, given as ``context`` (B, d_context)."""
 
-    def gate(self, readers: int, sources: int, d_in: int, mask: Mask | None = None) -> Gate:
+    def gate(
+        self, readers: int, sources: int, d_in: int, mask: Mask | None = None
+    ) -> Gate | TopKGate | NoisyTopKGate | DSelectKGate:
         """A gate of these options: what x (B, d_in) or (B, readers, d_in) makes each reader read of each source."""
-        return Gate(readers, sources, d_in, mask=mask, dropout=self.gate_dropout, temperature=self.temperature)
+        noisy = NOISY_LOAD if self.gating == "noisy_top_k" else 0.0
+        load = noisy if self.load_penalty is None else self.load_penalty
+        regulariser = Regulariser(
+            readers, sources, mask=mask, dropout=self.gate_dropout, entropy=self.entropy_penalty, load=load
+        )
+        if self.gating == "softmax" or sources == 1:
+            return Gate(readers, sources, d_in, mask=mask, temperature=self.temperature, regulariser=regulariser)
+        shape = (readers, sources, d_in, self.k)
+        if self.gating in ("top_k", "noisy_top_k"):
+            kind = TopKGate if self.gating == "top_k" else NoisyTopKGate
+            return kind(*shape, mask=mask, temperature=self.temperature, regulariser=regulariser)
+        static = self.gating == "dselect_k_static"
+        return DSelectKGate(*shape, static=static, mask=mask, temperature=self.temperature, regulariser=regulariser)
 
 
 def experts_named(n: int) -> tuple[str, ...]:

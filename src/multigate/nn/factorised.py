@@ -1,0 +1,80 @@
+"""n linear maps whose weights, stacked to one tensor, are a product of factors that all of them share."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Form = Literal["tucker", "tt", "laf"]
+
+
+class FactorisedLinear(nn.Module):
+    """n linear maps side by side, of factors (Yang and Hospedales 2017). x (B, D) or (B, n, D) -> (B, n, H).
+
+    W_t = U2 (sum_k U3[t, k] S_k) U1, all trained. ``tucker`` has every factor: U1 (r1, D), S (K, r2, r1), U2 (H, r2),
+    U3 (n, K); ``tt``, a tensor train, has no U2; ``laf``, the last axis flattened, neither U1 nor U2. r1 and r2 are
+    ``rank`` times the largest rank that inputs and outputs can have; K is ``task_rank`` times n, but at least 2 where n
+    is: with one direction all maps would be the same but for their size.
+    """
+
+    def __init__(self, n: int, d_in: int, d_out: int, *, form: Form, rank: float, task_rank: float) -> None:
+        super().__init__()
+        r1 = _part(rank, min(d_in, n * d_out)) if form != "laf" else d_in
+        r2 = _part(rank, min(d_out, n * d_in)) if form == "tucker" else d_out
+        directions = min(n, max(2, round(task_rank * n)))
+        # U1 and U2 keep lengths and the rows of U3 have length 1, so that each W_t varies as torch.nn.Linear's weight
+        # does: by 1 / (3 D). Tasks start half alike: on average cos(W_s, W_t) is near 1/2.
+        self.input_factor = nn.Parameter(_orthonormal(r1, d_in)) if form != "laf" else None
+        self.output_factor = nn.Parameter(_orthonormal(d_out, r2)) if form == "tucker" else None
+        self.task_factor = nn.Parameter(functional.normalize(1 + torch.randn(n, directions)))
+        # "weight": only one factor decays, by which their product decays as a plain weight does
+        deviation = math.sqrt(d_out / (3 * max(r1, 1) * r2))
+        self.core_weight = nn.Parameter(torch.randn(directions, r2, r1) * deviation)
+        bound = 1 / math.sqrt(max(d_in, 1))
+        self.bias = nn.Parameter(torch.empty(n, d_out).uniform_(-bound, bound))
+
+    @property
+    def weight(self) -> Tensor:
+        """The maps' weights, composed. (n, H, D)."""
+        weight = self._cores()
+        if self.input_factor is not None:
+            weight = weight @ self.input_factor
+        return weight if self.output_factor is None else self.output_factor @ weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_factor is not None:
+            x = functional.linear(x, self.input_factor)  # (B, r1) or (B, n, r1)
+        if x.dim() == 2:
+            # one input: first every direction, then the tasks' mixtures of them
+            x = functional.linear(x, self.core_weight.flatten(0, 1)).view(-1, *self.core_weight.shape[:2])
+            x = self._leave(x)  # (B, K, H)
+            return torch.einsum("tk,bkh->bth", self.task_factor, x) + self.bias
+        return self._leave(torch.bmm(x.transpose(0, 1), self._cores().mT).transpose(0, 1)) + self.bias
+
+    def _cores(self) -> Tensor:
+        """sum_k U3[t, k] S_k of each task. (n, r2, r1)."""
+        return torch.einsum("tk,kqp->tqp", self.task_factor, self.core_weight)
+
+    def _leave(self, x: Tensor) -> Tensor:
+        return x if self.output_factor is None else functional.linear(x, self.output_factor)
+
+    def multiply_adds(self, inputs: int) -> int:
+        """Multiply-adds of one row of one input, or of n; the tasks' cores, made once for a batch, are not a row's."""
+        n, d_out = self.bias.shape
+        directions, r2, r1 = self.core_weight.shape
+        enter = 0 if self.input_factor is None else self.input_factor.numel()
+        leave = 0 if self.output_factor is None else self.output_factor.numel()
+        if inputs == 1:
+            return enter + directions * (r1 * r2 + leave + n * d_out)
+        return n * (enter + r1 * r2 + leave)
+
+
+def _part(share: float, of: int) -> int:
+    return max(1, round(share * of))
+
+
+def _orthonormal(rows: int, columns: int) -> Tensor:
+    """Orthonormal rows or columns, whichever are fewer."""
+    return nn.init.orthogonal_(torch.empty(rows, columns))

@@ -1,0 +1,55 @@
+"""Normalisers of n copies side by side, each with its own scale and shift."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ParallelLayerNorm(nn.Module):
+    """Layer normalisation of n copies, each with its own scale and shift. (B, n, H) -> (B, n, H)."""
+
+    def __init__(self, n: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n, width))
+        self.bias = nn.Parameter(torch.zeros(n, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+
+    def one(self, i: int, x: Tensor) -> Tensor:
+        """Copy i alone. (B, H) -> (B, H)."""
+        return functional.layer_norm(x, x.shape[-1:]) * self.weight[i] + self.bias[i]
+
+
+class ParallelBatchNorm(nn.Module):
+    """Batch normalisation of n copies (Ioffe and Szegedy 2015, Algorithms 1 and 2). (B, n, H) -> (B, n, H).
+
+    In training by mean and variance of the batch, whose running averages (torch's momentum, .1) serve in evaluation,
+    and in training on a batch of one row or none, which has no variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, n: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n, width))
+        self.bias = nn.Parameter(torch.zeros(n, width))
+        self.register_buffer("mean", torch.zeros(n, width))
+        self.register_buffer("variance", torch.ones(n, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # copies: a backward pass needs what is normalised by here, and the next batch may change the buffers before it
+        mean, variance = self.mean.flatten().clone(), self.variance.flatten().clone()
+        by_batch = self.training and x.shape[0] > 1
+        scale, shift = self.weight.flatten(), self.bias.flatten()
+        normal = functional.batch_norm(x.flatten(1), mean, variance, scale, shift, training=by_batch)
+        if by_batch:
+            with torch.no_grad():
+                self.mean.copy_(mean.view_as(self.mean))
+                self.variance.copy_(variance.view_as(self.variance))
+        return normal.view(x.shape)
+
+    def one(self, i: int, x: Tensor) -> Tensor:
+        """Copy i alone, in evaluation. (B, H) -> (B, H)."""
+        return functional.batch_norm(x, self.mean[i], self.variance[i], self.weight[i], self.bias[i])

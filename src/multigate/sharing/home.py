@@ -1,0 +1,203 @@
+"""Hierarchy of multi-gate experts: groups of tasks share first, then each task reads on, with normalised experts."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from multigate.errors import ExperimentError, nearest
+from multigate.nn.feature_gate import FeatureGate
+from multigate.nn.gate import beside, mix
+from multigate.nn.parallel import Activation, ParallelLinear
+from multigate.nn.units import among_all, per_expert
+from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
+from multigate.sharing.ple import SHARED
+from multigate.sharing.structure import GatedStructure, Level, Shared
+
+
+class HoME(GatedStructure):
+    """Experts Swish(BatchNorm(W (x * 2 sigmoid(x A B)))) of groups of tasks and of all, then of tasks, groups and all
+    (Wang et al. 2024).
+
+    A reader makes softmax(W v) S of the experts S it may read, plus a self gate of its own experts, softmax(W' v) or,
+    of a single one, sigmoid(W' v). The paper's ideas; our reading of what it leaves open: at the first level groups
+    read their experts and the shared ones, and a shared module reads all. At the second, experts of tasks and groups
+    read what the first made of the group, shared ones what the shared module made, and v is both side by side. All
+    layers of an expert are normalised.
+    """
+
+    batch_statistics: ClassVar[bool] = True
+
+    structure: Literal["home"] = "home"
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Names of the tasks that share most, every task in one group; empty is all tasks in one."""
+    experts: int = Field(default=2, ge=1)
+    """Of each group, at both levels, and of each task."""
+    shared: int = Field(default=2, ge=1)
+    """Experts that all read, at either level."""
+    rank: int = Field(default=8, ge=0)
+    """Of the feature gates; 0 is none."""
+    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=2)
+    activation: Activation = "silu"
+    normalisation: Literal["none", "layer", "batch"] = "batch"  # type: ignore[assignment]
+
+    @field_validator("groups")
+    @classmethod
+    def _each_once(cls, groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        names = [name for group in groups for name in group]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"'groups' name {twice!r} twice; each task is in one group")
+        if not all(groups):
+            raise ValueError("'groups' hold a group without tasks; leave it out")
+        return groups
+
+    def check(self, tasks: tuple[str, ...]) -> None:
+        self.group_of(tasks)
+
+    def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> "HoMESharing":
+        return HoMESharing(self, d_in, tasks, d_context)
+
+    def group_of(self, tasks: tuple[str, ...]) -> list[int]:
+        """The group of each task; raises ``ExperimentError`` where groups are not all tasks."""
+        groups = self.groups or (tasks,)
+        of = {name: group for group, names in enumerate(groups) for name in names}
+        for name in of:
+            if name not in tasks:
+                raise ExperimentError(f"groups of home: there is no task {name!r}; {nearest(name, tasks)}")
+        for name in tasks:
+            if name not in of:
+                raise ExperimentError(f"groups of home name every task, and {name!r} is in none; add it to one")
+        return [of[name] for name in tasks]
+
+
+class HoMESharing(nn.Module):
+    """x (B, D) -> z (B, T, H), gates ((B, G + 1, E), (B, T, E')), what softmax and self gate weigh together."""
+
+    def __init__(self, options: HoME, d_in: int, tasks: tuple[str, ...], d_context: int) -> None:
+        super().__init__()
+        m, s = options.experts, options.shared
+        group_of = options.group_of(tasks)
+        groups = range(max(group_of) + 1)
+        first, second = dealt(options.hidden, 2)
+        self.levels = nn.ModuleList(
+            (
+                Grouped(options, first, d_in, d_context, len(groups)),
+                Tasked(options, second, first[-1], d_context, group_of, len(groups)),
+            )
+        )
+        self.d_out = second[-1]
+        named = tuple(f"group {group}" for group in groups)
+        common = (*experts_of(named, m), *shared_experts(s))
+        all_shared = (True,) * s
+        own_group = tuple((*row, *all_shared) for row in own_only(groups, len(groups), m))
+        self.wiring = (
+            Level((*named, SHARED), common, (*own_group, (True,) * len(common)), distribution=False),
+            Level(
+                tasks,
+                (*experts_of(tasks, m), *common),
+                tuple(
+                    (*of_task, *own_group[group])
+                    for of_task, group in zip(own_only(range(len(tasks)), len(tasks), m), group_of, strict=True)
+                ),
+                distribution=False,
+            ),
+        )
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Shared:
+        return through(self.levels, x, context)
+
+    def multiply_adds(self) -> int:
+        return sum(level.multiply_adds() for level in self.levels if isinstance(level, Grouped | Tasked))
+
+
+class Grouped(nn.Module):
+    """The first level: x (B, D) -> (B, G + 1, H), what groups and the shared module read."""
+
+    owners: Tensor
+
+    def __init__(self, options: HoME, hidden: tuple[int, ...], d_in: int, d_context: int, groups: int) -> None:
+        super().__init__()
+        self.m, self.s = options.experts, options.shared
+        n, d_gate = groups * self.m + self.s, d_in + d_context
+        self.features = FeatureGate(n, d_in, options.rank) if options.rank else None
+        self.experts = options.parallel_mlp(n, d_in, hidden)
+        self.gate, self.shared_gate = options.gate(groups, self.m + self.s, d_gate), options.gate(1, n, d_gate)
+        self.self_gate, self.shared_self_gate = SelfGate(groups, self.m, d_gate), SelfGate(1, self.s, d_gate)
+        self.register_buffer("owners", torch.eye(groups, dtype=torch.bool), persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Shared:
+        experts = self.experts(x if self.features is None else self.features(x))  # (B, E, H)
+        v = beside(x, context)
+        gate, shared = self.gate(v), self.shared_gate(v)
+        own, common = gate.weights.split((self.m, self.s), dim=-1)
+        of_groups = torch.cat((among_all(own + self.self_gate(v), self.owners), common), dim=-1)
+        of_shared = shared.weights + functional.pad(self.shared_self_gate(v), (self.experts.n - self.s, 0))
+        weights = torch.cat((of_groups, of_shared), dim=1)
+        return Shared(mix(weights, experts), (weights,), gate.penalty + shared.penalty)
+
+    def multiply_adds(self) -> int:
+        parts = (self.experts, self.gate, self.shared_gate, self.self_gate, self.shared_self_gate)
+        features = 0 if self.features is None else self.features.multiply_adds()
+        mixing = (len(self.owners) + 1) * self.experts.n * self.experts.d_out
+        return sum(part.multiply_adds() for part in parts) + features + mixing
+
+
+class Tasked(nn.Module):
+    """The second level: what groups and the shared module read, (B, G + 1, D) -> what tasks read, (B, T, H)."""
+
+    tasks: Tensor
+    groups: Tensor
+
+    def __init__(
+        self, options: HoME, hidden: tuple[int, ...], d_in: int, d_context: int, group_of: list[int], groups: int
+    ) -> None:
+        super().__init__()
+        self.m, self.s, self.group_of = options.experts, options.shared, group_of
+        tasks = len(group_of)
+        n, d_gate = (tasks + groups) * self.m + self.s, 2 * d_in + d_context
+        self.features = FeatureGate(n, d_in, options.rank) if options.rank else None
+        self.experts = options.parallel_mlp(n, d_in, hidden)
+        self.gate, self.self_gate = options.gate(tasks, 2 * self.m + self.s, d_gate), SelfGate(tasks, self.m, d_gate)
+        self.register_buffer("tasks", torch.eye(tasks, dtype=torch.bool), persistent=False)
+        self.register_buffer("groups", torch.tensor(own_only(group_of, groups, 1)), persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Shared:
+        groups, shared = x[:, :-1], x[:, -1:]
+        group = torch.stack([groups[:, one] for one in self.group_of], dim=1)  # (B, T, D) of each task
+        inputs = per_expert(group, self.m), per_expert(groups, self.m), per_expert(shared, self.s)
+        read = torch.cat(inputs, dim=1)
+        experts = self.experts(read if self.features is None else self.features(read))  # (B, E, H)
+        v = beside(torch.cat((group, shared.expand_as(group)), dim=-1), context)
+        gate = self.gate(v)
+        own, of_group, common = gate.weights.split((self.m, self.m, self.s), dim=-1)
+        own = own + self.self_gate(v)
+        weights = torch.cat((among_all(own, self.tasks), among_all(of_group, self.groups), common), dim=-1)
+        return Shared(mix(weights, experts), (weights,), gate.penalty)
+
+    def multiply_adds(self) -> int:
+        features = 0 if self.features is None else self.features.multiply_adds()
+        mixing = len(self.tasks) * self.experts.n * self.experts.d_out
+        gates = self.gate.multiply_adds() + self.self_gate.multiply_adds()
+        return self.experts.multiply_adds() + gates + features + mixing
+
+
+class SelfGate(nn.Module):
+    """softmax(W' v) over the m experts of each reader, or sigmoid(W' v) of a single one, beside the gate's weights.
+
+    v (B, D) or (B, readers, D) -> (B, readers, m).
+    """
+
+    def __init__(self, readers: int, m: int, d_in: int) -> None:
+        super().__init__()
+        self.linear = ParallelLinear(readers, d_in, m, bias=False)
+        self.single = m == 1
+
+    def forward(self, v: Tensor) -> Tensor:
+        logits = self.linear(v)
+        return torch.sigmoid(logits) if self.single else torch.softmax(logits, dim=-1)
+
+    def multiply_adds(self) -> int:
+        return self.linear.multiply_adds()
