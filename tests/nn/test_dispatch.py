@@ -152,7 +152,7 @@ def test_mixed_precision_is_as_exact_as_without_dispatching() -> None:
 def test_dispatching_pays_with_many_experts_and_rows_of_which_few_are_read() -> None:
     each = 100_000
     assert dispatch_pays(8192, [1024] * 8, each), "an eighth of the work"
-    assert not dispatch_pays(8192, [8192] * 8, each), "all of it"
+    assert not dispatch_pays(8192, [7000] * 8, each), "85 % of it, and rows to be gathered"
     assert not dispatch_pays(1, [1] * 2 + [0] * 6, each), "calls cost more than six experts on a row"
     assert dispatch_pays(1, [1] * 4 + [0] * 124, each), "and less than 124"
     assert not dispatch_pays(64, [1] * 64 + [0] * 64, 100), "but more than 64 tiny ones"

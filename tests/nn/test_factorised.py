@@ -43,9 +43,10 @@ def test_weights_are_the_product_of_the_factors(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("task_rank", [0.5, 1.0])
 @pytest.mark.parametrize("own", [True, False])
-def test_maps_have_the_composed_weights(form: Form, own: bool) -> None:
-    layer = build(form)
+def test_maps_have_the_composed_weights(form: Form, own: bool, task_rank: float) -> None:
+    layer = build(form, task_rank=task_rank)
     x = torch.randn(7, N, D) if own else torch.randn(7, D)
     out, weight = layer(x), composed(layer)
     assert out.shape == (7, N, H)

@@ -35,7 +35,7 @@ def loop_stitch(stitch: list[list[float]], rows: list[list[float]], s: int) -> l
 @pytest.mark.parametrize("subspaces", [1, 2])
 @pytest.mark.parametrize("own", [True, False])
 def test_units_are_mixed_after_each_layer(subspaces: int, own: bool) -> None:
-    """Misra et al. 2016, Eq. 1; with more subspaces Ruder et al. 2019, Eq. 3."""
+    """Misra et al. 2016, Eq. 1; with more subspaces Ruder et al. 2019."""
     module = shaken(CrossStitch(hidden=(6, 4), subspaces=subspaces))
     x = torch.randn(4, 3, D) if own else torch.randn(4, D)
     shared = module(x)
@@ -82,6 +82,14 @@ def test_what_is_returned_and_reported_are_the_learned_constants() -> None:
         assert torch.tensor(told.sd).max() < 1e-6
         assert (told.entropy, told.row_entropy, told.divergence, told.row_divergence) == ((), (), (), ())
         assert (dead_sources(told), polarised_gates(told)) == ((), ())
+
+
+def test_gates_are_plain_numbers_in_inference_mode() -> None:
+    module = CrossStitch(hidden=(4,)).build(D, TASKS)
+    x = torch.randn(3, D)
+    assert module(x).gates[0].requires_grad
+    with torch.inference_mode():
+        assert not module(x).gates[0].requires_grad
 
 
 def test_a_network_that_nobody_reads_is_told_as_dead() -> None:

@@ -5,6 +5,7 @@ from itertools import combinations
 import pytest
 import torch
 from loops import loop_mlp
+from safetensors.torch import load, save
 from torch import nn
 
 from multigate.sharing import Soft
@@ -105,6 +106,19 @@ def test_a_subgradient_that_serves_ten_steps_ends_where_new_ones_do() -> None:
     )
     assert fresh < none - 0.02
     assert abs(kept - fresh) < 0.2 * (none - fresh)
+
+
+def test_a_restored_tucker_run_goes_on_exactly() -> None:
+    """The subgradient and the steps it has served belong to the state, as a checkpoint keeps it."""
+    options = Soft(penalty="tucker", every=3, hidden=(4,))
+    module, other = options.build(D, TASKS), options.build(D, TASKS)
+    x = torch.randn(6, D)
+    module(x)
+    with torch.no_grad():
+        module.networks.layers[0].weight.add_(torch.randn(3, 4, D))
+    other.load_state_dict(load(save(module.state_dict())))
+    for _ in range(4):
+        torch.testing.assert_close(other(x).penalty, module(x).penalty, atol=0, rtol=0)
 
 
 def test_strength_zero_is_single_task() -> None:

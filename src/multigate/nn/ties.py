@@ -27,8 +27,8 @@ class TraceNorm(nn.Module):
 class TuckerNorm(nn.Module):
     """Sum of the trace norms of the three unfoldings of W, one per axis (Yang and Hospedales 2016, "Tucker").
 
-    To take its subgradient S costs as much as a training step, so S serves for ``every`` calls: <S, W> is the norm at
-    the W that S was taken of, and its tangent at others.
+    To take its subgradient S costs about a training step, so S serves for ``every`` calls: <S, W> is the norm at the W
+    that S was taken of, and its tangent at others. S and the number of calls are part of the state.
     """
 
     subgradient: Tensor

@@ -16,11 +16,11 @@ class CrossStitch(Structure):
 
     structure: Literal["cross_stitch"] = "cross_stitch"
     own: float = Field(default=0.9, ge=0, le=1)
-    """First weight of a task's own units, the rest being spread over the others'. Weights that all start at 1, as some
-    libraries have them, add up all tasks' units and start as one network for all of them."""
+    """First weight of a task's own units, the rest of 1 being spread over the others'. Weights that all start at 1, as
+    some libraries have them, make every task read the same sum, T times as large after each layer."""
     subspaces: int = Field(default=1, ge=1)
     """Parts of each layer's units that are read apart, each with weights of its own, as in sluice networks
-    (Ruder et al. 2019, Eq. 3). Widths are multiples of it."""
+    (Ruder et al. 2019). Widths are multiples of it."""
 
     @model_validator(mode="after")
     def _whole_subspaces(self) -> Self:
@@ -66,7 +66,8 @@ class CrossStitchSharing(nn.Module):
             parts = x.reshape(-1, len(stitch), x.shape[2] // self.subspaces)  # (B, T s, H / s)
             # not one matmul a row, which is many times slower with weights that are alike for all rows
             x = torch.einsum("ij,bjh->bih", stitch, parts).reshape(x.shape)
-            gates.append(stitch.expand(x.shape[0], -1, -1))
+            # a view of a parameter would want gradients even in inference mode
+            gates.append(stitch.clone().expand(x.shape[0], -1, -1))
         return Shared(x, tuple(gates), penalty=x.new_zeros(()))
 
     def multiply_adds(self) -> int:
