@@ -18,7 +18,7 @@ from multigate.model import Tower
 from multigate.nn.embed import Embedding
 from multigate.options import Options
 from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
-from multigate.sharing import STRUCTURES
+from multigate.sharing import STRUCTURES, GatedStructure
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -31,8 +31,10 @@ FEATURES: tuple[type[Options], ...] = (Number, Category, Hashed, Bag, Time, Vect
 MODELS: tuple[type[Options], ...] = (
     Experiment, Schema, *FEATURES, Task, Split, Embedding, Tower, Optimizer, *STRUCTURES.values()
 )  # fmt: skip
-COMMON = dict.fromkeys(FEATURES, "Features") | dict.fromkeys(STRUCTURES.values(), "Structures")
-"""The section with the fields that some models have in common."""
+COMMON: dict[type[Options], tuple[str, ...]] = dict.fromkeys(FEATURES, ("Features",)) | {
+    one: ("Structures", "Gates") if issubclass(one, GatedStructure) else ("Structures",) for one in STRUCTURES.values()
+}
+"""The sections with the fields that some models have in common."""
 
 
 def page_id(page: Path) -> str:
@@ -106,7 +108,7 @@ def rows(section: str) -> dict[str, str]:
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_every_field_is_in_its_table_with_its_default(model: type[Options]) -> None:
     found = sections(DOCS / "experiment.md")
-    told = rows(found[COMMON[model]]) if model in COMMON else {}
+    told = {name: default for title in COMMON.get(model, ()) for name, default in rows(found[title]).items()}
     told |= rows(found[model.__name__])
     assert not (model.model_fields.keys() - told.keys()), "fields without a row"
     assert not (told.keys() - model.model_fields.keys()), "rows without a field"
@@ -125,7 +127,7 @@ def test_every_field_is_in_its_table_with_its_default(model: type[Options]) -> N
 
 
 def test_every_table_of_fields_belongs_to_a_model() -> None:
-    known = {model.__name__ for model in MODELS} | set(COMMON.values())
+    known = {model.__name__ for model in MODELS} | {title for titles in COMMON.values() for title in titles}
     for title, text in sections(DOCS / "experiment.md").items():
         assert title in known or "| field |" not in text, title
 

@@ -65,7 +65,7 @@ def test_what_is_written_is_read_back(file: Path, tmp_path: Path) -> None:
     [
         ("epoch=3", "did you mean 'epochs'?"),
         ("sharing.expert=3", "did you mean 'experts'?"),
-        ("sharing=mmoee", "did you mean 'mmoe'?"),
+        ("sharing=mmo", "did you mean 'mmoe'?"),
         ("optimizer.learning_rate=fast", "optimizer.learning_rate"),
         ("batch_size=0", "batch_size"),
         ("monitor=auc", "<task>/<metric>"),
@@ -182,3 +182,17 @@ def test_options_are_frozen() -> None:
     experiment = Experiment(schema=Schema(features=[Number("a")], tasks=[Task("b")]))
     with pytest.raises(ValueError, match="frozen"):
         experiment.epochs = 3  # type: ignore[misc]
+
+
+def test_a_variant_is_a_structure_with_settings(file: Path) -> None:
+    """By name, and with fields changed on top; it is stored as what it is."""
+    experiment = read_experiment(file, ["sharing=mmoe_top_k"])
+    assert experiment.sharing == MMoE(gating="top_k")
+    assert experiment.to_dict()["sharing"] == {"structure": "mmoe", "gating": "top_k"}
+    changed = read_experiment(file, ["sharing=mmoe_top_k", "sharing.k=3"])
+    assert changed.sharing == MMoE(gating="top_k", k=3)
+
+
+def test_a_structure_that_names_no_task_of_the_schema_is_refused_at_once(file: Path) -> None:
+    with pytest.raises(ExperimentError, match="there is no task 'clik'; did you mean 'click'?"):
+        read_experiment(file, ["sharing=aitm", "sharing.order=[clik]"])

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn, output_columns
+from multigate.errors import ExperimentError
 from multigate.model import Model, Tower
 from multigate.nn.embed import Embedding
-from multigate.sharing import STRUCTURES, MMoE, Structure
+from multigate.schema import Risk
+from multigate.sharing import STRUCTURES, MMoE, SharedBottom, SingleTask, Structure
 
 LAYOUT = Layout(
     numbers=(NumberColumn(feature="a", embedding="piecewise", edges=(-1.0, 0.0, 1.0)), NumberColumn(feature="b")),
@@ -69,16 +71,20 @@ def test_output_columns_follow_the_tasks() -> None:
     assert output_columns(LAYOUT.tasks) == [(0, 1), (1, 2), (2, 5), (5, 6)]
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", [name for name, kind in STRUCTURES.items() if not kind.conditional])
 def test_multiply_adds_are_counted_by_torch_too(name: str) -> None:
-    """All matmuls of one row but the numbers' own embedding; the heads are a product and a sum, not a matmul."""
+    """All matmuls of one more row but the numbers' own embedding; the heads are a product and a sum, not a matmul."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = build(STRUCTURES[name]())
-    with FlopCounterMode(display=False) as counter:
-        model(*rows(1))
+
+    def counted(count: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            model(*rows(count))
+        return counter.get_total_flops() // 2
+
     embedding = math.prod(model.embed.embedded_numbers[0].weight.shape)
-    assert model.multiply_adds() == counter.get_total_flops() // 2 - embedding + model.heads.weight.numel()
+    assert model.multiply_adds() == counted(2) - counted(1) - embedding + model.heads.weight.numel()
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -103,3 +109,194 @@ def test_a_model_learns_a_rule_that_needs_its_features() -> None:
         torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
         optimiser.step()
     assert ((model.eval()(numbers, categories).logits[:, 0] > 0).float() == labels).float().mean() > 0.97
+
+
+USED = LAYOUT.with_(
+    numbers=(LAYOUT.numbers[0], LAYOUT.numbers[1].with_(use="bias:topic")),
+    categories=(LAYOUT.categories[0], LAYOUT.categories[1].with_(use="gate")),
+    bags=(LAYOUT.bags[0].with_(use="bias:topic"),),
+)
+"""One number and one category that all tasks read, a category for gates, a number and a bag that bias the topic."""
+
+
+def used(structure: Structure | None = None, tables: str = "shared") -> Model:
+    model = Model(
+        USED,
+        structure or MMoE(experts=3, hidden=(8,)),
+        embedding=Embedding(dim=6, dropout=0, unseen=0, tables=tables),
+        tower=Tower(hidden=(5,)),
+        parents=PARENTS,
+        order=ORDER,
+    )
+    for bias in model.biases:
+        torch.nn.init.normal_(bias.out.weight)  # as if it had been trained
+    return model
+
+
+def test_features_for_gates_move_gates_and_never_x() -> None:
+    model = used().eval()
+    numbers, categories, bags = rows(7)
+    other = torch.stack([categories[:, 0], (categories[:, 1] + 1) % 5], dim=1)
+    assert torch.equal(model.represent(numbers, categories, bags).x, model.represent(numbers, other, bags).x)
+    here, there = model(numbers, categories, bags), model(numbers, other, bags)
+    assert (here.gates[0] != there.gates[0]).any(-1).all()
+    assert (here.logits != there.logits).all()
+    assert model.context.d_out == USED.categories[1].dim
+
+
+def test_what_biases_a_task_moves_its_outputs_in_training_and_no_prediction() -> None:
+    model = used()
+    numbers, categories, bags = rows(2000)
+    other = torch.stack([numbers[:, 0], numbers[:, 1] + 1], dim=1)
+    torch.manual_seed(5)
+    here = model(numbers, categories, bags).conditionals
+    torch.manual_seed(5)
+    there = model(other, categories, bags).conditionals
+    moved = here != there
+    assert not moved[:, [0, 1, 5]].any()
+    assert 0.88 < moved[:, 2:5].all(1).float().mean() < 0.92, "a tenth of the rows do not tell"
+    model.eval()
+    items = (BagIds(torch.randint(0, 10, bags[0].values.shape, dtype=torch.int32), bags[0].offsets),)
+    assert torch.equal(model(numbers, categories, bags).logits, model(other, categories, items).logits)
+
+
+def test_an_unknown_bias_is_that_of_missing_values() -> None:
+    """By hand: the value 0, its indicator 1, and the mean of a bag that holds the id 1 alone."""
+    model = used().eval()
+    bias = model.biases[0]
+    table = bias.embed.tables["6"]
+    read = torch.cat([torch.tensor([0.0, 1.0]), table.weight[table.start["u"] + 1]])
+    expected = bias.out.weight @ torch.relu(bias.hidden.weight @ read + bias.hidden.bias)
+    numbers, categories, bags = rows(3)
+    seen = model.represent(numbers, categories, bags)
+    ((added, unknown),) = seen.biases
+    torch.testing.assert_close(added, torch.cat([torch.zeros(2), expected, torch.zeros(1)]).expand(3, -1))
+    assert unknown is None
+    without = model.decide(seen._replace(biases=())).conditionals
+    torch.testing.assert_close(model.decide(seen).conditionals - without, added)
+
+
+def test_a_bias_starts_at_nothing() -> None:
+    model = Model(USED, MMoE())
+    assert not model.represent(*rows(50)).biases[0].bias.any()
+
+
+def test_where_a_bias_is_unknown_nothing_else_learns() -> None:
+    model = used()
+    seen = model.represent(*rows(500))
+    x = seen.x.detach().requires_grad_()
+    model.decide(seen._replace(x=x)).logits[:, 2:5].sum().backward()
+    unknown = seen.biases[0].unknown
+    assert torch.equal(unknown, unknown[:, 2:3] & torch.tensor([0, 0, 1, 1, 1, 0]).bool())
+    assert torch.equal(x.grad.any(1), ~unknown[:, 2])
+    model.zero_grad()
+    seen = model.represent(*rows(500))
+    model.decide(seen).conditionals[seen.biases[0].unknown].sum().backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved
+    assert all(name.startswith("biases.") for name in moved)
+
+
+def test_a_place_on_the_page_is_not_taken_for_the_worth_of_what_stands_there() -> None:
+    """The better item stands low on the page and is clicked less; only the bias tells why."""
+    layout = Layout(
+        numbers=(),
+        categories=(IdColumn(feature="item", table="item"), IdColumn(feature="place", table="place", use="bias:click")),
+        bags=(),
+        tables={"item": 4, "place": 4},
+        tasks=(TaskColumn(name="click", kind="binary", mean=0.5),),
+    )
+    item = torch.randint(2, 4, (2048,))
+    low = torch.rand(2048) < torch.where(item == 3, 0.85, 0.15)
+    logit = (item == 3) * 1.0 - low * 2.5 + 0.5
+    label = (torch.rand(2048) < torch.sigmoid(logit)).float()
+    assert label[item == 3].mean() < label[item == 2].mean()
+    ids = torch.stack([item, 2 + low.long()], dim=1).int()
+    model = Model(layout, MMoE(experts=1, hidden=(8,)), embedding=Embedding(dim=4, dropout=0))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(200):
+        optimiser.zero_grad()
+        logits = model(torch.zeros(2048, 0), ids).logits[:, 0]
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, label).backward()
+        optimiser.step()
+    worse, better = model.eval()(torch.zeros(2, 0), torch.tensor([[2, 3], [3, 3]])).logits[:, 0].tolist()
+    assert better - worse == pytest.approx(1.0, abs=0.4)
+
+
+def test_tables_of_the_tasks_own_give_every_task_an_input() -> None:
+    model = Model(LAYOUT, SingleTask(), embedding=Embedding(tables="own"))
+    assert model.represent(*rows(7)).x.shape == (7, 4, model.embed.d_out)
+    assert model(*rows(7)).logits.shape == (7, 6)
+
+
+def test_a_structure_that_cannot_read_it_says_which_can() -> None:
+    with pytest.raises(ExperimentError, match=r"'mmoe' has one input .* take one of single_task, .*leave 'tables' out"):
+        used(tables="own")
+    with pytest.raises(ExperimentError, match=r"'shared_bottom' has no gates to read feature 'v'.* omoe, mmoe"):
+        used(SharedBottom())
+
+
+@pytest.mark.parametrize("tables", ["shared", "own"])
+def test_models_with_all_uses_export(tables: str) -> None:
+    model = Model(LAYOUT, SingleTask(), embedding=Embedding(tables="own")) if tables == "own" else used()
+    model.eval()
+    dim = torch.export.Dim("rows", min=2, max=4096)
+    numbers, categories, bags = rows(4)
+    shapes = {"numbers": {0: dim}, "categories": {0: dim}, "bags": (BagIds({0: 2 * dim}, {0: dim + 1}),)}
+    exported = torch.export.export(model, (numbers, categories, bags), dynamic_shapes=shapes).module()
+    for count in (4, 9):
+        example = rows(count)
+        torch.testing.assert_close(exported(*example)[0], model(*example).logits)
+
+
+def test_errors_are_imputed_in_training_alone_and_start_at_the_entropy_of_the_rate() -> None:
+    risks = (
+        Risk(task=0, parent=1, kind="dr", weight=0.1, clip=0.1),
+        Risk(task=1, parent=0, kind="ips", weight=1, clip=1),
+    )
+    torch.manual_seed(3)
+    plain = build(SingleTask())
+    torch.manual_seed(3)
+    model = Model(
+        LAYOUT,
+        SingleTask(),
+        embedding=Embedding(dim=6),
+        tower=Tower(hidden=(5,)),
+        parents=PARENTS,
+        order=ORDER,
+        risks=risks,
+    ).eval()
+    example = rows(7)
+    assert torch.equal(model(*example).logits, plain(*example).logits), "the rest begins as it always did"
+    assert model(*example).imputed is None
+    with torch.no_grad():
+        model.imputation.weight.zero_()
+    imputed = model.train()(*example).imputed
+    p = 0.02 / 0.2
+    entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    torch.testing.assert_close(imputed, torch.full((7, 1), entropy))
+    model.imputation.weight.data.normal_()
+    imputed = model(*example).imputed
+    assert (imputed > 0).all()
+    imputed.sum().backward()
+    read = model.sharing.networks.layers[0].weight.grad.flatten(1).any(1)
+    assert read.tolist() == [True, False, False, False], "what the child's tower reads"
+    assert model.towers.layers[0].weight.grad is None
+
+
+def test_a_model_is_costed_without_allocating_anything() -> None:
+    """Comparisons search for a budget with models on the meta device, whatever the features are used for."""
+    risks = (Risk(task=0, parent=1, kind="dr", weight=0.1, clip=0.1),)
+    for layout, structure, tables in ((USED, MMoE(), "shared"), (LAYOUT, SingleTask(), "own")):
+
+        def built(
+            device: str, layout: Layout = layout, structure: Structure = structure, tables: str = tables
+        ) -> Model:
+            with torch.device(device):
+                return Model(
+                    layout, structure, embedding=Embedding(tables=tables), parents=PARENTS, order=ORDER, risks=risks
+                )
+
+        there = built("meta")
+        assert there.multiply_adds() == built("cpu").multiply_adds()
+        assert all(parameter.is_meta for parameter in there.parameters())

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from multigate.batch import TaskColumn
 from multigate.objective import Objective
+from multigate.schema import Risk
 
 TASKS = (
     TaskColumn(name="click", kind="binary", known_rate=0.5),
@@ -73,3 +75,136 @@ def test_losses_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = Objective(TASKS)(logits, torch.zeros(4, 3), torch.ones(4, 3, dtype=torch.bool), torch.ones(4, 3))
     assert losses.dtype == torch.float32
+
+
+CHAIN = (
+    TaskColumn(name="pay", kind="binary", known_rate=0.7, mean=0.05),
+    TaskColumn(name="watch", kind="regression"),
+    TaskColumn(name="click", kind="binary", mean=0.4),
+    TaskColumn(name="buy", kind="binary", known_rate=0.9, mean=0.1),
+)
+RISKS = (
+    Risk(task=0, parent=3, kind="dr", weight=0.5, clip=0.2),
+    Risk(task=3, parent=2, kind="ips", weight=2, clip=0.9),
+)
+"""pay, given buy, given click."""
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def loop_risks(risks, logits, labels, known, weights, conditionals, imputed) -> list[float]:
+    """Wang et al. 2022, IPS and DR, row by row; what is not known of either label counts for nothing."""
+    totals = [0.0] * len(CHAIN)
+    robust = [risk.task for risk in risks if risk.kind == "dr"]
+    for risk in risks:
+        for b in range(len(labels)):
+            if not (known[b][risk.task] and known[b][risk.parent]):
+                continue
+            o, r = labels[b][risk.parent], labels[b][risk.task]
+            propensity = max(sigmoid(logits[b][risk.parent]), risk.clip * CHAIN[risk.parent].mean)
+            p = sigmoid(conditionals[b][risk.task])
+            error = -math.log(p if r == 1 else 1 - p)
+            if risk.kind == "ips":
+                found = o * error / propensity
+            else:
+                guess = imputed[b][robust.index(risk.task)]
+                found = guess + o * (error - guess) / propensity + o * (error - guess) ** 2 / propensity
+            totals[risk.task] += risk.weight * weights[b][risk.task] * found
+    return [total / (len(labels) * task.known_rate) for total, task in zip(totals, CHAIN, strict=True)]
+
+
+def chain_rows(rows: int) -> tuple[torch.Tensor, ...]:
+    logits, conditionals = torch.randn(rows, 4), torch.randn(rows, 4)
+    known = torch.rand(rows, 4) < 0.8
+    labels = torch.randint(0, 2, (rows, 4)).float() * known
+    return logits, labels, known, torch.rand(rows, 4) * 3, conditionals, torch.rand(rows, 2)
+
+
+@pytest.mark.parametrize("kinds", [("dr", "ips"), ("ips", "dr"), ("dr", "dr")])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_counterfactual_risks_equal_plain_loops(kinds: tuple[str, str], autocast: bool) -> None:
+    risks = [risk._replace(kind=kind) for risk, kind in zip(RISKS, kinds, strict=True)]
+    logits, labels, known, weights, conditionals, imputed = rows = chain_rows(40)
+    logits[:5] -= 4  # below the clip
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        joint = Objective(CHAIN)(logits, labels, known, weights)
+        losses = Objective(CHAIN, risks)(logits, labels, known, weights, conditionals=conditionals, imputed=imputed)
+    torch.testing.assert_close(losses - joint, torch.tensor(loop_risks(risks, *(one.tolist() for one in rows))))
+    assert torch.equal(Objective(CHAIN, risks)(logits, labels, known, weights), joint), "without conditionals: as ever"
+
+
+def test_risks_move_the_conditional_and_what_is_imputed_but_not_the_propensity() -> None:
+    logits, labels, known, weights, conditionals, imputed = chain_rows(40)
+    for one in (logits, conditionals, imputed):
+        one.requires_grad_()
+    objective = Objective(CHAIN, RISKS)
+    joint = objective(logits, labels, known, weights)
+    both = objective(logits, labels, known, weights, conditionals=conditionals, imputed=imputed)
+    (both - joint).sum().backward()
+    assert not logits.grad.any()
+    told = known[:, [0, 3]] & known[:, [3, 2]]  # pay with buy, buy with click
+    counted = told & (labels[:, [3, 2]] == 1)
+    assert torch.equal(conditionals.grad[:, [0, 3]] != 0, counted)
+    assert not conditionals.grad[:, [1, 2]].any()
+    assert torch.equal(imputed.grad[:, 0] != 0, told[:, 0])
+
+
+def test_predictions_learn_nothing_from_the_loss_of_the_imputation() -> None:
+    """Else they would move to where their own loss is easy to tell: p(buy | click) came out a quarter too large."""
+    logits, labels, known, weights, conditionals, imputed = chain_rows(40)
+    gradients = []
+    for kind in ("ips", "dr"):
+        own = conditionals.clone().requires_grad_()
+        risk = Risk(task=3, parent=2, kind=kind, weight=1, clip=0.1)
+        Objective(CHAIN, [risk])(logits, labels, known, weights, conditionals=own, imputed=imputed).sum().backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(*gradients)
+
+
+SELECTED = (TaskColumn(name="click", kind="binary", mean=0.3), TaskColumn(name="buy", kind="binary"))
+CELLS = 12
+DRAWS = 400_000
+
+
+def selected_rows(wrong: bool = False) -> tuple[torch.Tensor, ...]:
+    """Rows of a few cells with known p(click) and p(buy | click), of which one and the same is predicted."""
+    click, buy = torch.linspace(0.05, 0.8, CELLS), torch.linspace(0.7, 0.1, CELLS)
+    predicted = torch.logit(torch.full((CELLS,), 0.25))
+    error = functional.binary_cross_entropy_with_logits(predicted, buy, reduction="none")  # mean over labels of a cell
+    cell = torch.arange(DRAWS) % CELLS
+    o = (torch.rand(DRAWS) < click[cell]).float()
+    r = (torch.rand(DRAWS) < buy[cell]).float() * o
+    propensity = torch.full((CELLS,), 0.3) if wrong else click
+    logits = torch.stack([torch.logit(propensity), torch.zeros(CELLS)], dim=1)[cell]
+    conditionals = torch.stack([torch.zeros(CELLS), predicted], dim=1)[cell]
+    return logits, torch.stack([o, r], dim=1), conditionals, error[cell].unsqueeze(1), error.mean()
+
+
+def estimated_risk(kind: str, logits, labels, conditionals, imputed) -> float:
+    """The counterfactual risk alone: without the joint loss, and without that of the imputation."""
+    everything = torch.ones(DRAWS, 2, dtype=torch.bool), torch.ones(DRAWS, 2)
+    objective = Objective(SELECTED, [Risk(task=1, parent=0, kind=kind, weight=1, clip=1e-3)])
+    joint = objective(logits, labels, *everything)[1]
+    both = objective(logits, labels, *everything, conditionals=conditionals, imputed=imputed)[1]
+    error = functional.binary_cross_entropy_with_logits(conditionals[:, 1], labels[:, 1], reduction="none")
+    taught = (labels[:, 0] / torch.sigmoid(logits[:, 0]) * (error - imputed[:, 0]).square()).mean()
+    return (both - joint - (taught if kind == "dr" else 0)).item()
+
+
+def test_with_the_true_propensity_risks_average_to_the_true_one_and_that_of_clicked_rows_does_not() -> None:
+    """Six standard errors of the mean over the rows are about .02."""
+    logits, labels, conditionals, error, truth = selected_rows()
+    clicked = labels[:, 0] == 1
+    errors = functional.binary_cross_entropy_with_logits(conditionals[:, 1], labels[:, 1], reduction="none")
+    assert abs(errors[clicked].mean() - truth) > 0.05
+    assert estimated_risk("ips", logits, labels, conditionals, error) == pytest.approx(truth.item(), abs=0.02)
+    for imputed in (error, torch.rand_like(error), torch.zeros_like(error)):
+        assert estimated_risk("dr", logits, labels, conditionals, imputed) == pytest.approx(truth.item(), abs=0.02)
+
+
+def test_doubly_robust_forgives_a_wrong_propensity_where_errors_are_imputed_right() -> None:
+    logits, labels, conditionals, error, truth = selected_rows(wrong=True)
+    assert abs(estimated_risk("ips", logits, labels, conditionals, error) - truth) > 0.05
+    assert estimated_risk("dr", logits, labels, conditionals, error) == pytest.approx(truth.item(), abs=0.02)

@@ -34,6 +34,7 @@ def refused(**data: object) -> str:
         ([{"name": "click"}, {"name": "click"}], "two tasks are named 'click'"),
         ([{"name": "age"}], "also feature 'age'"),
         ([{"name": "click", "postive": 1}], "did you mean 'positive'?"),
+        ([{"name": "click", "risk": "ips"}], "wants a 'given' parent"),
         ([{"name": "a|b"}], "neither '|' nor '/'"),
     ],
 )
@@ -62,6 +63,38 @@ def test_only_some_tasks_are_cut_loose_from_absent_parents() -> None:
     assert schema.only(["click", "buy"]).tasks[1].given == "click"
 
 
+@pytest.mark.parametrize(
+    ("uses", "told"),
+    [
+        (("gates", "shared"), "did you mean 'gate'?"),
+        (("bias", "shared"), "did you mean 'bias:'?"),
+        (("bias:clik", "shared"), "feature 'age': use 'bias:clik' names no task; did you mean 'bias:click'?"),
+        (("bias:", "shared"), "names no task; did you mean 'bias:buy'?"),
+        (("gate", "bias:buy"), "leave it out of those they should read"),
+    ],
+)
+def test_a_use_that_is_none_is_refused(uses: tuple[str, str], told: str) -> None:
+    features = [{"kind": "number", "name": "age", "use": uses[0]}, {"kind": "bag", "name": "tags", "use": uses[1]}]
+    assert told in refused(features=features, tasks=[{"name": "click"}, {"name": "buy"}])
+
+
+def test_what_biases_a_task_goes_with_it_and_is_not_needed_to_predict() -> None:
+    features = [*FEATURES, Number("place", column="p", use="bias:click"), Number("size", use="gate")]
+    schema = Schema(features=features, tasks=[Task("click"), Task("buy", given="click", risk="dr")])
+    assert schema.columns(labels=False, carried=False) == ("age", "user", "size")
+    assert schema.columns(carried=False) == ("age", "user", "p", "size", "click", "buy")
+    assert [one.name for one in schema.only(["buy"]).features] == ["age", "user", "size"]
+    assert schema.only(["click"]).features == schema.features
+
+
+def test_risks_know_the_places_of_their_tasks() -> None:
+    tasks = [Task("pay", given="buy", risk="dr", risk_weight=0.3, risk_clip=0.5), Task("click"), Task("like")]
+    schema = Schema(features=FEATURES, tasks=[*tasks, Task("buy", given="click", risk="ips")])
+    assert schema.risks() == ((0, 3, "dr", 0.3, 0.5), (3, 1, "ips", 0.1, 0.1))
+    assert schema.only(["buy", "pay"]).risks() == ((0, 1, "dr", 0.3, 0.5),)
+    assert schema.only(["like", "click"]).risks() == ()
+
+
 def test_columns_are_listed_once_and_only_those_asked_for() -> None:
     tasks = [Task("click", column="is_click", sample_weight="w"), Task("like", sample_weight="w")]
     schema = Schema(features=[*FEATURES, Bag("tags")], tasks=tasks, keys="row", time="at", group="user")
@@ -74,7 +107,14 @@ NAMES = st.text(min_size=1, max_size=8) | st.sampled_from(
 )
 FEATURE = st.one_of(
     st.builds(Number, NAMES, transform=st.sampled_from(["standard", "log", "quantile"]), bins=st.integers(2, 1024)),
-    st.builds(Category, NAMES, column=st.text(max_size=3), max_size=st.integers(1, 10**9), table=st.text(max_size=3)),
+    st.builds(
+        Category,
+        NAMES,
+        column=st.text(max_size=3),
+        use=st.sampled_from(["shared", "gate"]),
+        max_size=st.integers(1, 10**9),
+        table=st.text(max_size=3),
+    ),
     st.builds(Bag, NAMES, separator=st.text(min_size=1, max_size=2), buckets=st.none() | st.integers(2, 99)),
     st.builds(Time, NAMES, dim=st.none() | st.integers(1, 99)),
 )

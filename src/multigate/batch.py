@@ -49,6 +49,8 @@ class NumberColumn(Options):
     edges: tuple[float, ...] = ()
     """Quantiles of the encoded column on the training rows, increasing: the knots of a piecewise embedding."""
     dim: int | None = None
+    use: str = "shared"
+    """That of the feature: shared, gate or bias:<task>."""
 
 
 class IdColumn(Options):
@@ -57,6 +59,7 @@ class IdColumn(Options):
     feature: str
     table: str
     dim: int | None = None
+    use: str = "shared"
 
 
 class TaskColumn(Options):
@@ -82,6 +85,11 @@ class Layout(Options):
     tables: dict[str, int]
     """Rows of each embedding table, the ids 0 (unseen) and 1 (missing) included."""
     tasks: tuple[TaskColumn, ...]
+
+    @property
+    def columns(self) -> tuple[NumberColumn | IdColumn, ...]:
+        """Of numbers, categories and bags."""
+        return (*self.numbers, *self.categories, *self.bags)
 
 
 def output_columns(tasks: Sequence[TaskColumn]) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from multigate.balance import BALANCES
 from multigate.batch import Batch, output_columns
 from multigate.calibration import Calibration, Curve
 from multigate.data.cells import placed
@@ -50,6 +51,7 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
         tower=experiment.tower,
         parents=schema.parents(),
         order=schema.order(),
+        risks=schema.risks(),
     )
 
 
@@ -75,7 +77,8 @@ class Bundle:
         ``rows``: one row as a dict of values, a dict of lists, a pandas, polars or pyarrow table, or a path. A binary
         task gives p(task); one with a ``given`` parent also ``task|parent``; regression gives the value in the label's
         own unit; multiclass gives the most likely class and ``task=class`` for each probability. ``gates=True`` adds
-        ``gate/<reader>`` with a weight per expert. Each is an array (R,), gates (R, E); for one row plain values.
+        ``gate/<reader>`` with a weight per expert, of several levels ``gate/<level>/<reader>`` counted from 1. Each is
+        an array (R,), gates (R, E); for one row plain values.
 
         Raises ``DataError`` for a feature column that is missing or of the wrong kind. Values unseen in training and
         nulls are read by the same rule as in training.
@@ -112,9 +115,11 @@ class Bundle:
         named = name_outputs(self.experiment, self.encoder, outputs)
         if gates:
             # structures that only weigh by 1 have levels but no gates
-            for level, gate in zip(self.model.sharing.wiring, outputs.gates, strict=bool(outputs.gates)):
+            wiring = self.model.sharing.wiring
+            for at, (level, gate) in enumerate(zip(wiring, outputs.gates, strict=bool(outputs.gates)), 1):
+                place = f"gate/{at}" if len(wiring) > 1 else "gate"
                 for i, reader in enumerate(level.readers):
-                    named[f"gate/{reader}"] = gate[:, i].numpy()
+                    named[f"{place}/{reader}"] = gate[:, i].numpy()
         return named
 
     def save(self, folder: Path) -> None:
@@ -181,6 +186,9 @@ def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Str
             f"bundle {folder} uses structure {sharing.get('structure')!r}, which is not built in; "
             "pass its options class: load(..., structures=[Mine])"
         )
+    balance = data.get("balance")
+    if isinstance(balance, dict) and balance.get("method") not in BALANCES:
+        del data["balance"]  # one of somebody's own, which only training needed
     experiment = make_experiment(data, name=f"bundle {folder}")
     encoder = Encoder.load(folder / "encoder", experiment.schema)
     encoder.row(dict.fromkeys(experiment.schema.columns(labels=False, carried=False)))  # or it fits no row at all

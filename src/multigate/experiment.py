@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from multigate.balance import Name as BalanceName
+from multigate.balance import BALANCES, Balance, Fixed
 from multigate.calibration import Method
 from multigate.data.split import Split
 from multigate.errors import ExperimentError, nearest
-from multigate.model import Tower
+from multigate.model import Tower, check_reads
 from multigate.nn.embed import Embedding
 from multigate.options import Options, explain
 from multigate.schema import Schema
@@ -57,7 +57,7 @@ with warnings.catch_warnings():
         sharing: SerializeAsAny[Structure] = MMoE()
         tower: Tower = Tower()
         embedding: Embedding = Embedding()
-        balance: BalanceName = "fixed"
+        balance: SerializeAsAny[Balance] = Fixed()
         optimizer: Optimizer = Optimizer()
 
         epochs: int = Field(default=12, ge=1)
@@ -81,19 +81,39 @@ with warnings.catch_warnings():
         @classmethod
         def _structure_by_name(cls, value: Any) -> Any:
             if isinstance(value, str):
-                value = VARIANTS.get(value, {"structure": value})
+                value = {"structure": value}
             if isinstance(value, Mapping):
                 name = value.get("structure", "mmoe")
-                if not isinstance(name, str) or name not in STRUCTURES:
-                    known = (*STRUCTURES, *VARIANTS)
-                    raise ValueError(f"there is no structure {name!r}; {nearest(str(name), known)}")
+                if not isinstance(name, str) or name not in (*STRUCTURES, *VARIANTS):
+                    raise ValueError(f"there is no structure {name!r}; {nearest(str(name), (*STRUCTURES, *VARIANTS))}")
+                if name in VARIANTS:
+                    variant = VARIANTS[name]
+                    return type(variant).model_validate(variant.to_dict() | dict(value) | {"structure": variant.name})
                 return STRUCTURES[name].model_validate(dict(value))
+            return value
+
+        @field_validator("balance", mode="before")
+        @classmethod
+        def _balance_by_name(cls, value: Any) -> Any:
+            if isinstance(value, str):
+                value = {"method": value}
+            if isinstance(value, Mapping):
+                name = value.get("method", "fixed")
+                if not isinstance(name, str) or name not in BALANCES:
+                    raise ValueError(f"there is no balance {name!r}; {nearest(str(name), BALANCES)}")
+                return BALANCES[name].model_validate(dict(value))
             return value
 
         @field_validator("tower", mode="before")
         @classmethod
         def _tower_by_widths(cls, value: Any) -> Any:
             return {"hidden": value} if isinstance(value, list | tuple) else value
+
+        @model_validator(mode="after")
+        def _structure_fits(self) -> "Experiment":
+            self.sharing.check(self.schema.task_names)
+            check_reads(self.sharing, self.embedding, [one.name for one in self.schema.features if one.use == "gate"])
+            return self
 
         @field_validator("monitor")
         @classmethod
@@ -144,7 +164,7 @@ def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         for part in path:
             inner = at.get(part) or {}
             if isinstance(inner, str):  # sharing: mmoe, then sharing.experts=16
-                inner = {"structure": inner}
+                inner = {"method" if part == "balance" else "structure": inner}
             if isinstance(inner, list):  # tower: [32], then tower.dropout=0.1
                 inner = {"hidden": inner}
             if not isinstance(inner, Mapping):

@@ -7,14 +7,21 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from multigate.batch import BagIds, Layout, TaskColumn, output_columns
 from multigate.calibration import Calibration
 from multigate.chain import fold
-from multigate.nn.embed import Embed, Embedding
+from multigate.errors import ExperimentError
+from multigate.nn.chance import chance
+from multigate.nn.embed import Embed, Embedding, OwnEmbeds
 from multigate.nn.parallel import ParallelMLP
 from multigate.options import Options
-from multigate.sharing import Sharing, Structure
+from multigate.schema import BIAS, Risk
+from multigate.sharing import STRUCTURES, GatedStructure, Sharing, Structure
+
+MISSING = 1
+"""Id of a missing value."""
 
 
 class Tower(Options):
@@ -24,10 +31,26 @@ class Tower(Options):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class Biased(NamedTuple):
+    """What is added to one task's outputs, ``bias`` (B, O), and ``unknown`` (B, O), where it is that of missing values.
+
+    Nothing is unknown where all of it is, outside training.
+    """
+
+    bias: Tensor
+    unknown: Tensor | None
+
+
 class Represented(NamedTuple):
-    """A batch as tasks come to share it: ``x`` (B, D)."""
+    """A batch as tasks come to share it.
+
+    ``x`` (B, D), or (B, n, D) with embedding tables of the tasks' own; ``context`` (B, G), what only gates read, if
+    anything; ``biases``, one of each task that has some.
+    """
 
     x: Tensor
+    context: Tensor | None = None
+    biases: tuple[Biased, ...] = ()
 
 
 class Outputs(NamedTuple):
@@ -35,19 +58,22 @@ class Outputs(NamedTuple):
 
     ``logits`` (B, O): of p(task), or the encoded value of a regression. ``conditionals`` (B, O): the towers' own
     outputs, which for a task with a ``given`` parent are logits of p(task | parent). ``gates`` and ``penalty`` as in
-    ``Shared``.
+    ``Shared``. ``imputed`` (B, I), in training alone: the loss that p(task | parent) is expected to have, for each
+    task with a doubly robust risk.
     """
 
     logits: Tensor
     conditionals: Tensor
     gates: tuple[Tensor, ...]
     penalty: Tensor
+    imputed: Tensor | None = None
 
 
 class Model(nn.Module):
     """numbers (B, N), categories (B, C), bags -> ``Outputs``.
 
-    ``parents`` and ``order`` are those of ``Schema``: the ``given`` parent of each task, and tasks with parents first.
+    ``parents``, ``order`` and ``risks`` are those of ``Schema``: the ``given`` parent of each task, tasks with parents
+    first, and the counterfactual risks. Raises ``ExperimentError`` where the structure cannot read what it is given.
     """
 
     first: Tensor
@@ -62,15 +88,32 @@ class Model(nn.Module):
         tower: Tower | None = None,
         parents: Sequence[int | None] | None = None,
         order: Sequence[int] | None = None,
+        risks: Sequence[Risk] = (),
     ) -> None:
         super().__init__()
-        tower = tower or Tower()
+        tower, embedding = tower or Tower(), embedding or Embedding()
         tasks = tuple(task.name for task in layout.tasks)
-        self.embed = Embed(layout, embedding or Embedding())
-        self.sharing: Sharing = structure.build(self.embed.d_out, tasks)
+        uses = {column.use for column in layout.columns}
+        check_reads(structure, embedding, [column.feature for column in layout.columns if column.use == "gate"])
+        n = structure.inputs(len(tasks)) if embedding.tables == "own" else None
+        self.embed = Embed(layout, embedding) if n is None else OwnEmbeds(layout, embedding, n)
+        self.context = Embed(layout, embedding, "gate") if "gate" in uses else None
+        self.sharing: Sharing = (
+            structure.build(self.embed.d_out, tasks, self.context.d_out)
+            if isinstance(structure, GatedStructure) and self.context is not None
+            else structure.build(self.embed.d_out, tasks)
+        )
         self.towers = ParallelMLP(len(tasks), self.sharing.d_out, tower.hidden, dropout=tower.dropout)
         parents = list(parents or [None] * len(tasks))
         self.heads = Heads(layout.tasks, parents, self.towers.d_out)
+        spans = zip(layout.tasks, output_columns(layout.tasks), strict=True)
+        self.biases = nn.ModuleList(
+            Bias(layout, embedding, task.name, span, self.heads.outputs)
+            for task, span in spans
+            if BIAS + task.name in uses
+        )
+        robust = [risk.task for risk in risks if risk.kind == "dr"]
+        self.imputation = Imputation(layout.tasks, parents, robust, self.sharing.d_out, tower) if robust else None
         self.calibration: Calibration | None = None
         """Corrects the towers' logits once training is over."""
         self.penalises_outputs = hasattr(self.sharing, "output_penalty")
@@ -90,12 +133,18 @@ class Model(nn.Module):
 
     def represent(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Represented:
         """The first half: embeddings side by side, which is where tasks' gradients are compared and balanced."""
-        return Represented(self.embed(numbers, categories, bags))
+        x = self.embed(numbers, categories, bags)
+        context = None if self.context is None else self.context(numbers, categories, bags)
+        return Represented(x, context, tuple(bias(numbers, categories, bags) for bias in self.biases))
 
     def decide(self, seen: Represented, *, calibrated: bool = True) -> Outputs:
         """The second half: share, towers, chain; ``calibrated=False`` leaves logits as training had them."""
-        shared = self.sharing(seen.x)
+        shared = self.sharing(seen.x) if seen.context is None else self.sharing(seen.x, seen.context)  # type: ignore[call-arg]
         conditionals = self.heads(self.towers(shared.z))  # (B, O)
+        for bias, unknown in seen.biases:
+            if unknown is not None:  # the rest learns nothing there: it would take over what the bias explains
+                conditionals = torch.where(unknown, conditionals.detach(), conditionals)
+            conditionals = conditionals + bias
         if self.calibration is not None and calibrated:
             conditionals = self.calibration(conditionals)
         logits = fold(conditionals, self.parents, self.order)
@@ -103,10 +152,11 @@ class Model(nn.Module):
         if self.training and self.penalises_outputs:
             probabilities = torch.sigmoid(logits.index_select(1, self.first))  # (B, T)
             penalty = penalty + self.sharing.output_penalty(probabilities, self.binary)  # type: ignore[attr-defined]
-        return Outputs(logits, conditionals, shared.gates, penalty)
+        imputed = self.imputation(shared.z) if self.training and self.imputation is not None else None
+        return Outputs(logits, conditionals, shared.gates, penalty, imputed)
 
     def multiply_adds(self) -> int:
-        """Multiply-adds of one row through sharing, towers and heads (embeddings are look-ups)."""
+        """Multiply-adds of one row through sharing, towers and heads (embeddings are look-ups, biases constants)."""
         return self.sharing.multiply_adds() + self.towers.multiply_adds() + self.heads.weight.numel()
 
 
@@ -133,6 +183,92 @@ class Heads(nn.Module):
         if not self.one_each:
             towers = towers.index_select(1, self.owner)
         return (towers * self.weight).sum(-1) + self.bias
+
+
+class Bias(nn.Module):
+    """A shallow tower of its own columns, added to one task's outputs (Zhao et al. 2019, section 4.3). Starts at zero.
+
+    Its columns are known of rows that were logged, and not of rows to predict (the place on a page): in evaluation they
+    are missing in every row, and in training in a tenth, so that "missing" is learnt.
+    """
+
+    own: Tensor
+
+    HIDDEN = 16
+    UNKNOWN = 0.1
+
+    def __init__(self, layout: Layout, embedding: Embedding, task: str, span: tuple[int, int], outputs: int) -> None:
+        super().__init__()
+        self.embed = Embed(layout, embedding.with_(dropout=0, unseen=0), BIAS + task)
+        self.hidden = nn.Linear(self.embed.d_out, self.HIDDEN)
+        self.out = nn.Linear(self.HIDDEN, span[1] - span[0], bias=False)
+        nn.init.zeros_(self.out.weight)
+        self.margins = (span[0], outputs - span[1])
+        self.register_buffer("own", functional.pad(torch.ones(span[1] - span[0]), self.margins) > 0, persistent=False)
+
+    def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Biased:
+        rows, ends = numbers.shape[0], torch.tensor([0, 1], device=numbers.device)
+        missing = self._tower(
+            numbers.new_full((1, numbers.shape[1]), math.nan),
+            categories.new_full((1, categories.shape[1]), MISSING),
+            [BagIds(bag.values.new_full((1,), MISSING), ends.to(bag.offsets.dtype)) for bag in bags],
+        )
+        missing = functional.pad(missing.expand(rows, -1), self.margins)
+        if not self.training:
+            return Biased(missing, None)
+        bias = functional.pad(self._tower(numbers, categories, bags), self.margins)
+        unknown = chance((rows, 1), self.UNKNOWN, numbers.device) & self.own
+        return Biased(torch.where(unknown, missing, bias), unknown)
+
+    def _tower(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds]) -> Tensor:
+        hidden: Tensor = self.out(functional.relu(self.hidden(self.embed(numbers, categories, bags))))
+        return hidden
+
+
+class Imputation(nn.Module):
+    """Towers that expect the loss of p(task | parent) in any row (Wang et al. 2022, ESCM2-DR). z (B, T, H) -> (B, I).
+
+    ``places`` are those of the I tasks. The bias starts at the entropy of the task's rate under its parent.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskColumn],
+        parents: Sequence[int | None],
+        places: Sequence[int],
+        d_in: int,
+        tower: Tower,
+    ) -> None:
+        super().__init__()
+        self.towers = ParallelMLP(len(places), d_in, tower.hidden, dropout=tower.dropout)
+        bound = 1 / math.sqrt(max(self.towers.d_out, 1))
+        self.weight = nn.Parameter(torch.empty(len(places), self.towers.d_out).uniform_(-bound, bound))
+        base = torch.tensor([_base_logits(tasks, parents, i)[0] for i in places])
+        entropy = functional.binary_cross_entropy_with_logits(base, torch.sigmoid(base), reduction="none")
+        self.bias = nn.Parameter(entropy.expm1().log())  # softplus gives the entropy back
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        towers = self.towers(z.index_select(1, self.places))
+        return functional.softplus((towers * self.weight).sum(-1) + self.bias)
+
+
+def check_reads(structure: Structure, embedding: Embedding, gates: Sequence[str]) -> None:
+    """Raise ``ExperimentError`` where a structure cannot have tables of the tasks' own, or features for gates alone."""
+    if embedding.tables == "own" and structure.inputs(2) is None:
+        able = ", ".join(one for one, kind in STRUCTURES.items() if kind().inputs(2) is not None)
+        raise ExperimentError(
+            f"structure {structure.name!r} has one input for all tasks and cannot read embedding.tables 'own'; "
+            f"take one of {able}, or leave 'tables' out"
+        )
+    if gates and not isinstance(structure, GatedStructure):
+        able = ", ".join(one for one, kind in STRUCTURES.items() if issubclass(kind, GatedStructure))
+        raise ExperimentError(
+            f"structure {structure.name!r} has no gates to read feature {gates[0]!r}, whose use is 'gate'; "
+            f"take one of {able}, or leave 'use' out"
+        )
 
 
 def _base_logits(tasks: Sequence[TaskColumn], parents: Sequence[int | None], i: int) -> list[float]:

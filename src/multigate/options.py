@@ -33,7 +33,7 @@ class Options(BaseModel):
         return dumped
 
 
-TAGS = ("kind", "structure", "by")
+TAGS = ("kind", "structure", "method", "by")
 
 
 def _with_tags(value: Any, dumped: Any) -> Any:

@@ -1,7 +1,7 @@
 """What the columns of a table mean: features that models read, tasks they predict."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,6 +9,7 @@ from multigate.errors import ExperimentError, nearest
 from multigate.options import Options
 
 Value = bool | int | float | str
+USES, BIAS = ("shared", "gate"), "bias:"
 
 
 class Named(Options):
@@ -23,10 +24,25 @@ class Named(Options):
 class _Feature(Named):
     column: str = ""
     """Source column; the feature's own name if empty."""
+    use: str = "shared"
+    """Who reads it: ``shared``, every task; ``gate``, only the gates of a structure that has some; ``bias:<task>``, a
+    shallow tower added to that task's logit alone, in training alone: to predict, it is unknown."""
+
+    @field_validator("use")
+    @classmethod
+    def _use_form(cls, use: str) -> str:
+        if use not in USES and not use.startswith(BIAS):
+            raise ValueError(f"'use' wants shared, gate or bias:<task>, not {use!r}; {nearest(use, (*USES, BIAS))}")
+        return use
 
     @property
     def source(self) -> str:
         return self.column or self.name
+
+    @property
+    def biased(self) -> str | None:
+        """The task that ``bias:<task>`` names."""
+        return self.use.removeprefix(BIAS) if self.use.startswith(BIAS) else None
 
 
 class Number(_Feature):
@@ -112,7 +128,16 @@ class Task(Named):
     """A binary parent task: the tower predicts p(this | parent), the output is p(this) = p(this | parent) p(parent)."""
     where: str | None = None
     """A binary task: loss and metrics count only rows where it is 1."""
+    risk: Literal["joint", "ips", "dr"] = "joint"
+    """Of a task with a ``given`` parent: the loss of p(this) on all rows (ESMM), and besides it a counterfactual risk
+    of p(this | parent) over all rows, by inverse propensities or doubly robust (ESCM2; Wang et al. 2022)."""
+    risk_weight: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """Of the counterfactual risk, in the task's loss."""
+    risk_clip: float = Field(default=0.1, gt=0, le=1)
+    """p(parent) counts as no less than this share of its mean: no row weighs more than 1 / clip average ones."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    weight_factor: float = Field(default=1.0, gt=0, le=10)
+    """What ``weight`` is multiplied by after each epoch (Tang et al. 2020, Eq. 10)."""
     sample_weight: str | None = None
     """A column with the weight of each row's label."""
     negatives_kept: float = Field(default=1.0, gt=0, le=1)
@@ -136,6 +161,11 @@ class Task(Named):
             raise ValueError(
                 f"task {self.name!r}: 'given' joins two binary tasks, this one is {self.kind}; use 'where' instead"
             )
+        if self.risk != "joint" and self.given is None:
+            raise ValueError(
+                f"task {self.name!r}: risk {self.risk!r} is of p(task | parent) and wants a 'given' parent; name it, "
+                "or leave 'risk' out"
+            )
         if self.positive is not None and self.kind != "binary":
             raise ValueError(f"task {self.name!r}: 'positive' is for binary tasks, this one is {self.kind}")
         if self.negatives_kept < 1 and self.kind != "binary":
@@ -145,6 +175,16 @@ class Task(Named):
                 f"task {self.name!r}: a name may hold neither '|' nor '/'; choose another and give this one as 'column'"
             )
         return self
+
+
+class Risk(NamedTuple):
+    """A counterfactual risk in a task's loss, with the places of the task and of its parent among the tasks."""
+
+    task: int
+    parent: int
+    kind: Literal["ips", "dr"]
+    weight: float
+    clip: float
 
 
 class Schema(Options):
@@ -182,6 +222,15 @@ class Schema(Options):
                     f"column {feature.source!r} is the label of task {labels[feature.source]!r} "
                     f"and also feature {feature.name!r}; remove the feature"
                 )
+            if feature.biased is not None and feature.biased not in self.task_names:
+                uses = [BIAS + name for name in self.task_names]
+                raise ValueError(
+                    f"feature {feature.name!r}: use {feature.use!r} names no task; {nearest(feature.use, uses)}"
+                )
+        if all(feature.use != "shared" for feature in self.features):
+            raise ValueError(
+                "every feature is kept from the tasks by its 'use'; leave it out of those they should read"
+            )
         written = sorted(set(self.keys) & set(self.task_names))
         if written:
             raise ValueError(
@@ -226,6 +275,14 @@ class Schema(Options):
         index = {task.name: i for i, task in enumerate(self.tasks)}
         return tuple(None if task.given is None else index[task.given] for task in self.tasks)
 
+    def risks(self) -> tuple[Risk, ...]:
+        """The counterfactual risks that tasks ask for."""
+        return tuple(
+            Risk(at, parent, task.risk, task.risk_weight, task.risk_clip)
+            for at, (task, parent) in enumerate(zip(self.tasks, self.parents(), strict=True))
+            if task.risk != "joint" and parent is not None
+        )
+
     def task(self, name: str) -> Task:
         for task in self.tasks:
             if task.name == name:
@@ -237,20 +294,28 @@ class Schema(Options):
         return tuple(task.name for task in self.tasks)
 
     def only(self, names: Sequence[str]) -> "Schema":
-        """The schema of some of the tasks alone, each cut loose from parents that are not among them."""
+        """The schema of some of the tasks alone, each cut loose from parents that are not among them.
+
+        Features that only bias other tasks are left out.
+        """
         kept = tuple(
             task.with_(
                 given=task.given if task.given in names else None,
+                risk=task.risk if task.given in names else "joint",
                 where=task.where if task.where in names else None,
             )
             for task in self.tasks
             if task.name in names
         )
-        return self.with_(tasks=kept)
+        features = tuple(one for one in self.features if one.biased is None or one.biased in names)
+        return self.with_(features=features, tasks=kept)
 
     def columns(self, *, labels: bool = True, carried: bool = True) -> tuple[str, ...]:
-        """Source columns, each once: features', then (on request) labels and their weights, then keys, time, group."""
-        wanted = [feature.source for feature in self.features]
+        """Source columns, each once: features', then (on request) labels and their weights, then keys, time, group.
+
+        Without labels, for predicting, what only biases a task is not needed.
+        """
+        wanted = [feature.source for feature in self.features if labels or feature.biased is None]
         if labels:
             wanted += [task.source for task in self.tasks]
             wanted += [task.sample_weight for task in self.tasks if task.sample_weight]

@@ -4,16 +4,21 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
 from multigate.analysis import relatedness as module
-from multigate.analysis.relatedness import relatedness
+from multigate.analysis.relatedness import Directions, relatedness
+from multigate.analysis.subject import Subject
+from multigate.bundle import Bundle, build_model
 from multigate.calibration import Curve
+from multigate.data.encoder import Encoder
 from multigate.data.rows import cut, join
 from multigate.errors import DataError
 from multigate.schema import Number, Schema, Task
+from multigate.sharing import SingleTask
 
 FEATURES = (Number("x", embedding="none"), Number("y", embedding="none"))
 SCHEMA = Schema(
@@ -189,6 +194,69 @@ def test_a_label_that_does_not_vary_where_both_are_known_has_no_correlation(line
     assert found[0][1] is None
     assert found[1][0] is None
     assert found[1][1] == pytest.approx(1)
+
+
+def test_overlap_is_the_cosine_of_the_directions_read_in_deviations_of_x(linear):
+    """A task whose output is h . x reads one direction; x and y are correlated, so angles are those of h' S h."""
+    heads = {"one": [1.0, 0.0], "other": [0.6, 0.8], "minus": [-0.6, -0.8], "across": [0.5, -1.0]}
+    schema = Schema(features=FEATURES, tasks=[Task(name, kind="regression", transform="none") for name in heads])
+    random = np.random.default_rng(3)
+    x, y = random.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], 5000).T.clip(-4, 4)
+    values = {"x": 3 + x, "y": 10 * y} | {name: random.normal(size=5000) for name in heads}
+    found = relatedness(linear(schema, values, heads)).overlap
+    seen = np.stack([(one - one.mean()) / one.std() for one in (x, y)])
+    covariance = seen @ seen.T / 5000
+    for i, a in enumerate(heads.values()):
+        for j, b in enumerate(heads.values()):
+            a_b, a_a, b_b = (np.array(p) @ covariance @ np.array(q) for p, q in ((a, b), (a, a), (b, b)))
+            assert found[i][j] == pytest.approx(abs(a_b) / math.sqrt(a_a * b_b), abs=2e-3)
+    assert found[1][2] == pytest.approx(1), "whatever is made of them"
+
+
+def test_overlap_equals_plain_loops_and_does_not_depend_on_batches():
+    torch.manual_seed(0)
+    x, gradients = torch.randn(60, 4) @ torch.randn(4, 4), torch.randn(3, 60, 4)
+    mean = x.mean(0)
+    covariance = sum(torch.outer(row - mean, row - mean) for row in x) / 60
+    products = torch.zeros(3, 3)
+    for i in range(3):
+        for j in range(3):
+            # tr(C_i S C_j S) = sum over pairs of rows of (g S g')^2
+            products[i, j] = sum(float(a @ covariance @ b) ** 2 for a in gradients[i] for b in gradients[j])
+    sizes = products.diagonal().sqrt()
+    expected = (products / torch.outer(sizes, sizes)).sqrt()
+    whole, pieces, turned = Directions(), Directions(), Directions()
+    whole.add(x, gradients)
+    for at in (0, 7, 30):
+        stop = {0: 7, 7: 30, 30: 60}[at]
+        pieces.add(x[at:stop], gradients[:, at:stop])
+    a = torch.randn(4, 4)
+    turned.add(
+        torch.cat((x @ a.T, torch.ones(60, 2)), dim=1), torch.cat((gradients @ a.inverse(), 9 * gradients[..., :2]), 2)
+    )
+    for one in (whole, pieces, turned):
+        assert_allclose(one.overlap(), expected, atol=1e-4)
+
+
+def test_a_task_without_gradient_overlaps_with_none():
+    gradients = torch.randn(2, 30, 3)
+    gradients[1] = 0
+    directions = Directions()
+    directions.add(torch.randn(30, 3), gradients)
+    found = directions.overlap()
+    assert found[0, 0] == pytest.approx(1)
+    assert np.isnan(found[[0, 1, 1], [1, 0, 1]]).all()
+
+
+def test_tasks_with_tables_of_their_own_have_no_overlap(feed_experiment):
+    rows = pq.read_table(feed_experiment.train).to_batches()
+    encoder = Encoder.fit(feed_experiment.schema, rows)
+    embedding = feed_experiment.embedding.with_(tables="own")
+    experiment = feed_experiment.with_(sharing=SingleTask(hidden=(4,)), embedding=embedding)
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    found = relatedness(Subject("a model", bundle, (encoder.columns(rows[0]),), "rows"))
+    assert {value for row in found.overlap for value in row} == {None}
+    assert found.gradients[2][0] == pytest.approx(0, abs=1e-9), "like reads nothing that click reads"
 
 
 def test_no_rows_are_refused(linear):

@@ -81,6 +81,25 @@ def test_resumed_after_an_interruption_is_bit_equal(feed_experiment: Experiment,
     )
 
 
+@pytest.mark.parametrize(
+    "balance",
+    ["dwa", "famo", "random", "gradnorm", {"method": "gradvac", "every": 3, "smoothing": 0.5}],
+    ids=["dwa", "famo", "random", "gradnorm", "gradvac"],
+)
+def test_balances_go_on_where_they_were(feed_experiment: Experiment, tmp_path: Path, balance: str | dict) -> None:
+    """As above, with what balances keep within an epoch and between epochs, and weights that follow a schedule."""
+    some = [task.with_(weight_factor=0.7 if task.name == "like" else 1.0) for task in feed_experiment.schema.tasks]
+    schema = feed_experiment.schema.with_(tasks=some)
+    experiment = feed_experiment.with_(batch_size=200, epochs=3, balance=balance, schema=schema, patience=None)
+    train(experiment, tmp_path / "whole", quiet=True)
+    folder = tmp_path / "pieces"
+    for at in (10, 55):  # 24 steps an epoch: in the first and in the third
+        with StopAt(at), pytest.raises(Interrupted):
+            train(experiment, folder, resume=folder.exists(), quiet=True)
+    train(experiment, folder, resume=True, quiet=True)
+    assert open_run(tmp_path / "whole").history[-1]["valid"] == open_run(folder).history[-1]["valid"]
+
+
 def test_a_run_does_not_go_on_with_other_rows(feed_experiment: Experiment, tmp_path: Path) -> None:
     table = tmp_path / "rows.parquet"
     shutil.copy(feed_experiment.train, table)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from multigate.batch import BagIds, Batch, Layout, TaskColumn
+from multigate.batch import BagIds, Batch, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.data.rows import pick
 from multigate.errors import MultigateError
+from multigate.schema import BIAS
 
 Floats = NDArray[np.float64]
 
@@ -61,7 +62,7 @@ def boosting_baseline(
     parent is 1, with an output for every row. Works in memory, 8 bytes a cell, on at most ``max_rows`` training rows
     drawn at random. Numbers are read as encoded (trees see only their order), categories by training frequency: the
     254 most frequent, the rest together beside their count; bags as their number of items and which of the 32 most
-    frequent they hold.
+    frequent they hold. Columns that only bias a task are left out, as predictions of a model are made without them.
     Raises ``MultigateError`` without scikit-learn.
     """
     if not available():
@@ -156,7 +157,8 @@ class _Columns:
         numbers = {column.feature for column in layout.numbers}
         # Ids made from a number, its quantile bin and its value, are for networks; trees cut the number itself.
         made = numbers | {f"{name}:value" for name in numbers}
-        self.ids = [at for at, column in enumerate(layout.categories) if column.feature not in made]
+        self.numbers, self.bags = _told(layout.numbers), _told(layout.bags)
+        self.ids = [at for at in _told(layout.categories) if layout.categories[at].feature not in made]
         self.codes: list[NDArray[np.float64]] = []
         self.counts: list[NDArray[np.float64] | None] = []
         for at in self.ids:
@@ -164,30 +166,35 @@ class _Columns:
             self.codes.append(np.minimum(_ranks(found), CATEGORIES).astype(np.float64))
             self.counts.append(np.log1p(found) if np.count_nonzero(found) > CATEGORIES else None)
         self.items = []
-        for bag, column in zip(train.bags, layout.bags, strict=True):
-            found = np.bincount(bag.values.numpy(), minlength=layout.tables[column.table])
+        for at in self.bags:
+            found = np.bincount(train.bags[at].values.numpy(), minlength=layout.tables[layout.bags[at].table])
             found[MISSING] = 0
             self.items.append(np.where(found > 0, np.minimum(_ranks(found), ITEMS), ITEMS))
-        plain = len(layout.numbers) + sum(one is not None for one in self.counts) + len(self.items) * (1 + ITEMS)
+        plain = len(self.numbers) + sum(one is not None for one in self.counts) + len(self.items) * (1 + ITEMS)
         self.categorical = [False] * plain + [True] * len(self.ids)
 
     def read(self, batch: Batch) -> Floats:
         """(R, F) float64: numbers, counts of categories, bags, codes of categories."""
         x = np.empty((batch.rows, len(self.categorical)))
-        end = batch.numbers.shape[1]
-        x[:, :end] = batch.numbers.numpy()
+        end = len(self.numbers)
+        x[:, :end] = batch.numbers.numpy()[:, self.numbers]
         ids = batch.categories.numpy()
         for at, counts in zip(self.ids, self.counts, strict=True):
             if counts is not None:
                 x[:, end] = counts[ids[:, at]]
                 end += 1
-        for bag, items in zip(batch.bags, self.items, strict=True):
-            _read_bag(bag, items, x[:, end : end + 1 + ITEMS])
+        for at, items in zip(self.bags, self.items, strict=True):
+            _read_bag(batch.bags[at], items, x[:, end : end + 1 + ITEMS])
             end += 1 + ITEMS
         for at, codes in zip(self.ids, self.codes, strict=True):
             x[:, end] = codes[ids[:, at]]
             end += 1
         return x
+
+
+def _told(columns: Sequence[NumberColumn | IdColumn]) -> list[int]:
+    """Places of the columns that predictions may read."""
+    return [at for at, column in enumerate(columns) if not column.use.startswith(BIAS)]
 
 
 def _read_bag(bag: BagIds, items: NDArray[np.int64], x: Floats) -> None:

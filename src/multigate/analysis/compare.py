@@ -174,6 +174,7 @@ def compare(
     for name in structures:
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
+        experiment.with_(sharing=structure_named(name) or experiment.sharing)  # refused now, not when its turn comes
     if experiment.warm_start is not None:
         raise ExperimentError("a comparison trains every model from the start; leave warm_start out")
     folder = Path(out)
@@ -298,7 +299,10 @@ def _fit(
 
 def _reached(experiment: Experiment) -> Experiment:
     """The experiment with labels known only where their ``given`` parent is 1: the rows that conditionals are about."""
-    tasks = (task.with_(given=None, where=task.given) if task.given else task for task in experiment.schema.tasks)
+    tasks = (
+        task.with_(given=None, risk="joint", where=task.given) if task.given else task
+        for task in experiment.schema.tasks
+    )
     return experiment.with_(schema=experiment.schema.with_(tasks=tuple(tasks)))
 
 

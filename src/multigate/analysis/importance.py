@@ -41,7 +41,8 @@ def permutation_importance(
     """Loss of each target's main metric when a feature is shuffled over rows (Breiman 2001, section 10).
 
     All columns of a feature move together; the model is not trained anew. At most ``MOST`` rows, evenly spread. For
-    each target the features by falling loss; a target whose metric is undefined on these rows is left out.
+    each target the features by falling loss; a target whose metric is undefined on these rows is left out, and so are
+    features that only bias a task: predictions do not read them.
     """
     if batch.rows > MOST:
         batch = pick(batch, torch.linspace(0, batch.rows - 1, MOST).long())
@@ -49,7 +50,7 @@ def permutation_importance(
     shuffles = [pick(batch, torch.from_numpy(random.permutation(batch.rows))) for _ in range(repeats)]
     whole = _forward(bundle, batch)
     base = _main_scores(bundle, whole)
-    features = feature_columns(bundle.encoder)
+    features = [columns for columns in feature_columns(bundle.encoder) if columns.feature.biased is None]
     found: dict[str, list[Importance]] = {name: [] for name, value in base.items() if np.isfinite(value)}
     for done, columns in enumerate(features):
         if progress is not None:

@@ -1,23 +1,26 @@
 """Fixed weights: the ones the tasks declare."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from multigate.balance.balance import Balance, Balancer
+from multigate.schema import Task
 
 
-class Fixed(nn.Module):
-    """weights(losses (T,), gramian (T, T) or None, present (T,) bool) -> (T,): the declared task weights."""
+class Fixed(Balance):
+    """sum_t w_t L_t, w the declared weights."""
 
-    declared: Tensor
+    method: Literal["fixed"] = "fixed"
 
-    def __init__(self, task_weights: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("declared", torch.tensor(task_weights, dtype=torch.float32))
+    def build(self, tasks: Sequence[Task]) -> "FixedBalancer":
+        return FixedBalancer(tasks)
 
-    def weights(self, losses: Tensor, gramian: Tensor | None, present: Tensor) -> Tensor:
-        return self.declared * present
 
-    def penalty(self, present: Tensor) -> Tensor:
-        """What the balance itself adds to the loss."""
-        return self.declared.new_zeros(())
+class FixedBalancer(Balancer):
+    """Every task counts with its declared weight."""
+
+    def balanced(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
+        return torch.ones_like(losses)

@@ -55,7 +55,7 @@ class Encoder:
         for table, feature in table_features(schema).items():
             if isinstance(feature, Hashed | Bag) and feature.buckets:
                 self._lookups[table] = Buckets(feature.buckets)
-        self._readers = [(feature.source, self._reader(feature)) for feature in schema.features]
+        self._readers = [(one.source, one.biased is None, self._reader(one)) for one in schema.features]
 
     @classmethod
     def fit(cls, schema: Schema, batches: Iterable[pa.RecordBatch]) -> "Encoder":
@@ -111,7 +111,8 @@ class Encoder:
         packed: list[BagIds] = []
         at = 0
         for feature in self.schema.features:
-            array = column(feature.source)
+            # what serving cannot know is unknown wherever rows have no labels
+            array = column(feature.source) if labels or feature.biased is None else pa.nulls(rows)
             match feature:
                 case Number():
                     raw[at] = cells.numbers(array, feature.source)
@@ -147,9 +148,9 @@ class Encoder:
         raw: list[float] = []
         ids: list[int] = []
         packed: list[list[int]] = []
-        for column, read in self._readers:
+        for column, told, read in self._readers:
             try:
-                read(row[column], raw, ids, packed)
+                read(row[column] if told else None, raw, ids, packed)
             except KeyError:
                 raise missing(column, row) from None
             except cells.BadCell as bad:
@@ -185,23 +186,24 @@ class Encoder:
                 case Number():
                     numbers.append(self._number_column(feature))
                     if feature.embedding == "bins":
-                        categories.append(IdColumn(feature=feature.name, table=feature.name, dim=feature.dim))
+                        categories.append(_id_column(feature, feature.name))
                         tables[feature.name] = FIRST + len(self.fitted.edges[feature.name]) + 1
                     if feature.name in self._values:
                         name = f"{feature.name}:value"
-                        categories.append(IdColumn(feature=name, table=name, dim=feature.dim))
+                        categories.append(_id_column(feature, name))
                         tables[name] = FIRST + len(self._values[feature.name])
                 case Vector():
-                    numbers.extend(NumberColumn(feature=f"{feature.name}[{at}]") for at in range(feature.size))
+                    names = [f"{feature.name}[{at}]" for at in range(feature.size)]
+                    numbers.extend(NumberColumn(feature=name, use=feature.use) for name in names)
                 case Time():
                     for part in feature.parts:
                         name = f"{feature.name}:{part}"
-                        categories.append(IdColumn(feature=name, table=name, dim=feature.dim))
+                        categories.append(_id_column(feature, name))
                         tables[name] = FIRST + PART_SIZES[part]
                 case Category() | Hashed() | Bag():
                     table = table_of(feature)
                     into = packed if isinstance(feature, Bag) else categories
-                    into.append(IdColumn(feature=feature.name, table=table, dim=feature.dim))
+                    into.append(IdColumn(feature=feature.name, table=table, dim=feature.dim, use=feature.use))
                     tables[table] = self._lookups[table].size
         return Layout(
             numbers=tuple(numbers), categories=tuple(categories), bags=tuple(packed), tables=tables,
@@ -238,9 +240,11 @@ class Encoder:
 
     def _number_column(self, feature: Number) -> NumberColumn:
         if feature.embedding == "bins":
-            return NumberColumn(feature=feature.name)
+            return NumberColumn(feature=feature.name, use=feature.use)
         edges = self.fitted.edges[feature.name] if feature.embedding == "piecewise" else ()
-        return NumberColumn(feature=feature.name, embedding=feature.embedding, edges=edges, dim=feature.dim)
+        return NumberColumn(
+            feature=feature.name, embedding=feature.embedding, edges=edges, dim=feature.dim, use=feature.use
+        )
 
     def _group(self, value: Any, name: str) -> int:
         try:
@@ -324,6 +328,11 @@ class Encoder:
                 tasks=tuple(LabelStats.model_validate(one) for one in content["tasks"]),
             ),
         )
+
+
+def _id_column(feature: Number | Time, name: str) -> IdColumn:
+    """One of the id columns made of a feature, with a table of its own."""
+    return IdColumn(feature=name, table=name, dim=feature.dim, use=feature.use)
 
 
 def _no_ids(rows: int) -> Tensor:

@@ -91,7 +91,7 @@ class Embed(nn.Module):
 class OwnEmbeds(nn.Module):
     """n embeddings of the same columns, with no weight in common. numbers, categories, bags -> x (B, n, D).
 
-    What tasks read, embedding tables included, is then theirs alone (Su et al. 2024, STEM, section 3.2).
+    What tasks read, embedding tables included, is then theirs alone (Su et al. 2024, STEM).
     """
 
     def __init__(self, layout: Layout, options: Embedding, n: int) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multigate.balance import build_balance
+from multigate.balance import task_gramian
 from multigate.batch import Batch
 from multigate.bundle import ROWS, Bundle, build_model
 from multigate.data.loader import Loader
@@ -84,8 +84,8 @@ class Fit:
         self.schema = schema if tasks is None else schema.only([schema.tasks[i].name for i in tasks])
         self.monitor = Monitor(experiment.monitor, self.schema)
         self.model = build_model(experiment, prepared.encoder, tasks).to(device)
-        self.objective = Objective([prepared.layout.tasks[i] for i in self.tasks]).to(device)
-        self.balance = build_balance(experiment.balance, tuple(task.weight for task in self.schema.tasks)).to(device)
+        self.objective = Objective([prepared.layout.tasks[i] for i in self.tasks], self.schema.risks()).to(device)
+        self.balance = experiment.balance.build(self.schema.tasks).to(device)
         self.optimizer = build_optimizer(self.model, self.balance, experiment.optimizer)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         decay = experiment.optimizer.average
@@ -106,12 +106,13 @@ class Fit:
     def step(self, batch: Batch) -> Tensor:
         """One step down the weighted losses; returns the loss, still on the device."""
         batch = to_device(batch, self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            outputs = self.model(batch.numbers, batch.categories, batch.bags)
-        losses = self.objective(outputs.logits, batch.labels, batch.known, batch.weights)
+        draws = _random_state(self.device) if self.balance.looks_back else {}
+        losses, penalty, x = self._losses(batch)
         present = batch.known.any(0)
-        weights = self.balance.weights(losses.detach(), None, present)
-        loss: Tensor = (weights * losses).sum() + self.balance.penalty(present) + outputs.penalty
+        due = self.balance.needs_gramian and self.step_done % self.balance.every == 0
+        gramian = task_gramian(losses, x) if due else None
+        weights = self.balance.weights(losses.detach(), gramian, present)
+        loss: Tensor = (weights * losses).sum() + self.balance.penalty(present) + penalty
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         options = self.experiment.optimizer
@@ -122,9 +123,27 @@ class Fit:
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
+        if self.balance.looks_back:
+            _set_random_state(draws, self.device)  # the same dropout masks: only the step makes a difference
+            with torch.no_grad():
+                after, _, _ = self._losses(batch)
+            self.balance.after_step(losses.detach(), after, present)
         self.losses += losses.detach()
         self.step_done += 1
         return loss
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (T,) of a batch, the structure's penalty, and the x they come from."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            seen = self.model.represent(batch.numbers, batch.categories, batch.bags)
+            if self.balance.needs_gramian and not seen.x.requires_grad:  # nothing is embedded
+                seen.x.requires_grad_()
+            outputs = self.model.decide(seen)
+        losses = self.objective(
+            outputs.logits, batch.labels, batch.known, batch.weights,
+            conditionals=outputs.conditionals, imputed=outputs.imputed,
+        )  # fmt: skip
+        return losses, outputs.penalty, seen.x
 
     def evaluate(self) -> dict[str, float]:
         """Validation metrics of the weights as they would be kept."""
@@ -153,9 +172,7 @@ class Fit:
         tensors = {f"model/{name}": tensor for name, tensor in _weights(self.model).items()}
         tensors |= {f"balance/{name}": tensor for name, tensor in self.balance.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer)
-        tensors |= {"random": torch.get_rng_state(), "losses": self.losses}
-        if self.device.type == "cuda":
-            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors |= _random_state(self.device) | {"losses": self.losses}
         if self.average is not None:
             tensors |= {f"average/{i}": tensor for i, tensor in enumerate(self.average.values)}
         state = {
@@ -210,10 +227,12 @@ class Fit:
         self.step_done, self.epoch = state["step"], state["epoch"]
         self.best_value, self.best, self.stale = state["best_value"], state["best"], state["stale"]
         self.seconds = state["seconds"]
-        torch.set_rng_state(tensors["random"])
-        if "random/cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+        _set_random_state(tensors, self.device)
         _keep_lines(self.folder / METRICS, self.step_done)
+
+
+Observe = Callable[[Fit, Batch], None]
+"""Looks at a training before a step, with the batch of that step on its device."""
 
 
 def fit(
@@ -226,15 +245,16 @@ def fit(
     tasks: Sequence[int] | None = None,
     start: Bundle | None = None,
     resume: bool = False,
+    observe: Observe | None = None,
 ) -> Fitted:
     """Train, keeping checkpoint, metrics and best weights in ``folder``; the caller's random state is left alone.
 
-    The weights of ``start``, if given, are where training begins, and the first that may be kept.
+    The weights of ``start``, if given, are where training begins, and the first that may be kept. ``observe`` is called
+    before each step with the training and the batch; what it draws does not count, and it changes nothing.
 
     Raises ``Interrupted`` after saving where a signal asked to stop, ``RunError`` where the loss stops being a number.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), Interrupts() as interrupts:
+    with torch.random.fork_rng(devices=_cuda(device)), Interrupts() as interrupts:
         torch.manual_seed(experiment.seed)
         fitting = Fit(experiment, prepared, folder, device, tasks)
         if resume and (folder / CHECKPOINT).is_file():
@@ -248,10 +268,11 @@ def fit(
         board = None
         fitting.model.train()
         while fitting.epoch < experiment.epochs and not _finished(fitting):
-            _run_epoch(fitting, report, interrupts)
+            _run_epoch(fitting, report, interrupts, observe)
             scored = fitting.evaluate()
             entry = _entry(fitting, scored)
             _tell(fitting, entry)
+            fitting.balance.after_epoch(fitting.losses / len(fitting.loader))
             board = board or _tensorboard(folder)
             for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
                 if value is not None:
@@ -270,7 +291,7 @@ def fit(
         return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
 
 
-def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts) -> None:
+def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts, observe: Observe | None) -> None:
     """The rest of the current epoch, from the step the run has reached."""
     experiment, rows = fitting.experiment, fitting.prepared.train.rows
     per_epoch = len(fitting.loader)
@@ -280,6 +301,9 @@ def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts) -> None:
     batches = fitting.loader.epoch(fitting.epoch, start=start)
     try:
         for number, batch in enumerate(batches, start + 1):
+            if observe is not None:
+                with torch.random.fork_rng(devices=_cuda(fitting.device)):
+                    observe(fitting, to_device(batch, fitting.device))
             loss = fitting.step(batch)
             if number % CHECK_EVERY == 0 or number == per_epoch:
                 if not math.isfinite(loss.item()):
@@ -296,6 +320,24 @@ def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts) -> None:
     if interrupts.asked:
         fitting.save()
         raise fitting.stopped()
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that a step on this device draws from."""
+    state = {"random": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["random/cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["random"])
+    if "random/cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["random/cuda"], device)
 
 
 def _finished(fitting: Fit) -> bool:
