@@ -46,6 +46,10 @@ class LevelGates(Options):
     """(readers, readers) Jensen-Shannon divergence of the mean weights, in bits: 0 alike, 1 nothing in common."""
     row_divergence: tuple[tuple[float, ...], ...] = ()
     """The same of the weights of single rows, averaged: readers may differ by row and agree on average."""
+    selected: tuple[tuple[float, ...], ...] = ()
+    """(readers, sources): share of the rows in which the reader gives the source any weight at all ..."""
+    needed: float = 0.0
+    """... and how many sources a row needs for all its readers together, on average."""
 
 
 def level_gates(level: Level, gate: NDArray[np.float32] | None) -> LevelGates:
@@ -69,6 +73,8 @@ def level_gates(level: Level, gate: NDArray[np.float32] | None) -> LevelGates:
         row_entropy=_tuples(_evenness(weights, mask) if level.distribution else nothing),
         divergence=_tuples(divergences(mean[None]) if level.distribution else nothing),
         row_divergence=_tuples(divergences(weights) if level.distribution else nothing),
+        selected=_tuples((weights != 0).mean(axis=0)),
+        needed=float((weights != 0).any(axis=1).sum(axis=-1).mean()),
     )
 
 
@@ -101,6 +107,11 @@ def dead_sources(level: LevelGates, part: float = DEAD) -> tuple[int, ...]:
     choices, total = mask.sum(axis=1, keepdims=True), mean.sum(axis=1, keepdims=True)
     dead = (mean * choices <= part * total).all(axis=0) & mask.any(axis=0)
     return tuple(np.flatnonzero(dead).tolist())
+
+
+def is_sparse(level: LevelGates) -> bool:
+    """Whether readers left out sources that they may read, in some rows."""
+    return level.learned and bool((np.array(level.selected)[np.array(level.mask)] < 1).any())
 
 
 def polarised_gates(level: LevelGates) -> tuple[tuple[int, int], ...]:
