@@ -361,3 +361,13 @@ def test_gradnorm_begins_each_task_with_its_first_labels() -> None:
     assert balancer.learnt[1] != 0
     balancer.weights(torch.tensor([0.5, 2.0, 1.0]), gramian, torch.tensor([True, True, True]))
     assert balancer.first.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("alpha", "gains"), [(0.0, False), (1.0, False), (1.5, True)])
+def test_gradnorms_alpha_says_how_long_the_gradient_of_a_laggard_should_be(alpha: float, gains: bool) -> None:
+    """Losses .8 and 1.2 of the first ones: 1.25 is above 1.2^0 and 1.2^1 of the mean length, below 1.2^1.5 of it."""
+    balancer = GradNorm(alpha=alpha).build(tasks(2))
+    balancer.first.fill_(1)
+    gramian = torch.tensor([0.75, 1.25]).square().diag()
+    balancer.weights(torch.tensor([0.8, 1.2]), gramian, torch.tensor([True, True]))
+    assert (balancer.learnt[1] > 1) == gains

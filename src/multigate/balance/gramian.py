@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.optimize import nnls
 from torch import Tensor
 
 from multigate.balance.balance import Balance, Balancer
@@ -100,6 +99,8 @@ def eigen(gramian: Array) -> tuple[Array, Array]:
 
 def nonnegative(gramian: Array, linear: Array) -> Array:
     """The v >= 0 (n,) that is least in v G v / 2 - linear . v."""
+    from scipy.optimize import nnls
+
     values, vectors = eigen(gramian)
     sides = np.sqrt(values)
     v: Array = nnls(sides[:, None] * vectors.T, (linear @ vectors) / sides, maxiter=100 * len(linear))[0]
