@@ -50,7 +50,7 @@ class Encoder:
         self._labels = Labels(schema, fitted.rows, fitted.tasks)
         self._scales = Scales(fitted.scales)
         self._bin_edges = {name: np.array(edges, dtype=np.float64) for name, edges in fitted.edges.items()}
-        self._values = {name: np.array(values) for name, values in fitted.values.items()}
+        self._values = {name: np.array(values, dtype=np.float64) for name, values in fitted.values.items()}
         self._lookups: dict[str, Lookup] = dict(fitted.vocabularies)
         for table, feature in table_features(schema).items():
             if isinstance(feature, Hashed | Bag) and feature.buckets:
