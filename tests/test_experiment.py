@@ -194,5 +194,5 @@ def test_a_variant_is_a_structure_with_settings(file: Path) -> None:
 
 
 def test_a_structure_that_names_no_task_of_the_schema_is_refused_at_once(file: Path) -> None:
-    with pytest.raises(ExperimentError, match="there is no task 'clik'; did you mean 'click'?"):
+    with pytest.raises(ExperimentError, match="there is no task 'clik'; did you mean 'click'"):
         read_experiment(file, ["sharing=aitm", "sharing.order=[clik]"])

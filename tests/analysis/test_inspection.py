@@ -97,7 +97,7 @@ def test_planted_faults_are_found_and_served_rows_named():
         assert words in shown
 
 
-@pytest.mark.parametrize("name", (*STRUCTURES, *VARIANTS))
+@pytest.mark.parametrize("name", [*STRUCTURES, *VARIANTS])
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_every_structure_can_be_inspected(name, tasks):
     subject = subject_of(structure_named(name).with_(hidden=(8, 4)), tasks=TASKS[:tasks])
