@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from multigate.analysis.compare import compare as compare
     from multigate.analysis.inspection import inspect_model as inspect_model
+    from multigate.analysis.relate import open_relations as open_relations
+    from multigate.analysis.relate import relate as relate
     from multigate.analysis.subject import find_subject as find_subject
     from multigate.bundle import Bundle as Bundle
     from multigate.bundle import load as load
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from multigate.estimator import MultiTaskEstimator as MultiTaskEstimator
     from multigate.experiment import Experiment as Experiment
     from multigate.experiment import read_experiment as read_experiment
+    from multigate.report.related import write_relations as write_relations
     from multigate.report.write import write_report as write_report
     from multigate.run import Run as Run
     from multigate.run import open_run as open_run
@@ -25,16 +28,28 @@ if TYPE_CHECKING:
     from multigate.schema import Task as Task
     from multigate.schema import Time as Time
     from multigate.schema import Vector as Vector
+    from multigate.sharing import AITM as AITM
+    from multigate.sharing import CGC as CGC
+    from multigate.sharing import PLE as PLE
+    from multigate.sharing import SNR as SNR
+    from multigate.sharing import AdaTT as AdaTT
+    from multigate.sharing import CrossStitch as CrossStitch
+    from multigate.sharing import HoME as HoME
     from multigate.sharing import MMoE as MMoE
     from multigate.sharing import OMoE as OMoE
     from multigate.sharing import SharedBottom as SharedBottom
     from multigate.sharing import SingleTask as SingleTask
+    from multigate.sharing import Soft as Soft
+    from multigate.sharing import StackedMMoE as StackedMMoE
+    from multigate.sharing import TensorFactor as TensorFactor
     from multigate.training.recalibrate import recalibrate as recalibrate
     from multigate.training.train import train as train
 
 _HOMES = {
     "compare": "analysis.compare",
     "inspect_model": "analysis.inspection",
+    "open_relations": "analysis.relate",
+    "relate": "analysis.relate",
     "find_subject": "analysis.subject",
     "Bundle": "bundle",
     "load": "bundle",
@@ -43,6 +58,7 @@ _HOMES = {
     "MultiTaskEstimator": "estimator",
     "Experiment": "experiment",
     "read_experiment": "experiment",
+    "write_relations": "report.related",
     "write_report": "report.write",
     "Run": "run",
     "open_run": "run",
@@ -54,6 +70,16 @@ _HOMES = {
     "Task": "schema",
     "Time": "schema",
     "Vector": "schema",
+    "AdaTT": "sharing",
+    "AITM": "sharing",
+    "CGC": "sharing",
+    "CrossStitch": "sharing",
+    "HoME": "sharing",
+    "PLE": "sharing",
+    "SNR": "sharing",
+    "Soft": "sharing",
+    "StackedMMoE": "sharing",
+    "TensorFactor": "sharing",
     "MMoE": "sharing",
     "OMoE": "sharing",
     "SharedBottom": "sharing",

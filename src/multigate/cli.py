@@ -136,6 +136,49 @@ def compare(
 
 
 @app.command()
+def relate(
+    experiment: ExperimentFile,
+    pairs: Annotated[str | None, typer.Option(help="Pairs to train, as a+b,c+d; all if not given.")] = None,
+    structures: Annotated[
+        str, typer.Option(help="Structures to train pairs with, comma-separated.")
+    ] = "shared_bottom,mmoe",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each model.")] = 3,
+    train: Annotated[bool, typer.Option(help="Train pairs and measure gains, or guess from the rest.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder of the trainings; called again it goes on.")] = Path("runs/relate"),
+    set_: Set = None,
+    device: Device = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Tell which tasks belong together: for every pair to share, to share apart or to train alone, and why."""
+    import json
+
+    from multigate.analysis.relate import read_pairs
+    from multigate.analysis.relate import relate as run_relate
+    from multigate.errors import MultigateError
+    from multigate.experiment import read_experiment
+    from multigate.report.related import write_relations
+    from multigate.tables import relation_tables
+
+    relations = run_relate(
+        read_experiment(experiment, set_ or ()),
+        out,
+        structures=[name.strip() for name in structures.split(",") if name.strip()],
+        pairs=None if pairs is None else read_pairs(pairs),
+        seeds=seeds,
+        train=train,
+        device=device,
+    )
+    if json_:
+        typer.echo(json.dumps(relations.to_dict(full=True), indent=1, ensure_ascii=False))
+    else:
+        _print(relation_tables(relations))
+    try:
+        typer.echo(f"\npage: {write_relations(relations, out / 'relations.html')}", err=json_)
+    except MultigateError as error:
+        typer.echo(f"\nno page: {error}", err=True)
+
+
+@app.command()
 def inspect(
     run: Annotated[Path, typer.Argument(help="A run, bundle or comparison folder.")],
     table: Annotated[str | None, typer.Option(help="Rows with labels; the run's validation rows if not given.")] = None,

@@ -17,6 +17,8 @@ from multigate.yaml_text import read_yaml
 EXPERIMENT, METRICS, SUMMARY = "experiment.yaml", "metrics.jsonl", "summary.json"
 MEMBERS = "runs"
 """The folder that only a comparison has: one folder in it for each of its runs."""
+TRAININGS = "trainings"
+"""The folder that only relations of tasks have: one folder in it for each training behind them."""
 
 
 def strict(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -56,6 +58,8 @@ def open_run(path: str | Path) -> Run:
         return Run(folder)
     if (folder / MEMBERS).is_dir():
         raise RunError(f"{folder} holds a comparison, not one run; show it with: multigate report {folder}")
+    if (folder / TRAININGS).is_dir():
+        raise RunError(f"{folder} holds related tasks, not one run; see relations.html there, by multigate relate")
     if (folder / EXPERIMENT).is_file():
         raise RunError(f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}")
     raise RunError(f"there is no run in {folder}: it has no {SUMMARY}; name the --out folder of a training")
@@ -95,7 +99,7 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool, progress: str
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder):
-            fresh = _claim(folder, experiment, resume=resume, comparison=progress == MEMBERS)
+            fresh = _claim(folder, experiment, resume=resume, progress=progress)
             try:
                 yield
             except MultigateError:
@@ -109,16 +113,18 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool, progress: str
                 place.rmdir()
 
 
-def _claim(folder: Path, experiment: Experiment, *, resume: bool, comparison: bool) -> bool:
+def _claim(folder: Path, experiment: Experiment, *, resume: bool, progress: str) -> bool:
     """Whether the folder was empty and is now this experiment's; False where the experiment is gone on with."""
     fresh = all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
     if not fresh:
         if not (folder / EXPERIMENT).is_file():
             raise RunError(f"{folder} is not empty and holds no run; choose another folder")
-        if comparison and ((folder / SUMMARY).exists() or (folder / METRICS).exists()):
+        if progress in (MEMBERS, TRAININGS) and ((folder / SUMMARY).exists() or (folder / METRICS).exists()):
             raise RunError(f"{folder} holds one run, made by 'multigate train'; choose another folder to compare in")
-        if not comparison and (folder / MEMBERS).is_dir():
+        if progress != MEMBERS and (folder / MEMBERS).is_dir():
             raise RunError(f"{folder} holds a comparison; choose another folder, or go on with it by multigate compare")
+        if progress != TRAININGS and (folder / TRAININGS).is_dir():
+            raise RunError(f"{folder} holds related tasks; choose another folder, or go on with it by multigate relate")
         if not resume:
             raise RunError(f"{folder} holds a run already; choose another folder, or go on with it by --resume")
         changed = difference(stored_values(folder), experiment.to_dict(full=True))

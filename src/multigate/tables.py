@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from multigate.analysis.gates import LevelGates, dead_sources, polarised_gates
+from multigate.analysis.gates import LevelGates, dead_sources, is_sparse, polarised_gates
 from multigate.analysis.inspection import Finding, Importance, Inspection, Served
+from multigate.analysis.relations import Estimate, Pair, Relations
 
 Intervals = Mapping[str, tuple[float, float]]
 
@@ -54,6 +55,8 @@ def inspection_tables(inspection: Inspection) -> Group:
     for at, level in enumerate(inspection.levels):
         alone = "Gates" if level.learned else "Wiring"
         parts.append(_gate_table(f"Level {at + 1}" if several else alone, level))
+        if is_sparse(level):
+            parts.append(_choice_table(level))
         if level.learned and level.distribution and len(level.readers) > 1:
             parts.append(_divergence_table(level))
     if inspection.served:
@@ -65,8 +68,7 @@ def inspection_tables(inspection: Inspection) -> Group:
 def _gate_table(name: str, level: LevelGates) -> Group:
     """Whichever there are fewer of, readers or sources, side by side."""
     dead, settled = dead_sources(level), dict(polarised_gates(level))
-    most = [max(abs(row[at]) for row in level.mean) for at in range(len(level.sources))]
-    shown = sorted(sorted(range(len(most)), key=lambda at: -most[at])[:MOST_SOURCES])
+    shown = _largest_sources(level)
     cells = [["", *(level.sources[at] + (" dead" if at in dead else "") for at in shown)]]
     for i, reader in enumerate(level.readers):
         spread = [f" ±{100 * sd:.0f}" if level.learned else "" for sd in level.sd[i]]
@@ -79,10 +81,29 @@ def _gate_table(name: str, level: LevelGates) -> Group:
             row += [f"{mean:.2f}", f"{by_row:.2f}"]
         legend = "spread: entropy of the mean weights, and of those by row; 0 one source, 1 all alike"
     what = "mean weight ± sd over rows, in %" if level.learned else "who reads what, in %; nothing varies"
-    left = f"; the {len(shown)} largest of {len(most)} sources" if len(shown) < len(most) else ""
+    left = f"; the {len(shown)} largest of {len(level.sources)} sources" if len(shown) < len(level.sources) else ""
     if len(cells[0]) > len(cells):
         cells = [list(column) for column in zip(*cells, strict=True)]
     return _section(f"{name}: {what}{left}", _matrix(cells), legend)
+
+
+def _largest_sources(level: LevelGates) -> list[int]:
+    """Those that some reader weighs most, in their order."""
+    most = [max(abs(row[at]) for row in level.mean) for at in range(len(level.sources))]
+    return sorted(sorted(range(len(most)), key=lambda at: -most[at])[:MOST_SOURCES])
+
+
+def _choice_table(level: LevelGates) -> Group:
+    """How often a sparse gate chooses each source."""
+    shown = _largest_sources(level)
+    cells = [["", *(level.sources[at] for at in shown)]]
+    for i, reader in enumerate(level.readers):
+        shares = [f"{100 * level.selected[i][at]:.0f}" if level.mask[i][at] else "-" for at in shown]
+        cells.append([reader, *shares])
+    if len(cells[0]) > len(cells):
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    legend = f"a row needs {level.needed:.1f} of {len(level.sources)} sources on average, for all readers together"
+    return _section("Share of rows that read a source, in %", _matrix(cells), legend)
 
 
 def _divergence_table(level: LevelGates) -> Group:
@@ -144,6 +165,60 @@ def _finding_list(findings: Sequence[Finding]) -> Group:
     if not findings:
         grid.add_row("•", "nothing that calls for action")
     return Group(Text(), Text("Findings", style="bold"), grid)
+
+
+def relation_tables(relations: Relations) -> Group:
+    """A row for every pair with evidence, gains and advice; then why, and which tasks one model may hold."""
+    seeds = f"{relations.seeds} seed{'s' if relations.seeds > 1 else ''}"
+    title = Text(f"Which tasks belong together: {len(relations.tasks)} tasks, {relations.rows}, {seeds}", style="bold")
+    table = _table()
+    for name in ("pair", "overlap", "labels", "gradients", "lookahead", "gates", *relations.structures, "advice"):
+        table.add_column(Text(name), justify="left" if name in ("pair", "advice") else "right", overflow="fold")
+    for pair in relations.pairs:
+        _add(table, _pair_cells(pair, relations.structures))
+        table.add_section()
+    legend = (
+        "overlap ranks pairs: 1 the same directions of x, 0 none in common; labels: their correlation;\n"
+        "gradients: their cosine at x; lookahead: the share of the other's loss that a step for one takes away;\n"
+        "gates: divergence in bits; ± half an interval at 95 % over seeds"
+    )
+    if relations.measured:
+        many = sum(len(pair.gains) for pair in relations.pairs)
+        legend += f"; * the gain's interval leaves out 0 (by chance alone about {0.05 * many:.0f} of {many} do)"
+    grid = Table.grid(padding=(0, 1))
+    for pair in relations.pairs:
+        how = f"{pair.advice} with {pair.structure}" if pair.structure else pair.advice
+        grid.add_row("•", Text.assemble(f"{' + '.join(pair.tasks)}: {how}", "\n", (pair.why, "dim")))
+    groups = Table.grid(padding=(0, 1))
+    for one in relations.groups:
+        groups.add_row("•", Text(f"{', '.join(one.tasks)}: {one.advice}"))
+    heads = [Text(head, style="bold") for head in ("Why", "Models to train")]
+    return Group(title, Text(), table, Text(legend, style="dim"), Text(), heads[0], grid, Text(), heads[1], groups)
+
+
+def _pair_cells(pair: Pair, structures: Sequence[str]) -> list[str]:
+    """Two lines each: of the first task and of the second, or a mean and its uncertainty."""
+    gains = {(one.structure, one.task): one.gain for one in pair.gains}
+    cells = ["\n".join(pair.tasks), _estimate_cell(pair.overlap, 2)]
+    cells += ["n/a" if pair.labels is None else f"{pair.labels:+.3f}", _estimate_cell(pair.gradients, 3, "+")]
+    cells += ["\n".join("n/a" if one is None else f"{one.mean:+.1e}" for one in pair.lookahead)]
+    cells += ["" if pair.gates is None else _estimate_cell(pair.gates, 2)]
+    for structure in structures:
+        of_both = [gains.get((structure, task)) for task in pair.tasks]
+        cells.append("\n".join("" if one is None else _gain_cell(one) for one in of_both))
+    return [*cells, f"{pair.advice}\n{pair.structure or ''}".rstrip()]
+
+
+def _estimate_cell(one: Estimate | None, digits: int, sign: str = "") -> str:
+    if one is None:
+        return "n/a"
+    spread = "" if one.low is None or one.high is None else f"\n±{(one.high - one.low) / 2:.{digits}f}"
+    return f"{one.mean:{sign}.{digits}f}{spread}"
+
+
+def _gain_cell(one: Estimate) -> str:
+    spread = "" if one.low is None or one.high is None else f" ±{(one.high - one.low) / 2:.4f}"
+    return f"{one.mean:+.4f}{spread}{' *' if one.side else '  '}"
 
 
 def _section(title: str, table: Table, legend: str) -> Group:

@@ -46,11 +46,11 @@ def stepped(model: Model, objective: Objective, batch: Batch, task: int, rate: f
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             if name.partition(".")[0] in ("embed", "sharing") and parameter.grad is not None:
-                parameter -= rate * parameter.grad
+                parameter.sub_(rate * parameter.grad)
         return losses(moved, objective, batch)
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.5])
+@pytest.mark.parametrize("rate", [5.0, 30.0])
 def test_lookahead_equals_steps_on_a_copy(rate: float) -> None:
     model, objective, batch = small(MMoE(experts=3, hidden=(8,)))
     before = losses(model, objective, batch).detach()
@@ -60,7 +60,7 @@ def test_lookahead_equals_steps_on_a_copy(rate: float) -> None:
         after = stepped(model, objective, batch, i, rate)
         for j in range(3):
             assert found[i, j] == pytest.approx(float(1 - after[j] / before[j]), abs=2e-6)
-    assert (np.diag(found) > 0).all() or rate > 0.1
+    assert abs(found).min() > 2e-5, "more than rounding"
     assert abs(found - found.T).max() > 1e-5, "it is no symmetric measure"
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -85,7 +85,7 @@ def test_cosines_are_those_of_gradients_at_x() -> None:
 def test_tasks_that_share_no_weight_do_not_move_each_other() -> None:
     model, objective, batch = small(SingleTask(hidden=(8,)))
     _, found = look(model, objective, batch, 0.1)
-    assert (np.diag(found) > 1e-3).all()
+    assert (np.diag(found) > 1e-4).all()
     assert abs(found[~np.eye(3, dtype=bool)]).max() < 1e-6
 
 

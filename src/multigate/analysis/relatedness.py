@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from multigate.analysis.subject import Subject
 from multigate.batch import Batch, TaskColumn
@@ -37,17 +38,20 @@ class Relatedness(Options):
     """Cosine between the gradients of two task losses at x, the embeddings' output; the mean over batches."""
     gradients_sd: Matrix
     """Standard deviation of one batch's cosine (n - 1); undefined for a single batch."""
+    overlap: Matrix
+    """Whether two tasks read the same directions of x, 0 to 1, whatever they make of them; see ``Directions``."""
     rows: str
     """Which rows they are, for people."""
 
 
 def relatedness(subject: Subject) -> Relatedness:
-    """Correlation of labels over all rows, and cosine of task gradients over at most 20 batches of about 1,024 rows.
+    """Correlation of labels over all rows; cosine and overlap of gradients over at most 20 batches of about 1,024 rows.
 
     A task's gradient is that of its loss at x, (B * D,), at the trained weights, in float32 without dropout and
     calibration: the gradient at the shared representation, where PCGrad takes that at the shared parameters (Yu et
     al. 2020, Definition 1). Below 0 two tasks would move the representation of the same rows in conflicting
     directions. A task without a known label in a batch has no direction there; the mean leaves such batches out.
+    Tasks with embedding tables of their own have no x in common, and no overlap.
 
     Raises ``DataError`` where there are no rows.
     """
@@ -56,27 +60,36 @@ def relatedness(subject: Subject) -> Relatedness:
     tasks = subject.bundle.encoder.layout.tasks
     rows = join(subject.batches)
     objective = Objective(tasks)
-    cosines = np.stack([_cosines(subject.bundle.model, objective, batch) for batch in _regrouped(rows)])
+    directions = Directions()
+    cosines = []
+    for batch in _regrouped(rows):
+        x, gradients = task_gradients(subject.bundle.model, objective, batch)
+        cosines.append(cosines_of(gradients.flatten(1)))
+        if x.dim() == 2:
+            directions.add(x, gradients)
+    overlap = directions.overlap() if directions.rows else np.full([len(tasks)] * 2, np.nan)
     return Relatedness(
         tasks=tuple(task.name for task in tasks),
-        labels=_correlations(tasks, rows),
-        gradients=_over_batches(cosines, np.mean, least=1),
-        gradients_sd=_over_batches(cosines, partial(np.std, ddof=1), least=2),
+        labels=as_matrix(label_correlations(tasks, rows)),
+        gradients=mean_matrix(np.stack(cosines)),
+        gradients_sd=_over_batches(np.stack(cosines), partial(np.std, ddof=1), least=2),
+        overlap=as_matrix(overlap),
         rows=subject.rows,
     )
 
 
-def _correlations(tasks: Sequence[TaskColumn], rows: Batch) -> Matrix:
+def label_correlations(tasks: Sequence[TaskColumn], rows: Batch) -> Floats:
+    """Pearson correlation of encoded labels (T, T) on the rows where both are known; NaN where undefined."""
     labels, known = rows.labels.numpy().astype(np.float64), rows.known.numpy()
     ordered = [task.kind != "multiclass" or task.outputs == 2 for task in tasks]
 
-    def correlation(i: int, j: int) -> float | None:
+    def correlation(i: int, j: int) -> float:
         a, b = labels[known[:, i] & known[:, j]][:, [i, j]].T
         if not (ordered[i] and ordered[j] and len(a) and np.ptp(a) and np.ptp(b)):
-            return None
+            return np.nan
         return float(np.corrcoef(a, b)[0, 1])
 
-    return tuple(tuple(correlation(i, j) for j in range(len(tasks))) for i in range(len(tasks)))
+    return np.array([[correlation(i, j) for j in range(len(tasks))] for i in range(len(tasks))])
 
 
 def _regrouped(rows: Batch) -> Iterator[Batch]:
@@ -87,20 +100,71 @@ def _regrouped(rows: Batch) -> Iterator[Batch]:
         yield cut(rows, edges[at], edges[at + 1])
 
 
-def _cosines(model: Model, objective: Objective, batch: Batch) -> Floats:
-    """Cosines between the gradients of the task losses at x, (T, T); NaN for a gradient of zero."""
+def task_gradients(model: Model, objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
+    """x (B, D) and the gradients of the task losses there (T, B, D), in evaluation mode; nothing is left behind.
+
+    With embedding tables of the tasks' own both have n inputs in place of one, (B, n, D) and (T, B, n, D).
+    """
     training = model.training
     model.eval()
     with torch.enable_grad():
         seen = model.represent(batch.numbers, batch.categories, batch.bags)
-        x = seen.x.detach().requires_grad_()  # (B, D)
+        x = seen.x.detach().requires_grad_()
         logits = model.decide(seen._replace(x=x), calibrated=False).logits
         losses = objective(logits, batch.labels, batch.known, batch.weights)  # (T,)
-        gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0].flatten() for loss in losses]
+        gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
     model.train(training)
-    stacked = torch.stack(gradients).double()  # (T, B * D)
+    return x.detach(), torch.stack(gradients)
+
+
+class Directions:
+    """Which directions of x each task reads, gathered over batches.
+
+    C_t = E[g g'], (D, D), of a task's gradients g at x: the average gradient outer product of Radhakrishnan et al.
+    (2024), with the loss in place of the prediction. Directions are measured in standard deviations of x, so that
+    neither the scale of x nor a column that never changes counts: with S the covariance of x,
+    <C_s, C_t> = tr(C_s S C_t S), which no invertible linear map of x alters.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sum = self._squares = self._moments = torch.zeros(())
+
+    def add(self, x: Tensor, gradients: Tensor) -> None:
+        """x (B, D) and gradients (T, B, D)."""
+        self.rows += len(x)
+        self._sum = self._sum + x.sum(0).double()
+        self._squares = self._squares + (x.T @ x).double()
+        self._moments = self._moments + torch.stack([(one.T @ one).double() for one in gradients])
+
+    def overlap(self) -> Floats:
+        """The root of the cosine of C_s and C_t, (T, T), 0 to 1; NaN for a task without gradient.
+
+        1 where two tasks read the same directions equally much, 0 where those that one reads are orthogonal to the
+        other's, whatever the labels are. Of tasks that read one direction each, y_t = f_t(w_t . x), it is
+        |cos(w_s, w_t)|.
+        """
+        mean = self._sum / self.rows
+        covariance = self._squares / self.rows - torch.outer(mean, mean)
+        seen = (self._moments @ covariance).flatten(1)  # C_t S
+        turned = (self._moments @ covariance).transpose(1, 2).flatten(1)  # tr(A B) is A . B'
+        products = (seen @ turned.T).cpu().numpy()
+        sizes = np.sqrt(np.maximum(np.diag(products), 0))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosines = products / np.outer(sizes, sizes)
+        return np.sqrt(np.clip(cosines, 0, 1))
+
+
+def cosines_of(vectors: Tensor) -> Floats:
+    """Cosines between vectors (T, N) -> (T, T); NaN for a vector of zeros."""
+    stacked = vectors.double()
     unit = stacked / stacked.norm(dim=1, keepdim=True)  # 0 / 0 is NaN
-    return (unit @ unit.T).clamp(-1, 1).numpy()
+    return (unit @ unit.T).clamp(-1, 1).cpu().numpy()
+
+
+def mean_matrix(matrices: Floats) -> Matrix:
+    """The mean of matrices (N, T, T), each pair over those that define it; None where none does."""
+    return _over_batches(matrices, np.mean, least=1)
 
 
 def _over_batches(cosines: Floats, statistic: Callable[[Floats], np.floating], *, least: int) -> Matrix:
@@ -112,3 +176,8 @@ def _over_batches(cosines: Floats, statistic: Callable[[Floats], np.floating], *
 
     tasks = range(cosines.shape[1])
     return tuple(tuple(one(cosines[:, i, j]) for j in tasks) for i in tasks)
+
+
+def as_matrix(values: Floats) -> Matrix:
+    """Nested tuples of (T, T), None in place of NaN."""
+    return tuple(tuple(None if np.isnan(value) else float(value) for value in row) for row in values)

@@ -1,0 +1,287 @@
+"""Which tasks belong together, where the truth is known; trainings counted, stopped and gone on with."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import spearmanr
+
+from multigate.analysis.budget import multiply_adds
+from multigate.analysis.relate import open_relations, read_pairs, relate
+from multigate.analysis.relations import Relations
+from multigate.data.encoder import Encoder
+from multigate.datasets.synthetic import Synthetic, synthetic_schema, synthetic_table
+from multigate.errors import ExperimentError, RunError
+from multigate.experiment import Experiment
+from multigate.run import open_run
+from multigate.sharing import MMoE, SharedBottom, SingleTask
+from multigate.training.interrupts import Interrupted
+from multigate.training.loop import Fit
+from multigate.training.train import train
+
+COSINES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+SYNTHETIC = Synthetic(rows=12_000, size=40, correlations=(*COSINES, -0.9), noise_tasks=1, seed=5)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Relations:
+    """The synthetic tasks of known cosines, a mirrored one and one of noise, without trainings of pairs."""
+    experiment = Experiment(
+        schema=synthetic_schema(SYNTHETIC),
+        sharing=MMoE(experts=4, hidden=(16,)),
+        tower=(8,),
+        embedding={"dropout": 0.0},
+        optimizer={"learning_rate": 0.01},
+        epochs=6,
+        batch_size=128,
+        precision="float32",
+    )
+    folder = tmp_path_factory.mktemp("known")
+    tables, beside = {"train": synthetic_table(SYNTHETIC)}, SingleTask(hidden=(32, 16))
+    return relate(experiment, folder, seeds=1, train=False, side_by_side=beside, tables=tables, quiet=True)
+
+
+def test_scores_rank_pairs_as_the_truth_does(known: Relations) -> None:
+    scores = [known.pair("y0", f"y{at}").score for at in range(1, 8)]
+    assert spearmanr(scores, COSINES)[0] > 0.95
+    np.testing.assert_allclose(scores, COSINES, atol=0.15)
+    labels = [known.pair("y0", f"y{at}").labels for at in range(1, 8)]
+    assert spearmanr(labels, COSINES)[0] > 0.8
+
+
+def test_a_mirrored_task_reads_the_same_direction(known: Relations) -> None:
+    """y = f(-s): labels go against each other, but a network that knows s serves both."""
+    pair = known.pair("y8", "y0")
+    assert pair.score == pytest.approx(0.9, abs=0.15)
+    assert pair.labels < 0
+    assert pair.advice == "share"
+
+
+def test_noise_is_not_recommended_for_sharing(known: Relations) -> None:
+    assert [skill.task for skill in known.skills if not skill.learnt] == ["noise0"]
+    for name in known.tasks[:-1]:
+        pair = known.pair(name, "noise0")
+        assert (pair.advice, pair.score) == ("train alone", None)
+        assert "noise0 (r2 " in pair.why
+        assert all(abs(way.mean) < 1e-3 for way in pair.lookahead)
+    assert [pair.tasks[1] for pair in known.pairs[-9:]] == ["noise0"] * 9, "ranked last"
+
+
+def test_advice_without_trainings_follows_the_truth(known: Relations) -> None:
+    advice = [known.pair("y0", f"y{at}").advice for at in (1, 2, 4, 6, 7)]
+    assert advice == ["train alone", "train alone", "share apart", "share", "share"]
+    assert not known.measured
+    group = next(one for one in known.groups if "y0" in one.tasks)
+    assert {"y6", "y7"} <= {*group.tasks}
+    assert {("y1",), ("y2",), ("noise0",)} <= {one.tasks for one in known.groups}
+
+
+class Steps:
+    """Training steps done, and a signal when there are so many."""
+
+    def __init__(self) -> None:
+        self.done, self.stop_at = 0, -1
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    counted, original = Steps(), Fit.step
+
+    def step(self: Fit, batch: object) -> object:
+        counted.done += 1
+        if counted.done == counted.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(Fit, "step", step)
+    return counted
+
+
+PAIRS = [("like", "click"), ("click", "buy")]
+EPOCH = 19
+"""Steps of an epoch of the small feed."""
+
+
+def test_what_was_trained_is_not_trained_again(feed_experiment: Experiment, tmp_path: Path, steps: Steps) -> None:
+    experiment = feed_experiment.with_(epochs=1)
+    first = relate(experiment, tmp_path, pairs=PAIRS, seeds=2, quiet=True)
+    # together, side by side; click, buy and like alone and two pairs with two structures
+    assert steps.done == 2 * EPOCH * (2 + 6 + 4)
+    _gains_are_those_of_the_files(first, tmp_path)
+    assert [pair.tasks for pair in first.pairs if pair.gains] == [
+        pair.tasks for pair in first.pairs if {*pair.tasks} in ({"click", "like"}, {"click", "buy"})
+    ]
+    assert open_relations(tmp_path) == first
+    steps.done = 0
+    assert relate(experiment, tmp_path, pairs=PAIRS, seeds=2, quiet=True) == first
+    assert steps.done == 0
+    relate(experiment, tmp_path, pairs=PAIRS, structures=["mmoe"], seeds=3, quiet=True)
+    assert steps.done == EPOCH * (2 + 3 + 2), "only the third seed, with one structure"
+    assert relate(experiment, tmp_path, pairs=PAIRS, seeds=2, quiet=True) == first
+    with pytest.raises(RunError, match="hidden"):
+        relate(experiment, tmp_path, pairs=PAIRS, structures=[SharedBottom(hidden=(9,))], quiet=True)
+    assert not list(tmp_path.rglob("best.safetensors")), "no weights are kept"
+
+
+def _gains_are_those_of_the_files(relations: Relations, folder: Path) -> None:
+    results = [json.loads(file.read_text()) for file in folder.glob("trainings/*/result.json")]
+    budgets = [row["multiply_adds"] for row in results if len(row["tasks"]) < 4]
+    assert max(budgets) < 1.05 * min(budgets), "one budget for all"
+    gain = next(one for one in relations.pair("click", "like").gains if (one.structure, one.task) == ("mmoe", "like"))
+    auc = {
+        (len(row["tasks"]), row["structure"]["structure"], row["seed"]): row["metrics"]["like/auc"]
+        for row in results
+        if row["tasks"] in (["click", "like"], ["like"])
+    }
+    own = {name: np.mean([auc[1, name, seed] for seed in (0, 1)]) for name in ("mmoe", "shared_bottom")}
+    assert gain.alone == pytest.approx(max(own.values())), "the best of the task's own models"
+    assert own[gain.alone_with] == pytest.approx(gain.alone)
+    by_hand = [auc[2, "mmoe", seed] - auc[1, gain.alone_with, seed] for seed in (0, 1)]
+    assert gain.by_seed == pytest.approx(by_hand, abs=1e-12)
+    assert gain.gain.mean == pytest.approx(np.mean(by_hand))
+    assert not gain.hard
+    skill = next(one for one in relations.skills if one.task == "click")
+    assert skill.chance == 0.5
+    assert 0.5 < skill.value < 0.8
+    assert 0.005 < skill.error < 0.05, "600 rows, a seventh of them clicked"
+
+
+def test_a_single_training_has_the_budget_of_the_experiment(feed_experiment: Experiment, tmp_path: Path) -> None:
+    relate(feed_experiment.with_(epochs=1), tmp_path, pairs=[("click", "like")], seeds=1, quiet=True)
+    encoder = Encoder.fit(feed_experiment.schema, pq.read_table(feed_experiment.train).to_batches())
+    budget = multiply_adds(feed_experiment.sharing, feed_experiment, encoder)
+    for file in tmp_path.glob("trainings/*/result.json"):
+        assert json.loads(file.read_text())["multiply_adds"] == pytest.approx(budget, rel=0.03), file
+
+
+@pytest.mark.parametrize("stop_at", [5, EPOCH + 7, 4 * EPOCH + 3], ids=["together", "side by side", "a pair"])
+def test_stopped_it_goes_on_to_the_same_end(
+    feed_experiment: Experiment, tmp_path: Path, steps: Steps, stop_at: int
+) -> None:
+    experiment = feed_experiment.with_(epochs=1)
+    options = {"pairs": [("click", "like")], "structures": ["shared_bottom"], "seeds": 1, "quiet": True}
+    steps.stop_at = stop_at
+    with pytest.raises(Interrupted, match="same command"):
+        relate(experiment, tmp_path / "pieces", **options)
+    stopped = relate(experiment, tmp_path / "pieces", **options)
+    assert stopped == relate(experiment, tmp_path / "whole", **options)
+
+
+def test_test_rows_are_not_looked_at(feed_experiment: Experiment, tmp_path: Path) -> None:
+    other = tmp_path / "test.parquet"
+    table = pq.read_table(feed_experiment.test)
+    at = table.column_names.index("click")
+    pq.write_table(table.set_column(at, "click", [[1] * table.num_rows]), other)
+    found = [
+        relate(feed_experiment.with_(epochs=1, test=test), tmp_path / name, train=False, seeds=1, quiet=True)
+        for name, test in (("own", feed_experiment.test), ("none", None), ("other", str(other)))
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0].rows == "600 validation rows"
+
+
+def test_other_rows_want_another_folder(feed_experiment: Experiment, tmp_path: Path) -> None:
+    table = tmp_path / "rows.parquet"
+    shutil.copy(feed_experiment.train, table)
+    experiment = feed_experiment.with_(train=str(table), epochs=1)
+    relate(experiment, tmp_path / "r", train=False, seeds=1, quiet=True)
+    pq.write_table(pq.read_table(table).slice(1), table)
+    with pytest.raises(RunError, match="tables changed"):
+        relate(experiment, tmp_path / "r", train=False, seeds=2, quiet=True)
+
+
+def test_auxiliary_tasks_count_and_tables_are_shared(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """A pair of auxiliary tasks is chosen on both; where tables are the tasks' own, shared ones are looked at."""
+    tasks = [task.with_(auxiliary=True) for task in feed_experiment.schema.tasks]
+    experiment = feed_experiment.with_(
+        schema=feed_experiment.schema.with_(tasks=tasks),
+        epochs=1,
+        monitor="click/auc",
+        sharing=SingleTask(hidden=(8,)),
+        embedding=feed_experiment.embedding.with_(tables="own"),
+        recalibrate="platt",
+    )
+    found = relate(experiment, tmp_path, pairs=[("buy", "like")], structures=["shared_bottom"], seeds=1, quiet=True)
+    assert len(found.pair("buy", "like").gains) == 2
+    assert found.pair("like", "watch").overlap.mean > 0
+    assert found.pair("like", "watch").gates is None, "there are none"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"structures": ["mmo"]}, "mmoe"),
+        ({"structures": ["mmoe", "mmoe"]}, "twice"),
+        ({"side_by_side": "singel_task"}, "single_task"),
+        ({"pairs": [("click", "bui")]}, "buy"),
+        ({"pairs": [("click", "click")]}, "no pair with itself"),
+        ({"device": "tpu"}, "tpu"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    feed_experiment: Experiment, tmp_path: Path, options: dict, told: str
+) -> None:
+    with pytest.raises(ExperimentError, match=told):
+        relate(feed_experiment, tmp_path / "r", quiet=True, **options)
+    assert not (tmp_path / "r").exists()
+
+
+def test_one_task_has_no_pair(feed_experiment: Experiment, tmp_path: Path) -> None:
+    one = feed_experiment.with_(schema=feed_experiment.schema.only(["click"]))
+    with pytest.raises(ExperimentError, match="one task only, 'click'"):
+        relate(one, tmp_path / "r", quiet=True)
+
+
+def test_pairs_are_read_from_words() -> None:
+    assert read_pairs("a+b, c + d") == [("a", "b"), ("c", "d")]
+    for wrong in ("a", "a+", "a+b,,c+d", "+b", ""):
+        with pytest.raises(ExperimentError, match="plus sign"):
+            read_pairs(wrong)
+
+
+def test_folders_are_not_mixed_up(feed_experiment: Experiment, tmp_path: Path) -> None:
+    experiment = feed_experiment.with_(epochs=1)
+    relate(experiment, tmp_path / "related", train=False, seeds=1, quiet=True)
+    with pytest.raises(RunError, match="related tasks"):
+        train(experiment, tmp_path / "related", resume=True, quiet=True)
+    with pytest.raises(RunError, match=r"relations\.html"):
+        open_run(tmp_path / "related")
+    train(experiment, tmp_path / "run", quiet=True)
+    with pytest.raises(RunError, match="one run"):
+        relate(experiment, tmp_path / "run", quiet=True)
+    with pytest.raises(RunError, match=r"no relations\.json"):
+        open_relations(tmp_path / "run")
+    shutil.copytree(tmp_path / "related", tmp_path / "torn")
+    (tmp_path / "torn" / "relations.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        open_relations(tmp_path / "torn")
+    result = next((tmp_path / "torn").glob("trainings/*/result.json"))
+    result.write_text("{")
+    with pytest.raises(RunError, match="delete it"):
+        relate(experiment, tmp_path / "torn", train=False, seeds=1, quiet=True)
+
+
+def test_as_a_person_types_it(feed_experiment: Experiment, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(feed_experiment.with_(epochs=1).to_yaml())
+    words = [sys.executable, "-m", "multigate", "relate", str(file), "--out", str(tmp_path / "r"), "--seeds", "1"]
+    words += ["--pairs", "click+like", "--structures", "shared_bottom"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
+    assert shown.index("Which tasks belong together: 4 tasks, 600 validation rows, 1 seed") == 0
+    assert "click + like: " in shown
+    assert "Models to train" in shown
+    assert f"page: {tmp_path / 'r' / 'relations.html'}" in shown.replace("\n", "")
+    assert (tmp_path / "r" / "relations.html").stat().st_size > 1000
+    assert done.stderr.count("seed 0") == 5, "a line for each training"
+    again = subprocess.run([*words, "--json"], capture_output=True, text=True, check=False)
+    assert Relations.model_validate(json.loads(again.stdout)) == open_relations(tmp_path / "r")
+    assert "seed 0" not in again.stderr

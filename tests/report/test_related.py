@@ -1,0 +1,117 @@
+"""The page about relations, read back: every figure of the relations is on it, and charts are valid."""
+
+from pathlib import Path
+
+import altair as alt
+import pytest
+from reading import Html, values
+
+from multigate.analysis.relations import Estimate, Gain, Group, Pair, Relations, Skill
+from multigate.report.related import write_relations
+
+BAD = "<script>alert(1)</script>"
+
+
+def estimate(mean: float) -> Estimate:
+    return Estimate(mean=mean, low=mean - 0.01, high=mean + 0.01, seeds=3)
+
+
+def pair(one: str, other: str, score: float, gains: tuple[Gain, ...] = ()) -> Pair:
+    return Pair(
+        tasks=(one, other),
+        score=score,
+        overlap=estimate(score),
+        labels=None if other == BAD else -0.3,
+        gradients=estimate(0.05),
+        lookahead=(estimate(2e-5), estimate(-1e-5)),
+        gates=estimate(0.25),
+        gains=gains,
+        advice="share" if score > 0.5 else "train alone",
+        structure="shared_bottom" if gains else None,
+        why=f"because of {score}",
+    )
+
+
+def gain(structure: str, task: str, metric: str, mean: float) -> Gain:
+    by_seed = (mean - 0.01, mean, mean + 0.01)
+    return Gain(
+        structure=structure,
+        hard=True,
+        task=task,
+        metric=metric,
+        alone=0.7,
+        alone_with="mmoe",
+        by_seed=by_seed,
+        gain=estimate(mean),
+    )
+
+
+GAINS = (
+    gain("shared_bottom", "click", "auc", 0.02),
+    gain("shared_bottom", "watch", "r2", -0.005),
+    gain("mmoe", "click", "auc", 0.003),
+    gain("mmoe", "watch", "r2", -0.03),
+)
+RELATIONS = Relations(
+    tasks=("click", "watch", BAD),
+    seeds=3,
+    rows="500 validation rows",
+    structures=("shared_bottom", "mmoe"),
+    skills=(
+        Skill(task="click", metric="auc", value=0.71, chance=0.5, error=0.02, learnt=True),
+        Skill(task="watch", metric="r2", value=0.2, chance=0.0, error=0.01, learnt=True),
+        Skill(task=BAD, metric="auc", value=None, chance=0.5, error=None, learnt=False),
+    ),
+    pairs=(pair("click", "watch", 0.9, GAINS), pair("click", BAD, 0.3), pair("watch", BAD, 0.1)),
+    groups=(Group(tasks=("click", "watch"), advice="share"), Group(tasks=(BAD,), advice="train alone")),
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Html:
+    path = write_relations(RELATIONS, tmp_path_factory.mktemp("page") / "relations.html")
+    return Html(path.read_text(encoding="utf-8"))
+
+
+def test_every_pair_and_group_is_told(page: Html) -> None:
+    assert page.rows("click + watch") == [["click + watch", "share", "shared_bottom", "because of 0.9"]]
+    assert [row[:2] for row in page.rows(f"click + {BAD}")] == [[f"click + {BAD}", "train alone"]]
+    told = " ".join(page.texts["li"]) + " ".join(page.texts["strong"])
+    assert "click and watch:" in told
+    assert page.rows("watch", "click", "shared_bottom") == [
+        ["watch", "click", "shared_bottom", "r2", "mmoe", "0.7000", "-0.0050", "-0.0150 to 0.0050"]
+    ]
+    assert page.rows("watch", "click", "mmoe")[0][-1] == "-0.0400 to -0.0200 *"
+    assert page.rows(BAD, "auc") == [[BAD, "auc", "n/a", "0.5000", "n/a", "nothing learnt"]]
+    assert any("2 of 4 intervals leave out 0" in text for text in page.texts["p"])
+
+
+def test_names_are_text(page: Html) -> None:
+    assert len(page.scripts) == 2, "the charts' data and the page's own script"
+
+
+def test_charts_hold_the_matrices(page: Html) -> None:
+    for spec in page.specs:
+        alt.LayerChart.from_dict(spec, validate=True)
+    auc, r2, overlap, labels, _, lookahead, gates = page.specs
+    assert {row["name"] for row in values(auc) if "name" in row} == {"click, with watch"}
+    clear = {row["series"]: row["clear"] for row in values(r2) if "series" in row}
+    assert clear == {"shared_bottom": False, "mmoe": True}
+
+    def cells(spec: dict) -> dict[tuple[str, str], float | None]:
+        return {(row["down"], row["across"]): row["value"] for row in values(spec)}
+
+    assert cells(overlap)["click", "watch"] == cells(overlap)["watch", "click"] == 0.9
+    assert cells(overlap)[BAD, BAD] == 1
+    assert cells(labels)["watch", BAD] is None
+    assert (cells(lookahead)["click", "watch"], cells(lookahead)["watch", "click"]) == (1, -0.5)
+    assert cells(lookahead)["click", "click"] is None
+    assert cells(gates)["click", "watch"] == 0.25
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    bare = [one.with_(gains=(), structure=None, gates=None) for one in RELATIONS.pairs]
+    path = write_relations(RELATIONS.with_(pairs=bare, structures=()), tmp_path / "relations.html")
+    page = Html(path.read_text(encoding="utf-8"))
+    assert len(page.specs) == 4
+    assert any("not trained" in text for text in page.texts["p"])
