@@ -6,6 +6,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from multigate.analysis.pairs import Row, Trainings
@@ -14,7 +15,6 @@ from multigate.analysis.relations import Estimate, Gain, Pair, Relations, Skill,
 from multigate.analysis.verdict import decide, group
 from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
-from multigate.data.rows import join
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import Experiment
 from multigate.metrics import HIGHER_IS_BETTER
@@ -219,10 +219,12 @@ class Found:
 
 
 def _relations(found: Found, prepared: Prepared, structures: Sequence[str]) -> Relations:
-    labels = label_correlations(prepared.layout.tasks, join(list(prepared.train.sample(ROWS, LABELLED))))
+    rows = list(prepared.train.sample(ROWS, LABELLED))
+    labels, known = (np.concatenate(one) for one in zip(*((row.labels, row.known) for row in rows), strict=True))
+    correlations = label_correlations(prepared.layout.tasks, labels, known)
     places = range(len(found.names))
     skills = [found.skill(place) for place in places]
-    pairs = [found.pair(i, j, skills, labels) for i, j in combinations(places, 2)]
+    pairs = [found.pair(i, j, skills, correlations) for i, j in combinations(places, 2)]
     pairs.sort(key=lambda pair: -1.0 if pair.score is None else pair.score, reverse=True)
     return Relations(
         tasks=found.names,

@@ -70,7 +70,7 @@ def relatedness(subject: Subject) -> Relatedness:
     overlap = directions.overlap() if directions.rows else np.full([len(tasks)] * 2, np.nan)
     return Relatedness(
         tasks=tuple(task.name for task in tasks),
-        labels=as_matrix(label_correlations(tasks, rows)),
+        labels=as_matrix(label_correlations(tasks, rows.labels.numpy(), rows.known.numpy())),
         gradients=mean_matrix(np.stack(cosines)),
         gradients_sd=_over_batches(np.stack(cosines), partial(np.std, ddof=1), least=2),
         overlap=as_matrix(overlap),
@@ -78,9 +78,9 @@ def relatedness(subject: Subject) -> Relatedness:
     )
 
 
-def label_correlations(tasks: Sequence[TaskColumn], rows: Batch) -> Floats:
-    """Pearson correlation of encoded labels (T, T) on the rows where both are known; NaN where undefined."""
-    labels, known = rows.labels.numpy().astype(np.float64), rows.known.numpy()
+def label_correlations(tasks: Sequence[TaskColumn], labels: NDArray[np.float32], known: NDArray[np.bool_]) -> Floats:
+    """Pearson correlation of encoded labels (R, T) on the rows where both are known, (T, T); NaN where undefined."""
+    labels = labels.astype(np.float64)
     ordered = [task.kind != "multiclass" or task.outputs == 2 for task in tasks]
 
     def correlation(i: int, j: int) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.gate import beside, mix
-from multigate.nn.units import per_expert
+from multigate.nn.ownership import per_expert
 from multigate.sharing.levels import dealt, experts_of, shared_experts, through
 from multigate.sharing.ple import SHARED
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all

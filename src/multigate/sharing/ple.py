@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from multigate.nn.gate import beside, mix
-from multigate.nn.units import among_all, per_expert
+from multigate.nn.ownership import among_all, per_expert
 from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all
 

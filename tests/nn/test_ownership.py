@@ -2,7 +2,7 @@
 
 import torch
 
-from multigate.nn.units import among_all, per_expert
+from multigate.nn.ownership import among_all, per_expert
 
 
 def test_every_expert_reads_the_input_of_its_unit() -> None:
