@@ -13,6 +13,7 @@ LIMIT = 16 << 20
 """Bytes of a file, and characters of what it comes to once its aliases are written out."""
 DEPTH = 64
 """Levels that lists and keys may be nested."""
+TOO_DEEP = f"lists and keys are nested more than {DEPTH} deep; write it flatter"
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _REAL = re.compile(r"([-+]?[0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?")
@@ -60,6 +61,8 @@ def parse_yaml(text: str, name: str) -> Any:
         line = mark.line if mark else 0
         lines = text.splitlines() or [""]
         written = lines[min(line, len(lines) - 1)]  # the mark may stand behind the last line
+        if "nesting depth" in (error.problem or ""):  # libyaml's own limit, met while it looks ahead for a key
+            raise ExperimentError(f"{name}, line {line + 1}: {TOO_DEEP}") from None
         problem = "a tab where only blanks may stand" if "\t" in written else error.problem or error.context
         raise ExperimentError(f"{name}, line {line + 1} is not valid YAML: {problem}; mend or quote it") from None
     except (yaml.YAMLError, UnicodeError) as error:
@@ -117,7 +120,7 @@ class _Document:
                 )
             return self._anchors[event.anchor]
         if depth > DEPTH:
-            raise self._error(event, f"lists and keys are nested more than {DEPTH} deep; write it flatter")
+            raise self._error(event, TOO_DEEP)
         if event.tag is not None and event.tag not in _TEXT_TAGS:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             raise self._error(event, f"the tag {tag!r} is not read; write plain text, numbers, lists and keys")
