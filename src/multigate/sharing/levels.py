@@ -13,7 +13,9 @@ def dealt(hidden: tuple[int, ...], levels: int) -> tuple[tuple[int, ...], ...]:
     Raises ``ValueError`` where there are fewer layers than levels.
     """
     if levels > len(hidden):
-        raise ValueError(f"{levels} levels want at least as many widths in 'hidden', found {len(hidden)}: {hidden}")
+        raise ValueError(
+            f"{levels} levels want at least as many widths in 'hidden', found {len(hidden)}: {hidden}; add some"
+        )
     each, more = divmod(len(hidden), levels)
     ends = [each * (level + 1) + min(level + 1, more) for level in range(levels)]
     return tuple(hidden[start:end] for start, end in zip((0, *ends), ends, strict=False))
