@@ -4,18 +4,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
+from typer.testing import CliRunner
 
 from multigate.analysis.budget import multiply_adds
 from multigate.analysis.relate import open_relations, read_pairs, relate
 from multigate.analysis.relations import Relations
+from multigate.cli import app
 from multigate.data.encoder import Encoder
 from multigate.datasets.synthetic import Synthetic, synthetic_schema, synthetic_table
 from multigate.errors import ExperimentError, RunError
@@ -269,19 +269,20 @@ def test_folders_are_not_mixed_up(feed_experiment: Experiment, tmp_path: Path) -
 
 
 def test_as_a_person_types_it(feed_experiment: Experiment, tmp_path: Path) -> None:
-    file = tmp_path / "x.yaml"
+    file, out = tmp_path / "x.yaml", tmp_path / "r"
     file.write_text(feed_experiment.with_(epochs=1).to_yaml())
-    words = [sys.executable, "-m", "multigate", "relate", str(file), "--out", str(tmp_path / "r"), "--seeds", "1"]
+    words = ["relate", str(file), "--out", str(out), "--seeds", "1"]
     words += ["--pairs", "click+like", "--structures", "shared_bottom"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    shown = done.stdout
-    assert shown.index("Which tasks belong together: 4 tasks, 600 validation rows, 1 seed") == 0
-    assert "click + like: " in shown
-    assert "Models to train" in shown
-    assert f"page: {tmp_path / 'r' / 'relations.html'}" in shown.replace("\n", "")
-    assert (tmp_path / "r" / "relations.html").stat().st_size > 1000
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("Which tasks belong together: 4 tasks, 600 validation rows, 1 seed\n")
+    assert "click + like: " in done.stdout
+    assert "Models to train" in done.stdout
+    assert f"page: {out / 'relations.html'}" in done.stdout.replace("\n", "")
+    assert (out / "relations.html").stat().st_size > 1000
     assert done.stderr.count("seed 0") == 5, "a line for each training"
-    again = subprocess.run([*words, "--json"], capture_output=True, text=True, check=False)
-    assert Relations.model_validate(json.loads(again.stdout)) == open_relations(tmp_path / "r")
+    again = CliRunner().invoke(app, [*words, "--json"])
+    assert Relations.model_validate(json.loads(again.stdout)) == open_relations(out)
     assert "seed 0" not in again.stderr
+    wrong = CliRunner().invoke(app, [*words, "--pairs", "click"])
+    assert "plus sign" in str(wrong.exception)

@@ -92,10 +92,11 @@ def test_without_gains_the_overlap_is_all_there_is(overlap: float | None, advice
 
 
 def test_gradients_that_clearly_conflict_speak_against_sharing() -> None:
-    conflict, unclear = (-0.2, -0.21, -0.19), (-0.2, 0.21, -0.19)
+    conflict, unclear, slight = (-0.2, -0.21, -0.19), (-0.2, 0.21, -0.19), (-0.007, -0.007, -0.0071)
     assert decided([], SAME, conflict).advice == "train alone"
     assert "conflict (cosine -0.200)" in decided([], SAME, conflict).why
     assert decided([], SAME, unclear).advice == "share"
+    assert decided([], SAME, slight).advice == "share", "clear, but next to nothing"
     tied = gains(shared_bottom=(NEITHER, NEITHER))
     assert decided(tied, SAME, conflict).advice == "train alone"
     assert decided(gains(shared_bottom=(UP, NEITHER)), SAME, conflict).advice == "share", "what is measured counts more"

@@ -11,6 +11,8 @@ RELATED = 1 / 3
 """Tasks of at least this overlap are related."""
 CLOSE = 2 / 3
 """Tasks of at least this overlap may share everything, as far as can be told without training them together."""
+CONFLICT = 0.05
+"""Gradients conflict if their cosine is clearly below 0, and at least this far."""
 
 Measured = Mapping[str, Sequence[Gain]]
 """Gains of both tasks by structure."""
@@ -37,7 +39,7 @@ def decide(
     idle = [skill for skill in skills if not skill.learnt]
     if idle:
         return Verdict("train alone", None, _nothing_to_learn(idle))
-    related = overlap is not None and overlap.mean >= RELATED and (cosine is None or cosine.side >= 0)
+    related = overlap is not None and overlap.mean >= RELATED and not _conflict(cosine)
     if not gains:
         close = related and overlap is not None and overlap.mean >= CLOSE
         advice: Advice = "share" if close else "share apart" if related else "train alone"
@@ -120,11 +122,15 @@ def _nothing_to_learn(idle: Sequence[Skill]) -> str:
     return f"{nothing}; more rows or other features come first"
 
 
+def _conflict(cosine: Estimate | None) -> bool:
+    return cosine is not None and cosine.side < 0 and cosine.mean <= -CONFLICT
+
+
 def _evidence(overlap: Estimate | None, cosine: Estimate | None) -> str:
     if overlap is None:
         return "their overlap is undefined"
     read = "much the same" if overlap.mean >= CLOSE else "some of the same" if overlap.mean >= RELATED else "different"
-    conflict = f", and their gradients conflict (cosine {cosine.mean:+.3f})" if cosine and cosine.side < 0 else ""
+    conflict = f", and their gradients conflict (cosine {cosine.mean:+.3f})" if cosine and _conflict(cosine) else ""
     return f"they read {read} directions (overlap {overlap.mean:.2f}){conflict}"
 
 
