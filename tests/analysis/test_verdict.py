@@ -78,7 +78,9 @@ def test_without_a_clear_gain_the_overlap_tips(
 ) -> None:
     verdict = decided(gains(**by_structure), overlap)
     assert (verdict.advice, verdict.structure) == (advice, structure)
-    assert "no gain or loss that is clear" in verdict.why
+    hurt = any(DOWN in both for both in by_structure.values())
+    assert verdict.why.startswith("no clear gain over" if hurt else "no clear gain or loss over")
+    assert ("b loses 0.0110" in verdict.why) == hurt
 
 
 @pytest.mark.parametrize(

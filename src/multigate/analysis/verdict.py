@@ -57,13 +57,13 @@ def decide(
     if not harmless:
         gained = _listed([text for both in measured.values() for text in _clear(both, 1)])
         return Verdict("train alone", None, f"{harm}; but {gained}" if gained else harm)
-    nothing = f"no gain or loss that is clear over {_seeds(gains)}; {_evidence(overlap, cosine)}"
+    nothing = f"no clear gain{'' if harm else ' or loss'} over {_seeds(gains)}; {_evidence(overlap, cosine)}"
     if related:
         name = _chosen(harmless, measured, skills)
         costs = f"one model costs less than two{_not_ruled_out(measured[name])}"
         why = "; ".join(text for text in (nothing, costs, harm) if text)
         return Verdict(_advice(measured[name]), name, why)
-    return Verdict("train alone", None, nothing)
+    return Verdict("train alone", None, f"{nothing}; {harm}" if harm else nothing)
 
 
 def group(tasks: Sequence[str], pairs: Sequence[Pair]) -> tuple[Group, ...]:
