@@ -1,6 +1,6 @@
 """Hierarchy of multi-gate experts: groups of tasks share first, then each task reads on, with normalised experts."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -27,8 +27,6 @@ class HoME(GatedStructure):
     read what the first made of the group, shared ones what the shared module made, and v is both side by side. All
     layers of an expert are normalised.
     """
-
-    batch_statistics: ClassVar[bool] = True
 
     structure: Literal["home"] = "home"
     groups: tuple[tuple[str, ...], ...] = ()

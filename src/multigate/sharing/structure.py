@@ -56,10 +56,6 @@ class Structure(Options):
 
     stochastic: ClassVar[bool] = False
     """Draws random numbers in training beyond dropout."""
-    batch_statistics: ClassVar[bool] = False
-    """A row's output depends on the other rows of its batch in training."""
-    sparse_gradient: ClassVar[bool] = False
-    """Some parameters may get no gradient from a batch."""
     conditional: ClassVar[bool] = False
     """In evaluation a row may need only part of the network; ``multiply_adds`` is the most that one can need."""
 
