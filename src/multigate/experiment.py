@@ -37,6 +37,11 @@ class Optimizer(Options):
     """Largest norm of the whole gradient."""
     average: float = Field(default=0.0, ge=0, lt=1)
     """Decay per step of a moving average of the weights, which is then what is evaluated and kept; 0 is none."""
+    embedding: Literal["auto", "dense", "lazy_adam", "rowwise_adagrad"] = "auto"
+    """What moves embedding tables: dense: the optimiser of all weights; lazy_adam and rowwise_adagrad: one that touches
+    only the rows of the batch, and leaves the tables out of the average; auto: dense, lazy_adam for large tables."""
+    embedding_rate: float | None = Field(default=None, gt=0)
+    """The highest learning rate of tables not dense; null is learning_rate, 20 times that for rowwise_adagrad."""
 
 
 with warnings.catch_warnings():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -131,6 +131,33 @@ class Pick(nn.Module):
         return numbers, categories, [bags[i] for i in self.bags]
 
 
+class Lookup(torch.autograd.Function):
+    """Rows ``ids`` (B, C) of a table (rows, dim) -> (B, C, dim), with a gradient that is added up element by element.
+
+    On a CPU that takes a fifth of the time of the gradient that ``torch.nn.functional.embedding`` has.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, ids: Tensor) -> Tensor:
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        weight, ids = inputs
+        ctx.save_for_backward(ids)
+        ctx.shape = weight.shape
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        rows, dim = ctx.shape
+        ids, gradient = ctx.saved_tensors[0], gradients[0]
+        places = ids.long().unsqueeze(-1) * dim + torch.arange(dim, device=ids.device)
+        flat = gradient.new_zeros(rows * dim).scatter_add(0, places.flatten(), gradient.flatten())
+        return flat.view(rows, dim), None
+
+
 class StackedTables(nn.Module):
     """Embedding tables of one width, one under the other in a single weight (rows, dim)."""
 
@@ -143,7 +170,9 @@ class StackedTables(nn.Module):
             self.start[table] = rows
             rows += size
         self.dim = dim
-        self.weight = nn.Parameter(torch.randn(rows, dim) * scale)
+        self.weight = nn.Parameter(torch.randn(rows, dim).mul_(scale))
+        self.sparse = False
+        """Whether gradients hold the rows of the batch alone, for an optimiser that moves no others."""
 
     @torch.no_grad()
     def begin_with(self, old: "StackedTables") -> None:
@@ -158,9 +187,14 @@ class StackedTables(nn.Module):
 
         A bag is never empty: one without items holds the id of "missing".
         """
-        if offsets is None:
-            return functional.embedding(ids, self.weight)
-        return functional.embedding_bag(ids, self.weight, offsets.to(ids.dtype), mode="mean", include_last_offset=True)
+        sparse = self.sparse and self.training
+        if offsets is not None:
+            return functional.embedding_bag(
+                ids, self.weight, offsets.to(ids.dtype), mode="mean", sparse=sparse, include_last_offset=True
+            )
+        if self.training and not sparse and self.weight.device.type == "cpu":
+            return Lookup.apply(self.weight, ids)  # type: ignore[no-untyped-call]
+        return functional.embedding(ids, self.weight, sparse=sparse)
 
 
 class Categories(nn.Module):

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multigate.nn.layout import batch_last
+from multigate.nn.parallel import Elementwise, unchanged
+
 Form = Literal["tucker", "tt", "laf"]
 
 
@@ -43,22 +46,27 @@ class FactorisedLinear(nn.Module):
             weight = weight @ self.input_factor
         return weight if self.output_factor is None else self.output_factor @ weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.input_factor is not None:
-            x = functional.linear(x, self.input_factor)  # (B, r1) or (B, n, r1)
+    def forward(self, x: Tensor, *, rows_last: bool = False, activation: Elementwise = unchanged) -> Tensor:
+        """``rows_last`` is for ``ParallelLinear``, in whose place this stands: here the batch always comes last."""
+        n, d_out = self.bias.shape
         if x.dim() == 2:
+            last = x.t() if self.input_factor is None else self.input_factor @ x.t()  # (r1, B)
             # one input: first every direction, then the tasks' mixtures of them
-            x = functional.linear(x, self.core_weight.flatten(0, 1)).view(-1, *self.core_weight.shape[:2])
-            x = self._leave(x)  # (B, K, H)
-            return torch.einsum("tk,bkh->bth", self.task_factor, x) + self.bias
-        return self._leave(torch.bmm(x.transpose(0, 1), self._cores().mT).transpose(0, 1)) + self.bias
+            directions, r2, _ = self.core_weight.shape
+            each = self._leave((self.core_weight.flatten(0, 1) @ last).view(directions, r2, -1))
+            last = (self.task_factor @ each.flatten(1)).view(n, d_out, -1)
+        else:
+            last = batch_last(x)
+            last = last if self.input_factor is None else _each(self.input_factor, last)  # (n, r1, B)
+            last = self._leave(torch.bmm(self._cores(), last))
+        return activation(last + self.bias.unsqueeze(-1)).permute(2, 0, 1)
 
     def _cores(self) -> Tensor:
         """sum_k U3[t, k] S_k of each task. (n, r2, r1)."""
         return torch.einsum("tk,kqp->tqp", self.task_factor, self.core_weight)
 
-    def _leave(self, x: Tensor) -> Tensor:
-        return x if self.output_factor is None else functional.linear(x, self.output_factor)
+    def _leave(self, last: Tensor) -> Tensor:
+        return last if self.output_factor is None else _each(self.output_factor, last)
 
     def multiply_adds(self, inputs: int) -> int:
         """Multiply-adds of one row of one input, or of n; the tasks' cores, made once for a batch, are not a row's."""
@@ -69,6 +77,11 @@ class FactorisedLinear(nn.Module):
         if inputs == 1:
             return enter + directions * (r1 * r2 + leave + n * d_out)
         return n * (enter + r1 * r2 + leave)
+
+
+def _each(factor: Tensor, last: Tensor) -> Tensor:
+    """The same factor (H, r) times each of (n, r, B). -> (n, H, B)."""
+    return torch.bmm(factor.expand(last.shape[0], -1, -1), last)
 
 
 def _part(share: float, of: int) -> int:

@@ -5,6 +5,7 @@ A layer's weights (T, H, D) and biases (T, H), those of one more input that is a
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable would import the compiler here and now
 
 FLOOR = 1e-6
 """Squared singular values below this part of the largest cannot be told from 0 in float32."""
@@ -45,7 +46,7 @@ class TuckerNorm(nn.Module):
         kept = self.subgradient.clone()  # graphs may outlive the next renewal
         return (kept[..., :-1] * weight).sum() + (kept[..., -1] * bias).sum()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def renew(self, weight: Tensor, bias: Tensor) -> None:
         """Take the subgradient anew where that is due."""
         if self.calls % self.every == 0:

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from multigate.nn.layout import batch_last
 from multigate.nn.parallel import ParallelMLP
 from multigate.sharing.structure import Level, Shared, Structure, all_read_all
 
@@ -62,10 +63,9 @@ class CrossStitchSharing(nn.Module):
     def forward(self, x: Tensor) -> Shared:
         gates = []
         for network, stitch in zip(self.networks, self.stitches, strict=True):
-            x = network(x)  # (B, T, H)
-            parts = x.reshape(-1, len(stitch), x.shape[2] // self.subspaces)  # (B, T s, H / s)
-            # not one matmul a row, which is many times slower with weights that are alike for all rows
-            x = torch.einsum("ij,bjh->bih", stitch, parts).reshape(x.shape)
+            last = batch_last(network(x))  # (T, H, B)
+            parts = last.view(len(stitch), -1)  # (T s, H / s B)
+            x = (stitch @ parts).view(last.shape).permute(2, 0, 1)  # (B, T, H)
             # a view of a parameter would want gradients even in inference mode
             gates.append(stitch.clone().expand(x.shape[0], -1, -1))
         return Shared(x, tuple(gates), penalty=x.new_zeros(()))

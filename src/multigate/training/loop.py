@@ -23,6 +23,7 @@ from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
 from multigate.run import METRICS, difference, read_history, strict
+from multigate.training.allocator import keep_freed_memory
 from multigate.training.checkpoint import (
     load_checkpoint,
     load_weights,
@@ -31,8 +32,9 @@ from multigate.training.checkpoint import (
     save_checkpoint,
 )
 from multigate.training.interrupts import Interrupted, Interrupts
-from multigate.training.optimizers import Average, build_optimizer, rate_at
+from multigate.training.optimizers import Average, build_optimizer, clip, rate_at
 from multigate.training.progress import Reporter
+from multigate.training.tables import TableOptimizer, large_tables
 from multigate.training.warm_start import start_from
 from multigate.writing import told, write_text, writing
 
@@ -86,10 +88,12 @@ class Fit:
         self.model = build_model(experiment, prepared.encoder, tasks).to(device)
         self.objective = Objective([prepared.layout.tasks[i] for i in self.tasks], self.schema.risks()).to(device)
         self.balance = experiment.balance.build(self.schema.tasks).to(device)
-        self.optimizer = build_optimizer(self.model, self.balance, experiment.optimizer)
+        self.tables = TableOptimizer(large_tables(self.model, experiment.optimizer), experiment.optimizer)
+        self.optimizer = build_optimizer(self.model, self.balance, experiment.optimizer, but=self.tables.weights)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        decay = experiment.optimizer.average
-        self.average = Average(self.model.parameters(), decay) if decay else None
+        decay, own = experiment.optimizer.average, {id(weight) for weight in self.tables.weights}
+        averaged = (p for p in self.model.parameters() if id(p) not in own)
+        self.average = Average(averaged, decay) if decay else None
         size = _batch_size(experiment.batch_size, prepared.train.rows)
         self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks)
         self.steps = experiment.epochs * len(self.loader)
@@ -115,12 +119,16 @@ class Fit:
         loss: Tensor = (weights * losses).sum() + self.balance.penalty(present) + penalty
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        touched = self.tables.touched()
         options = self.experiment.optimizer
         if options.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained, options.clip)
+            dense = [p.grad for p in self.trained if p.grad is not None]
+            clip([*dense, *(one.gradient for one in touched if one is not None)], options.clip)
+        rate = rate_at(options, self.step_done, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(options, self.step_done, self.steps)
+            group["lr"] = rate
         self.optimizer.step()
+        self.tables.step(touched, rate)
         if self.average is not None:
             self.average.update()
         if self.balance.looks_back:
@@ -172,6 +180,7 @@ class Fit:
         tensors = {f"model/{name}": tensor for name, tensor in _weights(self.model).items()}
         tensors |= {f"balance/{name}": tensor for name, tensor in self.balance.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer)
+        tensors |= {f"tables/{name}": tensor for name, tensor in self.tables.tensors().items()}
         tensors |= _random_state(self.device) | {"losses": self.losses}
         if self.average is not None:
             tensors |= {f"average/{i}": tensor for i, tensor in enumerate(self.average.values)}
@@ -220,6 +229,7 @@ class Fit:
             {k.removeprefix("balance/"): v for k, v in named.items() if k.startswith("balance/")}
         )
         restore_optimizer(self.optimizer, named)
+        self.tables.restore({k.removeprefix("tables/"): v for k, v in named.items() if k.startswith("tables/")})
         if self.average is not None:
             self.average.values = [named[f"average/{i}"] for i in range(len(self.average.values))]
             self.average.steps = state["average_steps"]
@@ -256,6 +266,7 @@ def fit(
     """
     with torch.random.fork_rng(devices=_cuda(device)), Interrupts() as interrupts:
         torch.manual_seed(experiment.seed)
+        keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
         if resume and (folder / CHECKPOINT).is_file():
             fitting.restore()

@@ -14,10 +14,14 @@ START, END = 1 / 25, 1e-4
 """one_cycle starts at START and ends at START * END of the highest rate (Smith and Topin 2018, as torch's defaults)."""
 
 
-def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
-    """Fused Adam or AdamW. Weights decay; biases, normalisers and the balance's own parameters do not."""
-    decayed = [p for name, p in module.named_parameters() if _decays(name)]
-    plain = [p for name, p in module.named_parameters() if not _decays(name)] + list(balance.parameters())
+def build_optimizer(
+    module: nn.Module, balance: nn.Module, options: Optimizer, *, but: Iterable[Tensor] = ()
+) -> torch.optim.Optimizer:
+    """Fused Adam or AdamW of all weights ``but`` some. Biases, normalisers and the balance's own do not decay."""
+    left_out = {id(parameter) for parameter in but}
+    moved = [(name, p) for name, p in module.named_parameters() if id(p) not in left_out]
+    decayed = [p for name, p in moved if _decays(name)]
+    plain = [p for name, p in moved if not _decays(name)] + list(balance.parameters())
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
     groups = [
         {"params": decayed, "weight_decay": options.weight_decay},
@@ -28,6 +32,13 @@ def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer) -
 
 def _decays(name: str) -> bool:
     return name.endswith("weight") and ".norms." not in name
+
+
+def clip(gradients: Iterable[Tensor], limit: float) -> None:
+    """Scale gradients in place so that the norm of all together is at most ``limit``."""
+    held = list(gradients)
+    norm = torch.nn.utils.get_total_norm(held)
+    torch._foreach_mul_(held, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def rate_at(options: Optimizer, step: int, steps: int) -> float:
