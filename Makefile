@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench bench-quick docs clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,10 +24,11 @@ check: $(STAMP)  ## style, types, floors, docs
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(STAMP)  ## benchmarks on Census-Income (MULTIGATE_DATA); figures go to benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/prepare.py
-	$(BIN)/python benchmarks/train.py
-	$(BIN)/python benchmarks/predict.py
+bench: $(STAMP)  ## every benchmark (MULTIGATE_DATA); rewrites the tables of benchmarks/RESULTS.md; 15 minutes
+	$(BIN)/python benchmarks/suite.py
+
+bench-quick: $(STAMP)  ## the same, small and once; two minutes, nothing is rewritten
+	$(BIN)/python benchmarks/suite.py --quick
 
 docs: $(STAMP)  ## serve the docs at localhost:8000
 	$(BIN)/mkdocs serve

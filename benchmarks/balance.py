@@ -18,7 +18,7 @@ import multigate as mg
 from machine import describe
 from multigate.balance import BALANCES, Balance, GramianBalance
 from multigate.datasets.feed import Feed, feed_schema, write_feed
-from multigate.training.loop import Fit
+from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.training.train import open_sources, prepare_sources
 

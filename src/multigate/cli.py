@@ -124,8 +124,8 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Train several structures on the same rows, seeds and budget, and tell what sharing gains."""
-    from multigate.analysis.compare import ALL
     from multigate.analysis.compare import compare as run_comparison
+    from multigate.analysis.comparison import ALL
     from multigate.experiment import read_experiment
 
     names = ALL if structures == "all" else tuple(name.strip() for name in structures.split(",") if name.strip())

@@ -83,6 +83,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def keep_history(path: Path, step: int) -> None:
+    """Drop entries written after ``step``, that of the checkpoint which is gone back to."""
+    if path.is_file():
+        kept = [entry for entry in read_history(path) if entry["step"] <= step]
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
 @contextmanager
 def claimed(folder: Path, experiment: Experiment, *, resume: bool, progress: str) -> Iterator[None]:
     """Make a folder this experiment's own, and this process's alone, while it is worked on.

@@ -19,7 +19,8 @@ from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
 from multigate.sharing import MMoE, SingleTask, Structure
-from multigate.training.loop import BEST, Fit, Fitted, fit
+from multigate.training.fit import BEST, Fit
+from multigate.training.loop import Fitted, fit
 from multigate.training.progress import Reporter
 
 CPU = torch.device("cpu")

@@ -1,6 +1,8 @@
 """Comparisons: one budget, honest single-task models, nothing trained twice."""
 
 import io
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,25 @@ import torch
 from rich.console import Console
 
 from multigate.analysis.budget import multiply_adds, within_budget
-from multigate.analysis.compare import Comparison, compare, open_comparison
+from multigate.analysis.compare import compare
+from multigate.analysis.comparison import Comparison, open_comparison
+from multigate.batch import Batch
 from multigate.bundle import ROWS
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.data.prepared import prepare
 from multigate.data.rows import join, pick_tasks
 from multigate.errors import ExperimentError
-from multigate.evaluate import forward
+from multigate.evaluate import forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import auc
+from multigate.run import strict
 from multigate.schema import Task
 from multigate.sharing import STRUCTURES
-from multigate.training.loop import Fit, fit
+from multigate.training.cohort import Cohort
+from multigate.training.fit import Fit
+from multigate.training.interrupts import Interrupted
+from multigate.training.loop import fit
 from multigate.training.progress import Reporter
 
 NAMES = ("single_task", "shared_bottom", "omoe", "mmoe")
@@ -48,18 +56,25 @@ def test_a_comparison_from_end_to_end(
     feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = feed_experiment.with_(epochs=1)
-    steps = {"done": 0}
-    original = Fit.step
+    steps = {"done": 0, "together": 0}
+    alone, together = Fit.step, Cohort.step
 
     def counted(self: Fit, batch: object) -> object:
         steps["done"] += 1
-        return original(self, batch)
+        return alone(self, batch)
+
+    def counted_together(self: Cohort, batch: object) -> object:
+        steps["done"] += len(self.active)
+        steps["together"] += len(self.active)
+        return together(self, batch)
 
     monkeypatch.setattr(Fit, "step", counted)
+    monkeypatch.setattr(Cohort, "step", counted_together)
     first = compare(experiment, tmp_path, structures=NAMES, seeds=2, quiet=True)
     per_epoch = -(-4800 // 256)
     models = 4 + 1 + 3
     assert steps["done"] == 2 * per_epoch * models, "one a task, one of buy given click, three joint; two seeds"
+    assert steps["together"] == 0, "two seeds are too few to gain by it"
     assert first.structures == [*NAMES, "boosting"]
     raw = pq.read_table(tmp_path / "runs.parquet").to_pylist()
     assert len(raw) == 9, "boosting runs once: it does not depend on the seed"
@@ -125,6 +140,86 @@ def test_a_conditional_alone_learns_from_the_rows_where_its_parent_is_one(
     reached = scored.known[:, 0]
     assert row["buy|click/auc"] == auc(scored.logits[reached, 0], scored.labels[reached, 0])
     assert row["buy|click/auc"] != row["buy/auc"]
+
+
+TIME = ("seconds", "rows_per_second")
+
+
+def results(comparison: Comparison) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in TIME} for row in comparison.rows]
+
+
+class StopAt:
+    """Sends this process SIGTERM when trainings of a kind have done some number of steps in all."""
+
+    def __init__(self, kind: type[Fit] | type[Cohort], step: int) -> None:
+        self.kind, self.step, self.done = kind, step, 0
+
+    def __enter__(self) -> None:
+        self.original = original = self.kind.step
+
+        def step(training: Any, batch: Batch) -> torch.Tensor:
+            found = original(training, batch)
+            self.done += 1
+            if self.done == self.step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+        self.kind.step = step
+
+    def __exit__(self, *_: object) -> None:
+        self.kind.step = self.original
+
+
+def test_seeds_trained_together_are_gone_on_with_together(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """Stopped in the second of the trainings that make up the baseline, and asked for fewer seeds meanwhile."""
+    experiment = feed_experiment.with_(epochs=1, schema=feed_experiment.schema.only(["click", "buy"]))
+    both = ("single_task", "mmoe")
+    options = {"boosting": False, "quiet": True}
+    whole = results(compare(experiment, tmp_path / "whole", structures=both, seeds=3, **options))
+    pieces = tmp_path / "pieces"
+    for structures, step, place in ((("mmoe",), 9, "step 9"), (both, 19 + 6, "step 6")):
+        with StopAt(Cohort, step), pytest.raises(Interrupted, match=f"stopped at {place} of 19"):
+            compare(experiment, pieces, structures=structures, seeds=3, **options)
+    assert {path.name for path in (pieces / "cohorts").iterdir()} == {"single_task-0-2", "mmoe-0-2"}
+    assert not list(pieces.rglob("result.json"))
+    fewer = compare(experiment, pieces, structures=both, seeds=1, **options)
+    assert results(fewer) == whole[:2]
+    assert len(list(pieces.rglob("result.json"))) == 6, "seeds that were begun together end together"
+    assert not (pieces / "cohorts").exists()
+    assert results(compare(experiment, pieces, structures=both, seeds=3, **options)) == whole
+
+
+def test_a_seed_that_was_begun_alone_ends_alone(feed_experiment: Experiment, tmp_path: Path) -> None:
+    experiment = feed_experiment.with_(epochs=1)
+    options = {"structures": ("mmoe",), "boosting": False, "quiet": True}
+    whole = compare(experiment, tmp_path / "whole", seeds=1, **options)
+    with StopAt(Fit, 5), pytest.raises(Interrupted):
+        compare(experiment, tmp_path / "pieces", seeds=1, **options)
+    more = compare(experiment, tmp_path / "pieces", seeds=4, **options)
+    assert results(more)[0] == results(whole)[0]
+    assert [row["seed"] for row in more.rows] == [0, 1, 2, 3]
+
+
+def test_what_is_not_trained_together_is_said_once_and_is_what_fit_gives(
+    feed_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = feed_experiment.with_(epochs=1, batch_size=1200, balance="pcgrad")
+    found = compare(experiment, tmp_path / "c", structures=("mmoe",), seeds=3, boosting=False)
+    told = capsys.readouterr().err
+    assert told.count("one seed after the other, because balance 'pcgrad'") == 1
+    tables = [open_table(path) for path in (experiment.train, experiment.valid, experiment.test)]
+    prepared = prepare(experiment.schema, *tables, experiment.split, tmp_path / "prepared")
+    device = torch.device("cpu")
+    with Reporter(quiet=True) as report:
+        alone = fit(experiment.with_(seed=2), prepared, tmp_path, device=device, report=report)
+    assert prepared.test is not None
+    scored = forward(alone.model, prepared.test.batches(ROWS), device)
+    expected = strict(scores(spaces(experiment.schema, prepared.encoder, scored)))
+    assert {name: found.rows[2][name] for name in expected} == expected
+    assert found.bundle("mmoe", 2).model.state_dict().keys() == alone.model.state_dict().keys()
+    for name, tensor in found.bundle("mmoe", 2).model.state_dict().items():
+        assert torch.equal(tensor, alone.model.state_dict()[name])
 
 
 def test_an_unknown_structure_is_refused_before_anything_is_written(

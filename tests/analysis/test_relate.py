@@ -22,8 +22,8 @@ from multigate.errors import ExperimentError, RunError
 from multigate.experiment import Experiment
 from multigate.run import open_run
 from multigate.sharing import MMoE, SharedBottom, SingleTask
+from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted
-from multigate.training.loop import Fit
 from multigate.training.train import train
 
 COSINES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)

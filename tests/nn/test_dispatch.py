@@ -104,7 +104,7 @@ def test_any_number_of_rows(rows: int) -> None:
 def test_all_experts_run_in_training() -> None:
     model, x = Mixture(), torch.randn(MANY, D)
     dense = (model.gate.multiply_adds() + multiply_adds(model.experts, READERS, E)) * MANY
-    assert counted(model, x) >= dense  # more where weights are padded
+    assert counted(model, x) >= dense  # more where inputs are padded
     assert counted(model.eval(), x) < dense / 2
 
 

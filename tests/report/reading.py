@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from multigate.analysis.compare import Comparison
+from multigate.analysis.comparison import Comparison
 from multigate.run import Run
 
 BAD = "</script><script>alert(1)</script>"

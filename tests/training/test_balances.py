@@ -15,7 +15,7 @@ from multigate.data.prepared import Prepared
 from multigate.experiment import Experiment
 from multigate.run import open_run
 from multigate.schema import Number, Schema, Task
-from multigate.training.loop import Fit
+from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.training.train import open_sources, prepare_sources, train
 

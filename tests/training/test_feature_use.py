@@ -29,7 +29,8 @@ from multigate.run import Run
 from multigate.schema import Number, Schema, Time, Vector
 from multigate.score import score_table
 from multigate.sharing import SharedBottom
-from multigate.training.loop import Fit, Interrupted
+from multigate.training.fit import Fit
+from multigate.training.interrupts import Interrupted
 from multigate.training.train import PREPARED, train
 
 

@@ -22,7 +22,8 @@ from multigate.nn.embed import Embedding
 from multigate.objective import Objective
 from multigate.run import Run
 from multigate.sharing import MMoE, SingleTask
-from multigate.training.loop import Fit, Interrupted
+from multigate.training.fit import Fit
+from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import build_optimizer
 from multigate.training.train import train
 

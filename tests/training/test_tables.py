@@ -130,19 +130,19 @@ def test_interrupted_and_resumed_is_as_if_never_stopped(
     shop: Path, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = mg.train(experiment(shop, **options), tmp_path / "whole", quiet=True)
-    from multigate.training import loop
+    from multigate.training.fit import Fit
 
     class Stop(Exception):
         pass
 
-    saved = loop.Fit.save
+    saved = Fit.save
 
-    def save_and_stop(fitting: loop.Fit) -> None:
+    def save_and_stop(fitting: Fit) -> None:
         saved(fitting)
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Fit, "save", save_and_stop)
+        patch.setattr(Fit, "save", save_and_stop)
         with pytest.raises(Stop):
             mg.train(experiment(shop, **options), tmp_path / "parts", quiet=True)
     resumed = mg.train(experiment(shop, **options), tmp_path / "parts", quiet=True, resume=True)
@@ -167,7 +167,7 @@ def test_learns_about_as_well_as_dense_updates(shop: Path, tmp_path: Path) -> No
 
 def test_the_norm_that_is_clipped_is_that_of_tables_and_weights_together(shop: Path, tmp_path: Path) -> None:
     """Lazy and dense gradients are the same numbers, so clipping must scale the dense weights of both alike."""
-    from multigate.training.loop import Fit
+    from multigate.training.fit import Fit
     from multigate.training.progress import Reporter
     from multigate.training.train import open_sources, prepare_sources
 

@@ -22,7 +22,8 @@ from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import open_run
 from multigate.score import score_table
-from multigate.training.loop import CHECKPOINT, Interrupted, _batch_size
+from multigate.training.fit import CHECKPOINT
+from multigate.training.interrupts import Interrupted
 from multigate.training.train import train
 
 
@@ -127,7 +128,7 @@ class StopAt:
         self.step = step
 
     def __enter__(self) -> None:
-        from multigate.training.loop import Fit
+        from multigate.training.fit import Fit
 
         self.original = original = Fit.step
 
@@ -140,7 +141,7 @@ class StopAt:
         Fit.step = step
 
     def __exit__(self, *_: object) -> None:
-        from multigate.training.loop import Fit
+        from multigate.training.fit import Fit
 
         Fit.step = self.original
 
@@ -219,8 +220,8 @@ def test_the_average_of_the_weights_is_the_corrected_exponential_average() -> No
     ("rows", "size"), [(1, 64), (3_600, 64), (20_000, 128), (48_000, 256), (199_523, 1024), (10**9, 1024)]
 )
 def test_batches_follow_the_rows_of_small_tables(rows: int, size: int) -> None:
-    assert _batch_size(None, rows) == size
-    assert _batch_size(77, rows) == 77
+    assert batch_size(None, rows) == size
+    assert batch_size(77, rows) == 77
 
 
 def test_one_cycle_is_torchs() -> None:

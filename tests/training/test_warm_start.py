@@ -21,7 +21,8 @@ from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.run import Run
 from multigate.sharing import MMoE, OMoE
-from multigate.training.loop import Fit, Interrupted
+from multigate.training.fit import Fit
+from multigate.training.interrupts import Interrupted
 from multigate.training.train import train
 from multigate.training.warm_start import start_from
 

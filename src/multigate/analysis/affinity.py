@@ -11,7 +11,7 @@ from multigate.batch import Batch
 from multigate.model import Model
 from multigate.objective import Objective
 from multigate.options import Options
-from multigate.training.loop import Fit
+from multigate.training.fit import Fit
 from multigate.training.optimizers import rate_at
 
 OBSERVATIONS = 64

@@ -3,150 +3,52 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from rich.console import Group
-from rich.table import Table
 
 from multigate.analysis.boosting import available, boosting_baseline
 from multigate.analysis.budget import TOLERANCE, multiply_adds, within_budget
-from multigate.analysis.intervals import Summary, mtl_gain, summary
-from multigate.bundle import ROWS, Bundle, build_model
-from multigate.data.encoder import Encoder
+from multigate.analysis.comparison import (
+    ALL,
+    BASELINE,
+    BOOSTING,
+    RESULT,
+    RUNS,
+    Comparison,
+    Row,
+    main_metrics,
+    read_result,
+    remembered,
+)
+from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
 from multigate.data.rows import join, pick_tasks
-from multigate.errors import ExperimentError, RunError, nearest
+from multigate.errors import ExperimentError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
-from multigate.experiment import Experiment, make_experiment
-from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
-from multigate.run import MEMBERS, claimed, stored_values, strict
-from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, VARIANTS, structure_named
-from multigate.training.checkpoint import load_weights
+from multigate.experiment import Experiment
+from multigate.run import MEMBERS, claimed, strict
+from multigate.sharing import Structure, structure_named
+from multigate.training.cohort import fit_cohort
+from multigate.training.fit import CHECKPOINT
 from multigate.training.interrupts import interruptible
-from multigate.training.loop import BEST, CHECKPOINT, Fitted, choose_device, fit
+from multigate.training.loop import Fitted, choose_device, fit
 from multigate.training.progress import Reporter
+from multigate.training.stackable import FEWEST, why_apart
 from multigate.training.train import PREPARED, open_sources, prepare_sources
-from multigate.writing import write_text, writing
+from multigate.writing import remove, write_text, writing
 
-ALL = (*STRUCTURES, *VARIANTS)
-"""Every structure and variant there is, in the order of the zoo."""
-BASELINE = "single_task"
-BOOSTING = "boosting"
 REACHED = "reached"
 """The prepared rows of conditionals: labels known only where the parent is 1."""
-RUNS, RESULT = "runs.parquet", "result.json"
-Row = dict[str, Any]
-
-
-class Comparison:
-    """The finished runs of a comparison. ``rows`` hold one dict per run: structure, seed, cost and metrics."""
-
-    def __init__(self, folder: Path, schema: Schema, rows: Sequence[Row]) -> None:
-        self.folder = folder
-        self.schema = schema
-        self.rows = list(rows)
-
-    @property
-    def structures(self) -> list[str]:
-        """In the order of the zoo, those of one's own after it, boosting last."""
-        order = {name: place for place, name in enumerate((*ALL, "", BOOSTING))}
-        return sorted({row["structure"] for row in self.rows}, key=lambda name: (order.get(name, order[""]), name))
-
-    def values(self, structure: str, column: str) -> dict[int, float]:
-        """A column by seed; runs without it are left out."""
-        return {
-            row["seed"]: row[column]
-            for row in self.rows
-            if row["structure"] == structure and row.get(column) is not None
-        }
-
-    def summary(self, structure: str, metric: str) -> Summary:
-        """Mean, sd and interval over the seeds."""
-        return summary(list(self.values(structure, metric).values()))
-
-    def gain(self, structure: str, metric: str) -> Summary | None:
-        """MTL gain over the single-task models, paired by seed (Tang et al. 2020, Eq. 11)."""
-        multi, single = self.values(structure, metric), self.values(BASELINE, metric)
-        seeds = sorted(multi.keys() & single.keys())
-        if structure in (BASELINE, BOOSTING) or not seeds:
-            return None
-        higher = HIGHER_IS_BETTER[metric.rpartition("/")[2]]
-        return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
-
-    def bundle(self, structure: str, seed: int = 0) -> Bundle:
-        """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind."""
-        place = self.folder / "runs" / f"{structure}-{seed}"
-        row = _remembered(place)
-        if row is None or "sharing" not in row:
-            names = sorted({one["structure"] for one in self.rows} - {BASELINE, BOOSTING})
-            found = f"{self.folder} holds no joint model {structure!r} of seed {seed}"
-            raise RunError(f"{found}; {nearest(structure, names)}")
-        own = make_experiment(stored_values(self.folder), name=str(self.folder))
-        experiment = own.with_(seed=seed, sharing=json.loads(row["sharing"]))
-        encoder = Encoder.load(self.folder / PREPARED / "encoder")
-        with torch.random.fork_rng(devices=[]):
-            model = build_model(experiment, encoder)
-        model.load_state_dict(load_weights(place / BEST, torch.device("cpu")))
-        return Bundle(experiment, encoder, model)
-
-    def metrics(self) -> list[str]:
-        """The main metric of every task, and of every conditional after its task; where rows have groups GAUC too."""
-        found = []
-        for metric in _main_metrics(self.schema):
-            name = metric.rpartition("/")[0]
-            grouped = self.schema.group is not None and self.schema.task(name.partition("|")[0]).kind == "binary"
-            found += [metric, f"{name}/gauc"] if grouped else [metric]
-        return found
-
-    def table(self) -> Group:
-        """The comparison for people: mean, sd, interval and MTL gain by task and structure; then what each costs."""
-        return Group(self._quality(), self._cost())
-
-    def _quality(self) -> Table:
-        seeds = len({row["seed"] for row in self.rows})
-        about = f"{self.rows[0]['part']} rows: {self.rows[0]['rows']:,}; seeds: {seeds}; intervals at 95 %"
-        table = Table(title=about, title_justify="left")
-        for name in ("task", "structure", "mean", "sd", "interval", "MTL gain over single task"):
-            table.add_column(name, justify="left" if name in ("task", "structure") else "right")
-        for metric in self.metrics():
-            first = True
-            for structure in self.structures:
-                if self.values(structure, metric):
-                    numbers = _numbers(self.summary(structure, metric))
-                    table.add_row(metric if first else "", structure, *numbers, self._gain(structure, metric))
-                    first = False
-            table.add_section()
-        return table
-
-    def _gain(self, structure: str, metric: str) -> str:
-        gain = self.gain(structure, metric)
-        if gain is None:
-            return ""
-        text = f"{gain.mean:+.4f}"
-        return text if gain.n == 1 else f"{text} [{gain.low:+.4f}, {gain.high:+.4f}]{' *' if gain.clear else '  '}"
-
-    def _cost(self) -> Table:
-        table = Table(caption="* the interval lies on one side of zero", caption_justify="left")
-        table.add_column("structure")
-        columns = {
-            "parameters": "parameters",
-            "multiply_adds": "multiply-adds a row",
-            "rows_per_second": "training rows/s",
-        }
-        for name in columns.values():
-            table.add_column(name, justify="right")
-        for structure in self.structures:
-            found = [list(self.values(structure, column).values()) for column in columns]
-            if found[0]:
-                table.add_row(structure, *(f"{sum(values) / len(values):,.0f}" for values in found))
-        return table
+COHORTS = "cohorts"
+"""Where runs that are trained together keep their checkpoints until they are finished."""
 
 
 def compare(
@@ -190,111 +92,192 @@ def compare(
         if BASELINE in structures and any(task.given and not task.where for task in experiment.schema.tasks):
             reached = prepare_sources(_reached(experiment), sources, folder / REACHED, report, replace=fresh)
         budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
+        ground = Ground(experiment, budget, prepared, reached, folder, chosen, report)
+        apart: dict[str, str] = {}
         rows: list[Row] = []
         for seed in range(seeds):
             # boosting does not depend on the seed: the rows are the same
             for name in (*structures, *([BOOSTING] if seed == 0 and boosting and available() else [])):
-                place = folder / MEMBERS / f"{name}-{seed}"
-                row = _remembered(place)
-                if row is None:
-                    if name == BOOSTING:
-                        row = _boost(prepared, experiment, seed)
-                    else:
-                        seeded = experiment.with_(seed=seed)
-                        row = _train(seeded, name, budget, prepared, reached, place, chosen, report)
-                    row = {"structure": name, "seed": seed, **row}
-                    place.mkdir(parents=True, exist_ok=True)
-                    write_text(place / RESULT, json.dumps(row, indent=1))
-                    _write_rows(folder)
-                    shown = (
-                        f"{metric} {row[metric]:.4f}"
-                        for metric in _main_metrics(experiment.schema)
-                        if row.get(metric) is not None
-                    )
-                    report.line(f"seed {seed}  {name:<14} {'  '.join(shown)}  {row['seconds']:.0f} s")
+                if remembered(_place(folder, name, seed)) is None:
+                    due = [seed] if name == BOOSTING else _due(ground, name, range(seed, seeds), apart)
+                    found = [_boost(prepared, experiment, seed)] if name == BOOSTING else _train(ground, name, due)
+                    _keep(ground, name, dict(zip(due, found, strict=True)))
+                row = remembered(_place(folder, name, seed))
+                assert row is not None, name  # it was just written
                 rows.append(row)
         _write_rows(folder)  # a process killed after its last result had no time to
     return Comparison(folder, experiment.schema, rows)
 
 
-def open_comparison(path: str | Path) -> Comparison:
-    """The comparison in a folder, as far as it got. Raises ``RunError`` where there is none."""
-    folder = Path(path)
-    if not (folder / RUNS).is_file():
-        raise RunError(f"there is no comparison in {folder}: it has no {RUNS}; name the --out folder of a comparison")
-    try:
-        rows = pq.read_table(folder / RUNS).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{folder / RUNS} cannot be read ({error}); the same multigate compare writes it anew") from None
-    return Comparison(folder, Schema.model_validate(stored_values(folder)["schema"]), rows)
+class Ground(NamedTuple):
+    """What all runs of a comparison stand on."""
+
+    experiment: Experiment
+    budget: int
+    prepared: Prepared
+    reached: Prepared | None
+    folder: Path
+    device: torch.device
+    report: Reporter
 
 
-def _train(
-    experiment: Experiment,
-    name: str,
-    budget: int,
-    prepared: Prepared,
-    reached: Prepared | None,
-    place: Path,
-    device: torch.device,
-    report: Reporter,
-) -> Row:
-    """One structure, one seed: its cost and its metrics.
+def _due(ground: Ground, name: str, seeds: Sequence[int], apart: dict[str, str]) -> list[int]:
+    """The seeds to train next: the first one, and with it those that follow and may be trained together with it.
+
+    Runs that were begun are gone on with as they were begun. ``apart`` keeps why structures are trained seed by seed.
+    """
+    for begun in _cohorts(ground.folder, name):
+        if seeds[0] in begun:
+            return list(begun)
+    due = list(takewhile(lambda seed: _untouched(ground.folder, name, seed), seeds))
+    if len(due) < FEWEST:
+        return [seeds[0]]
+    if name not in apart:
+        experiments = [ground.experiment.with_(seed=seed) for seed in due]
+        apart[name] = next(filter(None, (_why_apart(ground, experiments, one) for one in _trainings(ground, name))), "")
+        if apart[name]:
+            ground.report.line(f"{name}: one seed after the other, because {apart[name]}")
+    return [seeds[0]] if apart[name] else due
+
+
+def _why_apart(ground: Ground, experiments: Sequence[Experiment], training: "Training") -> str:
+    changed = [one.with_(sharing=training.structure) for one in experiments]
+    return why_apart(changed, ground.prepared, ground.device, training.places)
+
+
+def _untouched(folder: Path, name: str, seed: int) -> bool:
+    """Whether nothing of a run is there, neither its result nor what it had reached."""
+    place = _place(folder, name, seed)
+    return remembered(place) is None and not any(place.rglob(CHECKPOINT))
+
+
+def _cohorts(folder: Path, name: str) -> list[range]:
+    """The seeds that were begun to be trained together and are not finished."""
+    found = []
+    for path in folder.glob(f"{COHORTS}/*"):
+        structure, first, last = path.name.rsplit("-", 2)
+        if structure == name:
+            found.append(range(int(first), int(last) + 1))
+    return found
+
+
+def _cohort(folder: Path, name: str, seeds: Sequence[int]) -> Path:
+    return folder / COHORTS / f"{name}-{seeds[0]}-{seeds[-1]}"
+
+
+def _place(folder: Path, name: str, seed: int) -> Path:
+    return folder / MEMBERS / f"{name}-{seed}"
+
+
+def _keep(ground: Ground, name: str, found: Mapping[int, Row]) -> None:
+    """Write down the results of finished runs."""
+    for seed, values in found.items():
+        row = {"structure": name, "seed": seed, **values}
+        place = _place(ground.folder, name, seed)
+        place.mkdir(parents=True, exist_ok=True)
+        write_text(place / RESULT, json.dumps(row, indent=1))
+        _write_rows(ground.folder)
+        shown = (
+            f"{metric} {row[metric]:.4f}"
+            for metric in main_metrics(ground.experiment.schema)
+            if row.get(metric) is not None
+        )
+        ground.report.line(f"seed {seed}  {name:<14} {'  '.join(shown)}  {row['seconds']:.0f} s")
+    remove(_cohort(ground.folder, name, list(found)))
+    with suppress(OSError):  # it goes only where nothing is in it
+        (ground.folder / COHORTS).rmdir()
+
+
+class Training(NamedTuple):
+    """One of the models that make up a run: of all tasks, or of those at some places."""
+
+    structure: Structure
+    places: list[int] | None
+
+
+def _trainings(ground: Ground, name: str) -> list[Training]:
+    """A structure at the budget; ``single_task`` as one model for each task."""
+    experiment = ground.experiment
+    own = experiment.sharing if experiment.sharing.name == name else structure_named(name)
+    assert own is not None, name  # names were checked before anything was trained
+    each = [[task] for task in range(len(experiment.schema.tasks))] if name == BASELINE else [None]
+    encoder = ground.prepared.encoder
+    return [Training(within_budget(own, ground.budget, experiment, encoder, places), places) for places in each]
+
+
+def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
+    """One structure, one seed or several together: the cost and the metrics of each.
 
     ``single_task`` sums the cost of its T models, those of conditionals not counted: they answer another question.
     """
-    own = experiment.sharing if experiment.sharing.name == name else structure_named(name)
-    assert own is not None, name  # names were checked before anything was trained
-    tasks = range(len(experiment.schema.tasks))
-    trainings = [[task] for task in tasks] if name == BASELINE else [None]
+    experiment, prepared, report = ground.experiment, ground.prepared, ground.report
+    seeded = [experiment.with_(seed=seed) for seed in seeds]
     part = prepared.test or prepared.valid
-    row: Row = {"part": "test" if prepared.test else "validation", "rows": part.rows}
-    costs = {"parameters": 0, "multiply_adds": 0, "seconds": 0.0, "epochs": 0}
-    metrics: dict[str, float] = {}
-    for places in trainings:
-        structure = within_budget(own, budget, experiment, prepared.encoder, places)
+    about: Row = {"part": "test" if prepared.test else "validation", "rows": part.rows}
+    costs = [{"parameters": 0, "multiply_adds": 0, "seconds": 0.0, "epochs": 0} for _ in seeds]
+    metrics: list[dict[str, float]] = [{} for _ in seeds]
+    trainings = _trainings(ground, name)
+    for structure, places in trainings:
         cost = multiply_adds(structure, experiment, prepared.encoder, places)
-        if abs(cost - budget) > TOLERANCE * budget:
-            report.line(f"{name}: no width comes within {TOLERANCE:.0%} of {budget:,} multiply-adds; it has {cost:,}")
-        one = experiment.with_(sharing=structure)
-        folder = place if places is None else place / experiment.schema.tasks[places[0]].name
-        fitted, found = _fit(one, prepared, places, folder, device, report)
-        metrics |= found
-        if places is None:
-            row["sharing"] = json.dumps(structure.to_dict(full=True))
-        costs["parameters"] += sum(p.numel() for p in fitted.model.parameters())
-        costs["multiply_adds"] += fitted.model.multiply_adds()
-        costs["seconds"] += fitted.seconds
-        costs["epochs"] += fitted.epochs
+        if abs(cost - ground.budget) > TOLERANCE * ground.budget:
+            report.line(
+                f"{name}: no width comes within {TOLERANCE:.0%} of {ground.budget:,} multiply-adds; it has {cost:,}"
+            )
         task = None if places is None else experiment.schema.tasks[places[0]]
-        if reached is not None and task is not None and task.given and not task.where:
-            _, found = _fit(_reached(one), reached, places, folder / "given", device, report)
-            metrics |= {f"{task.name}|{task.given}/{metric.rpartition('/')[2]}": found[metric] for metric in found}
-    trained = prepared.train.rows * costs["epochs"]
-    return row | costs | {"rows_per_second": trained / max(costs["seconds"], 1e-9) / len(trainings)} | strict(metrics)
+        runs = [one.with_(sharing=structure) for one in seeded]
+        folders = [_place(ground.folder, name, seed) / (task.name if task else "") for seed in seeds]
+        checkpoint = _cohort(ground.folder, name, seeds) / f"{task.name if task else 'all'}.safetensors"
+        for at, (fitted, found) in enumerate(_fit(ground, runs, prepared, places, folders, checkpoint)):
+            metrics[at] |= found
+            costs[at]["parameters"] += sum(p.numel() for p in fitted.model.parameters())
+            costs[at]["multiply_adds"] += fitted.model.multiply_adds()
+            costs[at]["seconds"] += fitted.seconds
+            costs[at]["epochs"] += fitted.epochs
+        if places is None:
+            about["sharing"] = json.dumps(structure.to_dict(full=True))
+        if ground.reached is not None and task is not None and task.given and not task.where:
+            runs = [_reached(one) for one in runs]
+            folders = [folder / "given" for folder in folders]
+            checkpoint = checkpoint.with_name(f"{task.name} given.safetensors")
+            for at, (_, found) in enumerate(_fit(ground, runs, ground.reached, places, folders, checkpoint)):
+                conditional = f"{task.name}|{task.given}"
+                metrics[at] |= {f"{conditional}/{name.rpartition('/')[2]}": value for name, value in found.items()}
+    rows = []
+    for spent, values in zip(costs, metrics, strict=True):
+        speed = prepared.train.rows * spent["epochs"] / max(spent["seconds"], 1e-9) / len(trainings)
+        rows.append(about | spent | {"rows_per_second": speed} | strict(values))
+    return rows
 
 
 def _fit(
-    experiment: Experiment,
+    ground: Ground,
+    experiments: Sequence[Experiment],
     prepared: Prepared,
     places: list[int] | None,
-    folder: Path,
-    device: torch.device,
-    report: Reporter,
-) -> tuple[Fitted, dict[str, float]]:
-    """A model of all tasks or of those at some places, and its metrics on the rows to compare on."""
-    if places is None:
-        schema, chosen = experiment.schema, list(range(len(experiment.schema.tasks)))
+    folders: Sequence[Path],
+    checkpoint: Path,
+) -> list[tuple[Fitted, dict[str, float]]]:
+    """A model of all tasks or of those at some places, one for each seed, and its metrics on the rows to compare on."""
+    schema, device, report = ground.experiment.schema, ground.device, ground.report
+    chosen = list(range(len(schema.tasks)))
+    if places is not None:
+        schema, chosen = schema.only([schema.tasks[at].name for at in places]), places
+        # chosen on its own task, whatever the joint ones are chosen on
+        experiments = [one.with_(monitor="mean") for one in experiments]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    if len(experiments) == 1:
+        fits = [fit(experiments[0], prepared, folders[0], device=device, report=report, tasks=places, resume=True)]
     else:
-        schema, chosen = experiment.schema.only([experiment.schema.tasks[at].name for at in places]), places
-        experiment = experiment.with_(monitor="mean")  # chosen on its own task, whatever the joint ones are chosen on
-    folder.mkdir(parents=True, exist_ok=True)
-    fitted = fit(experiment, prepared, folder, device=device, report=report, tasks=places, resume=True)
+        fits = fit_cohort(experiments, prepared, folders, checkpoint, device=device, report=report, tasks=places)
     part = prepared.test or prepared.valid
-    batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
-    found = scores(spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return fitted, found
+    results = []
+    for fitted, folder in zip(fits, folders, strict=True):
+        batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
+        found = scores(spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        results.append((fitted, found))
+    return results
 
 
 def _reached(experiment: Experiment) -> Experiment:
@@ -328,38 +311,10 @@ def _side_by_side(outputs: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]
     return np.concatenate([one.reshape(len(one), -1) for one in outputs], axis=1).astype(np.float32)
 
 
-def _main_metrics(schema: Schema) -> list[str]:
-    names = []
-    for task in schema.tasks:
-        names.append(f"{task.name}/{PRIMARY[task.kind]}")
-        if task.given:
-            names.append(f"{task.name}|{task.given}/{PRIMARY[task.kind]}")
-    return names
-
-
-def _remembered(place: Path) -> Row | None:
-    """The result of a run that was finished earlier."""
-    return _read_result(place / RESULT) if (place / RESULT).is_file() else None
-
-
-def _read_result(file: Path) -> Row:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error}); delete it and run multigate compare again") from None
-
-
 def _write_rows(folder: Path) -> None:
     """All finished runs as Parquet, one row each; a metric a run does not have is null."""
-    rows = [_read_result(file) for file in sorted(folder.glob(f"{MEMBERS}/*/{RESULT}"))]
+    rows = [read_result(file) for file in sorted(folder.glob(f"{MEMBERS}/*/{RESULT}"))]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     with writing(folder / RUNS) as temporary:
         pq.write_table(table, temporary)
-
-
-def _numbers(one: Summary) -> tuple[str, str, str]:
-    """Mean, sd and interval; of one seed there is only the value itself."""
-    if one.n == 1:
-        return f"{one.mean:.4f}", "", ""
-    return f"{one.mean:.4f}", f"{one.sd:.4f}", f"[{one.low:.4f}, {one.high:.4f}]"

@@ -25,7 +25,8 @@ from multigate.metrics import PRIMARY, bootstrap, score_task
 from multigate.model import Model
 from multigate.run import difference, strict
 from multigate.sharing import Structure
-from multigate.training.loop import BEST, CHECKPOINT, Fitted, fit
+from multigate.training.fit import BEST, CHECKPOINT
+from multigate.training.loop import Fitted, fit
 from multigate.training.progress import Reporter
 from multigate.writing import write_text
 

@@ -6,7 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from multigate.analysis.compare import RUNS, open_comparison
+from multigate.analysis.comparison import RUNS, open_comparison
 from multigate.batch import Batch
 from multigate.bundle import ROWS, Bundle, load
 from multigate.data.prepared import Prepared

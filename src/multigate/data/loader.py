@@ -58,6 +58,12 @@ class Loader:
         self._epoch, self._batch = number, start
         return self._handed_out(number, start)
 
+    def order(self, number: int) -> Tensor | None:
+        """The places of all rows, in the order of an epoch, where they fit in one window and belong to one rank."""
+        if not self.shuffle or self.world > 1 or len(self.part.sizes) > self.window:
+            return None
+        return torch.from_numpy(self._random(number, 1).permutation(self.part.rows))
+
     def _handed_out(self, number: int, start: int) -> Generator[Batch]:
         batches: Generator[Batch, None, None] = self._gathered(number, start)
         made = ahead(batches) if self.prefetch else batches

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.layout import batch_last
-from multigate.nn.parallel import Elementwise, unchanged
 
 Form = Literal["tucker", "tt", "laf"]
 
@@ -46,8 +45,7 @@ class FactorisedLinear(nn.Module):
             weight = weight @ self.input_factor
         return weight if self.output_factor is None else self.output_factor @ weight
 
-    def forward(self, x: Tensor, *, rows_last: bool = False, activation: Elementwise = unchanged) -> Tensor:
-        """``rows_last`` is for ``ParallelLinear``, in whose place this stands: here the batch always comes last."""
+    def forward(self, x: Tensor) -> Tensor:
         n, d_out = self.bias.shape
         if x.dim() == 2:
             last = x.t() if self.input_factor is None else self.input_factor @ x.t()  # (r1, B)
@@ -59,7 +57,7 @@ class FactorisedLinear(nn.Module):
             last = batch_last(x)
             last = last if self.input_factor is None else _each(self.input_factor, last)  # (n, r1, B)
             last = self._leave(torch.bmm(self._cores(), last))
-        return activation(last + self.bias.unsqueeze(-1)).permute(2, 0, 1)
+        return (last + self.bias.unsqueeze(-1)).permute(2, 0, 1)
 
     def _cores(self) -> Tensor:
         """sum_k U3[t, k] S_k of each task. (n, r2, r1)."""

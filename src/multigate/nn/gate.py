@@ -6,7 +6,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multigate.nn.layout import by_rows
 from multigate.nn.parallel import ParallelLinear
 
 Mask = Sequence[Sequence[bool]]
@@ -146,7 +145,7 @@ def drop_sources(gate: Tensor, rate: float) -> Tensor:
 
 def mix(gate: Tensor, sources: Tensor) -> Tensor:
     """sum_e gate[b, t, e] sources[b, e, :] (Ma et al. 2018, Eq. 7). (B, T, E), (B, E, H) -> (B, T, H)."""
-    return torch.bmm(by_rows(gate), by_rows(sources))
+    return torch.bmm(gate, sources)
 
 
 def beside(x: Tensor, context: Tensor | None) -> Tensor:

@@ -10,36 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.chance import dropout
-from multigate.nn.layout import stacked
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
+from multigate.nn.relu_layers import ReluLayers
 
 Activation = Literal["relu", "silu", "gelu", "tanh"]
-Elementwise = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Elementwise] = {
-    "relu": torch.relu_,
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
     "silu": functional.silu,
     "gelu": functional.gelu,
     "tanh": torch.tanh,
 }
 
 
-WIDTH = 16
-"""Numbers that a processor multiplies at once."""
-PADDED = 1 << 16
-"""Numbers in a weight from which on it pays to pad it to such a width."""
-
-
-def unchanged(x: Tensor) -> Tensor:
-    """x."""
-    return x
-
-
 class ParallelLinear(nn.Module):
     """n linear maps side by side. x (B, D), read by all, or (B, n, D), one each -> (B, n, H).
 
-    Each copy is initialised like ``torch.nn.Linear``, from draws of its own. In memory the rows of the batch come last
-    in what is made of x that lies so, and of one input where ``rows_last`` says so (``nn/layout.py``). ``activation``
-    may work in place.
+    Each copy is initialised like ``torch.nn.Linear``, from draws of its own.
     """
 
     def __init__(self, n: int, d_in: int, d_out: int, *, bias: bool = True) -> None:
@@ -48,30 +34,18 @@ class ParallelLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n, d_out, d_in).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n, d_out).uniform_(-bound, bound)) if bias else None
 
-    def forward(self, x: Tensor, *, rows_last: bool = False, activation: Elementwise = unchanged) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         n, d_out, _ = self.weight.shape
-        if x.dim() == 3 and x.stride(1) == 0 and n > 1:
-            x = x[:, 0]  # one input, expanded
+        if is_one(x):
+            x = x[:, 0]
         if x.dim() == 2:
-            weight, bias = self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten()
-            if rows_last and not stacked(x):
-                return activation(self._last(x, weight, bias)).view(n, d_out, -1).permute(2, 0, 1)
-            return activation(functional.linear(x, weight, bias)).view(-1, n, d_out)
-        last = x.permute(1, 2, 0)
-        if last.is_contiguous():
-            return activation(_product(self.bias, -1, self.weight, last)).permute(2, 0, 1)
-        # (n, B, D) @ (n, D, H): views only
-        return activation(_product(self.bias, 1, x.transpose(0, 1), self.weight.transpose(1, 2))).transpose(0, 1)
-
-    def _last(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, D) -> (n H, B), with the bias among the weights, as the factor of a 1 beside x, and widths a
-        multiple of 16: then matmuls for gradients run at full speed, and that of the bias needs no pass of its own."""
-        width = -(x.shape[1] + 1) % WIDTH
-        if bias is None or weight.numel() < PADDED:
-            return weight @ x.t() if bias is None else torch.addmm(bias.unsqueeze(1), weight, x.t())
-        weight = torch.cat((weight, functional.pad(bias.unsqueeze(1), (0, width))), dim=1)
-        ones = functional.pad(x.new_ones(x.shape[0], 1), (0, width))
-        return weight @ torch.cat((x, ones), dim=1).t()
+            flat = functional.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
+            return flat.view(-1, n, d_out)
+        # (n, B, D) @ (n, D, H): views only, the copies lie in memory as the layer before left them
+        x, weight = x.transpose(0, 1), self.weight.transpose(1, 2)
+        if self.bias is None:
+            return torch.bmm(x, weight).transpose(0, 1)
+        return torch.baddbmm(self.bias.unsqueeze(1), x, weight).transpose(0, 1)
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone. (B, D) -> (B, H)."""
@@ -86,9 +60,21 @@ class ParallelLinear(nn.Module):
         return f"{n} x ({d_in} -> {d_out}), bias={self.bias is not None}"
 
 
-def _product(bias: Tensor | None, axis: int, left: Tensor, right: Tensor) -> Tensor:
-    """left @ right + bias (n, H), which lies along H: ``axis`` is the one it lacks."""
-    return torch.bmm(left, right) if bias is None else torch.baddbmm(bias.unsqueeze(axis), left, right)
+def is_one(x: Tensor) -> bool:
+    """Whether x (B, n, D) is one input, expanded."""
+    return x.dim() == 3 and x.stride(1) == 0 and x.shape[1] > 1
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is a linear map that nobody hooks into or transforms."""
+    if type(layer) is not ParallelLinear or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    return layer.bias is not None and not _transformed(layer.weight)
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether ``torch.func`` is at work on a tensor, by ``vmap`` or ``grad``."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 class ParallelMLP(nn.Module):
@@ -119,13 +105,29 @@ class ParallelMLP(nn.Module):
         self.norms = nn.ModuleList(norm(n, width) for width in hidden if norm is not None)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._by_chain_rule(x):
+            return self._relu_layers(x)
         for i, layer in enumerate(self.layers):
+            x = layer(x)
             if self.norms:
-                x = self.activation(self.norms[i](layer(x)))
-            else:
-                x = layer(x, rows_last=self.training and len(self.layers) > 1, activation=self.activation)
-            x = dropout(x, self.dropout, self.training)
+                x = self.norms[i](x)
+            x = dropout(self.activation(x), self.dropout, self.training)
         return x if x.dim() == 3 else x.unsqueeze(1).expand(-1, self.n, -1)
+
+    def _by_chain_rule(self, x: Tensor) -> bool:
+        """Whether to take ``ReluLayers``: in training, where nothing but ReLU stands between linear maps, eagerly."""
+        if not (self.training and len(self.layers)):
+            return False
+        if self.activation is not functional.relu or self.norms or self.dropout or torch.compiler.is_compiling():
+            return False
+        return not _transformed(x) and all(_is_plain(layer) for layer in self.layers)
+
+    def _relu_layers(self, x: Tensor) -> Tensor:
+        parameters = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        layers: Tensor = ReluLayers.apply(x[:, 0] if is_one(x) else x, dtype, *parameters)  # type: ignore[no-untyped-call]
+        return layers
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone, in evaluation. (B, D) -> (B, H)."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from multigate.analysis.compare import BASELINE, Comparison
+from multigate.analysis.comparison import BASELINE, Comparison
 from multigate.analysis.intervals import Summary
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.report.blocks import Block, Chart, Figure, Table, Text

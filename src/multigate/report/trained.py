@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from multigate.analysis.compare import RUNS, Comparison, open_comparison
+from multigate.analysis.comparison import RUNS, Comparison, open_comparison
 from multigate.analysis.inspection import Inspection, inspect_model
 from multigate.analysis.subject import Subject, find_subject
 from multigate.data.encoder import Encoder

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from multigate.analysis.compare import Comparison
+from multigate.analysis.comparison import Comparison
 from multigate.errors import MultigateError, RunError
 from multigate.report.blocks import Block, Part, Section, Text
 from multigate.report.formats import listed

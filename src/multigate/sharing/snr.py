@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.gate import mix
-from multigate.nn.layout import by_rows
 from multigate.nn.parallel import ParallelMLP
 from multigate.sharing.structure import Level, Shared, Structure, all_read_all
 
@@ -98,7 +97,7 @@ class Route(nn.Module):
             return mix(gates, u), gates
         # z_ij is one number for a whole batch: on the matrices it costs less than on the rows
         matrices = self.weight * z[:, None, :, None]  # (readers, H, E, H)
-        v = functional.linear(by_rows(u).flatten(1), matrices.flatten(2).flatten(0, 1))
+        v = functional.linear(u.flatten(1), matrices.flatten(2).flatten(0, 1))
         return v.view(-1, *self.weight.shape[:2]), gates
 
     def drawn(self) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multigate.experiment import Optimizer
+from multigate.training.adam import Adam
 
 RISE = 0.3
 """Share of the steps in which one_cycle's learning rate rises."""
@@ -14,20 +15,14 @@ START, END = 1 / 25, 1e-4
 """one_cycle starts at START and ends at START * END of the highest rate (Smith and Topin 2018, as torch's defaults)."""
 
 
-def build_optimizer(
-    module: nn.Module, balance: nn.Module, options: Optimizer, *, but: Iterable[Tensor] = ()
-) -> torch.optim.Optimizer:
-    """Fused Adam or AdamW of all weights ``but`` some. Biases, normalisers and the balance's own do not decay."""
+def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer, *, but: Iterable[Tensor] = ()) -> Adam:
+    """Adam or AdamW of all weights ``but`` some. Biases, normalisers and the balance's own do not decay."""
     left_out = {id(parameter) for parameter in but}
     moved = [(name, p) for name, p in module.named_parameters() if id(p) not in left_out]
     decayed = [p for name, p in moved if _decays(name)]
     plain = [p for name, p in moved if not _decays(name)] + list(balance.parameters())
-    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return kind([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
+    groups = [(decayed, options.weight_decay), (plain, 0.0)]
+    return Adam(groups, options.learning_rate, decoupled=options.name == "adamw")
 
 
 def _decays(name: str) -> bool:

@@ -16,8 +16,9 @@ from multigate.data.prepared import Prepared, prepare
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.run import EXPERIMENT, SUMMARY, Run, claimed, open_run, strict
+from multigate.training.fit import CHECKPOINT
 from multigate.training.interrupts import interruptible
-from multigate.training.loop import CHECKPOINT, choose_device, fit
+from multigate.training.loop import choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.recalibrate import fit_curves
 from multigate.training.warm_start import check_start

@@ -1,0 +1,178 @@
+"""A comparison: what several structures, trained on the same rows, seeds and budget, came to."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from multigate.analysis.intervals import Summary, mtl_gain, summary
+from multigate.bundle import Bundle, build_model
+from multigate.data.encoder import Encoder
+from multigate.errors import RunError, nearest
+from multigate.experiment import make_experiment
+from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
+from multigate.run import MEMBERS, stored_values
+from multigate.schema import Schema
+from multigate.sharing import STRUCTURES, VARIANTS
+from multigate.training.checkpoint import load_weights
+from multigate.training.fit import BEST
+from multigate.training.train import PREPARED
+
+ALL = (*STRUCTURES, *VARIANTS)
+"""Every structure and variant there is, in the order of the zoo."""
+BASELINE = "single_task"
+BOOSTING = "boosting"
+RUNS, RESULT = "runs.parquet", "result.json"
+Row = dict[str, Any]
+
+
+class Comparison:
+    """The finished runs of a comparison. ``rows`` hold one dict per run: structure, seed, cost and metrics."""
+
+    def __init__(self, folder: Path, schema: Schema, rows: Sequence[Row]) -> None:
+        self.folder = folder
+        self.schema = schema
+        self.rows = list(rows)
+
+    @property
+    def structures(self) -> list[str]:
+        """In the order of the zoo, those of one's own after it, boosting last."""
+        order = {name: place for place, name in enumerate((*ALL, "", BOOSTING))}
+        return sorted({row["structure"] for row in self.rows}, key=lambda name: (order.get(name, order[""]), name))
+
+    def values(self, structure: str, column: str) -> dict[int, float]:
+        """A column by seed; runs without it are left out."""
+        return {
+            row["seed"]: row[column]
+            for row in self.rows
+            if row["structure"] == structure and row.get(column) is not None
+        }
+
+    def summary(self, structure: str, metric: str) -> Summary:
+        """Mean, sd and interval over the seeds."""
+        return summary(list(self.values(structure, metric).values()))
+
+    def gain(self, structure: str, metric: str) -> Summary | None:
+        """MTL gain over the single-task models, paired by seed (Tang et al. 2020, Eq. 11)."""
+        multi, single = self.values(structure, metric), self.values(BASELINE, metric)
+        seeds = sorted(multi.keys() & single.keys())
+        if structure in (BASELINE, BOOSTING) or not seeds:
+            return None
+        higher = HIGHER_IS_BETTER[metric.rpartition("/")[2]]
+        return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
+
+    def bundle(self, structure: str, seed: int = 0) -> Bundle:
+        """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind."""
+        place = self.folder / MEMBERS / f"{structure}-{seed}"
+        row = remembered(place)
+        if row is None or "sharing" not in row:
+            names = sorted({one["structure"] for one in self.rows} - {BASELINE, BOOSTING})
+            found = f"{self.folder} holds no joint model {structure!r} of seed {seed}"
+            raise RunError(f"{found}; {nearest(structure, names)}")
+        own = make_experiment(stored_values(self.folder), name=str(self.folder))
+        experiment = own.with_(seed=seed, sharing=json.loads(row["sharing"]))
+        encoder = Encoder.load(self.folder / PREPARED / "encoder")
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(experiment, encoder)
+        model.load_state_dict(load_weights(place / BEST, torch.device("cpu")))
+        return Bundle(experiment, encoder, model)
+
+    def metrics(self) -> list[str]:
+        """The main metric of every task, and of every conditional after its task; where rows have groups GAUC too."""
+        found = []
+        for metric in main_metrics(self.schema):
+            name = metric.rpartition("/")[0]
+            grouped = self.schema.group is not None and self.schema.task(name.partition("|")[0]).kind == "binary"
+            found += [metric, f"{name}/gauc"] if grouped else [metric]
+        return found
+
+    def table(self) -> Group:
+        """The comparison for people: mean, sd, interval and MTL gain by task and structure; then what each costs."""
+        return Group(self._quality(), self._cost())
+
+    def _quality(self) -> Table:
+        seeds = len({row["seed"] for row in self.rows})
+        about = f"{self.rows[0]['part']} rows: {self.rows[0]['rows']:,}; seeds: {seeds}; intervals at 95 %"
+        table = Table(title=about, title_justify="left")
+        for name in ("task", "structure", "mean", "sd", "interval", "MTL gain over single task"):
+            table.add_column(name, justify="left" if name in ("task", "structure") else "right")
+        for metric in self.metrics():
+            first = True
+            for structure in self.structures:
+                if self.values(structure, metric):
+                    numbers = _numbers(self.summary(structure, metric))
+                    table.add_row(metric if first else "", structure, *numbers, self._gain(structure, metric))
+                    first = False
+            table.add_section()
+        return table
+
+    def _gain(self, structure: str, metric: str) -> str:
+        gain = self.gain(structure, metric)
+        if gain is None:
+            return ""
+        text = f"{gain.mean:+.4f}"
+        return text if gain.n == 1 else f"{text} [{gain.low:+.4f}, {gain.high:+.4f}]{' *' if gain.clear else '  '}"
+
+    def _cost(self) -> Table:
+        table = Table(caption="* the interval lies on one side of zero", caption_justify="left")
+        table.add_column("structure")
+        columns = {
+            "parameters": "parameters",
+            "multiply_adds": "multiply-adds a row",
+            "rows_per_second": "training rows/s",
+        }
+        for name in columns.values():
+            table.add_column(name, justify="right")
+        for structure in self.structures:
+            found = [list(self.values(structure, column).values()) for column in columns]
+            if found[0]:
+                table.add_row(structure, *(f"{sum(values) / len(values):,.0f}" for values in found))
+        return table
+
+
+def open_comparison(path: str | Path) -> Comparison:
+    """The comparison in a folder, as far as it got. Raises ``RunError`` where there is none."""
+    folder = Path(path)
+    if not (folder / RUNS).is_file():
+        raise RunError(f"there is no comparison in {folder}: it has no {RUNS}; name the --out folder of a comparison")
+    try:
+        rows = pq.read_table(folder / RUNS).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{folder / RUNS} cannot be read ({error}); the same multigate compare writes it anew") from None
+    return Comparison(folder, Schema.model_validate(stored_values(folder)["schema"]), rows)
+
+
+def main_metrics(schema: Schema) -> list[str]:
+    """The main metric of every task, that of a conditional after its task's."""
+    names = []
+    for task in schema.tasks:
+        names.append(f"{task.name}/{PRIMARY[task.kind]}")
+        if task.given:
+            names.append(f"{task.name}|{task.given}/{PRIMARY[task.kind]}")
+    return names
+
+
+def remembered(place: Path) -> Row | None:
+    """The result of a run that was finished earlier."""
+    return read_result(place / RESULT) if (place / RESULT).is_file() else None
+
+
+def read_result(file: Path) -> Row:
+    """The result of one run. Raises ``RunError`` where the file is damaged."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}); delete it and run multigate compare again") from None
+
+
+def _numbers(one: Summary) -> tuple[str, str, str]:
+    """Mean, sd and interval; of one seed there is only the value itself."""
+    if one.n == 1:
+        return f"{one.mean:.4f}", "", ""
+    return f"{one.mean:.4f}", f"{one.sd:.4f}", f"[{one.low:.4f}, {one.high:.4f}]"

@@ -1,0 +1,231 @@
+"""One training in progress: everything that moves, a step of it, and how to save it and go on."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from multigate.balance import task_gramian
+from multigate.batch import Batch
+from multigate.bundle import ROWS, build_model
+from multigate.data.loader import Loader
+from multigate.data.prepared import Prepared
+from multigate.data.rows import pick_tasks
+from multigate.errors import RunError
+from multigate.evaluate import Monitor, forward, scores, spaces, to_device
+from multigate.experiment import Experiment
+from multigate.model import Model
+from multigate.objective import Objective
+from multigate.run import METRICS, difference, keep_history
+from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from multigate.training.interrupts import Interrupted
+from multigate.training.optimizers import Average, build_optimizer, clip, rate_at
+from multigate.training.randomness import random_state, set_random_state
+from multigate.training.tables import TableOptimizer, large_tables
+from multigate.writing import writing
+
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+STEPS = 150
+"""Steps an epoch that a small table's batches are made small enough for."""
+
+
+class Fit:
+    """One training in progress: everything that moves, and how to save and restore it.
+
+    ``tasks`` are the places of the tasks to train among those prepared; all of them if None.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        prepared: Prepared,
+        folder: Path,
+        device: torch.device,
+        tasks: Sequence[int] | None,
+    ) -> None:
+        self.experiment, self.prepared, self.folder, self.device = experiment, prepared, folder, device
+        schema = experiment.schema
+        self.tasks = list(tasks if tasks is not None else range(len(schema.tasks)))
+        self.schema = schema if tasks is None else schema.only([schema.tasks[i].name for i in tasks])
+        self.monitor = Monitor(experiment.monitor, self.schema)
+        self.model = build_model(experiment, prepared.encoder, tasks).to(device)
+        self.objective = Objective([prepared.layout.tasks[i] for i in self.tasks], self.schema.risks()).to(device)
+        self.balance = experiment.balance.build(self.schema.tasks).to(device)
+        self.tables = TableOptimizer(large_tables(self.model, experiment.optimizer), experiment.optimizer)
+        self.optimizer = build_optimizer(self.model, self.balance, experiment.optimizer, but=self.tables.weights)
+        self.trained = self.optimizer.parameters
+        decay, own = experiment.optimizer.average, {id(weight) for weight in self.tables.weights}
+        averaged = (p for p in self.model.parameters() if id(p) not in own)
+        self.average = Average(averaged, decay) if decay else None
+        size = batch_size(experiment.batch_size, prepared.train.rows)
+        self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks)
+        self.steps = experiment.epochs * len(self.loader)
+        self.precision = precision(experiment.precision, device)
+        self.step_done = 0
+        self.epoch = 0
+        self.best_value = -math.inf
+        self.best: dict[str, float] = {}
+        self.stale = 0
+        self.seconds = 0.0
+        self.losses = torch.zeros(len(self.tasks), device=device)
+        """Sum of the task losses over the epoch so far."""
+
+    def step(self, batch: Batch) -> Tensor:
+        """One step down the weighted losses; returns the loss, still on the device."""
+        batch = to_device(batch, self.device)
+        draws = random_state(self.device) if self.balance.looks_back else {}
+        losses, penalty, x = self._losses(batch)
+        present = batch.known.any(0)
+        due = self.balance.needs_gramian and self.step_done % self.balance.every == 0
+        gramian = task_gramian(losses, x) if due else None
+        weights = self.balance.weights(losses.detach(), gramian, present)
+        loss: Tensor = (weights * losses).sum() + self.balance.penalty(present) + penalty
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        touched = self.tables.touched()
+        options = self.experiment.optimizer
+        if options.clip is not None:
+            dense = [p.grad for p in self.trained if p.grad is not None]
+            clip([*dense, *(one.gradient for one in touched if one is not None)], options.clip)
+        rate = rate_at(options, self.step_done, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.tables.step(touched, rate)
+        if self.average is not None:
+            self.average.update()
+        if self.balance.looks_back:
+            set_random_state(draws, self.device)  # the same dropout masks: only the step makes a difference
+            with torch.no_grad():
+                after, _, _ = self._losses(batch)
+            self.balance.after_step(losses.detach(), after, present)
+        self.losses += losses.detach()
+        self.step_done += 1
+        return loss
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (T,) of a batch, the structure's penalty, and the x they come from."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            seen = self.model.represent(batch.numbers, batch.categories, batch.bags)
+            if self.balance.needs_gramian and not seen.x.requires_grad:  # nothing is embedded
+                seen.x.requires_grad_()
+            outputs = self.model.decide(seen)
+        losses = self.objective(
+            outputs.logits, batch.labels, batch.known, batch.weights,
+            conditionals=outputs.conditionals, imputed=outputs.imputed,
+        )  # fmt: skip
+        return losses, outputs.penalty, seen.x
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation metrics of the weights as they would be kept."""
+        if self.average is not None:
+            self.average.swap()
+        looked_at = self.prepared.valid.sample(ROWS, self.experiment.valid_rows)
+        scored = forward(self.model, (pick_tasks(batch, self.tasks) for batch in looked_at), self.device)
+        metrics = scores(spaces(self.schema, self.prepared.encoder, scored, self.tasks))
+        value = self.monitor.value(metrics)
+        if math.isnan(value):
+            raise RunError(
+                f"monitor {self.monitor.name!r} cannot be computed on the validation rows: their labels are all alike, "
+                "unknown, of weight 0 or too few; choose other validation rows or another monitor"
+            )
+        if not self.best or value > self.best_value:
+            self.best_value, self.best, self.stale = value, metrics, 0
+            with writing(self.folder / BEST) as temporary:
+                save_file(_weights(self.model), temporary)
+        else:
+            self.stale += 1
+        if self.average is not None:
+            self.average.swap()
+        return metrics
+
+    def save(self) -> None:
+        tensors = {f"model/{name}": tensor for name, tensor in _weights(self.model).items()}
+        tensors |= {f"balance/{name}": tensor for name, tensor in self.balance.state_dict().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()}
+        tensors |= {f"tables/{name}": tensor for name, tensor in self.tables.tensors().items()}
+        tensors |= random_state(self.device) | {"losses": self.losses}
+        if self.average is not None:
+            tensors |= {f"average/{i}": tensor for i, tensor in enumerate(self.average.values)}
+        state = {
+            "step": self.step_done,
+            "epoch": self.epoch,
+            "best_value": self.best_value,
+            "best": self.best,
+            "stale": self.stale,
+            "seconds": self.seconds,
+            "prepared": self.prepared.manifest["key"],
+            "experiment": self.experiment.to_dict(full=True),
+            "average_steps": self.average.steps if self.average is not None else 0,
+        }
+        save_checkpoint(self.folder / CHECKPOINT, tensors, state)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is at its end, or was without a better epoch for too long."""
+        patience = self.experiment.patience
+        return self.epoch >= self.experiment.epochs or (patience is not None and self.stale >= patience)
+
+    def stopped(self) -> Interrupted:
+        """What is said once the state is saved because a signal asked for it."""
+        return Interrupted(f"stopped at step {self.step_done} of {self.steps}")
+
+    def restore(self) -> None:
+        """Put everything back as it was when the checkpoint was saved; ``RunError`` where it does not belong here."""
+        tensors, state = load_checkpoint(self.folder / CHECKPOINT)
+        changed = difference(state.get("experiment"), self.experiment.to_dict(full=True))
+        if changed:
+            raise RunError(
+                f"the experiment changed since the run in {self.folder} began ({changed}); "
+                "change it back, or train in another folder"
+            )
+        if state.get("prepared") != self.prepared.manifest["key"]:
+            raise RunError(f"the tables changed since the run in {self.folder} began; train them in another folder")
+        try:
+            self._put_back(tensors, state)
+            if self.best:
+                load_weights(self.folder / BEST, self.device)  # told now, not when training is over
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise RunError(
+                f"checkpoint {self.folder / CHECKPOINT} does not fit its run ({reason}); start again in another folder"
+            ) from error
+
+    def _put_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        named = {name: t.to(self.device) for name, t in tensors.items() if not name.startswith("random")}
+        self.model.load_state_dict({k.removeprefix("model/"): v for k, v in named.items() if k.startswith("model/")})
+        self.balance.load_state_dict(
+            {k.removeprefix("balance/"): v for k, v in named.items() if k.startswith("balance/")}
+        )
+        for part, optimizer in (("optimizer/", self.optimizer), ("tables/", self.tables)):
+            optimizer.restore({k.removeprefix(part): v for k, v in named.items() if k.startswith(part)})
+        if self.average is not None:
+            self.average.values = [named[f"average/{i}"] for i in range(len(self.average.values))]
+            self.average.steps = state["average_steps"]
+        self.losses = named["losses"]
+        self.step_done, self.epoch = state["step"], state["epoch"]
+        self.best_value, self.best, self.stale = state["best_value"], state["best"], state["stale"]
+        self.seconds = state["seconds"]
+        set_random_state(tensors, self.device)
+        keep_history(self.folder / METRICS, self.step_done)
+
+
+def batch_size(asked: int | None, rows: int) -> int:
+    """What null means for so many training rows: enough steps an epoch to learn from a small table."""
+    return asked or min(max(2 ** int(math.log2(max(rows // STEPS, 1))), 64), 1024)
+
+
+def precision(name: str, device: torch.device) -> str:
+    """What ``auto`` means on this device."""
+    if name != "auto":
+        return name
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if native else "float32"
+
+
+def _weights(model: Model) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

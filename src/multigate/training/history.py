@@ -1,0 +1,50 @@
+"""What a training writes down and says after each epoch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from multigate.run import METRICS, strict
+from multigate.training.fit import Fit
+from multigate.writing import told
+
+
+def entry_of(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
+    """What an epoch leaves in metrics.jsonl."""
+    losses = (fitting.losses / len(fitting.loader)).tolist()
+    return {
+        "epoch": fitting.epoch + 1,
+        "step": fitting.step_done,
+        "seconds": round(fitting.seconds, 3),
+        "train": {f"train/{task.name}/loss": loss for task, loss in zip(fitting.schema.tasks, losses, strict=True)},
+        "valid": named(metrics),
+    }
+
+
+def named(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Validation metrics as ``metrics.jsonl`` names them."""
+    return {f"valid/{name}": value for name, value in strict(metrics).items()}
+
+
+def tell(fitting: Fit, entry: dict[str, Any]) -> None:
+    """Add a line to ``metrics.jsonl``."""
+    path = fitting.folder / METRICS
+    with told(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def line_of(fitting: Fit, metrics: dict[str, float]) -> str:
+    """What an epoch says on the terminal."""
+    shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in fitting.monitor.main)
+    mark = "  best" if fitting.stale == 0 else ""
+    speed = fitting.prepared.train.rows * fitting.epoch / max(fitting.seconds, 1e-9)
+    return f"epoch {fitting.epoch:>2}/{fitting.experiment.epochs}  {shown}  {speed:,.0f} rows/s{mark}"
+
+
+def tensorboard(folder: Path) -> Any:
+    """A TensorBoard writer where its extra is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,340 @@
+"""Models of one kind trained as one: R runs with weights, rows, seeds and learning rates of their own, in one step."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+from multigate.batch import BagIds, Batch
+from multigate.data.rows import join
+from multigate.errors import ExperimentError
+from multigate.experiment import Optimizer
+from multigate.nn.embed import StackedTables
+from multigate.training.optimizers import Average, build_optimizer, rate_at
+from multigate.training.stacking import Stacking
+
+TRACE_AFTER = 100
+"""Steps of one shape of batch after which they are traced: that takes .3 to 1 s and saves 1 to 4 ms a step."""
+Loss = Callable[..., tuple[Tensor, Tensor]]
+"""(module, *batch) -> the losses of its tasks (T,), and what it is trained down, a scalar."""
+
+
+class Replicas:
+    """R modules that differ in their weights alone, as one whose weights have an axis in front. ``step`` trains all.
+
+    Tensors of a batch have that axis too: (R, B, ...), each run its own rows. No run depends on the others: each is
+    what it would be alone, but for rounding and for random draws, which are its own but others than alone.
+    ``loss(module, *batch)`` is that of one run, written as if there were no other.
+
+    ``rates`` are the learning rates of the runs, that of ``options`` where None; runs of one rate are updated
+    together where they are neighbours. ``steps`` are those of the schedule. ``options.clip`` holds for each run.
+
+    Kept are 4 numbers for each weight of each run (weight, gradient, two moments), and one more with
+    ``options.average``; activations are those of R batches.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        loss: Loss,
+        options: Optimizer,
+        *,
+        rates: Sequence[float] | None = None,
+        steps: int = 1,
+    ) -> None:
+        rates = list(rates) if rates is not None else [options.learning_rate] * len(modules)
+        if not modules or len(rates) != len(modules):
+            raise ExperimentError(f"replicas want a learning rate for each module; found {len(rates)}, {len(modules)}")
+        self.loss, self.options, self.steps = loss, options, steps
+        self.active = list(range(len(modules)))
+        """The runs in the stack, in order: those of the axis in front."""
+        self.step_done = 0
+        self._plain = copy.deepcopy(modules[0]).to("meta")
+        self._template = _Call(_rectangular(copy.deepcopy(self._plain)))
+        self._rates = dict(enumerate(rates))
+        self._stopped: dict[int, dict[str, Tensor]] = {}
+        weights = [dict(module.named_parameters()) for module in modules]
+        buffers = [dict(module.named_buffers()) for module in modules]
+        for tensors in (weights, buffers):
+            _check_alike(tensors)
+        moving = modules[0].state_dict().keys()
+        self.parameters = {
+            name: torch.stack([each[name].detach() for each in weights]).requires_grad_() for name in weights[0]
+        }
+        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0] if name in moving}
+        self._constant = {name: buffer for name, buffer in buffers[0].items() if name not in moving}
+        self.average: Average | None = None
+        self._seen: dict[Any, int] = {}
+        self._graphs: dict[Any, Callable[..., tuple[Tensor, list[Tensor | None]]]] = {}
+        self._build()
+
+    def step(self, *batch: Any) -> Tensor:
+        """One step of every run in the stack. Tensors (R, B, ...), nested as you like -> losses (R, T)."""
+        losses, gradients = self._graph(batch)(list(self.parameters.values()), self.buffers, batch)
+        for leaf, gradient in zip(self.parameters.values(), gradients, strict=True):
+            leaf.grad = gradient
+        if self.options.clip is not None:
+            self._clip(self.options.clip)
+        for bucket in self._buckets:
+            bucket.update(self.parameters, self.step_done, self.steps)
+        if self.average is not None:
+            self.average.update()
+        self.step_done += 1
+        return losses
+
+    def _graph(self, batch: tuple[Any, ...]) -> Callable[..., tuple[Tensor, list[Tensor | None]]]:
+        """``_gradients``; traced once so many batches of the same shapes have come that tracing pays."""
+        shapes = (len(self.active), *((leaf.shape, leaf.stride(), leaf.dtype) for leaf in tree_leaves(batch)))
+        self._seen[shapes] = self._seen.get(shapes, 0) + 1
+        if self._seen[shapes] < TRACE_AFTER:
+            return self._gradients
+        if shapes not in self._graphs:
+            weights = [leaf.detach().requires_grad_() for leaf in self.parameters.values()]
+            buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}  # tracing runs what it traces
+            with torch.no_grad(), torch.random.fork_rng(_cuda(weights[0])):
+                traced = make_fx(partial(self._gradients))
+                self._graphs[shapes] = traced(weights, buffers, batch)
+        return self._graphs[shapes]
+
+    def _gradients(
+        self, weights: Sequence[Tensor], buffers: Mapping[str, Tensor], batch: tuple[Any, ...]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Losses (R, T) and the gradients of all weights, by calls of torch's operations and nothing else."""
+        with torch.enable_grad():
+            parameters = dict(zip(self.parameters, weights, strict=True))
+            losses, totals = self._stacked(self.loss, parameters, buffers, batch, training=True)
+            gradients = torch.autograd.grad(totals.sum(), weights, allow_unused=True)
+        # the optimiser reads them as they lie in memory
+        return losses.detach(), [None if one is None else one.contiguous() for one in gradients]
+
+    @torch.no_grad()
+    def outputs(self, read: Callable[..., Any], *inputs: Any) -> Any:
+        """``read(module, *inputs)`` of every run in evaluation mode, inputs and outputs with the axis in front."""
+        return self._stacked(read, self.parameters, self.buffers, inputs, training=False)
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """The weights of one run, by name as in ``state_dict``; those it ended with if it has stopped."""
+        if run in self._stopped:
+            return self._stopped[run]
+        at = self.active.index(run)
+        return {name: stacked[at].detach() for name, stacked in (self.parameters | self.buffers).items()}
+
+    def averages(self, run: int) -> dict[str, Tensor]:
+        """The moving averages of the parameters of a run in the stack; empty where ``options`` ask for none."""
+        values = [] if self.average is None else self.average.values
+        return {name: value[self.active.index(run)] for name, value in zip(self.parameters, values, strict=False)}
+
+    @torch.no_grad()
+    def put(self, run: int, state: Mapping[str, Tensor]) -> None:
+        """Give some weights or buffers of a run in the stack, by name, other values."""
+        at = self.active.index(run)
+        for name, tensor in state.items():
+            (self.parameters if name in self.parameters else self.buffers)[name][at] = tensor
+
+    def module(self, run: int) -> nn.Module:
+        """One run as an ordinary module with weights of its own."""
+        state = self.state(run)
+        module = copy.deepcopy(self._plain).to_empty(device=next(iter(state.values())).device)
+        module.load_state_dict(state)
+        for name, constant in self._constant.items():
+            module.get_buffer(name).copy_(constant)
+        return module
+
+    @torch.no_grad()
+    def stop(self, runs: Sequence[int]) -> None:
+        """Take runs out of the stack: their weights stay what they are, and the next batch is without them."""
+        self._stopped |= {run: {name: part.clone() for name, part in self.state(run).items()} for run in runs}
+        kept = [at for at, run in enumerate(self.active) if run not in runs]
+        tensors = self.tensors()
+        self.active = [self.active[at] for at in kept]
+        if self.active:
+            self._put({name: tensor[kept] if tensor.dim() else tensor for name, tensor in tensors.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that moves, by name: weights, buffers, averages (R, ...), the optimiser's state."""
+        found = {f"weight/{name}": leaf.detach() for name, leaf in self.parameters.items()}
+        found |= {f"buffer/{name}": buffer for name, buffer in self.buffers.items()}
+        if self.average is not None:
+            found |= {f"average/{i}": value for i, value in enumerate(self.average.values)}
+        states = [bucket.state() for bucket in self._buckets]
+        for name, first in states[0].items():
+            found[f"optimizer/{name}"] = torch.cat([state[name] for state in states]) if first.dim() else first
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor], active: Sequence[int], step_done: int) -> None:
+        """Put back what ``tensors`` gave when these runs were in the stack; of runs that had stopped it knows none."""
+        self.active, self.step_done = list(active), step_done
+        if self.active:
+            with torch.no_grad():
+                self._put(tensors)
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        self.parameters = {name: tensors[f"weight/{name}"].clone().requires_grad_() for name in self.parameters}
+        self.buffers = {name: tensors[f"buffer/{name}"].clone() for name in self.buffers}
+        self._build()
+        if self.average is not None:
+            self.average.steps = self.step_done
+            self.average.values = [tensors[f"average/{i}"].clone() for i in range(len(self.average.values))]
+        state = {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")}
+        for bucket in self._buckets:
+            bucket.put(state)
+
+    def _build(self) -> None:
+        """Optimisers and average for the leaves as they are now."""
+        self._buckets = []
+        start = 0
+        for rate, runs in groupby(self._rates[run] for run in self.active):
+            stop = start + len(list(runs))
+            self._buckets.append(_Bucket(self._plain, self.parameters, start, stop, self.options, rate))
+            start = stop
+        if self.options.average:
+            self.average = Average(self.parameters.values(), self.options.average)
+
+    def _stacked(
+        self,
+        function: Callable[..., Any],
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        batch: tuple[Any, ...],
+        *,
+        training: bool,
+    ) -> Any:
+        self._template.train(training)
+
+        def one(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: tuple[Any, ...]) -> Any:
+            tensors = {**parameters, **buffers, **self._constant}
+            named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+            return functional_call(self._template, named, (function, batch))
+
+        with Stacking():
+            return vmap(one, randomness="different")(dict(parameters), dict(buffers), batch)
+
+    @torch.no_grad()
+    def _clip(self, most: float) -> None:
+        """Scale the gradient of each run to a norm of at most ``most``."""
+        gradients = [leaf.grad for leaf in self.parameters.values() if leaf.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in gradients])  # (weights, R)
+        scale = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+        for one in gradients:
+            one.mul_(scale.view(-1, *[1] * (one.dim() - 1)))
+
+
+def _cuda(tensor: Tensor) -> list[torch.device]:
+    return [tensor.device] if tensor.is_cuda else []
+
+
+def _check_alike(modules: Sequence[Mapping[str, Tensor]]) -> None:
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in modules]
+    for run, found in enumerate(shapes):
+        other = next((name for name in {**shapes[0], **found} if shapes[0].get(name) != found.get(name)), None)
+        if other is not None:
+            raise ExperimentError(
+                f"replicas want modules of one kind; {other!r} is {shapes[0].get(other)} in the first and "
+                f"{found.get(other)} in module {run}"
+            )
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Batches of as many rows each, of R runs, as one with an axis in front."""
+    return in_front(join(batches), len(batches))
+
+
+def in_front(batch: Batch, runs: int) -> Batch:
+    """The rows of R runs, as many of each, one run after the other (R * B, ...) -> (R, B, ...).
+
+    Bags become rectangles: values (R, B * L), each bag filled up to L, a power of two that the longest fits into, and
+    offsets (R, B + 1) as if it were not.
+    """
+    numbers, categories, bags, *rest = batch
+    rows = batch.rows // runs
+    apart = [tensor.reshape(runs, rows, *tensor.shape[1:]) for tensor in (numbers, categories, *rest)]
+    return Batch(apart[0], apart[1], tuple(_rectangle(bag, runs) for bag in bags), *apart[2:])
+
+
+def _rectangle(bag: BagIds, runs: int) -> BagIds:
+    lengths = bag.offsets.numpy()[1:] - bag.offsets.numpy()[:-1]  # numpy's copies: this runs beside the training
+    width = 1 << int(lengths.max(initial=1) - 1).bit_length()  # few shapes, so that batches are alike
+    there = np.arange(width) < lengths[:, None]  # (R * B, L)
+    values = np.zeros(there.shape, dtype=bag.values.numpy().dtype)
+    values[there] = bag.values.numpy()
+    offsets = np.zeros((runs, len(lengths) // runs + 1), dtype=lengths.dtype)
+    np.cumsum(lengths.reshape(runs, -1), axis=1, out=offsets[:, 1:])
+    return BagIds(torch.from_numpy(values.reshape(runs, -1)), torch.from_numpy(offsets))
+
+
+class _Rectangle(StackedTables):
+    """Tables that read bags as ``in_front`` lays them out: vmap has no rule for bags of any length."""
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        if offsets is None:
+            return super().forward(ids)
+        lengths = offsets.diff()
+        ids = ids.view(len(lengths), -1)
+        there = (torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
+        return (super().forward(ids) * there).sum(1) / lengths.unsqueeze(-1)
+
+
+def _rectangular(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        if type(part) is StackedTables:
+            part.__class__ = _Rectangle
+    return module
+
+
+class _Call(nn.Module):
+    """Calls a function with its module: what ``functional_call``, which knows modules alone, needs to run a loss."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
+        return function(self.module, *batch)
+
+
+class _Bucket:
+    """Neighbouring runs of one learning rate, start to stop of the stack, and their optimiser.
+
+    Fused Adam takes one rate for all it updates; what it updates here are slices of the stacked weights.
+    """
+
+    def __init__(
+        self, plain: nn.Module, leaves: Mapping[str, Tensor], start: int, stop: int, options: Optimizer, rate: float
+    ) -> None:
+        self.start, self.stop = start, stop
+        self.options = options.with_(learning_rate=rate)
+        slices = copy.deepcopy(plain)  # for the names alone, by which weights decay or not
+        for name, leaf in leaves.items():
+            owner, _, own = name.rpartition(".")
+            setattr(slices.get_submodule(owner), own, nn.Parameter(leaf.detach()[start:stop]))
+        self.weights = dict(slices.named_parameters())
+        self.optimizer = build_optimizer(slices, nn.Module(), self.options)
+
+    def update(self, leaves: Mapping[str, Tensor], step: int, steps: int) -> None:
+        for name, weight in self.weights.items():
+            gradient = leaves[name].grad
+            weight.grad = None if gradient is None else gradient[self.start : self.stop]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.options, step, steps)
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{key}": value
+            for name, weight in self.weights.items()
+            for key, value in self.optimizer.state[weight].items()
+        }
+
+    def put(self, state: Mapping[str, Tensor]) -> None:
+        for key, value in state.items():
+            name, _, kind = key.rpartition("/")
+            own = value[self.start : self.stop] if value.dim() else value
+            self.optimizer.state[self.weights[name]][kind] = own.clone()

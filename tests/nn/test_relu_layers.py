@@ -1,0 +1,111 @@
+"""ReLU layers whose gradients are written out, against networks of single layers and autograd."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from multigate.nn.embed import StackedTables
+from multigate.nn.parallel import ParallelLinear, ParallelMLP
+from multigate.nn.relu_layers import ReluLayers
+
+N, D = 3, 75
+HIDDEN = [(8,), (8, 4), (30, 8, 4)]
+LAYOUTS: dict[str, Callable[[int], Tensor]] = {
+    "one input": lambda rows: torch.randn(rows, D),
+    "one input, expanded": lambda rows: torch.randn(rows, 1, D).expand(-1, N, -1),
+    "by rows": lambda rows: torch.randn(rows, N, D),
+    "by copies": lambda rows: torch.randn(N, rows, D).transpose(0, 1),
+    "batch last": lambda rows: torch.randn(N, D, rows).permute(2, 0, 1),
+}
+
+
+def loops(mlp: ParallelMLP, x: Tensor) -> Tensor:
+    """Every copy as a network of its own."""
+    copies = []
+    for i in range(mlp.n):
+        one = x if x.dim() == 2 else x[:, i]
+        for layer in mlp.layers:
+            one = torch.relu(functional.linear(one, layer.weight[i], layer.bias[i]))
+        copies.append(one)
+    return torch.stack(copies, dim=1)
+
+
+def test_it_is_what_trains() -> None:
+    assert type(ParallelMLP(N, D, (8,))(torch.randn(2, D)).grad_fn).__name__ == ReluLayers.__name__ + "Backward"
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", [0, 1, 6])
+def test_values_and_gradients_are_those_of_single_networks(hidden: tuple[int, ...], layout: str, rows: int) -> None:
+    mlp, x = ParallelMLP(N, D, hidden).double(), LAYOUTS[layout](rows).double().requires_grad_()
+    leaves, pull = [x, *mlp.parameters()], torch.randn(rows, N, hidden[-1], dtype=torch.float64)
+    expected = loops(mlp, x)
+    found = mlp(x)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(expected, leaves, pull)
+    for _ in range(2):  # balances go backwards once for each task
+        gradients = torch.autograd.grad(found, leaves, pull, retain_graph=True)
+        for one, other in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("layout", ["one input", "by rows"])
+def test_in_half_precision_it_is_within_rounding_of_autograd(hidden: tuple[int, ...], layout: str) -> None:
+    mlp, x = ParallelMLP(N, D, hidden), LAYOUTS[layout](64).requires_grad_()
+    leaves, pull = [x, *mlp.parameters()], torch.randn(64, N, hidden[-1])
+    exact = torch.autograd.grad(loops(mlp, x), leaves, pull)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mlp(x)
+    assert found.dtype == torch.bfloat16
+    for one, other in zip(torch.autograd.grad(found, leaves, pull.bfloat16()), exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.1 * other.norm()
+
+
+def test_gradients_of_strided_and_expanded_results() -> None:
+    mlp, x = ParallelMLP(N, D, (8, 4)).double(), torch.randn(5, D, dtype=torch.float64)
+    for read in (lambda y: y.sum(), lambda y: y.transpose(0, 1)[1:].square().sum(), lambda y: y[::2].sum()):
+        own = torch.autograd.grad(read(mlp(x)), list(mlp.parameters()))
+        for one, other in zip(own, torch.autograd.grad(read(loops(mlp, x)), list(mlp.parameters())), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"normalisation": "layer"}, {"activation": "silu"}])
+def test_what_is_not_relu_alone_goes_by_autograd(options: dict[str, object]) -> None:
+    mlp = ParallelMLP(N, D, (8, 4), **options)  # type: ignore[arg-type]
+    assert type(mlp(torch.randn(2, D)).grad_fn).__name__ != "ReluLayersBackward"
+
+
+def test_hooks_into_layers_are_called() -> None:
+    mlp, seen = ParallelMLP(N, D, (8, 4)), []
+    mlp.layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.shape))
+    mlp(torch.randn(2, D))
+    assert seen == [(2, N, 8)]
+
+
+def test_frozen_layers_stay() -> None:
+    mlp = ParallelMLP(N, D, (8, 4))
+    mlp.layers[0].requires_grad_(False)
+    mlp(torch.randn(2, D)).sum().backward()
+    assert mlp.layers[0].weight.grad is None
+    assert mlp.layers[1].weight.grad is not None
+
+
+def test_one_expanded_input_costs_one_matmul() -> None:
+    layer = ParallelLinear(N, D, 4)
+    x = torch.randn(6, 1, D).expand(-1, N, -1)
+    torch.testing.assert_close(layer(x), layer(x.contiguous()))
+
+
+def test_looked_up_rows_have_the_gradient_of_torchs_embedding() -> None:
+    tables = StackedTables({"a": 4, "b": 3}, 5, 1.0)
+    ids, pull = torch.randint(0, 7, (9, 2), dtype=torch.int32), torch.randn(9, 2, 5)
+    (own,) = torch.autograd.grad(tables(ids), [tables.weight], pull)
+    (torchs,) = torch.autograd.grad(nn.functional.embedding(ids, tables.weight), [tables.weight], pull)
+    torch.testing.assert_close(own, torchs)
