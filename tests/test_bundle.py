@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from multigate.bundle import Bundle, build_model, load
+from multigate.bundle import Bundle, build_model, load, sigmoid
+from multigate.calibration import Curve
+from multigate.engine import arrays
 from multigate.errors import BundleError, DataError
 from multigate.experiment import Experiment
 from multigate.schema import Number, Schema, Task
@@ -154,6 +157,16 @@ def test_another_process_gives_the_same(run_folder: Path, bundle: Bundle, table:
         np.testing.assert_allclose(values, bundle.predict(table)[name], rtol=1e-6)
 
 
+def test_what_is_slow_to_import_is_imported_when_it_is_needed() -> None:
+    """torch's compiler and the packages of graphs take longer than all else that predicting imports."""
+    code = (
+        "import sys, multigate.bundle, multigate.training.train;"
+        "print(sys.modules.keys() & {'torch._dynamo', 'onnxruntime', 'onnxscript', 'pandas', 'sklearn'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "set()\n"
+
+
 def test_a_missing_feature_is_named(bundle: Bundle, table: pa.Table) -> None:
     with pytest.raises(DataError, match="country"):
         bundle.predict(table.drop_columns(["country"]))
@@ -171,7 +184,15 @@ def test_labels_are_not_needed_and_extra_columns_are_ignored(bundle: Bundle, tab
 
 def test_no_rows_give_no_predictions(bundle: Bundle, table: pa.Table) -> None:
     record = next(iter(table.to_batches())).slice(0, 0)
-    assert all(len(values) == 0 for values in bundle._named(bundle.encoder.columns(record, labels=False)).values())
+    answers = bundle.engines.table(arrays(bundle.encoder.columns(record, labels=False)))
+    assert all(len(values) == 0 for values in bundle._named(answers).values())
+
+
+def test_probabilities_are_exact_in_the_tails() -> None:
+    logits = np.array([[-800.0, -90.0, -30.0, -1e-3, 0.0, 2.0, 40.0, 1e30, np.inf, -np.inf]], np.float32)
+    expected = [math.exp(-abs(x)) / (1 + math.exp(-abs(x))) if x < 0 else 1 / (1 + math.exp(-x)) for x in logits[0]]
+    np.testing.assert_allclose(sigmoid(logits)[0], np.array(expected, np.float32), rtol=1e-7)
+    assert np.isnan(sigmoid(np.array([np.nan], np.float32)))
 
 
 def test_predictions_stand_beside_their_keys_in_order(bundle: Bundle, tmp_path: Path) -> None:
@@ -319,3 +340,106 @@ def test_files_beside_those_of_a_bundle_are_ignored(run_folder: Path, table: pa.
 def test_a_folder_without_a_bundle_is_told(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle"):
         load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "served"
+    bundle.export(folder)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx", "auto"])
+def test_an_exported_bundle_is_the_same_bundle(bundle: Bundle, table: pa.Table, exported: Path, engine: str) -> None:
+    served = load(exported, engine=engine)
+    if engine != "auto":
+        assert {served.engines.row.name, served.engines.table.name} == {engine}
+    expected, found = bundle.predict(table), served.predict(table)
+    for name, values in expected.items():
+        tolerance = 0 if engine == "torch" else 1e-5
+        np.testing.assert_allclose(found[name], values, rtol=tolerance, atol=tolerance, err_msg=name)
+    row = table.slice(3, 1).to_pylist()[0]
+    expected, found = bundle.predict(row, gates=True), served.predict(row, gates=True)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
+def test_predictions_are_written_with_any_engine(bundle: Bundle, exported: Path, tmp_path: Path) -> None:
+    for name, one in {"torch": bundle, "onnx": load(exported, engine="onnx")}.items():
+        write_predictions(one, bundle.experiment.test, tmp_path / f"{name}.parquet")
+    torch, onnx = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("torch", "onnx"))
+    assert onnx.schema == torch.schema
+    assert onnx.column("row_id").equals(torch.column("row_id"))
+    np.testing.assert_allclose(onnx.column("buy"), torch.column("buy"), rtol=1e-4, atol=1e-6)
+
+
+def test_a_graph_moves_with_its_bundle_and_is_left_out_when_saved(
+    exported: Path, table: pa.Table, tmp_path: Path
+) -> None:
+    moved = load(shutil.copytree(exported, tmp_path / "moved"), engine="onnx")
+    moved.save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "model.onnx").exists()
+    np.testing.assert_allclose(load(tmp_path / "saved").predict(table)["buy"], moved.predict(table)["buy"], rtol=1e-5)
+
+
+def test_an_engine_that_cannot_be_had_is_told(
+    run_folder: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BundleError, match=r"there is no engine 'onyx'; did you mean 'onnx'\?"):
+        load(run_folder, engine="onyx")
+    with pytest.raises(BundleError, match=r"has no graph for engine 'onnx'; write one with Bundle.export"):
+        load(run_folder, engine="onnx")
+    assert load(run_folder, engine="auto").engines.row.name == "torch"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
+    with pytest.raises(BundleError, match=r"needs the package onnxruntime; pip install 'multigate\[onnx\]'"):
+        load(exported, engine="onnx")
+    assert load(exported, engine="auto").engines.row.name == "torch"
+    assert load(exported).predict(dict.fromkeys(load(exported).schema.columns(labels=False, carried=False)))
+
+
+@pytest.mark.parametrize("change", ["altered", "missing", "another model", "another answer", "no graph"])
+def test_a_graph_that_is_not_of_this_model_is_never_used(
+    bundle: Bundle, exported: Path, tmp_path: Path, change: str
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "bundle")
+    about = json.loads((folder / "bundle.json").read_text())
+    told = "copy it again"
+    if change == "altered":
+        content = bytearray((folder / "model.onnx").read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / "model.onnx").write_bytes(content)
+    elif change == "missing":
+        (folder / "model.onnx").unlink()
+    elif change == "another model":  # the graph of before beside a calibration of now
+        about["calibration"] = {"click": {"at": [0.0], "to": [0.5], "slope": 1.0}}
+        (folder / "bundle.json").write_text(json.dumps(about))
+        told = "was written for another model; export it again"
+    elif change == "another answer":  # a graph that says it is of this model, and is not
+        curves = {"click": Curve(to=(0.001,))}
+        Bundle(bundle.experiment, bundle.encoder, build_model(bundle.experiment, bundle.encoder), curves).export(
+            tmp_path / "other"
+        )
+        forged(folder, "model.onnx", (tmp_path / "other" / "model.onnx").read_bytes())
+        told = "the outputs of engine 'onnx' are up to 1.0e-03 away from those of torch; predict with engine 'torch'"
+    else:
+        forged(folder, "model.onnx", b"")
+        told = "ONNX Runtime refuses"
+    with pytest.raises(BundleError, match=told):
+        load(folder, engine="onnx")
+    if change in ("altered", "missing"):
+        with pytest.raises(BundleError, match=told):
+            load(folder)
+    else:
+        assert load(folder, engine="auto").engines.table.name == "torch"
+
+
+def test_an_export_that_fails_leaves_what_was_there(
+    bundle: Bundle, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "bundle")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(BundleError, match="compiling needs the package onnxscript"):
+        bundle.export(folder)
+    assert load(folder, engine="onnx")
+    assert list(tmp_path.iterdir()) == [folder]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -48,6 +49,12 @@ def test_the_road_from_table_to_predictions(feed_folder: Path, tmp_path: Path) -
     done = multigate("score", tmp_path / "run", feed_folder / "test.parquet", "--out", tmp_path / "p.parquet")
     assert done.returncode == 0, done.stderr
     assert pq.read_metadata(tmp_path / "p.parquet").num_rows == 600
+    done = multigate("export", tmp_path / "run", "--out", tmp_path / "served")
+    assert done.returncode == 0, done.stderr
+    done = multigate("score", tmp_path / "served", feed_folder / "test.parquet", "--out", tmp_path / "q.parquet")
+    assert done.returncode == 0, done.stderr
+    plain, served = (pq.read_table(tmp_path / name)["buy|click"].to_numpy() for name in ("p.parquet", "q.parquet"))
+    assert np.abs(plain - served).max() < 1e-5
 
     words = ("compare", file, "--structures", "shared_bottom,mmoe", "--seeds", 1, "--out", tmp_path / "cmp")
     done = multigate(*words)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,19 +15,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multigate.balance import BALANCES
-from multigate.batch import Batch, output_columns
+from multigate.batch import Batch
 from multigate.calibration import Calibration, Curve
 from multigate.data.cells import placed
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
-from multigate.errors import BundleError, MultigateError
+from multigate.engine import SMALL, Answers, Engine, Engines, Floats, Onnx, Torch, disagreement, faster, made_up
+from multigate.errors import BundleError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment
-from multigate.model import Model, Outputs
+from multigate.graph import export_graph
+from multigate.model import Model
+from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, Structure
 from multigate.writing import writing
 
 FORMAT = 1
-ABOUT, WEIGHTS = "bundle.json", "model.safetensors"
+ABOUT, WEIGHTS, GRAPH = "bundle.json", "model.safetensors", "model.onnx"
 FILES = (WEIGHTS, "encoder/encoder.json", "encoder/vocabularies.parquet")
 LARGEST = 64 << 20
 """Bytes that ``bundle.json`` may have."""
@@ -35,6 +38,8 @@ ROWS = 8192
 """Rows that go through the model together."""
 
 Predictions = dict[str, NDArray[Any]]
+EngineName = Literal["torch", "onnx", "auto"]
+ENGINES = ("torch", "onnx", "auto")
 
 
 def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] | None = None) -> Model:
@@ -59,6 +64,7 @@ class Bundle:
     """A trained model with all it needs to read raw rows.
 
     ``curves`` calibrate the towers' logits, by task (of p(task | parent) for a task with a ``given`` parent).
+    ``engines`` compute the outputs, one those of a single row and one those of tables; of a new bundle both are torch.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Bundle:
         self.curves = dict(curves or {})
         self.model = model.eval()
         self.model.calibration = Calibration(encoder.layout.tasks, self.curves) if self.curves else None
+        self.engines = Engines(Torch(self.model), Torch(self.model))
 
     def predict(self, rows: Any, *, gates: bool = False) -> Predictions | dict[str, Any]:
         """Probabilities and values by name, in the order of the rows.
@@ -84,15 +91,16 @@ class Bundle:
         nulls are read by the same rule as in training.
         """
         if isinstance(rows, Mapping) and not all(_is_column(value) for value in rows.values()):
-            named = self._named(self.encoder.row(rows), gates=gates)
+            named = self._named(self.engines.row(self.encoder.arrays(rows)), gates=gates)
             return {name: value.tolist()[0] for name, value in named.items()}
-        parts = [self._named(batch, gates=gates) for batch, _ in self.batches(rows)]
+        answers = self.engines.table.over(self.batches(rows))
+        parts = [self._named(one, gates=gates) for one, _ in answers]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     def predict_batches(self, rows: Any) -> Iterator[tuple[Predictions, pa.RecordBatch]]:
         """Predictions and the rows' key columns, a few thousand rows at a time: for tables of any length."""
-        for batch, record in self.batches(rows, carried=self.schema.keys):
-            yield self._named(batch), record.select(list(self.schema.keys))
+        for answers, record in self.engines.table.over(self.batches(rows, carried=self.schema.keys)):
+            yield self._named(answers), record.select(list(self.schema.keys))
 
     def batches(
         self, rows: Any, *, labels: bool = False, carried: Sequence[str] = ()
@@ -109,17 +117,15 @@ class Bundle:
             yield batch, record
             first_row += record.num_rows
 
-    def _named(self, batch: Batch, *, gates: bool = False) -> Predictions:
-        with torch.inference_mode():
-            outputs = self.model(batch.numbers, batch.categories, batch.bags)
-        named = name_outputs(self.experiment, self.encoder, outputs)
+    def _named(self, answers: Answers, *, gates: bool = False) -> Predictions:
+        named = name_outputs(self.schema, self.encoder, answers)
         if gates:
             # structures that only weigh by 1 have levels but no gates
             wiring = self.model.sharing.wiring
-            for at, (level, gate) in enumerate(zip(wiring, outputs.gates, strict=bool(outputs.gates)), 1):
+            for at, (level, gate) in enumerate(zip(wiring, answers.gates, strict=bool(answers.gates)), 1):
                 place = f"gate/{at}" if len(wiring) > 1 else "gate"
                 for i, reader in enumerate(level.readers):
-                    named[f"{place}/{reader}"] = gate[:, i].numpy()
+                    named[f"{place}/{reader}"] = gate[:, i]
         return named
 
     def save(self, folder: Path) -> None:
@@ -127,6 +133,18 @@ class Bundle:
 
         Raises ``BundleError`` where the folder holds something else, ``RunError`` where the disk refuses.
         """
+        self._write(folder, compiled=False)
+
+    def export(self, folder: str | Path) -> None:
+        """Write the bundle with its model as an ONNX graph beside it, for the engine ``onnx``; takes seconds.
+
+        ``model.onnx`` reads its weights from ``model.safetensors`` and can be run by ONNX Runtime alone. Raises as
+        ``save`` does, and ``BundleError`` where a package is missing, the model cannot be written as a graph, or the
+        graph answers differently.
+        """
+        self._write(Path(folder), compiled=True)
+
+    def _write(self, folder: Path, *, compiled: bool) -> None:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
             raise BundleError(f"{folder} is not empty and holds no bundle; choose another folder")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
@@ -134,21 +152,34 @@ class Bundle:
             temporary.mkdir()
             save_file(weights, temporary / WEIGHTS)
             self.encoder.save(temporary / "encoder")
-            about = {
+            about: dict[str, Any] = {
                 "format": FORMAT,
                 "multigate": version("multigate"),
                 "experiment": self.experiment.to_dict(full=True),
                 "calibration": {name: curve.to_dict(full=True) for name, curve in self.curves.items()},
                 "files": {name: _checksum(temporary / name) for name in FILES},
             }
+            if compiled:
+                layout = self.encoder.layout
+                graph = export_graph(self.model, layout, made_up(layout, SMALL), temporary / WEIGHTS)
+                (temporary / GRAPH).write_bytes(graph)
+                _check_agreement(Onnx(temporary / GRAPH), self, folder)
+                about["graph_of"] = _model_of(about)
+                about["files"][GRAPH] = _checksum(temporary / GRAPH)
             (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bundle:
+def load(path: str | Path, *, structures: Sequence[type[Structure]] = (), engine: EngineName = "torch") -> Bundle:
     """The bundle in a folder, or of a run folder. ``structures`` names structures of your own that it may use.
 
-    Raises ``BundleError`` where a file is missing or altered, or was written by a newer version.
+    ``engine`` computes predictions: torch; onnx, the graph that ``Bundle.export`` wrote; or auto, for single rows and
+    for tables whichever of them is faster here, torch where there is no graph or no ONNX Runtime.
+
+    Raises ``BundleError`` where a file is missing or altered, or was written by a newer version, and where the engine
+    asked for cannot be had.
     """
+    if engine not in ENGINES:
+        raise BundleError(f"there is no engine {engine!r}; {nearest(engine, ENGINES)}")
     folder = Path(path)
     if (folder / "bundle" / ABOUT).is_file():
         folder = folder / "bundle"
@@ -162,7 +193,9 @@ def load(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Bun
                 raise BundleError(
                     f"bundle {folder}: {name!r} was altered or damaged after it was written; copy it again"
                 )
-        return _restored(folder, about, structures)
+        bundle = _restored(folder, about, structures)
+        bundle.engines = _engines(engine, bundle, folder, about)
+        return bundle
     except (BundleError, MemoryError):
         raise
     except MultigateError as error:
@@ -202,24 +235,70 @@ def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Str
     return Bundle(experiment, encoder, model, curves)
 
 
-def name_outputs(experiment: Experiment, encoder: Encoder, outputs: Outputs) -> Predictions:
+def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -> Engines:
+    """What computes one row, and what computes tables."""
+    if engine == "torch":
+        return bundle.engines
+    try:
+        if GRAPH not in about["files"]:
+            raise BundleError(f"bundle {folder} has no graph for engine 'onnx'; write one with Bundle.export")
+        if about.get("graph_of") != _model_of(about):
+            raise BundleError(f"bundle {folder}: {GRAPH} was written for another model; export it again")
+        onnx = Onnx(folder / GRAPH)
+        _check_agreement(onnx, bundle, folder)
+    except BundleError:
+        if engine == "onnx":
+            raise
+        return bundle.engines
+    if engine == "onnx":
+        return Engines(onnx, onnx)
+    return faster([bundle.engines.row, onnx], bundle.encoder.layout)
+
+
+def _check_agreement(engine: Engine, bundle: Bundle, folder: Path) -> None:
+    apart = disagreement(Torch(bundle.model), engine, bundle.encoder.layout)
+    if apart is not None:
+        raise BundleError(
+            f"bundle {folder}: the outputs of engine {engine.name!r} are up to {apart:.1e} away from those of torch; "
+            "predict with engine 'torch'"
+        )
+
+
+def _model_of(about: dict[str, Any]) -> str:
+    """Checksum of all that makes a model what it is."""
+    files = {name: about["files"][name] for name in FILES}
+    parts = [about["experiment"], about.get("calibration"), files]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def name_outputs(schema: Schema, encoder: Encoder, answers: Answers) -> Predictions:
     """From logits to what people read: the one place where probabilities are made."""
     named: Predictions = {}
-    spans = output_columns(encoder.layout.tasks)
-    for t, (task, (start, end)) in enumerate(zip(experiment.schema.tasks, spans, strict=True)):
-        logits = outputs.logits[:, start:end].float()
+    chances = sigmoid(answers.logits)
+    given = chances if answers.conditionals is answers.logits else sigmoid(answers.conditionals)
+    start = 0
+    for t, (task, column) in enumerate(zip(schema.tasks, encoder.layout.tasks, strict=True)):
+        end = start + column.outputs
         if task.kind == "binary":
-            named[task.name] = torch.sigmoid(logits[:, 0]).numpy()
+            named[task.name] = chances[:, start]
             if task.given is not None:
-                named[f"{task.name}|{task.given}"] = torch.sigmoid(outputs.conditionals[:, start].float()).numpy()
+                named[f"{task.name}|{task.given}"] = given[:, start]
         elif task.kind == "regression":
-            named[task.name] = encoder.decode(t, logits[:, 0]).numpy()
+            named[task.name] = encoder.decode(t, torch.from_numpy(answers.logits[:, start])).numpy()
         else:
             classes = encoder.classes(t)
+            logits = torch.from_numpy(answers.logits[:, start:end])
             named[task.name] = np.asarray(classes, dtype=object)[logits.argmax(1).numpy()]
             probabilities = torch.softmax(logits, dim=1).numpy()
             named |= {f"{task.name}={name}": probabilities[:, i] for i, name in enumerate(classes)}
+        start = end
     return named
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """1 / (1 + e^-logit), taken in float64, where it neither overflows nor loses the tail."""
+    x = np.maximum(logits.astype(np.float64), -700.0)
+    return (1 / (1 + np.exp(-x))).astype(np.float32)
 
 
 def _is_column(value: Any) -> bool:

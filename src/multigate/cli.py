@@ -100,7 +100,7 @@ def score(
     from multigate.tables import metric_table
     from multigate.training.progress import Reporter
 
-    bundle = load(run)
+    bundle = load(run, engine="auto" if out is not None else "torch")
     with Reporter() as report:
         if out is not None:
             rows = write_predictions(bundle, table, out, progress=report)
@@ -133,6 +133,18 @@ def compare(
         read_experiment(experiment, set_ or ()), out, structures=names, seeds=seeds, device=device
     )
     _print(comparison.table())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run or bundle folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bundle to serve.")] = Path("served"),
+) -> None:
+    """Write a bundle whose model is compiled as well, to predict faster."""
+    from multigate.bundle import load
+
+    load(run).export(out)
+    typer.echo(f"bundle: {out}    predict: multigate.load({str(out)!r}, engine='auto')")
 
 
 @app.command()

@@ -50,8 +50,8 @@ def trained(break_it: Callable[[Path], object], *words: str) -> Make:
 
 def stopped(folder: Path) -> None:
     """A run stopped at the first step of its first epoch."""
+    from multigate.training.fit import Fit
     from multigate.training.interrupts import Interrupted
-    from multigate.training.loop import Fit
     from multigate.training.train import train
 
     def step(fitting: Fit, batch: Any) -> Any:
@@ -100,6 +100,18 @@ def bundled(name: str, change: Callable[[bytes], bytes]) -> Make:
 
 def about(change: Callable[[Any], Any]) -> Make:
     return trained(rewritten("run/bundle/bundle.json", change), *SCORE)
+
+
+def loaded(engine: str) -> Make:
+    """A bundle loaded from Python with an engine."""
+
+    def make(folder: Path) -> Callable[[], object]:
+        from multigate.bundle import load
+
+        good.trained(folder)
+        return lambda: load("run", engine=engine)  # type: ignore[arg-type]
+
+    return make
 
 
 def torn(path: str, kept: int = 24) -> Callable[[Path], None]:
@@ -247,6 +259,8 @@ SYSTEM: list[Case] = [
          bundled("encoder/encoder.json", lambda _: b"{}"), ("does not fit together",)),
     Case(BUNDLES, "a vocabulary of nothing",
          bundled("encoder/vocabularies.parquet", lambda _: b"PAR1"), ("does not fit together",)),
+    Case(BUNDLES, "loaded with engine 'onnx', not exported", loaded("onnx"), ("has no graph", "Bundle.export")),
+    Case(BUNDLES, "loaded with an engine that is none", loaded("onyx"), ("did you mean 'onnx'?",)),
 
     Case(PREDICTIONS, "not Parquet", trained(lambda folder: None, *SCORE, "--out", "p.csv"), ("p.parquet",)),
     Case(PREDICTIONS, "a folder",

@@ -17,12 +17,12 @@ PLACES = {
     "fitting the encoder": Stop("training.progress:Reporter.__call__", stage="fit encoder"),
     "encoding": Stop("training.progress:Reporter.__call__", stage="encode valid"),
     "putting rows in place": Stop("data.prepared:_put_in_place"),
-    "building the model": Stop("training.loop:build_model"),
-    "a step": Stop("training.loop:Fit.step", 9),
-    "the first evaluation": Stop("training.loop:Fit.evaluate"),
-    "the last evaluation": Stop("training.loop:Fit.evaluate", 2),
-    "saving the best": Stop("training.loop:save_file", 2),
-    "saving a checkpoint": Stop("training.loop:save_checkpoint"),
+    "building the model": Stop("training.fit:build_model"),
+    "a step": Stop("training.fit:Fit.step", 9),
+    "the first evaluation": Stop("training.fit:Fit.evaluate"),
+    "the last evaluation": Stop("training.fit:Fit.evaluate", 2),
+    "saving the best": Stop("training.fit:save_file", 2),
+    "saving a checkpoint": Stop("training.fit:save_checkpoint"),
     "the best weights read back": Stop("training.loop:load_weights"),
     "saving the bundle": Stop("bundle:save_file"),
     "the summary": Stop("training.train:write_text"),
@@ -33,7 +33,7 @@ KILLS = {
     "before the best weights are whole": Stop("writing:_put_in_place", 2),
     "before the first checkpoint is whole": Stop("writing:_put_in_place", 3),
     "before the rows are in place": Stop("data.prepared:_put_in_place"),
-    "in the middle of a later epoch": Stop("training.loop:Fit.step", 15),
+    "in the middle of a later epoch": Stop("training.fit:Fit.step", 15),
     "before the bundle is whole": Stop("bundle:_checksum", 2),
     "before the summary is whole": Stop("training.train:write_text"),
 }
@@ -134,12 +134,12 @@ def test_a_comparison_stopped_again_and_again_ends_the_same(folder: Path) -> Non
     assert run([*words, "undisturbed"], folder).code == 0
     stops = [
         Stop("training.progress:Reporter.__call__", stage="fit encoder", signals=(signal.SIGTERM,)),
-        Stop("training.loop:Fit.step", 4),
-        Stop("training.loop:Fit.evaluate", 2, (signal.SIGTERM,)),  # the last of a run, then no step follows
+        Stop("training.fit:Fit.step", 4),
+        Stop("training.fit:Fit.evaluate", 2, (signal.SIGTERM,)),  # the last of a run, then no step follows
         Stop("analysis.compare:forward"),
         Stop("analysis.compare:write_text", signals=(signal.SIGKILL,)),
         Stop("analysis.compare:_write_rows", signals=(signal.SIGKILL,)),
-        Stop("training.loop:save_checkpoint", signals=(signal.SIGINT, signal.SIGINT)),
+        Stop("training.fit:save_checkpoint", signals=(signal.SIGINT, signal.SIGINT)),
         Stop("analysis.compare:_boost"),
         Stop("analysis.compare:_write_rows", 1, (signal.SIGKILL,)),
     ]

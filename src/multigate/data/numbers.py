@@ -36,24 +36,39 @@ class Scales:
         self.scales = tuple(scales)
         self._mean = np.array([[scale.mean] for scale in scales], dtype=np.float64).reshape(-1, 1)
         self._sd = np.array([[scale.sd] for scale in scales], dtype=np.float64).reshape(-1, 1)
-        self._log = [at for at, scale in enumerate(scales) if scale.transform == "log"]
-        self._ranked = [
-            (at, Ranks(np.array(scale.knots), np.array(scale.scores)))
+        self._log = {at for at, scale in enumerate(scales) if scale.transform == "log"}
+        self._ranked = {
+            at: Ranks(np.array(scale.knots), np.array(scale.scores))
             for at, scale in enumerate(scales)
             if scale.transform == "quantile"
-        ]
+        }
 
-    def encode(self, raw: np.ndarray) -> np.ndarray:
-        """Raw (N, R) float64 -> (N, R) float32, NaN where missing."""
-        x = raw
-        if self._log or self._ranked:
-            x = raw.copy()
-            for at in self._log:
-                x[at] = signed_log(x[at])
-            for at, ranks in self._ranked:
-                x[at] = ranks.scores_of(x[at])
-        x = x - self._mean
-        x /= self._sd
+    def row(self, raw: list[float]) -> np.ndarray:
+        """Raw numbers of one row -> (1, N) float32: the same as ``encode``, with few calls."""
+        x = np.array([raw], dtype=np.float64)
+        if self._log:
+            at = list(self._log)
+            x[0, at] = signed_log(x[0, at])
+        for column, ranks in self._ranked.items():
+            x[:, column] = ranks.scores_of(x[:, column])
+        x -= self._mean.T
+        x /= self._sd.T
+        np.minimum(np.maximum(x, -CLIP, out=x), CLIP, out=x)
+        return x.astype(np.float32)
+
+    def encode(self, raw: np.ndarray, columns: Sequence[int] | None = None) -> np.ndarray:
+        """Raw (K, R) float64 of all columns, or of those at some places -> (K, R) float32, NaN where missing."""
+        columns = range(len(self.scales)) if columns is None else columns
+        x = np.empty_like(raw)
+        for row, at in enumerate(columns):
+            if at in self._log:
+                x[row] = signed_log(raw[row])
+            elif at in self._ranked:
+                x[row] = self._ranked[at].scores_of(raw[row])
+            else:
+                x[row] = raw[row]
+        x -= self._mean[columns]
+        x /= self._sd[columns]
         np.clip(x, -CLIP, CLIP, out=x)
         return x.astype(np.float32)
 
@@ -82,7 +97,7 @@ class Ranks:
 
 def fit_ranks(values: np.ndarray, most: int = KNOTS) -> tuple[np.ndarray, np.ndarray]:
     """At most ``most`` knots of a sample (any order, no NaN) and the normal scores of their middle ranks."""
-    distinct, counts = np.unique(values, return_counts=True)
+    distinct, counts = counted(values)
     if len(distinct) < 2:
         return distinct, np.zeros(len(distinct))
     share = (np.cumsum(counts) - counts / 2) / counts.sum()
@@ -93,12 +108,27 @@ def fit_ranks(values: np.ndarray, most: int = KNOTS) -> tuple[np.ndarray, np.nda
     return distinct, np.array([normal.inv_cdf(float(one)) for one in share])
 
 
+def counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values, rising, and how often each occurs; whole numbers close together are counted unsorted."""
+    if len(values) and values.min() >= 0 and values.max() <= 4 * len(values) and not np.signbit(values).any():
+        whole = values.astype(np.int64)
+        if (whole == values).all():
+            counts = np.bincount(whole)
+            found = np.flatnonzero(counts)
+            return found.astype(np.float64), counts[found]
+    return np.unique(values, return_counts=True)
+
+
 def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
     """Lower edges of the second to last of at most ``bins`` bins of about equal weight, each a value that occurs.
 
     A value heavier than a bin counts for one bin only, so that what lies beside a pile of zeros is still told apart.
     """
-    distinct, counts = np.unique(values, return_counts=True)
+    return edges_of(*counted(values), bins)
+
+
+def edges_of(distinct: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
+    """``quantile_edges`` of distinct values, rising, and how often each occurs."""
     if len(distinct) <= bins:
         return distinct[1:]
     weight = counts.astype(np.float64)
@@ -113,9 +143,8 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
     return distinct[cuts]
 
 
-def frequent_values(values: np.ndarray, bins: int, most: int, times: int = 5) -> np.ndarray:
+def frequent_values(distinct: np.ndarray, counts: np.ndarray, bins: int, most: int, times: int = 5) -> np.ndarray:
     """The values seen at least ``times`` times, rising; none where bins tell them apart or there are too many."""
-    distinct, counts = np.unique(values, return_counts=True)
     return distinct[counts >= times] if bins < len(distinct) <= most else distinct[:0]
 
 
@@ -200,7 +229,7 @@ class Sample:
         hashes = row_hashes(self._rows, values.shape[1], seed=0x5A)
         self._rows += len(hashes)
         chosen = hashes <= self._limit
-        self._kept.append(values[:, chosen])
+        self._kept.append(values.copy() if chosen.all() else values[:, chosen])
         self._hashes.append(hashes[chosen])
         self._many += len(self._hashes[-1])
         while self._many > self._size:

@@ -1,0 +1,200 @@
+"""Engines: what turns encoded rows into outputs when a bundle predicts: torch, or a graph of the same model."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multigate.batch import BagIds, Batch, IdColumn, Layout
+from multigate.data.encoder import Arrays
+from multigate.data.rows import cut
+from multigate.errors import BundleError
+from multigate.model import Model
+
+Floats = NDArray[np.float32]
+More = TypeVar("More")
+
+BLOCK = 512
+"""Rows that a graph computes in one call at most: what lies between its operators then stays in the cache."""
+SMALL = 64
+"""Rows that are not worth another thread."""
+ABSOLUTE, RELATIVE = 1e-5, 3e-5
+"""How far outputs of two engines may lie apart: no probability then differs by more than 1e-5."""
+
+
+class Answers(NamedTuple):
+    """What ``Outputs`` holds for those who predict: logits and conditionals (R, O), gates (R, readers, sources).
+
+    Where there are no chains, conditionals are the logits, the same array.
+    """
+
+    logits: Floats
+    conditionals: Floats
+    gates: tuple[Floats, ...]
+
+
+class Engine(Protocol):
+    """Computes what a model computes, in evaluation and float32."""
+
+    name: str
+
+    def __call__(self, rows: Arrays) -> Answers:
+        """Of few rows, on this thread."""
+        ...
+
+    def over(self, batches: Iterable[tuple[Batch, More]]) -> Iterator[tuple[Answers, More]]:
+        """Of one batch after the other, each with what came beside it."""
+        ...
+
+
+class Torch:
+    """The model itself; it is always there."""
+
+    name = "torch"
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(self, rows: Arrays) -> Answers:
+        bags = [BagIds(torch.from_numpy(values), torch.from_numpy(offsets)) for values, offsets in rows.bags]
+        with torch.inference_mode():
+            out = self.model(torch.from_numpy(rows.numbers), torch.from_numpy(rows.categories), bags)
+        logits = out.logits.float().numpy()
+        conditionals = logits if out.conditionals is out.logits else out.conditionals.float().numpy()
+        return Answers(logits, conditionals, tuple(gate.float().numpy() for gate in out.gates))
+
+    def over(self, batches: Iterable[tuple[Batch, More]]) -> Iterator[tuple[Answers, More]]:
+        for batch, more in batches:
+            yield self(arrays(batch)), more
+
+
+class Onnx:
+    """A graph that ``export_graph`` wrote, run by ONNX Runtime; it maps the weights that lie beside it into memory.
+
+    One call runs on one thread; rows of larger batches are spread over as many threads as torch has.
+
+    Raises ``BundleError`` where ONNX Runtime is missing or refuses the graph.
+    """
+
+    name = "onnx"
+
+    def __init__(self, graph: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise BundleError("engine 'onnx' needs the package onnxruntime; pip install 'multigate[onnx]'") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's own errors have no public parent
+            why = " ".join(str(error).split())[:200]
+            raise BundleError(f"ONNX Runtime refuses {graph} ({why}); export the bundle again") from error
+        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._outputs = [one.name for one in self._session.get_outputs()]
+        self._chains = "conditionals" in self._outputs
+
+    def __call__(self, rows: Arrays) -> Answers:
+        columns = [rows.numbers, rows.categories, *(part for bag in rows.bags for part in bag)]
+        feed = dict(zip(self._inputs, columns, strict=True))
+        logits, *rest = self._session.run(self._outputs, feed)
+        return Answers(logits, rest.pop(0) if self._chains else logits, tuple(rest))
+
+    def over(self, batches: Iterable[tuple[Batch, More]]) -> Iterator[tuple[Answers, More]]:
+        """The next batch is made while this one is computed."""
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads, "multigate-onnx") as pool:
+            ahead: tuple[list[Future[Answers]], More] | None = None
+            for batch, more in batches:
+                size = min(BLOCK, max(SMALL, -(-batch.rows // threads)))
+                starts = range(0, max(batch.rows, 1), size)
+                running = [pool.submit(self, arrays(cut(batch, at, at + size))) for at in starts]
+                if ahead is not None:
+                    yield _joined(ahead[0]), ahead[1]
+                ahead = running, more
+            if ahead is not None:
+                yield _joined(ahead[0]), ahead[1]
+
+
+def arrays(batch: Batch) -> Arrays:
+    """What a model reads of a batch; nothing is copied."""
+    bags = tuple((bag.values.numpy(), bag.offsets.numpy()) for bag in batch.bags)
+    return Arrays(batch.numbers.numpy(), batch.categories.numpy(), bags)
+
+
+def _joined(parts: Sequence[Future[Answers]]) -> Answers:
+    done = [part.result() for part in parts]
+    if len(done) == 1:
+        return done[0]
+    logits = np.concatenate([one.logits for one in done])
+    same = done[0].conditionals is done[0].logits
+    conditionals = logits if same else np.concatenate([one.conditionals for one in done])
+    return Answers(logits, conditionals, tuple(map(np.concatenate, zip(*(one.gates for one in done), strict=True))))
+
+
+class Engines(NamedTuple):
+    """What computes one row, and what computes tables."""
+
+    row: Engine
+    table: Engine
+
+
+def faster(engines: Sequence[Engine], layout: Layout) -> Engines:
+    """The engine that is faster on one row, and the one on many: both are measured, in a few tenths of a second."""
+    one, many = arrays(made_up(layout, 1)), made_up(layout, 2 * BLOCK)
+    return Engines(
+        _fastest(engines, lambda engine: engine(one), times=30),
+        _fastest(engines, lambda engine: list(engine.over([(many, None)])), times=9),
+    )
+
+
+def _fastest(engines: Sequence[Engine], work: Callable[[Engine], object], times: int) -> Engine:
+    def seconds(engine: Engine) -> float:
+        began = time.perf_counter()
+        work(engine)
+        return time.perf_counter() - began
+
+    rounds = [[seconds(engine) for engine in engines] for _ in range(times)]
+    return engines[int(np.min(rounds, axis=0).argmin())]  # what else the machine does only adds
+
+
+def disagreement(one: Engine, other: Engine, layout: Layout) -> float | None:
+    """The largest difference between two engines' answers to made-up rows; None where they agree."""
+    rows = arrays(made_up(layout, SMALL))
+    pairs = list(zip(_each(one(rows)), _each(other(rows)), strict=True))
+    if all(np.allclose(b, a, RELATIVE, ABSOLUTE) for a, b in pairs):
+        return None
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
+
+
+def _each(answers: Answers) -> list[Floats]:
+    return [answers.logits, answers.conditionals, *answers.gates]
+
+
+def made_up(layout: Layout, rows: int) -> Batch:
+    """Rows of such columns, drawn at random, the same each time."""
+    draw = np.random.default_rng(0)
+    numbers = draw.normal(0, 2, (rows, len(layout.numbers))).astype(np.float32)
+    numbers[draw.random(numbers.shape) < 0.1] = np.nan
+
+    def ids(column: IdColumn, many: int) -> NDArray[np.int32]:
+        return draw.integers(0, layout.tables[column.table], many, dtype=np.int32)
+
+    categories = np.empty((rows, len(layout.categories)), np.int32)
+    for at, column in enumerate(layout.categories):
+        categories[:, at] = ids(column, rows)
+    bags = []
+    for column in layout.bags:
+        offsets = np.append(0, draw.integers(1, 5, rows).cumsum()).astype(np.int32)
+        bags.append(BagIds(torch.from_numpy(ids(column, int(offsets[-1]))), torch.from_numpy(offsets)))
+    empty = torch.empty(rows, 0)
+    return Batch(
+        torch.from_numpy(numbers), torch.from_numpy(categories), tuple(bags),
+        empty, empty.bool(), empty, torch.zeros(rows, dtype=torch.int64),
+    )  # fmt: skip

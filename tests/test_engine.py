@@ -1,0 +1,161 @@
+"""Engines: batches of any size, cut and put together again; who answers differently is found, who is faster chosen."""
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from multigate.batch import Batch
+from multigate.bundle import Bundle, build_model, load
+from multigate.data.encoder import Arrays
+from multigate.engine import BLOCK, Answers, Engine, Onnx, Torch, arrays, disagreement, faster, made_up
+from multigate.errors import BundleError
+from multigate.experiment import Experiment
+from multigate.training.train import train
+
+
+@pytest.fixture(scope="module")
+def bundle(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With a graph: categories, a bag, a chain."""
+    folder = tmp_path_factory.mktemp("engine")
+    train(feed_experiment, folder / "run", quiet=True)
+    load(folder / "run").export(folder / "exported")
+    return load(folder / "exported", engine="onnx")
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+def check_equal(found: Answers, bundle: Bundle, batch: Batch) -> None:
+    """Against the model itself."""
+    with torch.no_grad():
+        expected = bundle.model(batch.numbers, batch.categories, batch.bags)
+    named = (expected.logits, expected.conditionals, *expected.gates)
+    for one, other in zip((found.logits, found.conditionals, *found.gates), named, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-5)
+    assert len(found.logits) == batch.rows
+
+
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 130, BLOCK, 3 * BLOCK + 7, 5 * BLOCK])
+def test_any_number_of_rows_is_computed_whole(bundle: Bundle, threads: int, rows: int) -> None:
+    batch = made_up(bundle.encoder.layout, rows)
+    for engine in (bundle.engines.table, Torch(bundle.model)):
+        ((found, beside),) = engine.over([(batch, "beside")])
+        check_equal(found, bundle, batch)
+        check_equal(engine(arrays(batch)), bundle, batch)
+        assert beside == "beside"
+
+
+@pytest.mark.parametrize("name", ["torch", "onnx"])
+def test_batches_come_in_order_with_what_came_beside_them(bundle: Bundle, threads: int, name: str) -> None:
+    engine = {"torch": Torch(bundle.model), "onnx": bundle.engines.table}[name]
+    batches = [made_up(bundle.encoder.layout, rows) for rows in (2000, 3, 0, 1100)]
+    found = list(engine.over((batch, at) for at, batch in enumerate(batches)))
+    assert [more for _, more in found] == [0, 1, 2, 3]
+    for (outputs, _), batch in zip(found, batches, strict=True):
+        check_equal(outputs, bundle, batch)
+    assert list(engine.over([])) == []
+
+
+def test_what_goes_wrong_between_batches_is_raised(bundle: Bundle) -> None:
+    def batches() -> Iterator[tuple[Batch, int]]:
+        yield made_up(bundle.encoder.layout, 200), 0
+        raise LookupError("the second batch")
+
+    with pytest.raises(LookupError, match="the second batch"):
+        list(bundle.engines.table.over(batches()))
+
+
+def test_a_consumer_may_stop_early(bundle: Bundle) -> None:
+    made = []
+
+    def batches() -> Iterator[tuple[Batch, int]]:
+        for at in range(1000):
+            made.append(at)
+            yield made_up(bundle.encoder.layout, 10), at
+
+    for _, at in bundle.engines.table.over(batches()):
+        if at == 2:
+            break
+    assert len(made) < 10
+
+
+def test_other_weights_are_found_out(bundle: Bundle) -> None:
+    layout = bundle.encoder.layout
+    assert disagreement(Torch(bundle.model), bundle.engines.row, layout) is None
+    other = build_model(bundle.experiment, bundle.encoder).eval()
+    other.load_state_dict(bundle.model.state_dict())
+    with torch.no_grad():
+        other.heads.bias[1] += 1e-3
+    apart = disagreement(Torch(other), bundle.engines.row, layout)
+    assert apart == pytest.approx(1e-3, rel=0.1)
+    with torch.no_grad():
+        other.heads.bias[1] = torch.nan
+    assert disagreement(Torch(other), bundle.engines.row, layout) is not None
+
+
+class Slow:
+    """Torch after a pause that depends on the number of rows."""
+
+    name = "slow"
+
+    def __init__(self, engine: Engine, one: float, many: float) -> None:
+        self.engine, self.one, self.many = engine, one, many
+
+    def __call__(self, rows: Arrays) -> Answers:
+        time.sleep(self.one if len(rows.numbers) == 1 else self.many)
+        return self.engine(rows)
+
+    def over(self, batches: Iterable[tuple[Batch, object]]) -> Iterator[tuple[Answers, object]]:
+        for batch, more in batches:
+            yield self(arrays(batch)), more
+
+
+def test_the_faster_one_is_chosen_for_one_row_and_for_many(bundle: Bundle) -> None:
+    engine = Torch(bundle.model)
+    first, second = Slow(engine, one=0.0, many=0.03), Slow(engine, one=0.005, many=0.0)
+    chosen = faster([first, second], bundle.encoder.layout)
+    assert (chosen.row, chosen.table) == (first, second)
+    chosen = faster([second, first], bundle.encoder.layout)
+    assert (chosen.row, chosen.table) == (first, second)
+
+
+def test_made_up_rows_are_rows_of_the_layout(bundle: Bundle) -> None:
+    layout = bundle.encoder.layout
+    batch = made_up(layout, 2000)
+    sizes = torch.tensor([layout.tables[column.table] for column in layout.categories])
+    assert (batch.categories >= 0).all()
+    assert (batch.categories < sizes).all()
+    assert (batch.categories.max(0).values >= sizes * 0.5).all()
+    assert 0.05 < batch.numbers.isnan().float().mean() < 0.15
+    for bag in batch.bags:
+        assert (bag.offsets.diff() >= 1).all()
+        assert bag.offsets[-1] == len(bag.values)
+    assert torch.equal(batch.categories, made_up(layout, 2000).categories)
+
+
+def test_a_file_that_is_no_graph_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"ONNX Runtime refuses .*model\.onnx .*; export the bundle again"):
+        Onnx(tmp_path / "model.onnx")
+
+
+def test_predictions_are_those_of_torch(bundle: Bundle) -> None:
+    table = pq.read_table(bundle.experiment.test)
+    plain = Bundle(bundle.experiment, bundle.encoder, bundle.model, bundle.curves)
+    expected, found = plain.predict(table, gates=True), bundle.predict(table, gates=True)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5)
+    for row in table.slice(0, 5).to_pylist():
+        assert bundle.predict(row) == pytest.approx(plain.predict(row), rel=1e-5, abs=1e-6)
