@@ -187,3 +187,15 @@ def test_the_norm_that_is_clipped_is_that_of_tables_and_weights_together(shop: P
         moved[kind] = [p.grad.clone() for p in fitting.trained if p.grad is not None and p.shape[-1] != 16]
     for dense, lazy in zip(moved["dense"], moved["lazy_adam"], strict=True):
         torch.testing.assert_close(dense, lazy)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 4), (1 << 18, 4)])
+def test_large_pages_leave_the_numbers_alone(shape: tuple[int, int]) -> None:
+    from multigate.training.allocator import in_large_pages
+
+    tensor = torch.randn(shape)
+    kept = tensor.clone()
+    assert in_large_pages(tensor) is tensor
+    assert torch.equal(tensor, kept)
+    tensor.mul_(2)
+    assert torch.equal(tensor, 2 * kept)

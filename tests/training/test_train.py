@@ -22,7 +22,7 @@ from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import open_run
 from multigate.score import score_table
-from multigate.training.fit import CHECKPOINT
+from multigate.training.fit import CHECKPOINT, batch_size
 from multigate.training.interrupts import Interrupted
 from multigate.training.train import train
 

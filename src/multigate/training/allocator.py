@@ -1,12 +1,17 @@
-"""Memory that one step gives back stays for the next."""
+"""What the C library and Linux are asked to do with memory; elsewhere nothing is asked, and nothing else changes."""
 
 import ctypes
 import sys
+
+from torch import Tensor
 
 TRIM, MAP = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
 KEPT, MAPPED = 256 << 20, 32 << 20
 """Bytes that may lie free; bytes from which on a block is mapped for itself, the most that glibc allows."""
+HUGEPAGE, COLLAPSE = 14, 25
+"""MADV_HUGEPAGE and MADV_COLLAPSE of Linux's mman.h."""
+PAGE = 4096
 
 
 def keep_freed_memory() -> None:
@@ -18,3 +23,14 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(MAP, MAPPED)
         libc.mallopt(TRIM, KEPT)
+
+
+def in_large_pages(tensor: Tensor) -> Tensor:
+    """The same tensor, on the CPU in pages of 2 MB where Linux allows: rows read here and there are found faster."""
+    first = -(-tensor.data_ptr() // PAGE) * PAGE
+    whole = (tensor.data_ptr() + tensor.nbytes - first) // PAGE * PAGE
+    if sys.platform == "linux" and tensor.device.type == "cpu" and whole > 0:
+        libc = ctypes.CDLL(None)
+        for advice in (HUGEPAGE, COLLAPSE):  # those to come, those that are there
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), advice)
+    return tensor

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from multigate.experiment import Optimizer
 from multigate.nn.embed import StackedTables
+from multigate.training.allocator import in_large_pages
 
 LARGE = 1 << 22
 """Numbers in a table from which on ``auto`` is ``lazy_adam``: a dense update then takes as long as all else."""
@@ -42,6 +44,8 @@ class TableOptimizer:
         for table in tables:
             table.sparse = True
         self.state = [self._start(weight) for weight in self.weights]
+        for tensor in (*self.weights, *(one for state in self.state for one in state.values())):
+            in_large_pages(tensor)
 
     def touched(self) -> list[Touched | None]:
         """Takes the gradients away from the tables; None where a batch has read nothing."""
@@ -53,9 +57,11 @@ class TableOptimizer:
         rate *= self.factor
         for weight, state, seen in zip(self.weights, self.state, touched, strict=True):
             if seen is not None:
-                way = self._adam(state, seen) if self.adam else self._adagrad(state, seen)
-                kept = weight.index_select(0, seen.rows).mul_(1 - rate * self.decay)
-                weight.index_copy_(0, seen.rows, kept.sub_(way, alpha=rate))
+                own = functional.embedding(seen.rows, weight)
+                if self.decay:
+                    own.mul_(1 - rate * self.decay)
+                (self._adam if self.adam else self._adagrad)(own, state, seen, rate)
+                weight.index_copy_(0, seen.rows, own)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, by name."""
@@ -72,20 +78,25 @@ class TableOptimizer:
             return {"squares": rows}
         return {"first": torch.zeros_like(weight), "second": torch.zeros_like(weight), "steps": rows}
 
-    def _adam(self, state: dict[str, Tensor], seen: Touched) -> Tensor:
+    def _adam(self, own: Tensor, state: dict[str, Tensor], seen: Touched, rate: float) -> None:
+        """Moves ``own``, the rows' weights (U, dim)."""
         rows, gradient = seen
         steps = state["steps"].index_select(0, rows).add_(1)
-        first = state["first"].index_select(0, rows).lerp_(gradient, 1 - BETAS[0])
-        second = state["second"].index_select(0, rows).lerp_(gradient.square(), 1 - BETAS[1])
+        first = functional.embedding(rows, state["first"]).lerp_(gradient, 1 - BETAS[0])
+        second = functional.embedding(rows, state["second"]).mul_(BETAS[1])
+        second.addcmul_(gradient, gradient, value=1 - BETAS[1])
         for name, moment in (("steps", steps), ("first", first), ("second", second)):
             state[name].index_copy_(0, rows, moment)
-        correction = [(1 - beta**steps).unsqueeze(1) for beta in BETAS]
-        return first.div_(correction[0]).div_(second.div_(correction[1]).sqrt_().add_(EPSILON))
+        # corrections as factors of a row: (m / c1) / (sqrt(v / c2) + e) = (sqrt(c2) / c1) m / (sqrt(v) + e sqrt(c2))
+        of_first, of_second = ((1 - beta**steps).unsqueeze(1) for beta in BETAS)
+        root = of_second.sqrt_()
+        own.addcdiv_(first.mul_(root / of_first), second.sqrt_().add_(root, alpha=EPSILON), value=-rate)
 
-    def _adagrad(self, state: dict[str, Tensor], seen: Touched) -> Tensor:
+    def _adagrad(self, own: Tensor, state: dict[str, Tensor], seen: Touched, rate: float) -> None:
+        """Moves ``own``, the rows' weights (U, dim)."""
         squares = state["squares"].index_select(0, seen.rows).add_(seen.gradient.square().mean(1))
         state["squares"].index_copy_(0, seen.rows, squares)
-        return seen.gradient / squares.sqrt().add_(EPSILON).unsqueeze(1)
+        own.addcdiv_(seen.gradient, squares.sqrt_().add_(EPSILON).unsqueeze(1), value=-rate)
 
 
 def large_tables(model: nn.Module, options: Optimizer) -> list[StackedTables]:
@@ -102,5 +113,11 @@ def _taken(weight: nn.Parameter) -> Touched | None:
     if gradient is None:
         return None
     ids, values = gradient._indices()[0], gradient._values()
-    rows, place = torch.unique(ids, return_inverse=True)
-    return Touched(rows, values.new_zeros(len(rows), values.shape[1]).index_add_(0, place, values))
+    if len(weight) <= torch.iinfo(torch.int32).max:
+        ids = ids.int()  # sorted in half the time
+    ids, order = torch.sort(ids, stable=True)
+    starts = torch.cat((ids.new_ones(min(len(ids), 1), dtype=torch.bool), ids[1:] != ids[:-1])).nonzero().squeeze(1)
+    ends = torch.cat((starts, starts.new_tensor([len(ids)])))
+    # sums of neighbours in a table of gradients are what an embedding bag is
+    sums = functional.embedding_bag(order, values, ends, mode="sum", include_last_offset=True)
+    return Touched(ids[starts].long(), sums)
