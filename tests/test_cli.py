@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 

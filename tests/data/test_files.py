@@ -128,6 +128,29 @@ def test_text_columns_stored_as_codes_come_as_dictionaries(tmp_path: Path) -> No
     assert rows_of(source) == expected({"few": few, "many": many})
 
 
+@pytest.mark.parametrize("door", ["plain", "codes", "csv", "memory"])
+def test_text_as_it_is_read_is_the_same_text(door: str, tmp_path: Path) -> None:
+    """As dictionaries where the file has them; text that the schema types as something else is that, as ever."""
+    text, numbers = ["low", "", "high", "low"] * 500, ["1.5", "2", "", "-1"] * 500
+    columns: dict[str, list[Any]] = {"text": text, "n": numbers, "k": list(range(2_000))}
+    data: Any = columns
+    if door == "csv":
+        lines = [",".join(columns), *(f"{t},{n},{k}" for t, n, k in zip(*columns.values(), strict=True))]
+        data = write_csv(tmp_path, "\n".join(lines))
+    elif door != "memory":
+        data = tmp_path / "a.parquet"
+        pq.write_table(pa.table(columns), data, use_dictionary=door == "codes")
+    source = open_table(data, {"n": "double", "text": "string"})
+    batches = list(source.batches(["n", "text"], rows=300, as_read=True))
+    assert [one for batch in batches for one in batch["text"].to_pylist()] == text
+    assert [one for batch in batches for one in batch["n"].to_pylist()] == [float(n) if n else None for n in numbers]
+    kinds = {batch.schema.field("text").type for batch in batches}
+    assert all(pa.types.is_dictionary(kind) == (door == "codes") for kind in kinds)
+    wrong = open_table({"n": ["1", "2", "x"]}, {"n": "double"})
+    with pytest.raises(DataError, match="column 'n', row 3: 'x' is not double"):
+        list(wrong.batches(as_read=True))
+
+
 def test_a_column_may_be_named_like_a_field_of_another(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, **{"a": [{"b": 1}], "a.b": [2]})
     assert rows_of(open_table(path), ["a.b"]) == [{"a.b": 2}]

@@ -1,11 +1,13 @@
-"""One step ahead: what an iterator gives next is made on a background thread."""
+"""One step ahead: what an iterator gives next is made on background threads."""
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
@@ -57,3 +59,35 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
             made.clear()
             turn.notify_all()
         thread.join()
+
+
+def worked(work: Callable[[Item], Made], items: Iterable[Item], threads: int = 2) -> Generator[Made, None, None]:
+    """``work`` of every item in order, done on some threads; up to one item more than there are threads is under way.
+
+    An exception, of the work or of the items, is raised where its result would have come. What is under way then, or
+    when this generator is closed, is finished first.
+    """
+    made: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="multigate-worked") as pool:
+        try:
+            for future in _submitted(pool, work, items):
+                made.append(future)
+                if len(made) > threads:
+                    yield made.popleft().result()
+            while made:
+                yield made.popleft().result()
+        finally:
+            for future in made:
+                future.cancel()
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterable[Item]
+) -> Generator[Future[Made], None, None]:
+    try:
+        for item in items:
+            yield pool.submit(work, item)
+    except Exception as error:
+        failed: Future[Made] = Future()
+        failed.set_exception(error)
+        yield failed

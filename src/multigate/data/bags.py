@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multigate.data.cells import codes, plain, text, texts
+from multigate.data.cells import codes, filled, plain, text, texts
 from multigate.data.vocabulary import MISSING, Lookup, add_counts
 
 
@@ -45,7 +45,7 @@ def _items(array: pa.Array, separator: str, column: str) -> tuple[np.ndarray, pa
     array = plain(array)
     kind = array.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        lengths = filled(pc.list_value_length(array), 0)
         index, values = codes(array.flatten(), column)
         return index, values, lengths.astype(np.int64)
     index, cells = codes(array, column)
@@ -53,7 +53,7 @@ def _items(array: pa.Array, separator: str, column: str) -> tuple[np.ndarray, pa
         return index, cells, np.ones(len(array), dtype=np.int64)
     lists = pc.split_pattern(cells, separator)
     items, values = codes(lists.flatten(), column)
-    sizes = np.append(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False), 0)
+    sizes = np.append(filled(pc.list_value_length(lists), 0), 0)
     lengths = sizes[index].astype(np.int64)
     first = (np.cumsum(sizes, dtype=np.int64) - sizes)[index]
     return items[positions(first, lengths)], values, lengths

@@ -46,8 +46,8 @@ def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
         return np.full((feature.size, len(array)), np.nan)
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise cells.ColumnError(feature.source, f"wanted lists of {feature.size} numbers, found {kind}; give lists")
-    known = array.is_valid().to_numpy(zero_copy_only=False)
-    lengths = pc.fill_null(pc.list_value_length(array), feature.size).to_numpy(zero_copy_only=False)
+    known = cells.known(array)
+    lengths = cells.filled(pc.list_value_length(array), feature.size)
     wrong = np.flatnonzero(lengths != feature.size)
     if len(wrong):
         raise wrong_size(int(lengths[wrong[0]]), feature).error(feature.source, int(wrong[0]))

@@ -31,7 +31,8 @@ class Source:
     """A table that can be read again and again as record batches, rows always in the same order.
 
     ``name`` is for people; ``rows`` is None where it is not known without reading (CSV); ``fingerprint`` changes
-    when the content may have (paths, sizes and modification times; the content itself for a table in memory).
+    when the content may have (paths, sizes and modification times; the content itself for a table in memory);
+    ``at_hand`` says that reading again costs nothing (a table in memory whose text, if any, is coded).
     """
 
     def __init__(self, name: str, parts: Sequence["_Part"], fingerprint: str, types: Mapping[str, str] = {}) -> None:
@@ -41,36 +42,45 @@ class Source:
         self.fingerprint = fingerprint
         counts = [part.rows for part in parts]
         self.rows = None if None in counts else sum(count for count in counts if count is not None)
+        plain_text = any(_is_text(kind) and not pa.types.is_dictionary(kind) for kind in self.schema.types)
+        self.at_hand = not plain_text and all(isinstance(part, _Memory) for part in parts)
         self._parts = parts
         if not self.schema.names:
             raise DataError(f"{name} has no columns; give at least one feature and one label")
         if self.rows == 0:
             raise DataError(f"{name} has columns but no rows; give a table with at least one row")
 
-    def batches(self, columns: Sequence[str] | None = None, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: Sequence[str] | None = None, rows: int = 65_536, *, as_read: bool = False
+    ) -> Iterator[pa.RecordBatch]:
         """At most ``rows`` rows at a time, columns in the order asked for (all of them if None).
+
+        Text ``as_read`` is plain or Arrow dictionaries, which may differ from batch to batch, and the empty text is not
+        made null: for who reads it by its distinct values.
 
         Raises:
             DataError: a column that is not there, a file that is damaged, or a CSV value that does not convert.
         """
-        wanted = self.schema if columns is None else pa.schema([self._field(name) for name in columns])
-        return self._stream(wanted, rows)
+        there = {field.name: field for field in self.schema}
+        for name in columns or ():
+            if name not in there:
+                raise DataError(f"{self.name} has no column {name!r}; {nearest(name, self.schema.names)}")
+        wanted = self.schema if columns is None else pa.schema([there[name] for name in columns])
+        return self._stream(wanted, rows, as_read)
 
-    def _field(self, name: str) -> pa.Field:
-        if name not in self.schema.names:
-            raise DataError(f"{self.name} has no column {name!r}; {nearest(name, self.schema.names)}")
-        return self.schema.field(name)
-
-    def _stream(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    def _stream(self, wanted: pa.Schema, rows: int, as_read: bool) -> Iterator[pa.RecordBatch]:
         for part in self._parts:
             first = 1
             for batch in part.read(wanted, rows):
                 arrays = [
-                    _converted(batch.column(i), field.type, part.name, field.name, first)
-                    for i, field in enumerate(wanted)
+                    array
+                    if as_read and _is_text(array.type) and _is_text(field.type)
+                    else _converted(array, field.type, part.name, field.name, first)
+                    for array, field in zip(batch.columns, wanted, strict=True)
                 ]
                 # a batch of no columns keeps its row count only while it is left as it is
-                yield pa.RecordBatch.from_arrays(arrays, schema=wanted) if arrays else batch
+                found = [field.with_type(array.type) for array, field in zip(arrays, wanted, strict=True)]
+                yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(found)) if arrays else batch
                 first += batch.num_rows
 
 
@@ -569,6 +579,8 @@ def _guess(values: pa.Array) -> pa.DataType:
 
 def _converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first: int) -> pa.Array:
     """One column of one batch in the type wanted; ``first`` is the number of its first row."""
+    if pa.types.is_dictionary(array.type) and array.type != kind:
+        array = array.dictionary_decode()
     if _is_text(array.type) and not pa.types.is_dictionary(array.type):
         empty = pc.equal(array, "")
         if pc.any(empty).as_py():
@@ -576,8 +588,6 @@ def _converted(array: pa.Array, kind: pa.DataType, where: str, column: str, firs
     if array.type == kind:
         return array
     try:
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
         return array.cast(kind)
     except pa.ArrowException as error:
         for row, value in enumerate(array, first):

@@ -13,9 +13,10 @@ from multigate.data.numbers import (
     Sample,
     Scale,
     Scales,
+    counted,
+    edges_of,
     fit_ranks,
     frequent_values,
-    quantile_edges,
     signed_log,
 )
 from multigate.data.vocabulary import Vocabulary, add_counts, table_features, table_of
@@ -79,9 +80,9 @@ class Fit:
                     raw[at : at + feature.size] = vector_column(array, feature)
                     at += feature.size
                 case Category():
-                    index, values = cells.codes(array, feature.source)
+                    index, values = cells.distinct_texts(array, feature.source)
                     many = np.bincount(index, minlength=len(values))[: len(values)]
-                    add_counts(self._counts[table_of(feature)], cells.texts(values), many.tolist())
+                    add_counts(self._counts[table_of(feature)], values, many.tolist())
                 case Bag() if not feature.buckets:
                     bags.count_items(array, feature.separator, self._counts[table_of(feature)], feature.source)
         self._sample.add(raw)
@@ -111,7 +112,7 @@ class Fit:
             Scale(transform=transform, mean=float(mean[at]), sd=float(sd[at]) or 1.0)
             for at, transform in enumerate(self._transforms)
         ]  # fmt: skip
-        return Fitted(self._rows, tuple(scales), self._edges(scales), self._values(), vocabularies, stats)
+        return Fitted(self._rows, tuple(scales), *self._bins(scales), vocabularies, stats)
 
     def _ranked(self, at: int) -> Scale:
         knots, scores = fit_ranks(self._sample.column(at))
@@ -121,27 +122,22 @@ class Fit:
             return scale
         return scale.with_(mean=float(found.mean()), sd=float(found.std()) or 1.0)
 
-    def _edges(self, scales: list[Scale]) -> dict[str, tuple[float, ...]]:
+    def _bins(self, scales: list[Scale]) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[float, ...]]]:
+        """Edges, and values that have an embedding of their own, by feature."""
         edges: dict[str, tuple[float, ...]] = {}
+        own: dict[str, tuple[float, ...]] = {}
         at = 0
         for feature in self._numeric:
             if isinstance(feature, Number) and feature.embedding in ("bins", "piecewise"):
                 values = self._sample.column(at)
-                found = quantile_edges(values, feature.bins) if len(values) else values
-                if feature.embedding == "piecewise" and len(values):
+                distinct, counts = counted(values)
+                found = edges_of(distinct, counts, feature.bins) if len(values) else values
+                if feature.embedding == "bins":
+                    frequent = frequent_values(distinct, counts, feature.bins, feature.values)
+                    own |= {feature.name: tuple(frequent.tolist())} if len(frequent) else {}
+                elif len(values):
                     ends = np.concatenate([[values.min()], found, [values.max()]])
                     found = np.unique(Scales([scales[at]]).encode(ends[None])).astype(np.float64)
                 edges[feature.name] = tuple(found.tolist())
             at += feature.size if isinstance(feature, Vector) else 1
-        return edges
-
-    def _values(self) -> dict[str, tuple[float, ...]]:
-        found: dict[str, tuple[float, ...]] = {}
-        at = 0
-        for feature in self._numeric:
-            if isinstance(feature, Number) and feature.embedding == "bins":
-                values = frequent_values(self._sample.column(at), feature.bins, feature.values)
-                if len(values):
-                    found[feature.name] = tuple(values.tolist())
-            at += feature.size if isinstance(feature, Vector) else 1
-        return found
+        return edges, own

@@ -6,10 +6,10 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from multigate.batch import BagIds, Batch, Layout
-from multigate.data.ahead import ahead
-from multigate.data.cells import placed
+from multigate.data.ahead import ahead, worked
+from multigate.data.cells import as_arrow, placed, with_codes
 from multigate.data.encoder import FORMAT, Encoder
+from multigate.data.kept import Kept
 from multigate.data.rows import cut, join, pick
 from multigate.data.split import PARTS, Split, Splitter
 from multigate.errors import DataError, MultigateError, RunError
@@ -29,6 +30,9 @@ from multigate.schema import Schema
 
 SHARD, SHARD_BYTES = 65_536, 64 << 20
 """Rows of a shard, fewer of a wide table: at most so many bytes (but for bags), for a loader holds several."""
+
+KEPT = 1 << 30
+"""Bytes that a training table may take on disk from the fit to the encoding; a larger one is parsed twice."""
 
 Progress = Callable[[str, int, int | None], None]
 """Told the stage, the rows done and, where known, the rows in all."""
@@ -48,6 +52,9 @@ class Table(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def at_hand(self) -> bool: ...
 
     @property
     def batches(self) -> Callable[..., Iterator[pa.RecordBatch]]: ...
@@ -184,7 +191,8 @@ def prepare(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(schema, tables, split, base, temporary, key, shard_rows, progress or (lambda stage, done, total: None))
+        with Kept(temporary, KEPT) as kept:
+            _write(schema, tables, split, base, temporary, key, shard_rows, kept, progress or _silent)
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -199,30 +207,30 @@ def _write(
     folder: Path,
     key: str,
     shard_rows: int,
+    kept: Kept,
     progress: Progress,
 ) -> None:
     splitter = split.resolve(tables["train"], schema)
     why = _why_empty(tables["train"], split, splitter)
-    training = _TrainingRows(schema, tables["train"], splitter, progress, why)
+    rows = _Rows(schema, tables["train"], splitter.columns, kept)
+    training = _TrainingRows(rows, splitter, progress, why)
     with placed(tables["train"].name, training):
         encoder = Encoder.fit(schema, training) if base is None else base.grown(schema, training)
     encoder.save(folder / "encoder")
     shard_rows = max(1, min(shard_rows, SHARD_BYTES // _row_bytes(encoder.layout)))
     writers = {name: _Writer(folder, name, shard_rows) for name in (*split.parts, *tables)}
-    for name, table in tables.items():
-        splits = splitter if name == "train" else None
-        done = 0
-        for batch, parts in ahead(_encoded(encoder, table, splits)):
-            progress(f"encode {name}", done, table.rows)
-            done += batch.rows
-            if parts is None or not parts.any():
-                writers[name].add(batch)
-                continue
+    sources = {name: rows if name == "train" else _Rows(schema, table) for name, table in tables.items()}
+    done = dict.fromkeys(tables, 0)
+    for name, batch, parts in worked(partial(_encoded, encoder, splitter), _numbered(sources)):
+        if parts is None or not parts.any():
+            writers[name].add(batch)
+        else:
             for at, part in enumerate(PARTS):
-                rows = torch.from_numpy(np.flatnonzero(parts == at))
-                if len(rows):
-                    writers[part].add(pick(batch, rows))
-        progress(f"encode {name}", done, table.rows)
+                chosen = torch.from_numpy(np.flatnonzero(parts == at))
+                if len(chosen):
+                    writers[part].add(pick(batch, chosen))
+        done[name] += batch.rows
+        progress(f"encode {name}", done[name], tables[name].rows)
     sizes = {name: writers[name].close() for name in PARTS if name in writers}
     for name, shards in sizes.items():
         if not shards:
@@ -242,11 +250,37 @@ def _write(
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
+def _silent(stage: str, done: int, total: int | None) -> None: ...
+
+
+class _Rows:
+    """What encoding needs of a table, in batches with text as codes; the second time they come from what was kept."""
+
+    def __init__(self, schema: Schema, table: Table, more: Sequence[str] = (), kept: Kept | None = None) -> None:
+        group = (schema.group,) if schema.group else ()
+        self.table = table
+        self._columns = list(dict.fromkeys((*schema.columns(carried=False), *group, *more)))
+        self._most, self._kept, self._read = _read_rows(schema), None if table.at_hand else kept, False
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        if self._read and self._kept is not None and self._kept.whole:
+            yield from self._kept
+            return
+        yield from ahead(self._coded(None if self._read else self._kept))
+        self._read = True
+
+    def _coded(self, kept: Kept | None) -> Iterator[pa.RecordBatch]:
+        for batch in map(with_codes, ahead(self.table.batches(self._columns, rows=self._most, as_read=True))):
+            if kept is not None:
+                kept.add(batch)
+            yield batch
+
+
 class _TrainingRows:
     """The training rows of a table in batches; ``rows[i]`` is the number in the table of a row of the last of them."""
 
-    def __init__(self, schema: Schema, table: Table, splitter: Splitter, progress: Progress, why_empty: str) -> None:
-        self._schema, self._table, self._splitter = schema, table, splitter
+    def __init__(self, rows: _Rows, splitter: Splitter, progress: Progress, why_empty: str) -> None:
+        self._rows, self._splitter = rows, splitter
         self._progress, self._why_empty = progress, why_empty
         self._numbers = np.empty(0, dtype=np.int64)
 
@@ -254,31 +288,42 @@ class _TrainingRows:
         return int(self._numbers[row])
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        names = list(dict.fromkeys((*self._schema.columns(carried=False), *self._splitter.columns)))
-        first_row, found = 0, 0
-        self._progress("fit encoder", 0, self._table.rows)
-        for batch in ahead(self._table.batches(names, rows=_read_rows(self._schema))):
+        first_row, found, total = 0, 0, self._rows.table.rows
+        self._progress("fit encoder", 0, total)
+        for batch in self._rows:
             kept = self._splitter.assign(batch, first_row) == 0
             self._numbers = first_row + np.flatnonzero(kept)
             first_row += batch.num_rows
             found += len(self._numbers)
-            yield batch if len(self._numbers) == batch.num_rows else batch.filter(pa.array(kept))
-            self._progress("fit encoder", first_row, self._table.rows)
+            yield batch if len(self._numbers) == batch.num_rows else batch.filter(as_arrow(kept))
+            self._progress("fit encoder", first_row, total)
         if not found:
             raise DataError(self._why_empty.format(part="train"))
 
 
-def _encoded(encoder: Encoder, table: Table, splitter: Splitter | None) -> Iterator[tuple[Batch, np.ndarray | None]]:
-    """Every batch of a table, and the part of each of its rows (None: all belong to the table's own)."""
-    schema = encoder.schema
-    group = (schema.group,) if schema.group else ()
-    names = list(dict.fromkeys((*schema.columns(carried=False), *group, *(splitter.columns if splitter else ()))))
-    first_row = 0
-    for batch in ahead(table.batches(names, rows=_read_rows(schema))):
-        with placed(table.name, range(first_row, first_row + batch.num_rows)):
-            encoded = encoder.columns(batch)
-        yield encoded, None if splitter is None else splitter.assign(batch, first_row)
-        first_row += batch.num_rows
+class _Numbered(NamedTuple):
+    """A batch of a table, and the number of its first row."""
+
+    name: str
+    table: Table
+    batch: pa.RecordBatch
+    first_row: int
+
+
+def _numbered(sources: dict[str, _Rows]) -> Iterator[_Numbered]:
+    for name, rows in sources.items():
+        first_row = 0
+        for batch in rows:
+            yield _Numbered(name, rows.table, batch, first_row)
+            first_row += batch.num_rows
+
+
+def _encoded(encoder: Encoder, splitter: Splitter, given: _Numbered) -> tuple[str, Batch, np.ndarray | None]:
+    """The rows of a batch, encoded, and the part of each of them (None: all belong to the table's own)."""
+    name, table, batch, first_row = given
+    with placed(table.name, range(first_row, first_row + batch.num_rows)):
+        encoded = encoder.columns(batch)
+    return name, encoded, splitter.assign(batch, first_row) if name == "train" else None
 
 
 def _read_rows(schema: Schema) -> int:

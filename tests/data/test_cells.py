@@ -1,0 +1,125 @@
+"""Whole columns against the same cells read one at a time."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multigate.data import cells
+from multigate.data.labels import rows_first
+from multigate.data.numbers import Scale, Scales, counted
+
+INTEGERS = [getattr(pa, f"{sign}int{bits}")() for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+@st.composite
+def integers(draw):
+    """A column of integers, near each other or not, with nulls, and cut out of a longer one."""
+    kind = draw(st.sampled_from(INTEGERS))
+    bits = kind.bit_width
+    low, high = (0, 2**bits - 1) if pa.types.is_unsigned_integer(kind) else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    start = draw(st.integers(low, high))
+    near = st.integers(start, min(high, start + draw(st.sampled_from([0, 3, 90, 2_000, 10**6]))))
+    values = draw(st.lists(st.none() | near | st.sampled_from([start, low, high]), min_size=1, max_size=60))
+    array = pa.array([None, *values, start], kind)
+    return array.slice(draw(st.integers(0, 2)), len(values))
+
+
+@given(integers())
+def test_close_integers_are_found_without_hashing(array):
+    values = [one for one in array.to_pylist() if one is not None]
+    close = cells.close_integers(array)
+    if close is None:
+        assert not values or max(values) - min(values) > 4 * len(array) + 1_024 or abs(max(values, key=abs)) >= 2**62
+        return
+    index, distinct = close
+    assert distinct.tolist() == sorted(set(values))
+    assert [[*distinct.tolist(), None][at] for at in index] == array.to_pylist()
+
+
+@given(integers())
+def test_integers_are_numbers_and_texts_by_way_of_distinct_ones(array):
+    index, x = cells.distinct_numbers(array, "c")
+    found = x if index is None else x[index]
+    wanted = [cells.number(one) for one in array.to_pylist()]
+    assert np.array_equal(found, wanted, equal_nan=True)
+    assert np.array_equal(cells.numbers(array, "c"), wanted, equal_nan=True)
+    index, texts = cells.distinct_texts(array, "c")
+    assert [[*texts, None][at] for at in index] == [cells.text(one) for one in array.to_pylist()]
+
+
+@given(st.lists(st.none() | st.integers(0, 5), max_size=40), st.integers(0, 9), st.sampled_from(INTEGERS))
+def test_codes_of_a_slice_of_a_dictionary(indices, skipped, kind):
+    values = pa.array(["b", None, "a", "b", "", "c"])
+    array = pa.DictionaryArray.from_arrays(pa.array(indices, kind), values).slice(skipped)
+    index, found = cells.codes(array, "c")
+    assert [[*found.to_pylist(), None][at] for at in index] == array.to_pylist()
+    assert np.bincount(index, minlength=7).sum() == len(array)
+
+
+@given(st.lists(st.booleans() | st.none(), max_size=30), st.integers(0, 9))
+def test_what_is_known_of_a_slice(values, skipped):
+    array = pa.array(values, pa.bool_()).slice(skipped)
+    assert cells.known(array).tolist() == [one is not None for one in values[skipped:]]
+
+
+@given(st.lists(st.text()), st.lists(st.booleans()), st.lists(st.integers(-9, 9)))
+def test_arrow_arrays_are_what_pyarrow_makes(texts, truths, whole):
+    assert cells.as_arrow_text(texts).equals(pa.array(texts, pa.string()))
+    assert cells.as_arrow(np.array(truths, dtype=bool)).equals(pa.array(truths, pa.bool_()))
+    assert cells.as_arrow(np.array(whole, dtype=np.int16)).equals(pa.array(whole, pa.int16()))
+
+
+def test_values_that_no_row_has_are_not_read():
+    """One of them could not be read."""
+    values = pa.array(["1", "cheap", "7"])
+    index, answers = cells.through_distinct(coded([2, 0, None], values), cells.number, "c")
+    assert [answers[at] for at in index[:2]] == [7, 1]
+    assert math.isnan(answers[index[2]])
+    with pytest.raises(cells.ColumnError, match="found 'cheap'") as caught:
+        cells.through_distinct(coded([2, 0, None, 2, 1, 1], values), cells.number, "c")
+    assert caught.value.row == 4
+
+
+def test_a_column_that_is_wrong_throughout_is_told_at_once():
+    """However many values there are: the first row is looked for once, not for each of them."""
+    words = pa.array([f"word {at}" for at in range(200_000)]).dictionary_encode()
+    with pytest.raises(cells.ColumnError, match="found 'word 7'") as caught:
+        cells.numbers(words.slice(7), "c")
+    assert caught.value.row == 0
+
+
+def coded(indices, values):
+    return pa.DictionaryArray.from_arrays(pa.array(indices), values)
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0, 7.0, 0.5, -3.0, 1e9]), max_size=40))
+def test_values_are_counted_as_numpy_does(values):
+    values = np.array(values)
+    for found, wanted in zip(counted(values), np.unique(values, return_counts=True), strict=True):
+        assert found.tobytes() == wanted.astype(found.dtype).tobytes()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 5), (3, 0), (2, 300_000), (700, 1_000), (5_000, 70)])
+def test_columns_become_rows(columns, rows):
+    given = np.arange(columns * rows, dtype=np.int32).reshape(columns, rows)
+    found = rows_first(list(given)).numpy()
+    assert (found == given.T).all()
+    assert found.flags.c_contiguous
+
+
+def test_scales_of_some_columns_are_those_of_all():
+    draw = np.random.default_rng(0)
+    scales = [
+        Scale(transform="log", mean=1.0, sd=2.0), Scale(mean=3.0, sd=0.1),
+        Scale(transform="quantile", knots=(0.0, 1.0, 5.0), scores=(-1.0, 0.5, 2.0)), Scale(transform="log"),
+    ]  # fmt: skip
+    raw = np.where(draw.random((4, 99)) < 0.1, np.nan, draw.normal(2, 9, (4, 99)))
+    whole = Scales(scales).encode(raw)
+    for first in range(4):
+        for last in range(first + 1, 5):
+            found = Scales(scales).encode(raw[first:last], range(first, last))
+            assert found.tobytes() == whole[first:last].tobytes()
