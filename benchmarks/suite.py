@@ -47,7 +47,7 @@ PARTS = (
     Part("train.py", ("--profile",), ("--profile", "--steps", "20", "--limit-rows", "50000"), True),
     Part(
         "wide.py",
-        ("--rounds", "3", "--rows", "163840", "--ways", *SPARSE),
+        ("--rounds", "2", "--rows", "163840", "--ways", *SPARSE),
         (*ONE, "--rows", "40960", "--vocabulary", "100000", "--ways", "lazy_adam"),
     ),
     Part(
@@ -56,11 +56,11 @@ PARTS = (
         (*ONE, "--growth", "--sizes", "1e4", "1e6", "--steps", "4"),
     ),
     Part("prepare.py", ("--rounds", "3"), ONE, True),
-    Part("predict.py", ("--rounds", "3"), (*ONE, "--rows", "100000", "--no-tutorial"), True),
+    Part("predict.py", ("--rounds", "2"), (*ONE, "--rows", "100000", "--no-tutorial"), True),
     Part("replicas.py", ("--rounds", "3"), (*ONE, "--runs", "40")),
     Part(
         "growth.py",
-        ("--rounds", "3", "--rows", "50000", "200000", "--picture"),
+        ("--rounds", "2", "--rows", "50000", "200000", "--picture"),
         (*ONE, "--tasks", "1", "8", "--experts", "1", "8", "--features", "20", "--rows", "20000"),
     ),
     Part("time_to_quality.py", (), None, True),
