@@ -190,12 +190,13 @@ def test_the_norm_that_is_clipped_is_that_of_tables_and_weights_together(shop: P
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 4), (1 << 18, 4)])
-def test_large_pages_leave_the_numbers_alone(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("written", [True, False])
+def test_large_pages_leave_the_numbers_alone(shape: tuple[int, int], written: bool) -> None:
     from multigate.training.allocator import in_large_pages
 
     tensor = torch.randn(shape)
     kept = tensor.clone()
-    assert in_large_pages(tensor) is tensor
+    assert in_large_pages(tensor, written=written) is tensor
     assert torch.equal(tensor, kept)
     tensor.mul_(2)
     assert torch.equal(tensor, 2 * kept)

@@ -25,12 +25,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(TRIM, KEPT)
 
 
-def in_large_pages(tensor: Tensor) -> Tensor:
-    """The same tensor, on the CPU in pages of 2 MB where Linux allows: rows read here and there are found faster."""
+def in_large_pages(tensor: Tensor, *, written: bool) -> Tensor:
+    """The same tensor, on the CPU in pages of 2 MB where Linux allows: rows read here and there are found faster.
+
+    Memory that was ``written`` is moved into such pages at once; else it gets them when it is, and only what is.
+    """
     first = -(-tensor.data_ptr() // PAGE) * PAGE
     whole = (tensor.data_ptr() + tensor.nbytes - first) // PAGE * PAGE
     if sys.platform == "linux" and tensor.device.type == "cpu" and whole > 0:
         libc = ctypes.CDLL(None)
-        for advice in (HUGEPAGE, COLLAPSE):  # those to come, those that are there
+        for advice in (HUGEPAGE, COLLAPSE) if written else (HUGEPAGE,):
             libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), advice)
     return tensor

@@ -44,8 +44,10 @@ class TableOptimizer:
         for table in tables:
             table.sparse = True
         self.state = [self._start(weight) for weight in self.weights]
-        for tensor in (*self.weights, *(one for state in self.state for one in state.values())):
-            in_large_pages(tensor)
+        for weight, state in zip(self.weights, self.state, strict=True):
+            in_large_pages(weight, written=True)
+            for tensor in state.values():
+                in_large_pages(tensor, written=False)
 
     def touched(self) -> list[Touched | None]:
         """Takes the gradients away from the tables; None where a batch has read nothing."""
