@@ -23,10 +23,10 @@ LAYOUTS: dict[str, Callable[[int], Tensor]] = {
 
 
 def loops(mlp: ParallelMLP, x: Tensor) -> Tensor:
-    """Every copy as a network of its own."""
+    """Every copy as a network of its own; inputs are dealt to them in order."""
     copies = []
     for i in range(mlp.n):
-        one = x if x.dim() == 2 else x[:, i]
+        one = x if x.dim() == 2 else x[:, i * x.shape[1] // mlp.n]
         for layer in mlp.layers:
             one = torch.relu(functional.linear(one, layer.weight[i], layer.bias[i]))
         copies.append(one)
@@ -52,6 +52,21 @@ def test_values_and_gradients_are_those_of_single_networks(hidden: tuple[int, ..
         gradients = torch.autograd.grad(found, leaves, pull, retain_graph=True)
         for one, other in zip(gradients, wanted, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("hidden", [(), *HIDDEN])
+@pytest.mark.parametrize("inputs", [1, 2, 3, 6])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_inputs_are_dealt_to_copies_in_order(hidden: tuple[int, ...], inputs: int, training: bool, rows: int) -> None:
+    mlp = ParallelMLP(6, D, hidden).double().train(training)
+    x = torch.randn(rows, inputs, D, dtype=torch.float64, requires_grad=True)
+    leaves, expected, found = [x, *mlp.parameters()], loops(mlp, x), mlp(x)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn(expected.shape, dtype=torch.float64)
+    wanted = torch.autograd.grad(expected, leaves, pull)
+    for one, other in zip(torch.autograd.grad(found, leaves, pull), wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)

@@ -1,6 +1,17 @@
 """Units (tasks, groups, what they share) with m experts each: an input for every expert, a place for every weight."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+
+def dealt_inputs(x: Tensor, experts: Sequence[int]) -> Tensor:
+    """What the experts of all units read, so many of each unit: x (B, units, D) itself where all have as many, for
+    copies of layers are then dealt to inputs; else an input for every expert, (B, E, D)."""
+    if len(set(experts)) == 1:
+        return x
+    return torch.cat([per_expert(x[:, at : at + 1], many) for at, many in enumerate(experts)], dim=1)
 
 
 def per_expert(x: Tensor, m: int) -> Tensor:

@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ParallelLinear(nn.Module):
-    """n linear maps side by side. x (B, D), read by all, or (B, n, D), one each -> (B, n, H).
+    """n linear maps side by side. x (B, D), read by all, or (B, u, D), by n / u of them each in order -> (B, n, H).
 
     Each copy is initialised like ``torch.nn.Linear``, from draws of its own.
     """
@@ -41,11 +41,11 @@ class ParallelLinear(nn.Module):
         if x.dim() == 2:
             flat = functional.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
             return flat.view(-1, n, d_out)
-        # (n, B, D) @ (n, D, H): views only, the copies lie in memory as the layer before left them
-        x, weight = x.transpose(0, 1), self.weight.transpose(1, 2)
-        if self.bias is None:
-            return torch.bmm(x, weight).transpose(0, 1)
-        return torch.baddbmm(self.bias.unsqueeze(1), x, weight).transpose(0, 1)
+        # (u, B, D) @ (u, D, n / u H): what reads one input is one matmul; the inputs lie as the layer before left them
+        u, x = x.shape[1], x.transpose(0, 1)
+        weight = self.weight.view(u, -1, self.weight.shape[2]).transpose(1, 2)
+        made = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.view(u, 1, -1), x, weight)
+        return made.transpose(0, 1) if u == n else made.transpose(0, 1).reshape(-1, n, d_out)
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone. (B, D) -> (B, H)."""
@@ -78,7 +78,7 @@ def _transformed(x: Tensor) -> bool:
 
 
 class ParallelMLP(nn.Module):
-    """n multilayer perceptrons side by side. x (B, D) or (B, n, D) -> (B, n, hidden[-1]).
+    """n multilayer perceptrons side by side. x (B, D) or (B, u, D), as ``ParallelLinear`` -> (B, n, hidden[-1]).
 
     Every layer is linear, then normalised if asked, activated, and dropped out if asked. With no hidden layer the
     copies pass their input on: (B, D) -> (B, n, D).
@@ -112,7 +112,9 @@ class ParallelMLP(nn.Module):
             if self.norms:
                 x = self.norms[i](x)
             x = dropout(self.activation(x), self.dropout, self.training)
-        return x if x.dim() == 3 else x.unsqueeze(1).expand(-1, self.n, -1)
+        if x.dim() == 2:
+            x = x.unsqueeze(1)
+        return x if x.shape[1] == self.n else x.repeat_interleave(self.n // x.shape[1], dim=1)
 
     def _by_chain_rule(self, x: Tensor) -> bool:
         """Whether to take ``ReluLayers``: in training, where nothing but ReLU stands between linear maps, eagerly."""

@@ -17,7 +17,9 @@ WIDTH = 16
 
 
 class ReluLayers(torch.autograd.Function):
-    """x (B, D), or (B, n, D), and weights (n, H, D) and biases (n, H) of layer after layer -> (B, n, H).
+    """x (B, D), or (B, u, D), and weights (n, H, D) and biases (n, H) of layer after layer -> (B, n, H).
+
+    Each of u inputs is read by n / u copies in order, which the first layer computes as one.
 
     Everything is computed in ``dtype``, gradients of weights come in theirs. One input for all has a 1 beside it, whose
     factors are the biases, and zeros up to a multiple of 16: the matmul over the batch that the gradient of the first
@@ -43,13 +45,15 @@ class ReluLayers(torch.autograd.Function):
             last = torch.mm(first, x.t()).relu_().view(n, d_out, -1)
             read, weights[0] = [x, last.transpose(1, 2)], first
         else:
+            u = x.shape[1]
             read = [x.to(dtype).transpose(0, 1).contiguous()]
+            weights[0], biases[0] = weights[0].view(u, -1, d_in), biases[0].view(u, 1, -1)
         for weight, bias in zip(weights[len(read) - 1 : -1], biases[len(read) - 1 : -1], strict=True):
-            read.append(torch.baddbmm(bias, read[-1], weight.transpose(1, 2)).relu_())
+            read.append(_regrouped(torch.baddbmm(bias, read[-1], weight.transpose(1, 2)).relu_(), n))
         made = torch.baddbmm(biases[-1], read[-1], weights[-1].transpose(1, 2)).transpose(0, 1)
         rows = torch.clamp_min(made, 0, out=torch.empty(made.shape, dtype=made.dtype, device=made.device))
         ctx.save_for_backward(*read, *weights, rows)
-        return rows
+        return rows.view(rows.shape[0], n, rows.shape[1] * rows.shape[2] // n)
 
     @staticmethod
     @once_differentiable
@@ -62,11 +66,14 @@ class ReluLayers(torch.autograd.Function):
             flat = torch.ops.aten.threshold_backward(gradients[0], rows, 0).reshape(-1, n * d_out).t()
         else:
             at = torch.empty((rows.shape[1], rows.shape[0], rows.shape[2]), dtype=rows.dtype, device=rows.device)
-            torch.ops.aten.threshold_backward.grad_input(gradients[0], rows, 0, grad_input=at.transpose(0, 1))
+            given = gradients[0].reshape(rows.shape)
+            torch.ops.aten.threshold_backward.grad_input(given, rows, 0, grad_input=at.transpose(0, 1))
             for layer in range(len(read) - 1, int(ctx.one_input) - 1, -1):
                 below, weight = read[layer], weights[layer]
-                of_weight = torch.bmm(below.transpose(1, 2), at).transpose(1, 2)  # (n, H, D)
-                found = [of_weight.to(ctx.kept).contiguous(), at.sum(1).to(ctx.kept), *found]
+                at = _regrouped(at, len(below))
+                of_weight = torch.bmm(below.transpose(1, 2), at).transpose(1, 2)  # (n, H, D), or (u, n / u H, D)
+                of_weight, of_bias = of_weight.to(ctx.kept).contiguous(), at.sum(1).to(ctx.kept)
+                found = [of_weight.view(n, -1, of_weight.shape[2]), of_bias.view(n, -1), *found]
                 if layer == 0:
                     of_x = torch.bmm(at, weight).transpose(0, 1).contiguous() if ctx.needs_input_grad[0] else None
                     return of_x, None, *found
@@ -82,3 +89,15 @@ class ReluLayers(torch.autograd.Function):
         found = [of_first[:, :d_in].reshape(n, d_out, d_in), of_first[:, d_in].reshape(n, d_out), *found]
         of_x = (flat.t() @ first)[:, :d_in] if ctx.needs_input_grad[0] else None
         return of_x, None, *found
+
+
+def _regrouped(x: Tensor, n: int) -> Tensor:
+    """What n copies make, (n, B, H), of what is made in other groups of the same copies, (u, B, n / u H); or back."""
+    u, rows, width = x.shape
+    if u == n:
+        return x
+    if u < n:
+        k = n // u
+        return x.view(u, rows, k, width // k).transpose(1, 2).reshape(n, rows, width // k)
+    k = u // n
+    return x.view(n, k, rows, width).transpose(1, 2).reshape(n, rows, k * width)

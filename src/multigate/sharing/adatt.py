@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.gate import beside, mix
-from multigate.nn.ownership import per_expert
+from multigate.nn.ownership import dealt_inputs
 from multigate.sharing.levels import dealt, experts_of, shared_experts, through
 from multigate.sharing.ple import SHARED
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all
@@ -94,8 +94,8 @@ class Fusion(nn.Module):
         if x.dim() == 2:
             experts = self.experts(x)
         else:
-            inputs = per_expert(x[:, : self.tasks], self.m), per_expert(x[:, self.tasks :], self.shared)
-            experts, read = self.experts(torch.cat(inputs, dim=1)), read[:, : len(self.own)]
+            many = [*[self.m] * self.tasks, *([self.shared] if self.shared else [])]
+            experts, read = self.experts(dealt_inputs(x, many)), read[:, : len(self.own)]
         gate = self.gate(read)  # weights (B, readers, E)
         native = self.own if self.v is None else self.own * functional.pad(self.v, (0, self.experts.n - len(self.v)))
         weights = gate.weights + native

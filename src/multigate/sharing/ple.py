@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from multigate.nn.gate import beside, mix
-from multigate.nn.ownership import among_all, per_expert
+from multigate.nn.ownership import among_all, dealt_inputs
 from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all
 
@@ -108,8 +108,8 @@ class Extraction(nn.Module):
         if x.dim() == 2:
             experts, own, shared = self.experts(x), read, read
         else:
-            inputs = per_expert(x[:, :-1], self.own), per_expert(x[:, -1:], self.shared)
-            experts, own, shared = self.experts(torch.cat(inputs, dim=1)), read[:, :-1], read[:, -1:]
+            many = [*[self.own] * len(self.owners), self.shared]
+            experts, own, shared = self.experts(dealt_inputs(x, many)), read[:, :-1], read[:, -1:]
         if self.trained is None:
             gate = self.gate(own)  # weights (B, T, m + s)
             mine, common = gate.weights.split((self.own, self.shared), dim=-1)
