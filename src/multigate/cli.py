@@ -251,6 +251,36 @@ def fetch(
 
 
 @app.command()
+def reproduce(
+    study: Annotated[str, typer.Argument(help="synthetic.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results, pictures and page; called again it goes on.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version, in minutes.")] = False,
+    runs: Annotated[int | None, typer.Option(min=1, help="Runs of each setting, in place of the study's own.")] = None,
+    data: Annotated[Path, typer.Option(help="Where fetch wrote the data sets.")] = Path("data"),
+    set_: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Run an experiment of the MMoE paper again, beside what it printed."""
+    from multigate.paper.account import printed
+    from multigate.paper.reproduce import reproduce as run_study
+    from multigate.training.progress import Reporter
+
+    chapters = run_study(
+        study,
+        out or Path("runs") / study,
+        quick=quick,
+        runs=runs,
+        changes=set_ or (),
+        data=data,
+        device=device,
+        report=Reporter(),
+    )
+    _print(printed(chapters))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for its tables and runs.")] = Path("runs/demo"),
     rows: Annotated[int, typer.Option(min=2_000, help="Rows of the simulated feed.")] = 60_000,

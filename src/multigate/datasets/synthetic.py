@@ -132,6 +132,13 @@ def label_correlation(options: Synthetic, cosine: float) -> float:
     return _covariance(options, cosine) / (_covariance(options, 1.0) + options.noise)
 
 
+def label_moments(options: Synthetic) -> tuple[float, float]:
+    """Mean and standard deviation of a label, its noise included, in closed form."""
+    alpha, beta = np.array(options.frequencies), np.array(options.phases)
+    mean = (np.sin(beta) * np.exp(-((alpha * options.scale) ** 2) / 2)).sum()
+    return float(mean), (_covariance(options, 1.0) + options.noise) ** 0.5
+
+
 def synthetic_schema(options: Synthetic) -> Schema:
     """One vector of inputs, a regression for every task."""
     return Schema(

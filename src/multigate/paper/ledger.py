@@ -1,0 +1,74 @@
+"""The folder of a reproduction: its settings, and a file of results for every part of it that is done."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from multigate.errors import RunError
+from multigate.lock import locked
+from multigate.options import Options
+from multigate.run import difference
+from multigate.writing import told, write_text, writing
+from multigate.yaml_text import dump_yaml, read_yaml
+
+SETTINGS, PARTS, RESULTS = "settings.yaml", "parts", "results.parquet"
+Row = Mapping[str, Any]
+"""One run: numbers, words, and lists of numbers."""
+
+
+class Ledger:
+    """What has been run so far, part by part; a part is there whole or not at all.
+
+    Opened again it goes on, as long as its settings are the same; else ``RunError`` says what differs.
+    """
+
+    def __init__(self, folder: Path, study: str, settings: Options) -> None:
+        self.folder = folder
+        now = {"study": study} | settings.to_dict(full=True)
+        kept = folder / SETTINGS
+        if kept.is_file():
+            changed = difference(read_yaml(kept), now)
+            if changed:
+                raise RunError(f"{folder} holds results of other settings ({changed}); choose another --out")
+        else:
+            with told(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_text(kept, dump_yaml(now))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder."""
+        with locked(self.folder):
+            yield
+
+    def place(self, part: str, suffix: str = ".parquet") -> Path:
+        """The file of a part, or one beside it."""
+        return self.folder / PARTS / f"{part}{suffix}"
+
+    def has(self, part: str) -> bool:
+        return self.place(part).is_file()
+
+    def keep(self, part: str, rows: Sequence[Row]) -> None:
+        """Write the rows of a part that is done."""
+        with writing(self.place(part)) as temporary:
+            pq.write_table(pa.Table.from_pylist([{"part": part, **row} for row in rows]), temporary)
+
+    def rows(self, part: str) -> list[dict[str, Any]]:
+        """What ``keep`` was given. Raises ``RunError`` where the file is damaged."""
+        path = self.place(part)
+        try:
+            return pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(f"{path} cannot be read ({error}); delete it, and the same command runs it again") from None
+
+    def gather(self) -> Path:
+        """Write all parts as one table, a row for each run; columns that a part does not have are null there."""
+        tables = [pq.read_table(path) for path in sorted((self.folder / PARTS).glob("*.parquet"))]
+        target = self.folder / RESULTS
+        with writing(target) as temporary:
+            pq.write_table(pa.concat_tables(tables, promote_options="permissive"), temporary)
+        return target

@@ -1,0 +1,64 @@
+"""Running a study of the paper: from its name to a folder of results, pictures and a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from multigate.errors import ExperimentError, MultigateError, nearest
+from multigate.experiment import changed
+from multigate.options import Options, explain
+from multigate.paper import synthetic
+from multigate.paper.account import Account, write_page
+from multigate.paper.ledger import Ledger
+from multigate.paper.study import Site, Study
+from multigate.training.interrupts import interruptible
+from multigate.training.loop import choose_device
+from multigate.training.progress import Reporter
+
+STUDIES: dict[str, Study] = {"synthetic": synthetic.STUDY}
+
+
+def reproduce(
+    name: str,
+    out: Path,
+    *,
+    quick: bool = False,
+    runs: int | None = None,
+    changes: Sequence[str] = (),
+    data: Path = Path("data"),
+    device: str = "auto",
+    report: Reporter | None = None,
+) -> list[Account]:
+    """Run a study, or what is left of it, and write ``results.parquet``, ``figures`` and ``page.html`` to ``out``.
+
+    ``quick`` takes settings for minutes, ``runs`` the number of runs, and ``changes`` are ``key=value`` settings on top
+    of both. ``data`` is where ``fetch`` wrote the data sets.
+
+    Raises ``ExperimentError`` for settings that cannot be, ``RunError`` where ``out`` holds results of other settings,
+    ``Interrupted`` where a signal asked to stop: what is done is kept.
+    """
+    if name not in STUDIES:
+        raise ExperimentError(f"there is no study {name!r}; {nearest(name, STUDIES)}")
+    study = STUDIES[name]
+    settings = _settings(study, quick, runs, changes)
+    report = report or Reporter(quiet=True)
+    ledger = Ledger(out, name, settings)
+    with ledger.locked(), interruptible(lambda: f"the same command goes on from what {out} holds"), report:
+        chapters = study.run(settings, Site(ledger, data, choose_device(device), report))
+        report.line(f"results: {ledger.gather()}")
+        try:
+            report.line(f"page: {write_page(out, study.title, f'Results in {out}.', chapters)}")
+        except MultigateError as error:
+            report.line(f"no page: {error}")
+    return chapters
+
+
+def _settings(study: Study, quick: bool, runs: int | None, changes: Sequence[str]) -> Options:
+    values = dict(study.quick) if quick else {}
+    if runs is not None:
+        values["runs"] = runs
+    try:
+        return study.settings.model_validate(changed(values, changes))
+    except ValidationError as error:
+        raise ExperimentError(f"settings: {explain(error)}") from None
