@@ -1,6 +1,6 @@
 """One budget for all: structures made equally wide in multiply-adds, so that a comparison is about sharing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,25 +27,27 @@ def within_budget(
     encoder: Encoder,
     tasks: Sequence[int] | None = None,
 ) -> Structure:
+    """The structure with its widths multiplied so that in this experiment it costs ``budget`` (``matched``)."""
+    return matched(structure, budget, lambda one: multiply_adds(one, experiment, encoder, tasks))
+
+
+def matched(structure: Structure, budget: int, cost: Callable[[Structure], int]) -> Structure:
     """The structure with its widths multiplied by one factor, found by bisection, so that it costs ``budget``.
 
     Within 2 % where whole widths allow it, else the closest there is.
     """
 
-    def cost(factor: float) -> int:
-        return multiply_adds(structure.widened(factor), experiment, encoder, tasks)
-
     def distance(factor: float) -> float:
-        return abs(cost(factor) - budget)
+        return abs(cost(structure.widened(factor)) - budget)
 
-    if abs(cost(1.0) - budget) <= TOLERANCE * budget:
+    if abs(cost(structure) - budget) <= TOLERANCE * budget:
         return structure
     low, high = 1 / 1024, 1.0
-    while cost(high) < budget:
+    while cost(structure.widened(high)) < budget:
         low, high = high, 2 * high
     best = min(low, high, key=distance)
     while distance(best) > TOLERANCE * budget and high - low > 1e-4 * high:
         middle = (low + high) / 2
         best = min(best, middle, key=distance)
-        low, high = (middle, high) if cost(middle) < budget else (low, middle)
+        low, high = (middle, high) if cost(structure.widened(middle)) < budget else (low, middle)
     return structure.widened(best)

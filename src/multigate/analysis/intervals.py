@@ -2,10 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from multigate.errors import ExperimentError
+
+Floats = NDArray[np.float64]
 
 
 class Summary(NamedTuple):
@@ -52,6 +57,22 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.9
             "train the missing seeds or leave out those without a partner"
         )
     return summary([x - y for x, y in zip(a, b, strict=True)], level)
+
+
+def resampled(
+    statistic: Callable[..., Floats], *samples: Sequence[float], draws: int = 2_000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of a statistic of runs, by the bootstrap: runs are drawn again with replacement.
+
+    Samples of one length are of the same seeds in order, and those are drawn: what two runs of a seed share cancels
+    out of a difference or ratio. ``statistic`` takes one array (draws, runs) for each sample -> (draws,).
+    """
+    random = np.random.default_rng(seed)
+    values = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    picked = random.integers(0, len(values[0]), (draws, len(values[0])))
+    found = statistic(*(value[picked] for value in values))
+    low, high = np.quantile(found, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
 
 
 def mtl_gain(multi: Sequence[float], single: Sequence[float], higher_is_better: bool, level: float = 0.95) -> Summary:

@@ -1,6 +1,6 @@
 """The folder of a reproduction: its settings, and a file of results for every part of it that is done."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,24 @@ Row = Mapping[str, Any]
 class Ledger:
     """What has been run so far, part by part; a part is there whole or not at all.
 
-    Opened again it goes on, as long as its settings are the same; else ``RunError`` says what differs.
+    Opened again it goes on, as long as its settings are the same, those apart that ``may_change``; else ``RunError``
+    says what differs.
     """
 
-    def __init__(self, folder: Path, study: str, settings: Options) -> None:
+    def __init__(self, folder: Path, study: str, settings: Options, may_change: Collection[str] = ()) -> None:
         self.folder = folder
         now = {"study": study} | settings.to_dict(full=True)
         kept = folder / SETTINGS
         if kept.is_file():
-            changed = difference(read_yaml(kept), now)
+            before = read_yaml(kept)
+            changed = difference(_fixed(before, may_change), _fixed(now, may_change))
             if changed:
                 raise RunError(f"{folder} holds results of other settings ({changed}); choose another --out")
-        else:
-            with told(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            write_text(kept, dump_yaml(now))
+            if before == now:
+                return
+        with told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(kept, dump_yaml(now))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -59,16 +62,25 @@ class Ledger:
 
     def rows(self, part: str) -> list[dict[str, Any]]:
         """What ``keep`` was given. Raises ``RunError`` where the file is damaged."""
-        path = self.place(part)
-        try:
-            return pq.read_table(path).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{path} cannot be read ({error}); delete it, and the same command runs it again") from None
+        return _read(self.place(part)).to_pylist()
 
     def gather(self) -> Path:
         """Write all parts as one table, a row for each run; columns that a part does not have are null there."""
-        tables = [pq.read_table(path) for path in sorted((self.folder / PARTS).glob("*.parquet"))]
+        tables = [_read(path) for path in sorted((self.folder / PARTS).glob("*.parquet"))]
         target = self.folder / RESULTS
         with writing(target) as temporary:
             pq.write_table(pa.concat_tables(tables, promote_options="permissive"), temporary)
         return target
+
+
+def _fixed(settings: Any, may_change: Collection[str]) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    return {name: value for name, value in settings.items() if name not in may_change}
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it, and the same command runs it again") from None

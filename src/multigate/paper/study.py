@@ -29,3 +29,5 @@ class Study(NamedTuple):
     quick: Mapping[str, Any]
     run: Callable[[Any, Site], list[Account]]
     """(settings, site) -> what was found. Parts that the ledger has are not run again."""
+    may_change: tuple[str, ...] = ()
+    """Settings that may be others when it is gone on with: how much is run, and by how many processes."""

@@ -19,7 +19,6 @@ from multigate.paper.draws import Draws, Rows
 from multigate.sharing import Structure
 from multigate.training.checkpoint import load_checkpoint, save_checkpoint
 from multigate.training.interrupts import Interrupted, Interrupts
-from multigate.training.progress import Reporter
 from multigate.training.replicas import Replicas
 
 TICK = 100
@@ -65,6 +64,15 @@ class Training(NamedTuple):
     batch: int
     standardise: bool
 
+    def toy(self) -> Toy:
+        """A model with first weights of its own."""
+        return Toy(self.structure, self.data.size, len(self.data.task_names), self.tower)
+
+    def multiply_adds(self) -> int:
+        """Of one row, forwards."""
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return self.toy().multiply_adds()
+
 
 class Trained(NamedTuple):
     """What R runs left. Losses are mean squared errors, of labels as the networks see them."""
@@ -78,7 +86,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def train_toys(training: Training, checkpoint: Path, *, device: torch.device, report: Reporter, stage: str) -> Trained:
+def train_toys(training: Training, checkpoint: Path, device: torch.device) -> Trained:
     """Train all runs as one stack (``Replicas``), or go on from ``checkpoint``, which is removed when it is over.
 
     Raises ``Interrupted`` where a signal asked to stop, after saving what was reached.
@@ -93,12 +101,10 @@ def train_toys(training: Training, checkpoint: Path, *, device: torch.device, re
         try:
             for rows in batches:
                 work.step(rows)
-                if work.done % TICK == 0:
-                    report(f"{stage} (steps)", work.done, training.steps)
                 if interrupts.asked:
                     work.seconds += time.perf_counter() - began
                     work.save(checkpoint)
-                    raise Interrupted(f"stopped at step {work.done} of {training.steps} of {stage}")
+                    raise Interrupted(f"stopped at step {work.done} of {training.steps}")
         finally:
             batches.close()
     work.seconds += time.perf_counter() - began
@@ -117,7 +123,7 @@ class _Work:
             modules = []
             for seed in training.seeds:
                 torch.manual_seed(seed)
-                modules.append(Toy(training.structure, training.data.size, tasks, training.tower).to(device))
+                modules.append(training.toy().to(device))
         options = Optimizer(name="adam", weight_decay=0.0, schedule="constant")
         self.replicas = Replicas(modules, _squares, options, rates=training.rates)
         self.curves = torch.zeros(len(modules), training.steps // TICK, tasks, device=device)

@@ -252,6 +252,57 @@ def bar_chart(title: str, description: str, rows: Sequence[Row], x: str) -> Char
     return _chart(title, description, picture, height=20 * len(rows))
 
 
+def curve_chart(title: str, description: str, rows: Sequence[Row], x: str, y: str, *, points: bool = False) -> Chart:
+    """Values against a number: rows of ``x``, ``value``, ``series``, and ``low`` and ``high``, null where not known.
+
+    Bands show the intervals, or with ``points`` bars do. A series whose rows are ``dashed`` is drawn so.
+    """
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    base = _base(rows).encode(
+        x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=not points), axis=alt.Axis(tickCount=5)),
+        color=_coloured(series),
+        tooltip=[_shown(key) for key in ("series", "x", "value", "low", "high")],
+    )
+    value = alt.Y("value:Q", title=y, axis=alt.Axis(tickCount=5))
+    whole, broken = base.transform_filter("!datum.dashed"), base.transform_filter("datum.dashed")
+    known = base.transform_filter("datum.low != null")
+    low = alt.Y("low:Q", title=y)
+    band = known.mark_rule(strokeWidth=1.5) if points else known.mark_area(opacity=0.18)
+    fill = {} if points else {"fill": alt.Fill("series:N", sort=None, scale=_colours(series), legend=None)}
+    layers = [
+        band.encode(y=low, y2="high", **fill),
+        whole.mark_line(strokeWidth=2).encode(y=value),
+        broken.mark_line(strokeWidth=1.5, strokeDash=[5, 3]).encode(y=value),
+    ]
+    if points:
+        layers.append(base.mark_point(filled=True, size=45, opacity=1).encode(y=value, shape=_shaped(series)))
+    return _chart(title, description, alt.layer(*layers), height=200)
+
+
+def histogram_chart(
+    title: str, description: str, counts: Mapping[str, Sequence[float]], width: float, x: str, y: str
+) -> Chart:
+    """Histograms over each other, from 0 on in bins of ``width``: the first as bars, the others as outlines."""
+    series = list(counts)
+    rows = [
+        {"series": name, "from": at * width, "to": (at + 1) * width, "value": value}
+        for name, values in counts.items()
+        for at, value in enumerate(values)
+    ]
+    base = _base(rows).encode(
+        x=alt.X("from:Q", title=x, axis=alt.Axis(tickCount=5)),
+        y=alt.Y("value:Q", title=y, axis=alt.Axis(tickCount=4)),
+        tooltip=[_shown(key) for key in ("series", "from", "to", "value")],
+    )
+    bars = base.transform_filter(alt.FieldEqualPredicate(field="series", equal=series[0])).mark_bar(opacity=0.5)
+    others = base.transform_filter(alt.FieldOneOfPredicate(field="series", oneOf=series[1:]))
+    picture = alt.layer(
+        bars.encode(x2="to", color=_coloured(series)),
+        others.mark_line(interpolate="step-after", strokeWidth=2).encode(color=_coloured(series)),
+    )
+    return _chart(title, description, picture, height=150)
+
+
 def _base(rows: Sequence[Row]) -> Any:
     """A chart of rows; JSON has no NaN, so what is undefined is null and is not drawn."""
     return alt.Chart(alt.Data(values=[{name: _finite(value) for name, value in row.items()} for row in rows]))

@@ -1,0 +1,135 @@
+"""Processes of this machine that share out work: as many jobs at a time, each with its part of the cores."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, NamedTuple
+
+from multigate.errors import RunError
+
+Job = Callable[[], Any]
+"""What another process can be sent (``functools.partial`` of a function of a module)."""
+THREADS = "OMP_NUM_THREADS"
+PATIENCE = 60
+"""Seconds that a process which was asked to stop has for it."""
+
+
+class _Worker(NamedTuple):
+    process: SpawnProcess
+    pipe: "Connection[Any, Any]"
+
+
+class Workers:
+    """``n`` processes while entered; with 1 the calling process does all jobs itself.
+
+    Leaving it, the processes get SIGTERM, by which a training saves what it has reached. Processes whose parent was
+    killed end by themselves.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection[Any, Any], tuple[_Worker, int]] = {}
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join(PATIENCE)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
+        self._idle, self._busy = [], {}
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Any]]:
+        """The place and the result of each job, as they are done. What a job raises is raised here.
+
+        Raises ``RunError`` where a process dies.
+        """
+        if self.n == 1:
+            for place, job in enumerate(jobs):
+                yield place, job()
+            return
+        waiting = enumerate(jobs)
+        for place, job in waiting:
+            self._begin(place, job)
+            if len(self._busy) == self.n:
+                yield self._next()
+        while self._busy:
+            yield self._next()
+
+    def _begin(self, place: int, job: Job) -> None:
+        worker = self._idle.pop() if self._idle else _start(max(1, (os.cpu_count() or 1) // self.n))
+        self._busy[worker.pipe] = worker, place
+        worker.pipe.send(job)
+
+    def _next(self) -> tuple[int, Any]:
+        pipe = next(one for one in wait(list(self._busy)) if isinstance(one, Connection))
+        worker, place = self._busy.pop(pipe)
+        self._idle.append(worker)
+        try:
+            result, error = pipe.recv()
+        except EOFError:
+            worker.process.join()
+            raise RunError(
+                f"a process ended with exit code {worker.process.exitcode} (a killed one may have needed more memory "
+                "than there is); the same command goes on"
+            ) from None
+        if error is not None:
+            raise error
+        return place, result
+
+
+def _start(threads: int) -> _Worker:
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_work, args=(there,), daemon=True)
+    with _environment(THREADS, str(threads)):
+        process.start()
+    there.close()
+    return _Worker(process, here)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = before or value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def _work(pipe: "Connection[Any, Any]") -> None:
+    """Do jobs until there are no more, or the parent is gone."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C is the parent's: a second signal would end a training that is saving
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
+            job = pipe.recv()
+            try:
+                answer = job(), None
+            except BaseException as error:
+                pipe.send((None, error))
+                if not isinstance(error, Exception):
+                    return
+            else:
+                pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,54 @@
+"""The folder of a reproduction: parts that are there whole or not at all, and only of the settings asked for."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from multigate.errors import RunError
+from multigate.options import Options
+from multigate.paper.ledger import Ledger
+
+
+class Settings(Options):
+    runs: int = 3
+    inner: tuple[float, ...] = (0.5, 1.0)
+
+
+def test_a_part_is_read_as_it_was_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "a" / "b", "toy", Settings())
+    assert not ledger.has("one")
+    rows = [{"seed": 0, "loss": 0.1, "curve": [1.0, 0.5]}, {"seed": 1, "loss": None, "curve": []}]
+    ledger.keep("one", rows)
+    again = Ledger(tmp_path / "a" / "b", "toy", Settings())
+    assert again.has("one")
+    assert again.rows("one") == [{"part": "one", **row} for row in rows]
+
+
+def test_other_settings_or_another_study_are_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path, "toy", Settings())
+    with pytest.raises(RunError, match=r"runs: 3, now 4.*choose another --out"):
+        Ledger(tmp_path, "toy", Settings(runs=4))
+    with pytest.raises(RunError, match="study"):
+        Ledger(tmp_path, "other", Settings())
+
+
+def test_all_parts_make_one_table(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "toy", Settings())
+    ledger.keep("b", [{"loss": 0.5, "gate": None}])
+    ledger.keep("a", [{"loss": 1, "rate": 0.1}, {"loss": 2, "rate": 0.2}])
+    table = pq.read_table(ledger.gather())
+    assert table["part"].to_pylist() == ["a", "a", "b"]
+    assert table["loss"].to_pylist() == [1.0, 2.0, 0.5]
+    assert table["rate"].to_pylist() == [0.1, 0.2, None]
+
+
+def test_a_damaged_part_is_told_of(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "toy", Settings())
+    ledger.keep("one", [{"loss": 1.0}])
+    path = ledger.place("one")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(RunError, match=r"one\.parquet cannot be read.*delete it"):
+        ledger.rows("one")
+    with pytest.raises(RunError, match=r"one\.parquet cannot be read.*delete it"):
+        ledger.gather()
