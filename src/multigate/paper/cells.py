@@ -11,7 +11,6 @@ from torch import Tensor
 
 from multigate.analysis.gates import divergences
 from multigate.analysis.workers import Workers
-from multigate.datasets.synthetic import Synthetic
 from multigate.paper.ledger import Row
 from multigate.paper.study import Site
 from multigate.paper.toy import Trained, Training, train_toys
@@ -32,7 +31,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.group}-{self.structure}-{self.cosine:g}-{self.tasks}"
+        return f"{_plain(self.group)}-{self.structure}-{self.cosine:g}-{self.tasks}"
 
     @property
     def work(self) -> int:
@@ -40,14 +39,10 @@ class Cell(NamedTuple):
         return self.training.multiply_adds() * self.training.steps * self.training.batch
 
 
-def cell(
-    group: str, name: str, structure: Structure, data: Synthetic, tower: tuple[int, ...], steps: int, batch: int,
-    standardise: bool,
-) -> Cell:  # fmt: skip
-    """The cell of a structure and tasks, whose cosine is that of the first two."""
-    gram = data.gram()
-    training = Training(structure, data, (), (), tower, steps, batch, standardise)
-    return Cell(group, name, float(gram[0, 1]), len(gram), training)
+def cell(group: str, name: str, structure: Structure, training: Training) -> Cell:
+    """The cell of a structure trained so; its cosine is that of the first two tasks."""
+    gram = training.data.gram()
+    return Cell(group, name, float(gram[0, 1]), len(gram), training._replace(structure=structure))
 
 
 def choose_rates(
@@ -55,7 +50,7 @@ def choose_rates(
 ) -> dict[str, float]:
     """The learning rate of each cell by its name, after ``runs`` of each rate on seeds of their own."""
     seeds = range(PILOT_SEEDS, PILOT_SEEDS + runs)
-    found = train_cells("pilot", {one: _with(one, seeds, sorted(rates)) for one in cells}, site, workers)
+    found = train_cells("pilot", {one: with_runs(one, seeds, rates) for one in cells}, site, workers)
     return {one.name: best_rate(rows) for one, rows in found.items()}
 
 
@@ -63,7 +58,7 @@ def run_cells(
     cells: Sequence[Cell], rates: Mapping[str, float], runs: int, site: Site, workers: Workers
 ) -> dict[Cell, list[Row]]:
     """A row for each of ``runs`` trainings of every cell, at the rate of its name."""
-    return train_cells("runs", {one: _with(one, range(runs), [rates[one.name]]) for one in cells}, site, workers)
+    return train_cells("runs", {one: with_runs(one, range(runs), [rates[one.name]]) for one in cells}, site, workers)
 
 
 def best_rate(pilot: Sequence[Row]) -> float:
@@ -76,10 +71,10 @@ def best_rate(pilot: Sequence[Row]) -> float:
     return min(dict.fromkeys(row["learning_rate"] for row in pilot), key=mean)
 
 
-def _with(one: Cell, seeds: Iterable[int], rates: Sequence[float]) -> Training:
+def with_runs(one: Cell, seeds: Iterable[int], rates: Sequence[float]) -> Training:
     """Every seed with every rate, as one stack."""
     seeds = tuple(seeds)
-    return one.training._replace(seeds=seeds * len(rates), rates=tuple(rate for rate in rates for _ in seeds))
+    return one.training._replace(seeds=seeds * len(rates), rates=tuple(rate for rate in sorted(rates) for _ in seeds))
 
 
 def train_cells(what: str, trainings: Mapping[Cell, Training], site: Site, workers: Workers) -> dict[Cell, list[Row]]:
@@ -101,12 +96,17 @@ def train_cells(what: str, trainings: Mapping[Cell, Training], site: Site, worke
     return {one: list(site.ledger.rows(part)) for one, part in parts.items()}
 
 
+def _plain(words: str) -> str:
+    """Fit for the name of a file."""
+    return "".join(sign if sign.isalnum() else "_" for sign in words)
+
+
 def _line(what: str, one: Cell, rows: Sequence[Row]) -> str:
     losses = [row["losses"] for row in rows]
     seconds = sum(row["seconds"] for row in rows)
     tasks = f" {one.tasks} tasks" if one.tasks != 2 else ""
     return (
-        f"{what:5}  {one.structure:13} cosine {one.cosine:g}{tasks}  {len(rows)} models  "
+        f"{what:7}  {one.group:10}  {one.structure:13} cosine {one.cosine:g}{tasks}  {len(rows)} models  "
         f"median loss {np.median(losses):.4f}  {seconds:.0f} s"
     )
 

@@ -1,7 +1,7 @@
 """Synthetic tasks (Ma et al. 2018, sections 3 and 5): what relatedness does to sharing. Figures 2 to 5."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -9,13 +9,15 @@ from pydantic import Field, field_validator
 from multigate.analysis.workers import Workers
 from multigate.datasets.synthetic import Synthetic
 from multigate.options import Options
+from multigate.paper import beyond, choices
 from multigate.paper.account import Account
-from multigate.paper.cells import cell, choose_rates, run_cells
+from multigate.paper.cells import cell, choose_rates, run_cells, train_cells, with_runs
 from multigate.paper.draws import Draws
 from multigate.paper.ledger import Row
 from multigate.paper.published import figure_2
 from multigate.paper.study import Site, Study
-from multigate.paper.synthetic_account import tell
+from multigate.paper.synthetic_account import MODELS, tell
+from multigate.paper.toy import Training
 from multigate.sharing import MMoE, OMoE, SharedBottom, Structure
 
 EXPERTS, UNITS, TOWER = 8, 16, (8,)
@@ -61,6 +63,12 @@ class SyntheticStudy(Options):
     """Of Figure 2, as in the paper, of ``points`` rows each."""
     points: int = Field(default=10_000, ge=10)
 
+    choices: bool = False
+    """Also what the paper left open, one choice at a time, ``choice_runs`` runs of each."""
+    choice_runs: int = Field(default=20, ge=2)
+    beyond: bool = False
+    """Also cosines from -1 to 1, other structures and more tasks, ``beyond_runs`` runs of each."""
+    beyond_runs: int = Field(default=30, ge=2)
     workers: int | None = Field(default=None, ge=1)
     """Processes, each with one stack of models; as many as there are cores if not told, one on a GPU."""
 
@@ -73,7 +81,7 @@ class SyntheticStudy(Options):
         return values
 
 
-QUICK = {"runs": 20, "steps": 2_000, "pilot": 5}
+QUICK = {"runs": 20, "steps": 3_000, "pilot": 5, "choice_runs": 4, "beyond_runs": 4}
 
 
 def structures(size: int = 100) -> dict[str, Structure]:
@@ -90,20 +98,40 @@ def run(settings: SyntheticStudy, site: Site) -> list[Account]:
     """Run the parts that are not there yet, and tell what was found."""
     if not site.ledger.has(TRIALS):
         site.ledger.keep(TRIALS, list(_trials(settings, site)))
-    cells = [
-        cell(
-            "paper", name, structure, settings.data.with_(correlations=(cosine,)), TOWER, settings.steps,
-            settings.batch, settings.standardise,
-        )
-        for name, structure in structures(settings.data.size).items()
-        for cosine in settings.cosines
-    ]  # fmt: skip
-    with Workers(settings.workers or (1 if site.device.type == "cuda" else os.cpu_count() or 1)) as workers:
-        rates = choose_rates(cells, settings.rates, settings.pilot, site, workers)
-        found = run_cells(cells, rates, settings.runs, site, workers)
-    return tell(
-        settings.data, site.ledger.rows(TRIALS), {(one.structure, one.cosine): rows for one, rows in found.items()}
+    sizes = structures(settings.data.size)
+    training = Training(
+        sizes["mmoe"], settings.data, (), (), TOWER, settings.steps, settings.batch, settings.standardise
     )
+    paper = [
+        cell("paper", name, structure, training._replace(data=settings.data.with_(correlations=(cosine,))))
+        for name, structure in sizes.items()
+        for cosine in settings.cosines
+    ]
+    with Workers(settings.workers or (1 if site.device.type == "cuda" else os.cpu_count() or 1)) as workers:
+        rates = choose_rates(paper, settings.rates, settings.pilot, site, workers)
+        found = run_cells(paper, rates, settings.runs, site, workers)
+        runs = {(one.structure, one.cosine): rows for one, rows in found.items()}
+        chapters = tell(settings.data, site.ledger.rows(TRIALS), runs)
+        if settings.choices:
+            chapters += _choices({name: sizes[name] for name in MODELS}, training, settings, site, workers)
+        if settings.beyond:
+            chapters += _beyond(training, settings, site, workers)
+    return chapters
+
+
+def _choices(
+    those: Mapping[str, Structure], training: Training, settings: SyntheticStudy, site: Site, workers: Workers
+) -> list[Account]:
+    made = choices.cells(those, training)
+    seeds = range(settings.choice_runs)
+    stacks = {one: with_runs(one, seeds, choices.RATES) for one in made}
+    return choices.tell(train_cells("choices", stacks, site, workers))
+
+
+def _beyond(training: Training, settings: SyntheticStudy, site: Site, workers: Workers) -> list[Account]:
+    made = beyond.cells(MMoE(experts=EXPERTS, hidden=(UNITS,)), training)
+    chosen = choose_rates(beyond.pilots(made), settings.rates, settings.pilot, site, workers)
+    return beyond.tell(run_cells(made, beyond.rates_of(made, chosen), settings.beyond_runs, site, workers))
 
 
 TRIALS = "figure2"
@@ -120,4 +148,10 @@ def _trials(settings: SyntheticStudy, site: Site) -> Iterator[Row]:
             site.report("figure 2 (trials)", at * settings.trials + seed + 1, len(cosines) * settings.trials)
 
 
-STUDY = Study("Synthetic tasks: what relatedness does to sharing", SyntheticStudy, QUICK, run, may_change=("workers",))
+STUDY = Study(
+    "Synthetic tasks: what relatedness does to sharing",
+    SyntheticStudy,
+    QUICK,
+    run,
+    may_change=("choices", "beyond", "workers"),
+)

@@ -63,10 +63,16 @@ class Training(NamedTuple):
     steps: int
     batch: int
     standardise: bool
+    pool: int | None = None
+    """Rows that a run has to be trained on; endless ones where None."""
+    glorot: bool = False
+    """Whether weights begin as Glorot and Bengio (2010) have them, with biases of 0, as in TensorFlow; or as in
+    PyTorch."""
 
     def toy(self) -> Toy:
         """A model with first weights of its own."""
-        return Toy(self.structure, self.data.size, len(self.data.task_names), self.tower)
+        toy = Toy(self.structure, self.data.size, len(self.data.task_names), self.tower)
+        return _glorot(toy) if self.glorot else toy
 
     def multiply_adds(self) -> int:
         """Of one row, forwards."""
@@ -91,7 +97,7 @@ def train_toys(training: Training, checkpoint: Path, device: torch.device) -> Tr
 
     Raises ``Interrupted`` where a signal asked to stop, after saving what was reached.
     """
-    draws = Draws(training.data, training.seeds, standardise=training.standardise)
+    draws = Draws(training.data, training.seeds, standardise=training.standardise, pool=training.pool)
     work = _Work(training, draws, device)
     if checkpoint.is_file():
         work.restore(checkpoint)
@@ -176,6 +182,18 @@ class _Work:
         self.done, self.seconds = state["done"], state["seconds"]
         on_device = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.replicas.restore(on_device, range(len(self.training.seeds)), self.done)
+
+
+def _glorot(toy: Toy) -> Toy:
+    """Uniform weights of variance 2 / (inputs + outputs), biases 0."""
+    for name, parameter in toy.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            outputs = 1 if name == "heads.weight" else parameter.shape[-2]
+            bound = (6 / (parameter.shape[-1] + outputs)) ** 0.5
+            nn.init.uniform_(parameter, -bound, bound)
+    return toy
 
 
 def _squares(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

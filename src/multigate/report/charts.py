@@ -49,13 +49,16 @@ Row = Mapping[str, Any]
 Ends = tuple[float, float]
 
 
-def line_chart(title: str, description: str, rows: Sequence[Row], y: str) -> Chart:
-    """Values over epochs: rows of ``epoch``, ``value``, ``series`` and whether it is the ``best`` of its series."""
+def line_chart(title: str, description: str, rows: Sequence[Row], y: str, *, x: str = "epoch") -> Chart:
+    """Values over epochs: rows of ``epoch``, ``value``, ``series`` and whether it is the ``best`` of its series.
+
+    ``x`` is what is counted, where that is something else.
+    """
     series = list(dict.fromkeys(row["series"] for row in rows))
     last = max((row["epoch"] for row in rows), default=1)
     ticks = alt.Axis(values=list(range(1, last + 1, 1 + last // 7)), format="d", grid=False)
     base = _base(rows).encode(
-        x=alt.X("epoch:Q", title="epoch", axis=ticks, scale=alt.Scale(domain=[1, max(last, 2)])),
+        x=alt.X("epoch:Q", title=x, axis=ticks, scale=alt.Scale(domain=[1, max(last, 2)])),
         y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
         color=_coloured(series),
         tooltip=[_shown("series"), _shown("epoch"), _shown("value")],
@@ -297,7 +300,7 @@ def histogram_chart(
     bars = base.transform_filter(alt.FieldEqualPredicate(field="series", equal=series[0])).mark_bar(opacity=0.5)
     others = base.transform_filter(alt.FieldOneOfPredicate(field="series", oneOf=series[1:]))
     picture = alt.layer(
-        bars.encode(x2="to", color=_coloured(series)),
+        bars.encode(x2="to", y2=alt.Y2Datum(0), color=_coloured(series)),
         others.mark_line(interpolate="step-after", strokeWidth=2).encode(color=_coloured(series)),
     )
     return _chart(title, description, picture, height=150)
