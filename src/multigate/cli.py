@@ -252,7 +252,7 @@ def fetch(
 
 @app.command()
 def reproduce(
-    study: Annotated[str, typer.Argument(help="synthetic.")],
+    study: Annotated[str, typer.Argument(help="synthetic, census, recommender, gates or serving.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder of results, pictures and page; called again it goes on.")
     ] = None,

@@ -134,7 +134,7 @@ def _release(text: str) -> list[int]:
 
 
 def _devices() -> Iterator[Check]:
-    yield _check("cpu", _cpu)
+    yield _check("cpu", lambda: ("ok", processor()))
     yield _check("threads", _threads)
     yield _check("bfloat16 on cpu", _bfloat16)
     gpus = _gpus()
@@ -146,12 +146,13 @@ def _devices() -> Iterator[Check]:
         yield _check(f"training on {device}", _training, device)
 
 
-def _cpu() -> Verdict:
+def processor() -> str:
+    """The processor's name, and how many of its cores may be used."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return "ok", f"{named[0] if named else platform.processor() or platform.machine()}, {usable} cores"
+    return f"{named[0] if named else platform.processor() or platform.machine()}, {usable} cores"
 
 
 def _threads() -> Verdict:

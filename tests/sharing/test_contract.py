@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from multigate.nn.factorised import FactorisedLinear
 from multigate.nn.parallel import ParallelLinear
-from multigate.sharing import STRUCTURES, VARIANTS, GatedStructure, Shared, Sharing, Structure
+from multigate.sharing import STRUCTURES, VARIANTS, GatedStructure, MMoE, Shared, Sharing, StackedMMoE, Structure
 
 D, ROWS = 12, 9
 TASKS = {2: ("click", "buy"), 20: tuple(f"task{i}" for i in range(20))}
-ALL = {name: kind() for name, kind in STRUCTURES.items()} | VARIANTS
+ON_BOTTOM = {
+    "mmoe on a bottom": MMoE(bottom=(16, 10), hidden=(8,)),
+    "stacked_mmoe on a bottom": StackedMMoE(bottom=(10,), hidden=(8, 6), gates_read="input"),
+}
+ALL = {name: kind() for name, kind in STRUCTURES.items()} | VARIANTS | ON_BOTTOM
 CASES = [pytest.param(options, id=name) for name, options in ALL.items()]
 WITH_OWN = [pytest.param(options, id=name) for name, options in ALL.items() if options.inputs(2) is not None]
 GATED = [pytest.param(options, id=name) for name, options in ALL.items() if isinstance(options, GatedStructure)]

@@ -46,6 +46,25 @@ def test_z_is_the_mixture_that_its_gates_tell(kind: type[MMoE], gating: str, x: 
             torch.testing.assert_close(shared.z[b, k], torch.tensor(expected))
 
 
+@pytest.mark.parametrize("kind", [MMoE, OMoE])
+def test_experts_and_gates_read_what_is_below(kind: type[MMoE], x: Tensor) -> None:
+    module = kind(experts=3, bottom=(7, 6), hidden=(4,)).build(D, TASKS)
+    shared = module(x)
+    for b, row in enumerate(x.tolist()):
+        below = loop_mlp(module.bottom, 0, row)
+        experts = [loop_mlp(module.experts, i, below) for i in range(3)]
+        for k in range(3):
+            logits = module.gate.linear.weight[k if kind is MMoE else 0] @ torch.tensor(below)
+            gate = torch.softmax(logits, 0).tolist()
+            expected = [sum(gate[i] * experts[i][h] for i in range(3)) for h in range(4)]
+            torch.testing.assert_close(shared.z[b, k], torch.tensor(expected))
+
+
+def test_what_is_below_is_widened_with_the_experts() -> None:
+    wide = MMoE(bottom=(8, 3), hidden=(4,)).widened(1.5)
+    assert (wide.bottom, wide.hidden) == ((12, 4), (6,))
+
+
 @pytest.mark.parametrize("gating", SPARSE)
 def test_dispatched_rows_are_those_of_a_batch_too_small_to_dispatch(gating: str) -> None:
     module = MMoE(gating=gating, experts=16).build(40, TASKS).eval()

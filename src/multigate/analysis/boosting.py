@@ -1,6 +1,6 @@
 """Gradient boosting on the same encoded rows: what any multi-task network on a table should be held against."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ UNSEEN_CLASS = -30.0
 """Logit of a class without training rows."""
 
 SETTINGS = {"learning_rate": 0.1, "max_iter": 400, "max_leaf_nodes": 31, "min_samples_leaf": 20, "n_iter_no_change": 20}
-"""Fixed for every table and task: a baseline is not tuned where the networks are not."""
+"""Of every table and task, unless told otherwise: a baseline is not tuned where the networks are not."""
 
 
 class Boosted(NamedTuple):
@@ -54,6 +54,7 @@ def boosting_baseline(
     *,
     parents: Sequence[int | None] = (),
     max_rows: int = 1_000_000,
+    settings: Mapping[str, Any] | None = None,
 ) -> Boosted:
     """One histogram gradient boosting a task on all rows where its label is known, stopped early on the valid rows.
 
@@ -82,7 +83,7 @@ def boosting_baseline(
         task = layout.tasks[at]
         name = task.name if parent is None else f"{task.name}|{layout.tasks[parent].name}"
         fit_on = _known(train, x_train, at, parent)
-        model = _fit(task, columns.categorical, fit_on, _known(valid, x_valid, at, parent), seed)
+        model = _fit(task, columns.categorical, fit_on, _known(valid, x_valid, at, parent), seed, settings or SETTINGS)
         boosted.trees[name] = 0 if model is None else int(model.n_iter_)
         boosted.valid[name] = _outputs(task, model, fit_on.labels, x_valid)
         if x_test is not None:
@@ -106,7 +107,9 @@ def _known(batch: Batch, x: Floats, task: int, parent: int | None) -> _Rows:
     return _Rows(x[known], batch.labels[:, task].numpy()[known], batch.weights[:, task].numpy()[known])
 
 
-def _fit(task: TaskColumn, categorical: list[bool], train: _Rows, valid: _Rows, seed: int) -> Any:
+def _fit(
+    task: TaskColumn, categorical: list[bool], train: _Rows, valid: _Rows, seed: int, settings: Mapping[str, Any]
+) -> Any:
     """The fitted model; None where training labels are all the same."""
     from sklearn import ensemble
 
@@ -117,7 +120,7 @@ def _fit(task: TaskColumn, categorical: list[bool], train: _Rows, valid: _Rows, 
     held = (valid.weights > 0) & (np.isin(valid.labels, found) if classifies else True)
     kind = ensemble.HistGradientBoostingClassifier if classifies else ensemble.HistGradientBoostingRegressor
     model = kind(
-        **SETTINGS, early_stopping=bool(held.any()), categorical_features=np.array(categorical), random_state=seed
+        **settings, early_stopping=bool(held.any()), categorical_features=np.array(categorical), random_state=seed
     )
     if not held.any():
         return model.fit(*train)

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from multigate.datasets.census_income import Progress
 from multigate.errors import DataError
+from multigate.schema import Bag, Category, Number, Schema, Task
 
 OUTCOMES = (
     *("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"),
@@ -102,6 +103,43 @@ _VIDEOS = pa.schema(
 )
 TABLE = pa.schema([*_LOG, *list(_USERS)[1:], *list(_VIDEOS)[1:]])
 """The columns of the written tables: log, user, video, each as published."""
+
+
+_WORDS = ("user_active_degree", "is_live_streamer", "is_video_author")
+_LOGGED = ("follow_user_num", "fans_user_num", "friend_user_num")
+_OF_VIDEO = ("video_id", "author_id", "music_id", "music_type", "video_type", "upload_dt", "upload_type")
+
+
+def kuairand_schema() -> Schema:
+    """Features and tasks of the tables that ``write_kuairand`` writes, as the example ``kuairand.yaml`` has them.
+
+    The weights of the rare tasks were chosen on validation rows.
+    """
+    return Schema(
+        features=(
+            *(Category(name=name) for name in ("user_id", *_WORDS)),
+            *(Number(name=name, transform="log") for name in _LOGGED),
+            Number(name="register_days"),
+            *(Category(name=f"onehot_feat{at}") for at in range(18)),
+            *(Category(name=name) for name in _OF_VIDEO),
+            Number(name="video_duration", transform="log"),
+            Number(name="server_width"),
+            Number(name="server_height"),
+            Bag(name="tag"),
+            *(Category(name=name) for name in ("tab", "hourmin")),
+        ),
+        tasks=(
+            Task(name="click", column="is_click"),
+            Task(name="long_view", given="click"),
+            Task(name="like", column="is_like", weight=5),
+            Task(name="follow", column="is_follow", weight=20),
+            Task(name="profile_enter", column="is_profile_enter", weight=5),
+        ),
+        keys=("user_id", "video_id", "time_ms"),
+        time="time_ms",
+        group="user_id",
+        funnel="loose",
+    )
 
 
 class _File(NamedTuple):

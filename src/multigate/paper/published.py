@@ -58,3 +58,42 @@ def figure_5(structure: str, cosine: float) -> list[int]:
 def figure_6() -> dict[str, list[float]]:
     """Mean gate weights of the four experts, by task."""
     return dict(_figures()["figure 6"])
+
+
+def table_3() -> dict[str, dict[str, list[float]]]:
+    """Of engagement, by structure: ``auc`` and ``r2`` after 2, 4 and 6 million steps."""
+    return dict(_figures()["table 3"])
+
+
+class Lift(NamedTuple):
+    """What a live experiment gained, in per cent, and the level of confidence, in per cent, at which it is not 0."""
+
+    percent: float
+    confidence: int
+
+
+def table_4() -> dict[str, dict[str, Lift]]:
+    """Live experiments by "structure over structure", each of ``engagement`` and ``satisfaction``."""
+    return {pair: {task: Lift(*lift) for task, lift in lifts.items()} for pair, lifts in _figures()["table 4"].items()}
+
+
+class Cell(NamedTuple):
+    """AUC of the run with the best main task of 400, and the mean over all of them."""
+
+    best: float
+    mean: float
+
+
+def table_1() -> dict[str, dict[str, Cell]]:
+    """AUC on the census by method, of ``income`` and ``never_married``."""
+    return _table("table 1")
+
+
+def table_2() -> dict[str, dict[str, Cell]]:
+    """AUC on the census by method, of ``college`` (in the paper "Education") and ``never_married``."""
+    return _table("table 2")
+
+
+def _table(name: str) -> dict[str, dict[str, Cell]]:
+    rows = _figures()[name]
+    return {method: {task: Cell(*cell) for task, cell in cells.items()} for method, cells in rows.items()}

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from multigate.errors import ExperimentError, MultigateError, nearest
 from multigate.experiment import changed
 from multigate.options import Options, explain
-from multigate.paper import synthetic
+from multigate.paper import census, gates, recommender, serving, synthetic
 from multigate.paper.account import Account, write_page
 from multigate.paper.ledger import Ledger
 from multigate.paper.study import Site, Study
@@ -16,7 +16,13 @@ from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
 
-STUDIES: dict[str, Study] = {"synthetic": synthetic.STUDY}
+STUDIES: dict[str, Study] = {
+    "synthetic": synthetic.STUDY,
+    "census": census.STUDY,
+    "recommender": recommender.STUDY,
+    "gates": gates.STUDY,
+    "serving": serving.STUDY,
+}
 
 
 def reproduce(
@@ -43,7 +49,7 @@ def reproduce(
     study = STUDIES[name]
     settings = _settings(study, quick, runs, changes)
     report = report or Reporter(quiet=True)
-    ledger = Ledger(out, name, settings)
+    ledger = Ledger(out, name, settings, study.may_change)
     with ledger.locked(), interruptible(lambda: f"the same command goes on from what {out} holds"), report:
         chapters = study.run(settings, Site(ledger, data, choose_device(device), report))
         report.line(f"results: {ledger.gather()}")

@@ -1,6 +1,6 @@
 """Multi-gate mixture-of-experts: shared experts, a gate per task (MMoE); or one gate for all (OMoE)."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -15,6 +15,13 @@ class Mixture(GatedStructure):
     """Options of a structure whose tasks read mixtures of the same experts."""
 
     experts: int = Field(default=8, ge=1)
+    bottom: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Widths of layers below, whose output experts and gates read in place of x: the mixture is then the top layer of a
+    shared bottom (Ma et al. 2018, section 6.4; Zhao et al. 2019, section 4.2)."""
+
+    def widened(self, factor: float) -> Self:
+        bottom = tuple(max(1, round(width * factor)) for width in self.bottom)
+        return super().widened(factor).with_(bottom=bottom)
 
     @property
     def conditional(self) -> bool:  # type: ignore[override]
@@ -93,17 +100,21 @@ class MixtureSharing(nn.Module):
         mask: tuple[tuple[bool, ...], ...],
     ) -> None:
         super().__init__()
-        self.experts = options.parallel_mlp(options.experts, d_in)
-        self.gate = options.gate(len(readers), options.experts, d_in + d_context, mask)
+        self.bottom = options.parallel_mlp(1, d_in, options.bottom)
+        read = self.bottom.d_out
+        self.experts = options.parallel_mlp(options.experts, read)
+        self.gate = options.gate(len(readers), options.experts, read + d_context, mask)
         self.tasks = len(tasks)
         self.d_out = self.experts.d_out
         self.wiring = (Level(readers, experts_named(options.experts), mask),)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Shared:
+        x = self.bottom(x).squeeze(1)
         weights, penalty = self.gate(beside(x, context))  # weights (B, readers, E)
         z = mix_experts(weights, self.experts, x, sparse=self.gate.sparse).expand(-1, self.tasks, -1)
         return Shared(z, gates=(weights,), penalty=penalty)
 
     def multiply_adds(self) -> int:
         readers, read = len(self.wiring[0].readers), self.gate.most_read()
-        return self.gate.multiply_adds() + multiply_adds(self.experts, readers, read)
+        mixture = self.gate.multiply_adds() + multiply_adds(self.experts, readers, read)
+        return self.bottom.multiply_adds() + mixture

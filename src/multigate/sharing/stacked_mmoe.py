@@ -45,8 +45,9 @@ class StackedSharing(nn.Module):
         self.wiring = tuple(
             Level(readers, sources, all_read_all(readers, sources)) for sources, readers in pairwise((*named, tasks))
         )
+        self.bottom = options.parallel_mlp(1, d_in, options.bottom)
         self.levels = nn.ModuleList()
-        read = d_in
+        read = d_in = self.bottom.d_out
         for level, hidden in zip(self.wiring, dealt(options.hidden, options.levels), strict=True):
             d_gate = (read if options.gates_read == "level" else d_in) + d_context
             self.levels.append(Mixed(options, hidden, len(level.readers), read, d_gate))
@@ -54,6 +55,7 @@ class StackedSharing(nn.Module):
         self.d_out = read
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Shared:
+        x = self.bottom(x).squeeze(1)
         u, gates, penalty = x, (), x.new_zeros(())
         for level in self.levels:
             v = x if self.gates_read == "input" or u.dim() == 2 else u.mean(1)
@@ -62,7 +64,8 @@ class StackedSharing(nn.Module):
         return Shared(u, gates, penalty)
 
     def multiply_adds(self) -> int:
-        return sum(level.multiply_adds() for level in self.levels if isinstance(level, Mixed))
+        levels = (level.multiply_adds() for level in self.levels if isinstance(level, Mixed))
+        return self.bottom.multiply_adds() + sum(levels)
 
 
 class Mixed(nn.Module):

@@ -52,6 +52,12 @@ def choose_device(name: str) -> torch.device:
 
 Observe = Callable[[Fit, Batch], None]
 """Looks at a training before a step, with the batch of that step on its device."""
+Watch = Callable[[int, dict[str, float]], None]
+"""Told the epochs that are done and the validation metrics after the last of them."""
+
+
+class Diverged(RunError):
+    """The loss stopped being a number."""
 
 
 def fit(
@@ -65,13 +71,15 @@ def fit(
     start: Bundle | None = None,
     resume: bool = False,
     observe: Observe | None = None,
+    watch: Watch | None = None,
 ) -> Fitted:
     """Train, keeping checkpoint, metrics and best weights in ``folder``; the caller's random state is left alone.
 
     The weights of ``start``, if given, are where training begins, and the first that may be kept. ``observe`` is called
-    before each step with the training and the batch; what it draws does not count, and it changes nothing.
+    before each step with the training and the batch; what it draws does not count, and it changes nothing. ``watch`` is
+    called after each epoch; what it raises ends the training.
 
-    Raises ``Interrupted`` after saving where a signal asked to stop, ``RunError`` where the loss stops being a number.
+    Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss stops being a number.
     """
     with torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
         torch.manual_seed(experiment.seed)
@@ -101,6 +109,8 @@ def fit(
             fitting.losses.zero_()
             fitting.save()
             report.detail(line_of(fitting, scored))
+            if watch is not None:
+                watch(fitting.epoch, scored)
             if interrupts.asked:
                 raise fitting.stopped()
         if board is not None:
@@ -127,7 +137,7 @@ def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts, observe: 
             loss = fitting.step(batch)
             if number % CHECK_EVERY == 0 or number == per_epoch:
                 if not math.isfinite(loss.item()):
-                    raise RunError(
+                    raise Diverged(
                         f"the loss is no longer a number at step {fitting.step_done}; lower optimizer.learning_rate "
                         f"(now {experiment.optimizer.learning_rate:g}), or set optimizer.clip=1 or precision=float32"
                     )

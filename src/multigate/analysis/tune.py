@@ -1,0 +1,293 @@
+"""Tuning: the settings that make a number largest, found by a Gaussian process and kept in a database.
+
+Names of ``optuna``, the extra ``tune``, are imported late.
+"""
+
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from multigate.errors import MultigateError, RunError
+from multigate.options import Options
+from multigate.run import difference
+
+Value = bool | int | float | str
+Point = dict[str, Value]
+"""A value for every setting."""
+STARTUP = 8
+"""Trials at points spread over the space, before the process has something to go by; none of them is stopped."""
+BEAT, SILENCE = 30, 120
+"""Seconds between signs of life of a trial in a database that several machines share, and without one until it counts
+as dead."""
+
+
+class Range(Options):
+    """Numbers from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Evenly spread in their logarithm."""
+    whole: bool = False
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Range":
+        if not self.low <= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"a range goes up, and from above 0 with 'log'; found {self.low:g} to {self.high:g}")
+        return self
+
+    def at(self, part: float) -> Value:
+        """The number at a part in [0, 1) of the way."""
+        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        found = low * (high / low) ** part if self.log else low + part * (high - low)
+        found = min(max(found, self.low), self.high)
+        return round(found) if self.whole else found
+
+
+class Choice(Options):
+    """One of some values."""
+
+    values: tuple[Value, ...] = Field(min_length=1)
+
+    def at(self, part: float) -> Value:
+        """The value at a part in [0, 1) of the way."""
+        return self.values[int(part * len(self.values))]
+
+
+Space = Mapping[str, Range | Choice]
+
+
+class Stopped(Exception):
+    """A trial is behind the others, and is not worth its end."""
+
+
+Tell = Callable[[int, float], None]
+"""Told how far a trial is, in steps that mean the same in all trials, and its value there; raises ``Stopped``."""
+Objective = Callable[[Point, Tell], float]
+"""What is to be made large. It lets ``Stopped`` pass."""
+
+
+class Trial(NamedTuple):
+    """A trial that is over. The value of one that was stopped is what it would have come to (see ``try_one``)."""
+
+    number: int
+    point: Point
+    value: float
+    steps: dict[int, float]
+    stopped: bool
+    seconds: float
+
+
+class Search(NamedTuple):
+    """A search of a space, kept under its name in a database (``storage``, such as ``sqlite:///trials.db``).
+
+    ``about`` is what else decides the values: a search of that name about something else is refused. A database that is
+    not ``shared`` is one process's and those it starts: trials that nobody ended are then dead.
+    """
+
+    name: str
+    storage: str
+    space: Space
+    about: str = ""
+    seed: int = 0
+    shared: bool = False
+
+
+def require_extra() -> None:
+    """Raise ``MultigateError`` where what tunes is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise MultigateError("tuning needs optuna, which is not installed: pip install 'multigate[tune]'") from None
+
+
+def begin(search: Search) -> None:
+    """Make the search's place in the database, or go on with the one there is: what a killed process was at comes next.
+
+    Raises ``RunError`` where the search there is about something else.
+    """
+    with _study(search) as study:
+        if not search.shared:
+            for trial in _in_state(study, "RUNNING"):
+                study.tell(trial.number, state=_state("FAIL"))
+                _again(study, trial)
+
+
+def try_one(search: Search, objective: Objective, most: int | None = None) -> Trial | None:
+    """One more trial, at the point that promises most; None where ``most`` trials are over or under way elsewhere.
+
+    A trial is stopped where the best it has told so far is below the median of the trials before it at the same step.
+    Its value is then what it had, and what trials that were not stopped gained from there to their end, in the median:
+    the process learns from it, and is not misled. A trial that raises anything else does not count, and its point is
+    the next one's.
+    """
+    number = -1
+
+    def value(trial: Any) -> float:
+        nonlocal number
+        number = trial.number
+        return _value(study, trial, search.space, objective)
+
+    with _study(search) as study:
+        place = len(_in_state(study, "COMPLETE", "RUNNING"))
+        if most is not None and place >= most:
+            return None
+        study.sampler = _sampler(search.seed, place)
+        if place < STARTUP and not _in_state(study, "WAITING"):
+            study.enqueue_trial(_spread(search, place), skip_if_exists=True)
+        study.optimize(value, n_trials=1)
+        return next(one for one in _finished(study, search) if one.number == number)
+
+
+def finished(search: Search, first: int | None = None) -> list[Trial]:
+    """The trials that are over, or the ``first`` so many of them, in their order."""
+    with _study(search) as study:
+        return _finished(study, search)[:first]
+
+
+def best(trials: list[Trial]) -> Trial:
+    """The best of the trials that were not stopped; the first of equals."""
+    return max((trial for trial in trials if not trial.stopped), key=lambda trial: trial.value)
+
+
+def _value(study: Any, trial: Any, space: Space, objective: Objective) -> float:
+    """Run a trial: its value, or what it would have come to."""
+    point = {name: _suggested(trial, name, one) for name, one in space.items()}
+    reached, at = -math.inf, 0
+
+    def tell(step: int, value: float) -> None:
+        nonlocal reached, at
+        reached, at = max(reached, value), step
+        trial.report(value, step)
+        if trial.should_prune():
+            raise Stopped
+
+    began = time.perf_counter()
+    try:
+        return objective(point, tell)
+    except Stopped:
+        trial.set_user_attr("stopped", True)
+        return reached + _gain(study, at)
+    except BaseException:
+        study.enqueue_trial(point)
+        raise
+    finally:
+        trial.set_user_attr("seconds", time.perf_counter() - began)
+
+
+def _gain(study: Any, step: int) -> float:
+    """What trials that were not stopped gained from a step to their end, in the median."""
+    whole = [one for one in _in_state(study, "COMPLETE") if "stopped" not in one.user_attrs]
+    gains = [one.value - one.intermediate_values[step] for one in whole if step in one.intermediate_values]
+    return statistics.median(gains) if gains else 0.0
+
+
+def _finished(study: Any, search: Search) -> list[Trial]:
+    return [
+        Trial(
+            number=trial.number,
+            point={name: trial.params[name] for name in search.space},
+            value=trial.value,
+            steps=dict(trial.intermediate_values),
+            stopped="stopped" in trial.user_attrs,
+            seconds=trial.user_attrs["seconds"],
+        )
+        for trial in _in_state(study, "COMPLETE")
+    ]
+
+
+def _suggested(trial: Any, name: str, one: Range | Choice) -> Value:
+    if isinstance(one, Choice):
+        return trial.suggest_categorical(name, one.values)
+    if one.whole:
+        return int(trial.suggest_int(name, int(one.low), int(one.high), log=one.log))
+    return float(trial.suggest_float(name, one.low, one.high, log=one.log))
+
+
+def _spread(search: Search, place: int) -> Point:
+    """A point of a sequence that fills the space evenly, wherever it ends (Kronecker's, with Roberts' steps)."""
+    dimensions = len(search.space)
+    ratio = 2.0
+    for _ in range(64):  # the root of r^(d + 1) = r + 1
+        ratio = (1 + ratio) ** (1 / (dimensions + 1))
+    first = np.random.default_rng(search.seed).random(dimensions)
+    parts = (first + (place + 1) * ratio ** -np.arange(1, dimensions + 1)) % 1
+    return {name: one.at(float(part)) for (name, one), part in zip(search.space.items(), parts, strict=True)}
+
+
+def _sampler(seed: int, place: int) -> Any:
+    """A Gaussian process that has no memory but the database: a search that goes on draws what it would have drawn."""
+    import optuna
+
+    own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+    return optuna.samplers.GPSampler(seed=own, n_startup_trials=2, warn_independent_sampling=False)
+
+
+def _again(study: Any, trial: Any) -> None:
+    """Have the point of a trial that nobody ended tried next."""
+    if trial.params:
+        study.enqueue_trial(trial.params)
+
+
+def _in_state(study: Any, *names: str) -> list[Any]:
+    return study.get_trials(deepcopy=False, states=tuple(_state(name) for name in names))
+
+
+def _state(name: str) -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState[name]
+
+
+@contextmanager
+def _study(search: Search) -> Iterator[Any]:
+    """The search in its database."""
+    require_extra()
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+        storage = optuna.storages.RDBStorage(
+            search.storage,
+            engine_kwargs={"connect_args": {"timeout": SILENCE}} if search.storage.startswith("sqlite") else None,
+            heartbeat_interval=BEAT if search.shared else None,
+            grace_period=SILENCE if search.shared else None,
+            heartbeat_stale_trial_callback=_again,
+        )
+        try:
+            study = optuna.create_study(
+                study_name=search.name,
+                storage=storage,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=_sampler(search.seed, 0),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_min_trials=STARTUP // 2),
+            )
+            _check_same(study, search)
+            yield study
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def _check_same(study: Any, search: Search) -> None:
+    space = {name: one.to_dict(full=True) for name, one in search.space.items()}
+    now = {"about": search.about, "seed": search.seed, "space": space}
+    kept = study.user_attrs.get("search")
+    if kept is None:
+        study.set_user_attr("search", json.dumps(now))
+        return
+    changed = difference(json.loads(kept), now)
+    if changed:
+        raise RunError(
+            f"{search.storage} holds a search {search.name!r} about something else ({changed}); name another storage"
+        )

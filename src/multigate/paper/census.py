@@ -1,0 +1,272 @@
+"""Census-Income (Ma et al. 2018, section 6.3): seven methods tuned alike, and what became of them. Tables 1 and 2."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator
+
+from multigate.analysis.boosting import available
+from multigate.analysis.tune import BEAT, Point, Search, Trial, begin, best, finished, require_extra, try_one
+from multigate.analysis.workers import Job, Workers
+from multigate.data.prepared import Prepared, Progress
+from multigate.errors import MultigateError, nearest
+from multigate.options import Options
+from multigate.paper.account import Account
+from multigate.paper.census_account import Found, tell
+from multigate.paper.census_methods import BOOSTING, CAP, METHODS, Training, space, trainings
+from multigate.paper.census_rows import (
+    AUXILIARY,
+    MAINS,
+    Tables,
+    label_correlation,
+    prepare_education,
+    prepare_one_hot,
+    prepare_raw_weight,
+    prepare_runs,
+    prepare_search,
+    prepare_weight,
+    read_tables,
+    sampled,
+)
+from multigate.paper.census_training import Choices, Ground, run_one_hot, run_point, try_point
+from multigate.paper.one_hot import OneHot
+from multigate.paper.study import Site, Study
+from multigate.writing import remove
+
+DATA = "census-income"
+Group = Literal[1, 2]
+Run = Callable[[Ground, Training, Point, int], dict[str, Any]]
+
+
+class CensusStudy(Options):
+    """Settings of the study; what the paper does not say is a choice of ours."""
+
+    groups: tuple[Group, ...] = Field(default=(1, 2), min_length=1)
+    methods: tuple[str, ...] = Field(default=(*METHODS, BOOSTING), min_length=1)
+    trials: int = Field(default=60, ge=2)
+    """Of the search of each method; the paper made thousands. May grow: the search goes on."""
+    runs: int = Field(default=30, ge=2)
+    """Of each method with the values chosen; the paper's 400. May grow."""
+    traps: int = Field(default=10, ge=0)
+    """Runs with each of the well-known mistakes; may grow."""
+    share: float = Field(default=0.3, gt=0, le=1)
+    """Of the training rows, which the search is on; the runs are on all."""
+    rows: int | None = Field(default=None, ge=1_000)
+    """Training rows at most; null is all."""
+    units: int = Field(default=CAP, ge=16, le=CAP)
+    """Hidden units of a layer at most, all its parallel parts together, for every method."""
+    epochs: int = Field(default=12, ge=1)
+    """The longest training."""
+    choices: Choices = Choices()
+    workers: int | None = Field(default=None, ge=1)
+    """Processes; null is one for each core."""
+    storage: str | None = None
+    """URL of the trials' database, such as ``postgresql://...``, for machines that search together; null is a file in
+    the folder of results, for this one alone."""
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*METHODS, BOOSTING)
+        for name in methods:
+            if name not in known:
+                raise ValueError(f"there is no method {name!r}; {nearest(name, known)}")
+        return methods
+
+    @property
+    def mains(self) -> tuple[str, ...]:
+        return tuple(MAINS[group] for group in self.groups)
+
+
+QUICK: Mapping[str, Any] = {
+    "trials": 9,
+    "runs": 2,
+    "traps": 2,
+    "share": 0.5,
+    "rows": 20_000,
+    "units": 256,
+    "epochs": 4,
+    "choices": {"valid_rows": 10_000},
+}
+
+
+class Part(NamedTuple):
+    """A run of the ledger: the values it is with, and what trains it."""
+
+    point: Point
+    job: Job
+
+
+class Trap(NamedTuple):
+    """A mistake: how its rows are prepared, and what a run with it is."""
+
+    prepare: Callable[[Tables, Path, Progress], Prepared]
+    run: Run
+
+
+def run(settings: CensusStudy, site: Site) -> list[Account]:
+    """Run the parts that are not there yet, and tell what was found."""
+    require_extra()
+    if BOOSTING in settings.methods and not available():
+        raise MultigateError("gradient boosting wants scikit-learn: pip install 'multigate[boost]'")
+    tables = read_tables(site.data / DATA)
+    correlations = {main: _correlation(tables, main, site) for main in settings.mains}
+    rows = sampled(tables, settings.rows or tables.train.num_rows)
+    wanted = trainings(settings.mains, AUXILIARY, settings.methods)
+    with Workers(settings.workers or os.cpu_count() or 1) as workers:
+        trials = _tune(settings, site, wanted, rows, workers)
+        chosen = {name: best(found).point for name, found in trials.items()}
+        runs = _runs(settings, site, wanted, chosen, rows, workers)
+        traps = _traps(settings, site, chosen, tables, rows, workers)
+    remove(site.ledger.folder / "work")
+    return tell(Found(correlations, wanted, trials, runs, traps))
+
+
+def _correlation(tables: Tables, main: str, site: Site) -> float:
+    part = f"labels-{main}"
+    if not site.ledger.has(part):
+        site.ledger.keep(part, [{"main": main, "label_correlation": label_correlation(tables, main)}])
+    return float(site.ledger.rows(part)[0]["label_correlation"])
+
+
+def _tune(
+    settings: CensusStudy, site: Site, wanted: Sequence[Training], rows: Tables, workers: Workers
+) -> dict[str, list[Trial]]:
+    """As many trials of each training as all others have, however often the study is stopped on the way."""
+    rows = sampled(rows, round(settings.share * rows.train.num_rows))
+    remove(site.ledger.folder / "work" / "search")  # what killed trials left
+    ground = _ground(settings, site, "search", prepare_search(rows, _rows_of(site, "search"), site.report))
+    searches = {training: _search(settings, site, training, rows.train.num_rows) for training in wanted}
+    for search in searches.values():
+        begin(search)
+    total = settings.trials * len(wanted)
+    while due := _due(searches, settings.trials):
+        jobs = [partial(try_one, searches[one], partial(try_point, ground, one), settings.trials) for one in due]
+        here = 0
+        for place, trial in _told(site, "tuning (trials)", total - len(due), total, jobs, workers):
+            if trial is not None:
+                here += 1
+                state = "stopped" if trial.stopped else f"{trial.value:.4f}"
+                site.report.detail(f"{due[place].name:<28} trial {trial.number:>3}  {state:>8}  {trial.seconds:.0f} s")
+        if not here:
+            time.sleep(BEAT)  # the last trials are other machines'
+    trials = {one.name: finished(search, settings.trials) for one, search in searches.items()}
+    site.ledger.keep("trials", [_trial_row(one, trial) for one in wanted for trial in trials[one.name]])
+    return trials
+
+
+def _due(searches: Mapping[Training, Search], trials: int) -> list[Training]:
+    """What is still to be tried: a trial of each training, then a second of each, and so on."""
+    done = {training: len(finished(search, trials)) for training, search in searches.items()}
+    return [training for place in range(trials) for training in searches if done[training] <= place]
+
+
+def _search(settings: CensusStudy, site: Site, training: Training, rows: int) -> Search:
+    own = f"sqlite:///{(site.ledger.folder / 'trials.db').resolve()}"
+    return Search(
+        name=training.name,
+        storage=settings.storage or own,
+        space=space(training.method, settings.units, settings.epochs),
+        about=f"{rows} rows, {json.dumps(settings.choices.to_dict(full=True))}",
+        shared=settings.storage is not None,
+    )
+
+
+def _trial_row(training: Training, trial: Trial) -> dict[str, Any]:
+    told = trial._asdict() | {"point": json.dumps(trial.point), "steps": list(trial.steps.values())}
+    return {"method": training.method, "main": training.tasks[0], **told}
+
+
+def _runs(
+    settings: CensusStudy,
+    site: Site,
+    wanted: Sequence[Training],
+    chosen: Mapping[str, Point],
+    rows: Tables,
+    workers: Workers,
+) -> dict[str, list[dict[str, Any]]]:
+    """Of each training the runs with seeds 0 .. runs - 1; those of values that are no longer chosen are run again."""
+    ground = _ground(settings, site, "runs", prepare_runs(rows, _rows_of(site, "runs"), site.report))
+    parts = {
+        f"run-{one.name}-{seed:03d}": _part(run_point, ground, one, chosen[one.name], seed)
+        for seed in range(settings.runs)
+        for one in wanted
+    }
+    _keep(site, "runs (runs)", parts, workers)
+    return {
+        one.name: [site.ledger.rows(f"run-{one.name}-{seed:03d}")[0] for seed in range(settings.runs)] for one in wanted
+    }
+
+
+def _traps(
+    settings: CensusStudy, site: Site, chosen: Mapping[str, Point], tables: Tables, rows: Tables, workers: Workers
+) -> dict[str, list[dict[str, Any]]]:
+    """Runs of MMoE on the first group with each mistake; none where that is not among the methods and groups."""
+    training = Training("mmoe", (MAINS[1], AUXILIARY))
+    if training.name not in chosen:
+        return {}
+    traps = {
+        "education": Trap(prepare_education, run_point),
+        "weight": Trap(prepare_weight, run_point),
+        "raw_weight": Trap(prepare_raw_weight, run_point),
+        "one_hot": Trap(
+            partial(prepare_one_hot, OneHot(tables.train)), partial(run_one_hot, data=(site.data / DATA).resolve())
+        ),
+    }
+    parts: dict[str, Part] = {}
+    for name, trap in traps.items() if settings.traps else ():
+        ground = _ground(settings, site, name, trap.prepare(rows, _rows_of(site, name), site.report))
+        for seed in range(settings.traps):
+            parts[f"trap-{name}-{seed:03d}"] = _part(trap.run, ground, training, chosen[training.name], seed)
+    _keep(site, "traps (runs)", parts, workers)
+    return {name: [site.ledger.rows(f"trap-{name}-{seed:03d}")[0] for seed in range(settings.traps)] for name in traps}
+
+
+def _part(run: Run, ground: Ground, training: Training, point: Point, seed: int) -> Part:
+    return Part(point, partial(run, ground, training, point, seed))
+
+
+def _keep(site: Site, stage: str, parts: Mapping[str, Part], workers: Workers) -> None:
+    """Run the parts that the ledger does not have with these values."""
+    due = [name for name, part in parts.items() if not _is_kept(site, name, part.point)]
+    jobs = [parts[name].job for name in due]
+    for place, row in _told(site, stage, len(parts) - len(due), len(parts), jobs, workers):
+        site.ledger.keep(due[place], [row])
+        site.report.detail(f"{due[place]:<36} {row[row['main'] + '/auc']:.4f}  {row['seconds']:.0f} s")
+
+
+def _is_kept(site: Site, part: str, point: Point) -> bool:
+    return site.ledger.has(part) and site.ledger.rows(part)[0]["point"] == json.dumps(point)
+
+
+def _told(
+    site: Site, stage: str, over: int, total: int, jobs: Sequence[Job], workers: Workers
+) -> Iterator[tuple[int, Any]]:
+    """Results of jobs, and how far they are."""
+    site.report(stage, over, total)
+    for number, result in enumerate(workers.run(jobs), over + 1):
+        yield result
+        site.report(stage, number, total)
+
+
+def _rows_of(site: Site, name: str) -> Path:
+    return site.ledger.folder / "rows" / name
+
+
+def _ground(settings: CensusStudy, site: Site, name: str, prepared: Prepared) -> Ground:
+    folder = site.ledger.folder.resolve()
+    return Ground(prepared.folder.resolve(), settings.choices, folder / "work" / name, site.device.type)
+
+
+STUDY = Study(
+    "Census-Income: methods tuned alike",
+    CensusStudy,
+    QUICK,
+    run,
+    may_change=("groups", "methods", "trials", "runs", "traps", "workers", "storage"),
+)

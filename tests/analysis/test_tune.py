@@ -1,0 +1,214 @@
+"""Searches find what is known to be best, learn from trials that were stopped, and survive being killed."""
+
+import math
+import os
+import signal
+import statistics
+import sys
+from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multigate.analysis.tune import (
+    STARTUP,
+    Choice,
+    Point,
+    Range,
+    Search,
+    Tell,
+    begin,
+    best,
+    finished,
+    try_one,
+)
+from multigate.errors import MultigateError, RunError
+
+SPACE = {
+    "rate": Range(low=1e-5, high=1e-1, log=True),
+    "units": Range(low=4, high=256, log=True, whole=True),
+    "kind": Choice(values=("a", "b")),
+}
+
+
+def hill(point: Point, tell: Tell) -> float:
+    """Largest, 1, at rate 1e-3, 32 units and kind b; each of four steps brings .1."""
+    value = -((math.log10(float(point["rate"])) + 3) ** 2) - (math.log2(int(point["units"])) - 5) ** 2
+    value += point["kind"] == "b"
+    for step in range(1, 4):
+        tell(step, value - 0.1 * (4 - step))
+    return value
+
+
+def search(folder: Path, name: str = "hill") -> Search:
+    return Search(name, f"sqlite:///{folder / 'trials.db'}", SPACE)
+
+
+def slope(point: Point, tell: Tell) -> float:
+    """Largest at rate 1e-3."""
+    return -abs(math.log10(float(point["rate"])) + 3)
+
+
+def points(one: Search) -> list[Point]:
+    return [trial.point for trial in finished(one)]
+
+
+def test_the_best_of_a_known_function_is_found(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    begin(one)
+    trials = [try_one(one, hill) for _ in range(STARTUP + 9)]
+    found = best(trials)
+    assert found.value > 0.9, "the best of as many random points is below .5 in nine of ten draws"
+    assert found.point["kind"] == "b"
+    assert found.value == hill(found.point, lambda step, value: None)
+    assert [trial.point for trial in trials] == points(one)
+
+
+def test_a_trial_that_is_behind_is_stopped_and_counts_for_what_it_would_have_come_to(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    begin(one)
+    for _ in range(STARTUP):
+        try_one(one, hill)
+    before = finished(one)
+
+    def bad(point: Point, tell: Tell) -> float:
+        tell(1, -50.0)
+        raise AssertionError("it should have been stopped")
+
+    trial = try_one(one, bad)
+    assert trial.stopped
+    gains = [other.value - other.steps[1] for other in before if not other.stopped]
+    assert trial.value == pytest.approx(-50.0 + statistics.median(gains))
+    assert len(finished(one)) == len(before) + 1, "a stopped trial is one of those that every method has alike"
+    assert best([trial._replace(value=99.0), *before]) == best(before), "its value is a guess"
+
+
+def _killed(one: Search, trials: int) -> None:
+    """Some trials, and a process that is killed in the middle of the next one."""
+    begin(one)
+    for _ in range(trials):
+        try_one(one, slope)
+
+    def killed(point: Point, tell: Tell) -> float:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0.0
+
+    try_one(one, killed)
+
+
+def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    whole, broken = (search(tmp_path, name)._replace(space={"rate": SPACE["rate"]}) for name in ("whole", "broken"))
+    trials = STARTUP + 1
+    begin(whole)
+    for _ in range(trials + 2):
+        try_one(whole, slope)
+    process = get_context("spawn").Process(target=_killed, args=(broken, trials))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert points(broken) == points(whole)[:trials], "a trial that was killed does not count"
+    begin(broken)
+    for _ in range(2):
+        try_one(broken, slope)
+    assert points(broken) == points(whole), "its point comes next, and then what would have come"
+
+
+def test_what_a_process_that_is_gone_was_at_comes_next(tmp_path: Path) -> None:
+    """Also where others went on meanwhile, so that it is not its turn."""
+    one = search(tmp_path)
+    begin(one)
+    study = optuna.load_study(study_name=one.name, storage=one.storage)
+    lost = {"rate": 0.0125, "units": 8, "kind": "b"}
+    study.enqueue_trial(lost)
+    trial = study.ask()  # and never told
+    trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+    trial.suggest_int("units", 4, 256, log=True)
+    trial.suggest_categorical("kind", ("a", "b"))
+    assert try_one(one, hill).point != lost
+    begin(one)
+    assert try_one(one, hill).point == lost
+
+
+def test_a_trial_that_fails_does_not_count_and_its_point_is_tried_again(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    begin(one)
+    seen = []
+
+    def fails(point: Point, tell: Tell) -> float:
+        seen.append(point)
+        raise RunError("the disk is full")
+
+    with pytest.raises(RunError, match="the disk is full"):
+        try_one(one, fails)
+    assert finished(one) == []
+    assert try_one(one, hill).point == seen[0]
+
+
+def test_machines_that_share_a_search_leave_the_trials_of_others_alone(tmp_path: Path) -> None:
+    one = search(tmp_path)._replace(shared=True)
+    begin(one)
+    seen = []
+
+    def crowded(point: Point, tell: Tell) -> float:
+        begin(one)  # another machine begins, and has a trial of its own
+        seen.append(try_one(one, hill, 2))
+        seen.append(try_one(one, hill, 2))
+        return 1.0
+
+    trial = try_one(one, crowded, 2)
+    assert trial is not None
+    assert seen[0].point != trial.point
+    assert seen[1] is None, "two trials were asked for: one is over, one under way"
+    assert len(finished(one)) == 2
+
+
+def test_a_search_about_something_else_is_refused(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    begin(one)
+    with pytest.raises(RunError, match=r"'hill' about something else \(about: .*1000 rows"):
+        begin(one._replace(about="1000 rows"))
+    with pytest.raises(RunError, match=r"space\.units\.high: 256.*512"):
+        begin(one._replace(space=SPACE | {"units": Range(low=4, high=512, log=True, whole=True)}))
+
+
+def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MultigateError, match=r"pip install 'multigate\[tune\]'"):
+        begin(search(tmp_path))
+
+
+@given(low=st.integers(1, 40), more=st.integers(0, 400), log=st.booleans(), part=st.floats(0, 1, exclude_max=True))
+def test_a_range_stays_within_its_ends(low: int, more: int, log: bool, part: float) -> None:
+    one = Range(low=low, high=low + more, log=log, whole=True)
+    assert low <= one.at(part) <= low + more
+    assert one.at(0.0) == low
+    assert one.at(1 - 1e-12) == low + more
+
+
+def test_the_first_points_fill_the_space_and_are_never_stopped(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    begin(one)
+
+    def worse(value: float, point: Point, tell: Tell) -> float:
+        tell(1, value)
+        return value
+
+    found = [try_one(one, partial(worse, -float(at))) for at in range(STARTUP)]
+    assert not any(trial.stopped for trial in found)
+    exponents = sorted(math.log10(float(trial.point["rate"])) for trial in found)
+    assert exponents[0] < -4
+    assert exponents[-1] > -2
+    assert max(after - before for before, after in pairwise(exponents)) < 1.5
+    assert {trial.point["kind"] for trial in found} == {"a", "b"}
+
+
+def test_a_range_that_goes_down_is_refused() -> None:
+    with pytest.raises(ValueError, match="a range goes up"):
+        Range(low=2, high=1)
+    with pytest.raises(ValueError, match="from above 0"):
+        Range(low=0, high=1, log=True)

@@ -1,0 +1,67 @@
+"""Processes that share out jobs: every job once, errors told, nobody left behind."""
+
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from multigate.analysis.workers import Workers
+from multigate.errors import DataError, RunError
+
+
+def square(number: int) -> tuple[int, int]:
+    return number * number, os.getpid()
+
+
+def fail() -> None:
+    raise DataError("no rows")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def threads() -> str:
+    return os.environ["OMP_NUM_THREADS"]
+
+
+def sleep() -> None:
+    time.sleep(3_600)
+
+
+def test_every_job_is_done_once_by_two_processes_that_are_then_gone() -> None:
+    with Workers(2) as workers:
+        done = list(workers.run([partial(square, number) for number in range(8)]))
+        again = list(workers.run([partial(square, 3)]))
+    assert sorted((place, result[0]) for place, result in done) == [(number, number**2) for number in range(8)]
+    processes = {result[1] for _, result in done}
+    assert len(processes) == 2
+    assert again[0][1][1] in processes, "they are started once"
+    for one in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(one, 0)
+
+
+def test_one_worker_is_the_process_itself() -> None:
+    with Workers(1) as workers:
+        assert list(workers.run([partial(square, 2)])) == [(0, (4, os.getpid()))]
+
+
+def test_what_a_job_raises_is_raised_and_the_others_are_ended() -> None:
+    with pytest.raises(DataError, match="no rows"), Workers(2) as workers:
+        list(workers.run([sleep, fail]))
+    # a job of an hour was not waited for
+
+
+def test_a_process_that_is_killed_is_told_of() -> None:
+    with pytest.raises(RunError, match="exit code -9"), Workers(2) as workers:
+        list(workers.run([die, die]))
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with Workers(2) as workers:
+        assert {result for _, result in workers.run([threads, threads])} == {str(max(1, (os.cpu_count() or 1) // 2))}
+    assert "OMP_NUM_THREADS" not in os.environ
