@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from multigate.datasets.synthetic import Synthetic
-from multigate.paper import beyond, choices
-from multigate.paper.cells import Cell
-from multigate.paper.draws import Draws
-from multigate.paper.toy import Training
+from multigate.paper.synthetic import beyond, choices
+from multigate.paper.synthetic.cells import Cell
+from multigate.paper.synthetic.draws import Draws
+from multigate.paper.synthetic.toy import Training
 from multigate.report.blocks import Table
 from multigate.sharing import MMoE, SharedBottom
 

@@ -16,8 +16,9 @@ from multigate.analysis.tune import Choice, Point, Range, Stopped
 from multigate.data.prepared import Prepared
 from multigate.datasets.census_income import open_census, write_census
 from multigate.errors import DataError
-from multigate.paper.census_methods import BOOSTING, CAP, METHODS, SINGLE, Training, space, structure, trainings
-from multigate.paper.census_rows import (
+from multigate.paper.census.methods import BOOSTING, CAP, METHODS, SINGLE, Training, space, structure, trainings
+from multigate.paper.census.one_hot import ABSENT, AS_ONE, ONE_HOT, OneHot
+from multigate.paper.census.rows import (
     AUXILIARY,
     WEIGHT,
     Tables,
@@ -30,8 +31,7 @@ from multigate.paper.census_rows import (
     read_tables,
     sampled,
 )
-from multigate.paper.census_training import Choices, Ground, run_point, try_point
-from multigate.paper.one_hot import ABSENT, AS_ONE, ONE_HOT, OneHot
+from multigate.paper.census.training import Choices, Ground, run_point, try_point
 
 LABELS = ("education", "marital_stat", "income_50k", WEIGHT)
 PAPER = {"income": 0.1768, "college": 0.2373}

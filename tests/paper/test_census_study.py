@@ -13,9 +13,9 @@ from multigate.datasets.census_income import write_census
 from multigate.errors import ExperimentError, RunError
 from multigate.options import Options
 from multigate.paper.account import Account
-from multigate.paper.census import CensusStudy
-from multigate.paper.census_account import Found, tell
-from multigate.paper.census_methods import trainings
+from multigate.paper.census.account import Found, tell
+from multigate.paper.census.methods import trainings
+from multigate.paper.census.study import CensusStudy
 from multigate.paper.ledger import Ledger
 from multigate.paper.published import table_1, table_2
 from multigate.paper.reproduce import reproduce

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from multigate.datasets.synthetic import Synthetic, label_correlation, label_moments, task_weights
-from multigate.paper.draws import Draws
+from multigate.paper.synthetic.draws import Draws
 
 SMALL = Synthetic(size=7, correlations=(0.6,), frequencies=(1.0, 3.0), phases=(0.4, 2.0), scale=0.8)
 

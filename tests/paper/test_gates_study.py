@@ -10,8 +10,8 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, spearmanr
 
 from multigate.errors import DataError
-from multigate.paper.gates import GatesStudy, experiment_on, run
-from multigate.paper.gates_account import evenness, gather, rank_correlation, tell
+from multigate.paper.gates.account import evenness, gather, rank_correlation, tell
+from multigate.paper.gates.study import GatesStudy, experiment_on, run
 from multigate.paper.ledger import Ledger
 from multigate.paper.published import figure_6
 from multigate.paper.study import Site

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from multigate.paper.matching import agreement, best_order, estranged, in_order, match_runs
+from multigate.paper.gates.matching import agreement, best_order, estranged, in_order, match_runs
 
 N, R, T, E = 6, 300, 3, 4
 

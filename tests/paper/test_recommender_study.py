@@ -19,11 +19,13 @@ from multigate.datasets.kuairand import OUTCOMES, kuairand_schema
 from multigate.errors import DataError
 from multigate.experiment import Experiment, read_experiment
 from multigate.model import Model
-from multigate.paper.bottoms import structures_on
 from multigate.paper.ledger import Ledger
-from multigate.paper.points import Watched, rows_read, steps_of, train_to_points
 from multigate.paper.published import table_3, table_4
-from multigate.paper.recommender import (
+from multigate.paper.recommender.account import verdict
+from multigate.paper.recommender.bottoms import structures_on
+from multigate.paper.recommender.points import Watched, rows_read, steps_of, train_to_points
+from multigate.paper.recommender.sources import feed, kuairand
+from multigate.paper.recommender.study import (
     RecommenderStudy,
     best_rate,
     chosen_rate,
@@ -31,8 +33,6 @@ from multigate.paper.recommender import (
     run,
     scored_at,
 )
-from multigate.paper.recommender_account import verdict
-from multigate.paper.sources import feed, kuairand
 from multigate.paper.study import Site
 from multigate.report.blocks import Table
 from multigate.training.checkpoint import load_checkpoint

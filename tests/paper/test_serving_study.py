@@ -7,8 +7,8 @@ import torch
 
 from multigate.engine import Torch, arrays, made_up
 from multigate.paper.ledger import Ledger
-from multigate.paper.serving import ServingStudy, in_turn, layout_of, run, served
-from multigate.paper.serving_account import ratio, tell
+from multigate.paper.serving.account import ratio, tell
+from multigate.paper.serving.study import ServingStudy, in_turn, layout_of, run, served
 from multigate.paper.study import Site
 from multigate.report.blocks import Table
 from multigate.training.progress import Reporter

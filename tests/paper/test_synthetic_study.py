@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from multigate.paper.cells import PILOT_SEEDS, best_rate, gate_divergence
 from multigate.paper.published import figure_2, figure_5
-from multigate.paper.synthetic import counted_weights, equal_units, structures
-from multigate.paper.synthetic_account import quantile_of
-from multigate.paper.toy import Toy
+from multigate.paper.synthetic.account import quantile_of
+from multigate.paper.synthetic.cells import PILOT_SEEDS, best_rate, gate_divergence
+from multigate.paper.synthetic.study import counted_weights, equal_units, structures
+from multigate.paper.synthetic.toy import Toy
 from processes import Stop, run
 
 TINY = (
@@ -83,7 +83,7 @@ def test_a_study_goes_on_where_it_was_stopped_and_tells_all(tmp_path: Path) -> N
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(words(whole), tmp_path, timeout=300).code == 0
     # after the pilots and a cell, within the runs of the next
-    stopped = run(words(cut), tmp_path, Stop("paper.toy:_Work.step", 100 * 5 + 50), timeout=300)
+    stopped = run(words(cut), tmp_path, Stop("paper.synthetic.toy:_Work.step", 100 * 5 + 50), timeout=300)
     assert stopped.code == 128 + signal.SIGINT
     assert "the same command goes on" in stopped.told
     done = {path.name for path in (cut / "parts").iterdir()}

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from multigate.datasets.synthetic import Synthetic
 from multigate.errors import RunError
-from multigate.paper.draws import Draws
-from multigate.paper.toy import HELD_OUT, Toy, Trained, Training, train_toys
+from multigate.paper.synthetic.draws import Draws
+from multigate.paper.synthetic.toy import HELD_OUT, Toy, Trained, Training, train_toys
 from multigate.sharing import MMoE, OMoE, SharedBottom
 from multigate.training.interrupts import Interrupted
 from multigate.training.replicas import Replicas

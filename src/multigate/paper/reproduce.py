@@ -8,20 +8,24 @@ from pydantic import ValidationError
 from multigate.errors import ExperimentError, MultigateError, nearest
 from multigate.experiment import changed
 from multigate.options import Options, explain
-from multigate.paper import census, gates, recommender, serving, synthetic
 from multigate.paper.account import Account, write_page
+from multigate.paper.census.study import STUDY as CENSUS
+from multigate.paper.gates.study import STUDY as GATES
 from multigate.paper.ledger import Ledger
+from multigate.paper.recommender.study import STUDY as RECOMMENDER
+from multigate.paper.serving.study import STUDY as SERVING
 from multigate.paper.study import Site, Study
+from multigate.paper.synthetic.study import STUDY as SYNTHETIC
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
 
 STUDIES: dict[str, Study] = {
-    "synthetic": synthetic.STUDY,
-    "census": census.STUDY,
-    "recommender": recommender.STUDY,
-    "gates": gates.STUDY,
-    "serving": serving.STUDY,
+    "synthetic": SYNTHETIC,
+    "census": CENSUS,
+    "recommender": RECOMMENDER,
+    "gates": GATES,
+    "serving": SERVING,
 }
 
 

@@ -5,8 +5,8 @@ from statistics import median
 from typing import NamedTuple
 
 from multigate.paper.account import Account, Claim, claims
-from multigate.paper.bottoms import TITLES
 from multigate.paper.ledger import Row
+from multigate.paper.recommender.bottoms import TITLES
 from multigate.report.blocks import Block, Figure, Table, Text
 
 BASE, ALONE = "shared_bottom", "single_task"

@@ -18,9 +18,9 @@ from multigate.model import Model, Tower
 from multigate.nn.embed import Embedding
 from multigate.options import Options
 from multigate.paper.account import Account
-from multigate.paper.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.ledger import Row
-from multigate.paper.serving_account import tell
+from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
+from multigate.paper.serving.account import tell
 from multigate.paper.study import Site, Study
 from multigate.sharing import Structure
 

@@ -9,7 +9,7 @@ from multigate.datasets.synthetic import Synthetic, label_correlation
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
 from multigate.paper.published import BIN, figure_2, figure_3, figure_4, figure_5
-from multigate.paper.toy import TICK
+from multigate.paper.synthetic.toy import TICK
 from multigate.report.blocks import Chart, Figure, Table, Text
 
 TITLES = {

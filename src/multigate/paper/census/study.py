@@ -17,9 +17,10 @@ from multigate.data.prepared import Prepared, Progress
 from multigate.errors import MultigateError, nearest
 from multigate.options import Options
 from multigate.paper.account import Account
-from multigate.paper.census_account import Found, tell
-from multigate.paper.census_methods import BOOSTING, CAP, METHODS, Training, space, trainings
-from multigate.paper.census_rows import (
+from multigate.paper.census.account import Found, tell
+from multigate.paper.census.methods import BOOSTING, CAP, METHODS, Training, space, trainings
+from multigate.paper.census.one_hot import OneHot
+from multigate.paper.census.rows import (
     AUXILIARY,
     MAINS,
     Tables,
@@ -33,8 +34,7 @@ from multigate.paper.census_rows import (
     read_tables,
     sampled,
 )
-from multigate.paper.census_training import Choices, Ground, run_one_hot, run_point, try_point
-from multigate.paper.one_hot import OneHot
+from multigate.paper.census.training import Choices, Ground, run_one_hot, run_point, try_point
 from multigate.paper.study import Site, Study
 from multigate.writing import remove
 

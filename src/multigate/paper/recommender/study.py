@@ -18,11 +18,11 @@ from multigate.metrics import auc, bootstrap, normalised_entropy, r2
 from multigate.model import Model, Tower
 from multigate.options import Options
 from multigate.paper.account import Account
-from multigate.paper.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.ledger import Row
-from multigate.paper.points import train_to_points
-from multigate.paper.recommender_account import tell
-from multigate.paper.sources import Source, feed, kuairand, prepare_once
+from multigate.paper.recommender.account import tell
+from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
+from multigate.paper.recommender.points import train_to_points
+from multigate.paper.recommender.sources import Source, feed, kuairand, prepare_once
 from multigate.paper.study import Site, Study
 from multigate.sharing import Structure
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from multigate.analysis.intervals import resampled
 from multigate.paper.account import Account
-from multigate.paper.cells import Cell, cell
 from multigate.paper.ledger import Row
 from multigate.paper.published import figure_4, figure_5
-from multigate.paper.synthetic_account import FAILED, TITLES, quantile_of
-from multigate.paper.toy import TICK, Training
+from multigate.paper.synthetic.account import FAILED, TITLES, quantile_of
+from multigate.paper.synthetic.cells import Cell, cell
+from multigate.paper.synthetic.toy import TICK, Training
 from multigate.report.blocks import Table, Text
 from multigate.sharing import Structure
 

@@ -9,9 +9,9 @@ from multigate.analysis.budget import matched
 from multigate.analysis.intervals import Floats, resampled
 from multigate.datasets.synthetic import Synthetic
 from multigate.paper.account import Account, Claim, claims
-from multigate.paper.cells import Cell, cell
 from multigate.paper.ledger import Row
-from multigate.paper.toy import Training
+from multigate.paper.synthetic.cells import Cell, cell
+from multigate.paper.synthetic.toy import Training
 from multigate.report.blocks import Figure, Table, Text
 from multigate.sharing import CGC, MMoE, OMoE, SharedBottom, SingleTask, Soft, Structure
 

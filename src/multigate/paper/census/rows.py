@@ -16,7 +16,7 @@ from multigate.data.prepared import Prepared, Progress, prepare
 from multigate.data.split import Split
 from multigate.datasets.census_income import census_schema, is_written
 from multigate.errors import DataError
-from multigate.paper.one_hot import AS_ONE, ONE_HOT, OneHot
+from multigate.paper.census.one_hot import AS_ONE, ONE_HOT, OneHot
 from multigate.schema import Bag, Category, Number, Schema
 
 MAINS = {1: "income", 2: "college"}

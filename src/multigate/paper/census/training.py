@@ -29,9 +29,9 @@ from multigate.metrics import auc
 from multigate.model import Model, Tower
 from multigate.nn.embed import Embedding
 from multigate.options import Options
-from multigate.paper.census_methods import BOOSTING, Training, boosting_settings, structure
-from multigate.paper.census_rows import places
-from multigate.paper.one_hot import OneHot
+from multigate.paper.census.methods import BOOSTING, Training, boosting_settings, structure
+from multigate.paper.census.one_hot import OneHot
+from multigate.paper.census.rows import places
 from multigate.training.loop import Diverged, choose_device, fit
 from multigate.training.progress import Reporter
 

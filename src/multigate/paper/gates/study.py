@@ -17,10 +17,10 @@ from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.options import Options
 from multigate.paper.account import Account
-from multigate.paper.bottoms import BOTTOM, EXPERTS, structures_on
-from multigate.paper.gates_account import tell
+from multigate.paper.gates.account import tell
 from multigate.paper.ledger import Row
-from multigate.paper.sources import kuairand, prepare_once
+from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
+from multigate.paper.recommender.sources import kuairand, prepare_once
 from multigate.paper.study import Site, Study
 from multigate.sharing import MMoE
 from multigate.training.loop import fit

@@ -13,7 +13,7 @@ from multigate.analysis.gates import divergences
 from multigate.analysis.workers import Workers
 from multigate.paper.ledger import Row
 from multigate.paper.study import Site
-from multigate.paper.toy import Trained, Training, train_toys
+from multigate.paper.synthetic.toy import Trained, Training, train_toys
 from multigate.sharing import Structure
 
 PILOT_SEEDS = 1_000_000

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from multigate.analysis.intervals import Summary, paired_difference, summary
 from multigate.analysis.tune import Trial, best
 from multigate.paper.account import Account, Claim, claims
-from multigate.paper.census_methods import BOOSTING, METHODS, SINGLE, Training
-from multigate.paper.census_rows import AUXILIARY
-from multigate.paper.census_training import SHIFTED
+from multigate.paper.census.methods import BOOSTING, METHODS, SINGLE, Training
+from multigate.paper.census.rows import AUXILIARY
+from multigate.paper.census.training import SHIFTED
 from multigate.paper.published import Cell, table_1, table_2
 from multigate.report.blocks import Block, Figure, Table, Text
 

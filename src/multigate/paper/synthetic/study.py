@@ -9,15 +9,15 @@ from pydantic import Field, field_validator
 from multigate.analysis.workers import Workers
 from multigate.datasets.synthetic import Synthetic
 from multigate.options import Options
-from multigate.paper import beyond, choices
 from multigate.paper.account import Account
-from multigate.paper.cells import cell, choose_rates, run_cells, train_cells, with_runs
-from multigate.paper.draws import Draws
 from multigate.paper.ledger import Row
 from multigate.paper.published import figure_2
 from multigate.paper.study import Site, Study
-from multigate.paper.synthetic_account import MODELS, tell
-from multigate.paper.toy import Training
+from multigate.paper.synthetic import beyond, choices
+from multigate.paper.synthetic.account import MODELS, tell
+from multigate.paper.synthetic.cells import cell, choose_rates, run_cells, train_cells, with_runs
+from multigate.paper.synthetic.draws import Draws
+from multigate.paper.synthetic.toy import Training
 from multigate.sharing import MMoE, OMoE, SharedBottom, Structure
 
 EXPERTS, UNITS, TOWER = 8, 16, (8,)

@@ -15,7 +15,7 @@ from multigate.errors import RunError
 from multigate.experiment import Optimizer
 from multigate.model import Heads
 from multigate.nn.parallel import ParallelMLP
-from multigate.paper.draws import Draws, Rows
+from multigate.paper.synthetic.draws import Draws, Rows
 from multigate.sharing import Structure
 from multigate.training.checkpoint import load_checkpoint, save_checkpoint
 from multigate.training.interrupts import Interrupted, Interrupts

@@ -1,0 +1,1 @@
+"""Gates (Ma et al. 2018, Figure 6)."""

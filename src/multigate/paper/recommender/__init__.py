@@ -1,0 +1,1 @@
+"""A recommender (Ma et al. 2018, section 6.4): Table 3."""
