@@ -4,7 +4,7 @@ import pytest
 from reading import values
 
 from multigate.analysis.reliability import Reliability
-from multigate.report.charts import gate_chart, heat_chart, reliability_axes, reliability_chart
+from multigate.report.charts import gate_chart, heat_chart, line_chart, reliability_axes, reliability_chart
 from multigate.report.formats import interval, listed, number, share, signed
 
 
@@ -49,6 +49,14 @@ def test_heat_maps_have_their_numbers_written_in_them() -> None:
     assert [row["text"] for row in values(chart.spec)] == ["+0.00", "n/a"]
     chart = heat_chart("", "d", ["a"], ["b", "c"], [[0.5, 0.254]])
     assert [row["text"] for row in values(chart.spec)] == ["0.50", "0.25"]
+
+
+def test_many_series_can_be_told_apart() -> None:
+    names = [f"structure {i}" for i in range(25)]
+    chart = line_chart("t", "d", [{"epoch": 1, "value": 0.5, "series": name, "best": False} for name in names], "auc")
+    points = chart.spec["layer"][1]["encoding"]
+    looks = zip(points["color"]["scale"]["range"], points["shape"]["scale"]["range"], strict=True)
+    assert len(set(looks)) == 25
 
 
 def test_gates_keep_the_order_of_experts_and_name_what_is_no_expert() -> None:

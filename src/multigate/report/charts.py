@@ -325,7 +325,8 @@ def _coloured(series: Sequence[str]) -> Any:
 
 
 def _shaped(series: Sequence[str]) -> Any:
-    scale = alt.Scale(domain=list(series), range=[SHAPES[i % len(SHAPES)] for i in range(len(series))])
+    shapes = [SHAPES[(i + i // len(COLOURS)) % len(SHAPES)] for i in range(len(series))]  # no colour has one twice
+    scale = alt.Scale(domain=list(series), range=shapes)
     return alt.Shape("series:N", sort=None, scale=scale, legend=_legend(series))
 
 
