@@ -4,11 +4,13 @@ import os
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from multigate.analysis.workers import Workers
 from multigate.errors import DataError, RunError
+from multigate.training.interrupts import Interrupted, Interrupts
 
 
 def square(number: int) -> tuple[int, int]:
@@ -29,6 +31,22 @@ def threads() -> str:
 
 def sleep() -> None:
     time.sleep(3_600)
+
+
+def save(folder: Path) -> None:
+    """Work until a signal asks to stop, then save."""
+    with Interrupts() as interrupts:
+        (folder / "begun").touch()
+        while not interrupts.asked:
+            time.sleep(0.01)
+        (folder / "saved").touch()
+        raise Interrupted("stopped")
+
+
+def fail_once_begun(folder: Path) -> None:
+    while not (folder / "begun").exists():
+        time.sleep(0.01)
+    fail()
 
 
 def test_every_job_is_done_once_by_two_processes_that_are_then_gone() -> None:
@@ -53,6 +71,18 @@ def test_what_a_job_raises_is_raised_and_the_others_are_ended() -> None:
     with pytest.raises(DataError, match="no rows"), Workers(2) as workers:
         list(workers.run([sleep, fail]))
     # a job of an hour was not waited for
+
+
+def test_what_is_being_trained_is_saved_and_its_process_ends_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multigate.analysis.workers.PATIENCE", 20)
+    with Workers(2) as workers:
+        with pytest.raises(DataError, match="no rows"):
+            list(workers.run([partial(save, tmp_path), partial(fail_once_begun, tmp_path)]))
+        busy = [worker.process for worker, _ in workers._busy.values()]
+    assert (tmp_path / "saved").exists()
+    assert [process.exitcode for process in busy] == [0], "it did not have to be killed"
 
 
 def test_a_process_that_is_killed_is_told_of() -> None:

@@ -10,6 +10,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
 
 from multigate.errors import RunError
+from multigate.training.interrupts import Interrupted
 
 Job = Callable[[], Any]
 """What another process can be sent (``functools.partial`` of a function of a module)."""
@@ -122,8 +123,8 @@ def _work(pipe: "Connection[Any, Any]") -> None:
                 answer = job(), None
             except BaseException as error:
                 pipe.send((None, error))
-                if not isinstance(error, Exception):
-                    return
+                if isinstance(error, Interrupted) or not isinstance(error, Exception):
+                    return  # a signal asked for it, and the parent waits for the end
             else:
                 pipe.send(answer)
 
