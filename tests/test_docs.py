@@ -17,6 +17,7 @@ from multigate.experiment import Experiment, Optimizer, changed, make_experiment
 from multigate.model import Tower
 from multigate.nn.embed import Embedding
 from multigate.options import Options
+from multigate.paper.reproduce import STUDIES
 from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
 from multigate.sharing import STRUCTURES, GatedStructure
 
@@ -80,7 +81,11 @@ def test_commands_are_commands(page: Path) -> None:
             if program == "multigate":
                 verb, *rest = words
                 context = verbs[verb].make_context(verb, rest)  # a wrong option or argument is an error
-                check_changes(context.params.get("set_") or ())
+                changes = context.params.get("set_") or ()
+                if verb == "reproduce":
+                    STUDIES[context.params["study"]].settings.model_validate(changed({}, changes))
+                else:
+                    check_changes(changes)
 
 
 def check_changes(changes: list[str]) -> None:
