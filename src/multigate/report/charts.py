@@ -258,12 +258,15 @@ def bar_chart(title: str, description: str, rows: Sequence[Row], x: str) -> Char
 def curve_chart(title: str, description: str, rows: Sequence[Row], x: str, y: str, *, points: bool = False) -> Chart:
     """Values against a number: rows of ``x``, ``value``, ``series``, and ``low`` and ``high``, null where not known.
 
-    Bands show the intervals, or with ``points`` bars do. A series whose rows are ``dashed`` is drawn so.
+    Bands show the intervals, or with ``points`` bars do. A series whose rows are ``dashed`` is drawn so, and has the
+    colour of another that they name as ``like``.
     """
-    series = list(dict.fromkeys(row["series"] for row in rows))
+    like = {row["series"]: row.get("like", row["series"]) for row in rows}
+    series, own = list(like), list(dict.fromkeys(like.values()))
+    colours = alt.Scale(domain=series, range=[COLOURS[own.index(name) % len(COLOURS)] for name in like.values()])
     base = _base(rows).encode(
         x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=not points), axis=alt.Axis(tickCount=5)),
-        color=_coloured(series),
+        color=alt.Color("series:N", sort=None, scale=colours, legend=_legend(series)),
         tooltip=[_shown(key) for key in ("series", "x", "value", "low", "high")],
     )
     value = alt.Y("value:Q", title=y, axis=alt.Axis(tickCount=5))
@@ -271,9 +274,8 @@ def curve_chart(title: str, description: str, rows: Sequence[Row], x: str, y: st
     known = base.transform_filter("datum.low != null")
     low = alt.Y("low:Q", title=y)
     band = known.mark_rule(strokeWidth=1.5) if points else known.mark_area(opacity=0.18)
-    fill = {} if points else {"fill": alt.Fill("series:N", sort=None, scale=_colours(series), legend=None)}
     layers = [
-        band.encode(y=low, y2="high", **fill),
+        band.encode(y=low, y2="high"),
         whole.mark_line(strokeWidth=2).encode(y=value),
         broken.mark_line(strokeWidth=1.5, strokeDash=[5, 3]).encode(y=value),
     ]

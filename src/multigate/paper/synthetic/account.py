@@ -86,7 +86,7 @@ def _figure_3(runs: Runs) -> Account:
         points = []
         for cosine, those in shown.items():
             points += _curve(f"cosine {cosine:g}", those)
-            points += _printed(f"cosine {cosine:g}, paper", figure_3(cosine), _steps(those))
+            points += _printed(f"cosine {cosine:g}", figure_3(cosine), _steps(those))
         chart = curve_chart("", "Loss by step of the Shared-Bottom model of 16 units", points, "step", "loss")
         yield "figure3", Figure(f"Mean loss of one task, with its 95 % interval. {DASHED}", (chart,), wide=True)
 
@@ -135,7 +135,7 @@ def _figure_4(runs: Runs) -> Account:
             points = []
             for name in MODELS:
                 points += _curve(TITLES[name], runs[name, cosine])
-                points += _printed(f"{TITLES[name]}, paper", figure_4(name, cosine), _steps(runs[name, cosine]))
+                points += _printed(TITLES[name], figure_4(name, cosine), _steps(runs[name, cosine]))
             charts.append(
                 curve_chart(f"cosine {cosine:g}", f"Loss by step at cosine {cosine:g}", points, "step", "loss")
             )
@@ -230,7 +230,7 @@ def _curve(series: str, rows: Sequence[Row]) -> list[dict[str, object]]:
 
 def _printed(series: str, curve: Sequence[tuple[int, float]], last: int) -> list[dict[str, object]]:
     return [
-        {"series": series, "x": step, "value": loss, "low": None, "high": None, "dashed": True}
+        {"series": f"{series}, paper", "like": series, "x": step, "value": loss, "low": None, "dashed": True}
         for step, loss in curve
         if 0 < step <= last
     ]
