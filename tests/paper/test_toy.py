@@ -39,12 +39,17 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Replicas, "step", disturbed)
 
 
-def by_loops(seed: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """One MMoE at a time with torch's Adam: the mean loss of every 100 steps (2, T), and that of held-out rows (T,)."""
+def by_loops(seed: int, rate: float, biases: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """One MMoE at a time with torch's Adam: the mean loss of every 100 steps (2, T), and that of held-out rows (T,).
+
+    Without ``biases`` those of experts are 0 and stay so.
+    """
     torch.manual_seed(seed)
     own = Toy(TRAINING.structure, 6, 2, (3,))
     weights = {name: value.detach().clone().requires_grad_() for name, value in own.named_parameters()}
-    optimizer = torch.optim.Adam(weights.values(), lr=rate)
+    if not biases:
+        weights["sharing.experts.layers.0.bias"] = torch.zeros(3, 4)
+    optimizer = torch.optim.Adam([value for value in weights.values() if value.requires_grad], lr=rate)
 
     def predicted(x: torch.Tensor) -> torch.Tensor:
         w = weights
@@ -74,12 +79,13 @@ def by_loops(seed: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(losses).view(2, 100, 2).mean(1), final
 
 
-def test_a_stack_trains_as_plain_loops_do(tmp_path: Path) -> None:
-    found = trained(tmp_path)
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_stack_trains_as_plain_loops_do(biases: bool, tmp_path: Path) -> None:
+    found = trained(tmp_path, TRAINING._replace(biases=biases))
     assert found.curves.shape == (3, 2, 2)
     assert found.gates[0].shape == (3, HELD_OUT, 2, 3)
     for run, (seed, rate) in enumerate(zip(SEEDS, RATES, strict=True)):
-        curve, final = by_loops(seed, rate)
+        curve, final = by_loops(seed, rate, biases)
         torch.testing.assert_close(found.curves[run], curve, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(found.losses[run], final, rtol=1e-2, atol=1e-3)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
@@ -100,8 +101,8 @@ class Replicas:
             weights = [leaf.detach().requires_grad_() for leaf in self.parameters.values()]
             buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}  # tracing runs what it traces
             with torch.no_grad(), torch.random.fork_rng(_cuda(weights[0])):
-                traced = make_fx(partial(self._gradients))
-                self._graphs[shapes] = traced(weights, buffers, batch)
+                traced = make_fx(partial(self._gradients))(weights, buffers, batch)
+            self._graphs[shapes] = _without_zeros(traced)
         return self._graphs[shapes]
 
     def _gradients(
@@ -225,6 +226,24 @@ class Replicas:
         scale = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
         for one in gradients:
             one.mul_(scale.view(-1, *[1] * (one.dim() - 1)))
+
+
+def _without_zeros(traced: GraphModule) -> GraphModule:
+    """Where copies of one tensor were made and a single one was read, its gradient as it came: torch lays it among
+    zeros for the others and adds them all up, which is a quarter of the step of a stack of shared bottoms."""
+    aten = torch.ops.aten
+    for total in traced.graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
+        placed, dims = total.args[:2]
+        if placed.target is aten.select_backward.default and dims == [placed.args[2]] and total.args[2:] == (True,):
+            with traced.graph.inserting_before(total):
+                as_it_came = traced.graph.call_function(aten.unsqueeze.default, (placed.args[0], dims[0]))
+            total.replace_all_uses_with(as_it_came)
+            traced.graph.erase_node(total)
+    for view in traced.graph.find_nodes(op="call_function", target=aten.view.default):
+        view.target = aten.reshape.default  # what they view may lie otherwise now
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
 
 
 def _cuda(tensor: Tensor) -> list[torch.device]:

@@ -23,8 +23,9 @@ RATES = (0.001, 0.01)
 """Each is told of by itself: which one a run was trained at is open too."""
 OTHERS: Mapping[str, Mapping[str, Any]] = {
     "as here": {},
-    "batch 32": {"batch": 32},
+    "biases": {"biases": True},
     "batch 128": {"batch": 128},
+    "batch 256": {"batch": 256},
     "labels as they come": {"standardise": False},
     "10,000 rows, again and again": {"pool": 10_000},
     "weights as in TensorFlow": {"glorot": True},

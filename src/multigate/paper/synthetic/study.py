@@ -51,6 +51,8 @@ class SyntheticStudy(Options):
     """Rows of a step: not in the paper. All are new, so that the training loss is a fair one."""
     standardise: bool = True
     """Whether labels have mean 0 and variance 1: not in the paper, whose losses begin a little above 1."""
+    biases: bool = False
+    """Whether experts and bottoms have biases: not in the paper, which counts none. It decides what is found."""
     rates: tuple[float, ...] = (0.0001, 0.001, 0.01)
     """Adam's learning rates, as in the paper. The one with the least mean loss is taken, each structure and cosine its
     own, after ``pilot`` runs of each that are not told of otherwise."""
@@ -100,7 +102,15 @@ def run(settings: SyntheticStudy, site: Site) -> list[Account]:
         site.ledger.keep(TRIALS, list(_trials(settings, site)))
     sizes = structures(settings.data.size)
     training = Training(
-        sizes["mmoe"], settings.data, (), (), TOWER, settings.steps, settings.batch, settings.standardise
+        sizes["mmoe"],
+        settings.data,
+        (),
+        (),
+        TOWER,
+        settings.steps,
+        settings.batch,
+        settings.standardise,
+        settings.biases,
     )
     paper = [
         cell("paper", name, structure, training._replace(data=settings.data.with_(correlations=(cosine,))))

@@ -14,7 +14,7 @@ from multigate.datasets.synthetic import Synthetic
 from multigate.errors import RunError
 from multigate.experiment import Optimizer
 from multigate.model import Heads
-from multigate.nn.parallel import ParallelMLP
+from multigate.nn.parallel import ParallelLinear, ParallelMLP
 from multigate.paper.synthetic.draws import Draws, Rows
 from multigate.sharing import Structure
 from multigate.training.checkpoint import load_checkpoint, save_checkpoint
@@ -25,7 +25,7 @@ TICK = 100
 """Steps behind each point of a curve."""
 HELD_OUT = 2_048
 """Rows that each run is scored on when it is over."""
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 20 << 20
 """Rows are drawn in blocks of about so many bytes, for all runs together."""
 
 
@@ -63,6 +63,8 @@ class Training(NamedTuple):
     steps: int
     batch: int
     standardise: bool
+    biases: bool = False
+    """Whether experts, or what stands in their place, have any; towers do, and gates do not."""
     pool: int | None = None
     """Rows that a run has to be trained on; endless ones where None."""
     glorot: bool = False
@@ -72,6 +74,8 @@ class Training(NamedTuple):
     def toy(self) -> Toy:
         """A model with first weights of its own."""
         toy = Toy(self.structure, self.data.size, len(self.data.task_names), self.tower)
+        if not self.biases:
+            _take_biases(toy)
         return _glorot(toy) if self.glorot else toy
 
     def multiply_adds(self) -> int:
@@ -182,6 +186,12 @@ class _Work:
         self.done, self.seconds = state["done"], state["seconds"]
         on_device = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.replicas.restore(on_device, range(len(self.training.seeds)), self.done)
+
+
+def _take_biases(toy: Toy) -> None:
+    for name, part in toy.named_modules():
+        if name.startswith("sharing.") and isinstance(part, ParallelLinear):
+            part.bias = None
 
 
 def _glorot(toy: Toy) -> Toy:
