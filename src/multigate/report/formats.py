@@ -29,6 +29,20 @@ def interval(low: float, high: float) -> str:
     return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else ""
 
 
+def bracketed(middle: float, low: float, high: float, digits: int = 4, *, sign: bool = False) -> str:
+    """A value and its interval: 0.12 [0.10, 0.15]; with ``sign`` as a difference is written. The value alone where the
+    interval is not known, n/a where it is not either."""
+    if not math.isfinite(middle):
+        return "n/a"
+    middle_, low_, high_ = (signed(one, digits) if sign else f"{one:.{digits}f}" for one in (middle, low, high))
+    return f"{middle_} [{low_}, {high_}]" if math.isfinite(low) and math.isfinite(high) else middle_
+
+
+def plus_minus(middle: float, low: float, high: float, digits: int = 4) -> str:
+    """A value and half the width of its interval: 0.12 ± 0.02."""
+    return f"{middle:.{digits}f} ± {(high - low) / 2:.{digits}f}" if math.isfinite(middle) else "n/a"
+
+
 def share(value: float) -> str:
     """A percentage with two digits that count: 12 %, 1.2 %, 0.12 %."""
     digits = 0 if value == 0 else max(0, 1 - math.floor(math.log10(abs(value) * 100)))

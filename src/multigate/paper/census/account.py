@@ -14,6 +14,7 @@ from multigate.paper.census.rows import AUXILIARY
 from multigate.paper.census.training import SHIFTED
 from multigate.paper.published import Cell, table_1, table_2
 from multigate.report.blocks import Block, Figure, Table, Text
+from multigate.report.formats import bracketed
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 TABLES = {"income": (1, table_1), "college": (2, table_2)}
@@ -113,7 +114,7 @@ def _cells(found: Found, main: str, task: str, method: str, paper: Mapping[str, 
         NONE if cell is None else f"{cell.best:.4f}",
         f"{_of_best(found, main, task, method):.4f}",
         NONE if cell is None else f"{cell.mean:.4f}",
-        f"{one.mean:.4f} [{one.low:.4f}, {one.high:.4f}]",
+        bracketed(one.mean, one.low, one.high),
         f"{one.sd:.4f}",
         _signed(_less(found, main, task, method)) if method != "mmoe" else "",
     )
@@ -222,9 +223,7 @@ def _title(method: str) -> str:
 
 
 def _signed(one: Summary) -> str:
-    if math.isnan(one.low):
-        return NONE if math.isnan(one.mean) else f"{one.mean:+.4f}"
-    return f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+    return bracketed(one.mean, one.low, one.high, sign=True)
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from multigate.paper.gates.matching import Floats, agreement, estranged, match_r
 from multigate.paper.ledger import Row
 from multigate.paper.published import figure_6
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
-from multigate.report.formats import listed, number, share, signed
+from multigate.report.formats import bracketed, listed, plus_minus, share, signed
 from multigate.sharing.structure import Level, all_read_all, experts_named
 
 NULLS = 20
@@ -185,7 +185,7 @@ def _claims(found: Gathered, matched: Floats) -> Iterator[Claim]:
     ):
         pairs = list(combinations(range(len(found.tasks)), 2))
         here = summary([float(np.mean([getattr(one, name)[i][j] for i, j in pairs])) for one in found.levels])
-        yield Claim(claim, paper, f"{number(here.mean)} [{number(here.low)}, {number(here.high)}]", "")
+        yield Claim(claim, paper, bracketed(here.mean, here.low, here.high), "")
     within = float(own.mean())
     apart, together = (float(evenness(gates.mean((0, 1))).mean()) for gates in (found.gates, matched))
     yield Claim(
@@ -235,8 +235,8 @@ def _draw_paper() -> Iterator[tuple[str, Figure]]:
 
 
 def _spread(one: Summary) -> str:
-    return f"{one.mean:.2f} ± {(one.high - one.low) / 2:.2f}"
+    return plus_minus(one.mean, one.low, one.high, 2)
 
 
 def _interval(one: Summary) -> str:
-    return f"{signed(one.mean, 2)} [{signed(one.low, 2)}, {signed(one.high, 2)}]{' *' if one.clear else ''}"
+    return f"{bracketed(one.mean, one.low, one.high, 2, sign=True)}{' *' if one.clear else ''}"

@@ -9,7 +9,7 @@ from multigate.paper.published import Lift, table_3, table_4
 from multigate.paper.recommender.bottoms import TITLES
 from multigate.paper.recommender.sources import Source
 from multigate.report.blocks import Block, Figure, Table, Text
-from multigate.report.formats import number, signed
+from multigate.report.formats import bracketed, plus_minus, signed
 
 PARTS = ("one third", "two thirds", "all")
 BASE = "shared_bottom"
@@ -188,11 +188,11 @@ def verdict(paper: float, here: Summary) -> str:
 
 
 def _spread(one: Summary) -> str:
-    return f"{number(one.mean)} ± {(one.high - one.low) / 2:.4f}"
+    return plus_minus(one.mean, one.low, one.high)
 
 
 def _difference(one: Summary) -> str:
-    return f"{signed(one.mean)} [{signed(one.low)}, {signed(one.high)}]{' *' if one.clear else ''}"
+    return f"{bracketed(one.mean, one.low, one.high, sign=True)}{' *' if one.clear else ''}"
 
 
 def _lift(lift: Lift) -> str:

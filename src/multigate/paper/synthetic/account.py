@@ -11,6 +11,7 @@ from multigate.paper.ledger import Row
 from multigate.paper.published import BIN, figure_2, figure_3, figure_4, figure_5
 from multigate.paper.synthetic.toy import TICK
 from multigate.report.blocks import Chart, Figure, Table, Text
+from multigate.report.formats import bracketed
 
 TITLES = {
     "small_bottom": "Shared-Bottom (16)",
@@ -38,7 +39,7 @@ def _figure_2(data: Synthetic, trials: Sequence[Row]) -> Account:
         found.append(
             Claim(
                 f"cosine {cosine:g}",
-                f"{mean:.4f} [{low:.4f}, {high:.4f}]",
+                bracketed(mean, low, high),
                 f"{here.mean():.4f} ± {2 * here.std(ddof=1):.4f} (closed form {exact:.4f})",
                 "within its bars" if low <= here.mean() <= high else "outside its bars",
             )
@@ -186,7 +187,7 @@ DASHED = "The dashed lines are the paper's."
 def _spread(own: Sequence[float], counts: Sequence[int]) -> Iterator[str]:
     for share in (0.5, 0.9):
         low, high = resampled(lambda drawn, share=share: np.quantile(drawn, share, axis=1), own)
-        yield f"{np.quantile(own, share):.3f} [{low:.3f}, {high:.3f}]"
+        yield bracketed(np.quantile(own, share), low, high, 3)
         yield f"{quantile_of(counts, share):.3f}"
     low, high = resampled(lambda drawn: (drawn >= FAILED).mean(1), own)
     yield f"{np.mean(np.array(own) >= FAILED):.1%} [{low:.1%}, {high:.1%}]"
@@ -238,7 +239,7 @@ def _printed(series: str, curve: Sequence[tuple[int, float]], last: int) -> list
 
 def _mean(losses: Sequence[float]) -> str:
     low, high = resampled(lambda drawn: drawn.mean(1), losses)
-    return f"{np.mean(losses):.4f} [{low:.4f}, {high:.4f}]"
+    return bracketed(float(np.mean(losses)), low, high)
 
 
 def _loss(value: float | None) -> str:
@@ -260,7 +261,7 @@ def _ratio(words: str, paper: float, above: Sequence[float], below: Sequence[flo
         verdict = "in shape"
     else:
         verdict = "not reproduced"
-    return Claim(words, f"{paper:.2f}", f"{value:.2f} [{low:.2f}, {high:.2f}]", verdict)
+    return Claim(words, f"{paper:.2f}", bracketed(float(value), low, high, 2), verdict)
 
 
 def _said(what: str, found: Sequence[Claim]) -> str:

@@ -13,6 +13,7 @@ from multigate.paper.ledger import Row
 from multigate.paper.synthetic.cells import Cell, cell
 from multigate.paper.synthetic.toy import Training
 from multigate.report.blocks import Figure, Table, Text
+from multigate.report.formats import bracketed
 from multigate.sharing import CGC, MMoE, OMoE, SharedBottom, SingleTask, Soft, Structure
 
 AXIS = (-1.0, -0.9, -0.5, 0.0, 0.5, 0.9, 1.0)
@@ -125,7 +126,7 @@ def _gates(rows: By) -> Account:
     for name in names:
         apart, alike_ = _divergences(gated[name, 0.0]), _divergences(gated[name, 1.0])
         low, high = resampled(lambda a, b: a.mean(1) - b.mean(1), apart, alike_)
-        here = f"{np.mean(apart) - np.mean(alike_):+.3f} [{low:+.3f}, {high:+.3f}]"
+        here = bracketed(float(np.mean(apart) - np.mean(alike_)), low, high, 3, sign=True)
         verdict = "holds" if low > 0 else "does not hold" if high < 0 else "not clear"
         found.append(Claim(f"{TITLES[name]}: divergence at cosine 0 less that at 1", "above 0", here, verdict))
     return Account(
@@ -172,7 +173,7 @@ def _gains(rows: By, what: str) -> Iterator[Claim]:
             alone, shared = _mean_losses(rows[ALONE, value]), _mean_losses(those)
             low, high = resampled(ratio, alone, shared)
             verdict = "gains" if low > 1 else "loses" if high < 1 else "not clear"
-            here = f"{np.mean(alone) / np.mean(shared):.2f} [{low:.2f}, {high:.2f}]"
+            here = bracketed(float(np.mean(alone) / np.mean(shared)), low, high, 2)
             yield Claim(f"{TITLES[name]}, {what} {value:g}", "", here, verdict)
 
 
@@ -187,7 +188,7 @@ def _divergences(rows: Sequence[Row]) -> list[float]:
 
 def _interval(values: Sequence[float]) -> str:
     low, high = resampled(lambda drawn: drawn.mean(1), values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+    return bracketed(float(np.mean(values)), low, high, 3)
 
 
 def _drawn(name: str, rows: By, values: Any, x: str, y: str) -> Iterator[tuple[str, Figure]]:

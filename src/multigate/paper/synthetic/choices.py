@@ -14,6 +14,7 @@ from multigate.paper.synthetic.account import FAILED, TITLES, quantile_of
 from multigate.paper.synthetic.cells import Cell, cell
 from multigate.paper.synthetic.toy import TICK, Training
 from multigate.report.blocks import Table, Text
+from multigate.report.formats import bracketed
 from multigate.sharing import Structure
 
 COSINE = 0.5
@@ -98,7 +99,7 @@ def _ours(rows: Sequence[Row]) -> tuple[str, ...]:
     curves = np.array([row["curve"] for row in rows])
     early = f"{curves[:, tick - 1 : tick + 1].mean():.3f}" if curves.shape[1] > tick else ""
     low, high = resampled(lambda drawn: drawn.mean(1), losses.tolist())
-    final = f"{losses.mean():.3f} [{low:.3f}, {high:.3f}]"
+    final = bracketed(losses.mean(), low, high, 3)
     return early, final, f"{np.median(losses):.3f}", f"{(losses >= FAILED).mean():.0%}"
 
 

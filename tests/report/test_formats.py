@@ -1,0 +1,25 @@
+"""Numbers as people read them."""
+
+import math
+
+import pytest
+
+from multigate.report.formats import bracketed, plus_minus
+
+
+@pytest.mark.parametrize(
+    ("values", "sign", "expected"),
+    [
+        ((0.1234, 0.1, 0.15), False, "0.12 [0.10, 0.15]"),
+        ((-0.001, -0.2, 0.2), True, "+0.00 [-0.20, +0.20]"),
+        ((0.5, math.nan, math.nan), True, "+0.50"),
+        ((math.nan, math.nan, math.nan), False, "n/a"),
+    ],
+)
+def test_a_value_and_its_interval(values: tuple[float, float, float], sign: bool, expected: str) -> None:
+    assert bracketed(*values, 2, sign=sign) == expected
+
+
+def test_half_an_interval() -> None:
+    assert plus_minus(0.5, 0.3, 0.7, 1) == "0.5 ± 0.2"
+    assert plus_minus(math.nan, 0.0, 0.0) == "n/a"
