@@ -176,6 +176,13 @@ def test_a_search_about_something_else_is_refused(tmp_path: Path) -> None:
         begin(one._replace(space=SPACE | {"units": Range(low=4, high=512, log=True, whole=True)}))
 
 
+@pytest.mark.parametrize("storage", ["trials.db", "sqlite:////nowhere/at/all.db", "nodriver://me:secret@host/trials"])
+def test_a_database_that_is_none_is_told_without_its_password(storage: str) -> None:
+    with pytest.raises(RunError, match="no trials can be kept in") as told:
+        begin(Search("x", storage, {"x": Range(low=0, high=1)}))
+    assert "secret" not in str(told.value)
+
+
 def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MultigateError, match=r"pip install 'multigate\[tune\]'"):

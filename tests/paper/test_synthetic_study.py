@@ -121,6 +121,9 @@ def test_settings_that_cannot_be_are_told(tmp_path: Path) -> None:
         ("batches=3", "batch"),
         ("data.scale=0", "data.scale"),
         ("cosines=[0.3]", "0.9"),
+        ("rates=[]", "rates"),
+        ("rates=[-0.1]", "rates"),
+        ("data.known=[0.5]", "known"),
     ):
         ended = run(["reproduce", "synthetic", "--out", tmp_path / "x", "--set", change], tmp_path)
         assert ended.code == 2

@@ -256,13 +256,7 @@ def _study(search: Search) -> Iterator[Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
-        storage = optuna.storages.RDBStorage(
-            search.storage,
-            engine_kwargs={"connect_args": {"timeout": SILENCE}} if search.storage.startswith("sqlite") else None,
-            heartbeat_interval=BEAT if search.shared else None,
-            grace_period=SILENCE if search.shared else None,
-            heartbeat_stale_trial_callback=_again,
-        )
+        storage = _storage(search)
         try:
             study = optuna.create_study(
                 study_name=search.name,
@@ -277,6 +271,24 @@ def _study(search: Search) -> Iterator[Any]:
         finally:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def _storage(search: Search) -> Any:
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return optuna.storages.RDBStorage(
+            search.storage,
+            engine_kwargs={"connect_args": {"timeout": SILENCE}} if search.storage.startswith("sqlite") else None,
+            heartbeat_interval=BEAT if search.shared else None,
+            grace_period=SILENCE if search.shared else None,
+            heartbeat_stale_trial_callback=_again,
+        )
+    except (SQLAlchemyError, ImportError) as error:  # not a URL, no driver, nobody there, no database
+        reason = str(error).partition("\n")[0]
+        place = search.storage.rpartition("@")[2]  # behind user and password
+        raise RunError(f"no trials can be kept in {place!r}: {reason}") from None
 
 
 def _check_same(study: Any, search: Search) -> None:

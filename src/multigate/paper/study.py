@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 
 from multigate.options import Options
 from multigate.paper.account import Account
 from multigate.paper.ledger import Ledger
 from multigate.training.progress import Reporter
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+"""A learning rate."""
+Width = Annotated[int, Field(ge=1)]
+"""Of a layer; also any other number of things of which there is one at least."""
 
 
 class Site(NamedTuple):

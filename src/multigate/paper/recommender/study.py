@@ -23,7 +23,7 @@ from multigate.paper.recommender.account import tell
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.recommender.points import train_to_points
 from multigate.paper.recommender.sources import Source, feed, kuairand, prepare_once
-from multigate.paper.study import Site, Study
+from multigate.paper.study import Rate, Site, Study, Width
 from multigate.sharing import Structure
 
 POINTS = 3
@@ -43,13 +43,13 @@ class RecommenderStudy(Options):
     """Over KuaiRand's training rows. The paper's are seen once, and so are the feed's."""
     batch: int = Field(default=1024, ge=1)
     """Rows of a step, as in the paper."""
-    bottom: tuple[int, ...] = Field(default=BOTTOM, min_length=2)
+    bottom: tuple[Width, ...] = Field(default=BOTTOM, min_length=2)
     """Widths of every network; the top layer is where MMoE and OMoE have experts."""
     experts: int = Field(default=EXPERTS, ge=1)
-    tower: tuple[int, ...] = (32,)
+    tower: tuple[Width, ...] = (32,)
     strength: float = Field(default=1e-4, ge=0)
     """Of the L2 constraint."""
-    rates: tuple[float, ...] = Field(default=(0.0005, 0.001, 0.002), min_length=1)
+    rates: tuple[Rate, ...] = Field(default=(0.0005, 0.001, 0.002), min_length=1)
     """Learning rates that each structure (of single-task models, each task) chooses from by validation rows. Rates are
     constant: what a model is at a point must not depend on how long its training is to go on."""
     test_rows: int = Field(default=1_000_000, ge=1)
@@ -57,7 +57,7 @@ class RecommenderStudy(Options):
     feed_rows: int = Field(default=0, ge=0)
     """Rows of a simulated feed that is streamed through the same structures; 0 for none."""
     feed_runs: int = Field(default=3, ge=2)
-    feed_rate: float = Field(default=0.001, gt=0)
+    feed_rate: Rate = 0.001
     """Learning rate of all structures on the feed."""
     feed_known: float = Field(default=0.05, gt=0, le=1)
     """Share of the feed's rows whose satisfaction is known: the paper's label is "much sparser"."""

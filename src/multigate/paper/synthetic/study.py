@@ -12,7 +12,7 @@ from multigate.options import Options
 from multigate.paper.account import Account
 from multigate.paper.ledger import Row
 from multigate.paper.published import figure_2
-from multigate.paper.study import Site, Study
+from multigate.paper.study import Rate, Site, Study
 from multigate.paper.synthetic import beyond, choices
 from multigate.paper.synthetic.account import MODELS, tell
 from multigate.paper.synthetic.cells import cell, choose_rates, run_cells, train_cells, with_runs
@@ -53,14 +53,14 @@ class SyntheticStudy(Options):
     """Whether labels have mean 0 and variance 1: not in the paper, whose losses begin a little above 1."""
     biases: bool = False
     """Whether experts and bottoms have biases: not in the paper, which counts none. It decides what is found."""
-    rates: tuple[float, ...] = (0.0001, 0.001, 0.01)
+    rates: tuple[Rate, ...] = Field(default=(0.0001, 0.001, 0.01), min_length=1)
     """Adam's learning rates, as in the paper. The one with the least mean loss is taken, each structure and cosine its
     own, after ``pilot`` runs of each that are not told of otherwise."""
     pilot: int = Field(default=20, ge=1)
     cosines: tuple[float, ...] = Field(default=COSINES, min_length=1)
     """Some of the paper's."""
     data: Synthetic = Synthetic()
-    """The generator; c, alpha and beta are not in the paper. (``correlations`` and ``seed`` are set by the study.)"""
+    """The generator; c, alpha and beta are not in the paper. Relatedness, seeds and rows are the study's."""
     trials: int = Field(default=100, ge=2)
     """Of Figure 2, as in the paper, of ``points`` rows each."""
     points: int = Field(default=10_000, ge=10)
@@ -73,6 +73,14 @@ class SyntheticStudy(Options):
     beyond_runs: int = Field(default=30, ge=2)
     workers: int | None = Field(default=None, ge=1)
     """Processes, each with one stack of models; as many as there are cores if not told, one on a GPU."""
+
+    @field_validator("data")
+    @classmethod
+    def _is_the_papers(cls, data: Synthetic) -> Synthetic:
+        for name in ("rows", "correlations", "cosines", "noise_tasks", "known", "seed"):
+            if getattr(data, name) != getattr(Synthetic(), name):
+                raise ValueError(f"{name} of the generator is what the study sets itself; leave it out")
+        return data
 
     @field_validator("cosines")
     @classmethod
