@@ -22,8 +22,9 @@ from multigate.sharing import MMoE, OMoE, SharedBottom, Structure
 
 EXPERTS, UNITS, TOWER = 8, 16, (8,)
 """Of MMoE and OMoE: experts of one layer, its units, and the units of a task's tower (section 3.3)."""
-SMALL = 16
-"""Units of the Shared-Bottom model of Figure 3."""
+SMALL, DEFAULT_RATE = 16, 0.001
+"""Units of the Shared-Bottom model of Figure 3, and Adam's learning rate where nothing is said: the paper has its
+"default setting" there."""
 COSINES = (0.5, 0.9, 1.0)
 
 
@@ -54,8 +55,8 @@ class SyntheticStudy(Options):
     biases: bool = False
     """Whether experts and bottoms have biases: not in the paper, which counts none. It decides what is found."""
     rates: tuple[Rate, ...] = Field(default=(0.0001, 0.001, 0.01), min_length=1)
-    """Adam's learning rates, as in the paper. The one with the least mean loss is taken, each structure and cosine its
-    own, after ``pilot`` runs of each that are not told of otherwise."""
+    """Adam's learning rates in Figures 4 and 5, as in the paper. The one with the least mean loss is taken, each
+    structure and cosine its own, after ``pilot`` runs of each that are not told of otherwise."""
     pilot: int = Field(default=20, ge=1)
     cosines: tuple[float, ...] = Field(default=COSINES, min_length=1)
     """Some of the paper's."""
@@ -126,7 +127,9 @@ def run(settings: SyntheticStudy, site: Site) -> list[Account]:
         for cosine in settings.cosines
     ]
     with Workers(settings.workers or (1 if site.device.type == "cuda" else os.cpu_count() or 1)) as workers:
-        rates = choose_rates(paper, settings.rates, settings.pilot, site, workers)
+        given = {one.name: DEFAULT_RATE for one in paper if one.structure == "small_bottom"}
+        tuned = [one for one in paper if one.name not in given]
+        rates = given | choose_rates(tuned, settings.rates, settings.pilot, site, workers)
         found = run_cells(paper, rates, settings.runs, site, workers)
         runs = {(one.structure, one.cosine): rows for one, rows in found.items()}
         chapters = tell(settings.data, site.ledger.rows(TRIALS), runs)
