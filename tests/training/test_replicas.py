@@ -132,7 +132,7 @@ def test_what_is_drawn_is_each_runs_own(name: str) -> None:
     assert losses.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["mmoe_noisy_top_k", "home", "aitm"])
+@pytest.mark.parametrize("name", ["mmoe_noisy_top_k", "home", "aitm", "shared_bottom"])
 def test_traced_steps_are_bit_equal_to_plain_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout, draws and running means included; batches of another shape between them are not what was traced."""
     wholes = [Whole(make_model(small(ALL[name]), dropout=0.3)) for _ in range(2)]
@@ -150,6 +150,15 @@ def test_traced_steps_are_bit_equal_to_plain_ones(name: str, monkeypatch: pytest
         found.append([*losses, *replicas.tensors().values(), torch.rand(3)])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_gradient_read_by_one_of_several_copies_is_not_laid_among_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 1)
+    replicas = Replicas([Whole(make_model(small(ALL["shared_bottom"]))) for _ in range(2)], loss, PLAIN)
+    replicas.step(stack_batches([draw(), draw()]))
+    (graph,) = replicas._graphs.values()
+    nodes = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.select_backward.default)  # heads have some
+    assert torch.ops.aten.sum.dim_IntList not in {user.target for node in nodes for user in node.users}
 
 
 def test_dropout_falls_differently_on_every_run_and_step_and_keeps_the_mean() -> None:

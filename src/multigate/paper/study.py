@@ -14,8 +14,8 @@ from multigate.training.progress import Reporter
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 """A learning rate."""
-Width = Annotated[int, Field(ge=1)]
-"""Of a layer; also any other number of things of which there is one at least."""
+Count = Annotated[int, Field(ge=1)]
+"""Of things of which there is one at least: units of a layer, tasks."""
 
 
 class Site(NamedTuple):

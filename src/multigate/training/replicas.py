@@ -231,7 +231,7 @@ class Replicas:
 def _without_zeros(traced: GraphModule) -> GraphModule:
     """Where copies of one tensor were made and a single one was read, its gradient as it came: torch lays it among
     zeros for the others and adds them all up, which is a quarter of the step of a stack of shared bottoms."""
-    aten = torch.ops.aten
+    aten, found = torch.ops.aten, False
     for total in traced.graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         placed, dims = total.args[:2]
         if placed.target is aten.select_backward.default and dims == [placed.args[2]] and total.args[2:] == (True,):
@@ -239,6 +239,9 @@ def _without_zeros(traced: GraphModule) -> GraphModule:
                 as_it_came = traced.graph.call_function(aten.unsqueeze.default, (placed.args[0], dims[0]))
             total.replace_all_uses_with(as_it_came)
             traced.graph.erase_node(total)
+            found = True
+    if not found:
+        return traced
     for view in traced.graph.find_nodes(op="call_function", target=aten.view.default):
         view.target = aten.reshape.default  # what they view may lie otherwise now
     traced.graph.eliminate_dead_code()

@@ -21,7 +21,7 @@ from multigate.paper.gates.account import tell
 from multigate.paper.ledger import Row
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.recommender.sources import kuairand, prepare_once
-from multigate.paper.study import Site, Study, Width
+from multigate.paper.study import Count, Site, Study
 from multigate.sharing import MMoE
 from multigate.training.loop import fit
 
@@ -39,9 +39,9 @@ class GatesStudy(Options):
     """The census with each pair of the paper's tasks, and KuaiRand."""
     experts: int = Field(default=EXPERTS, ge=2)
     """As many as Figure 6 draws."""
-    hidden: tuple[Width, ...] = Field(default=(128, 64), min_length=1)
+    hidden: tuple[Count, ...] = Field(default=(128, 64), min_length=1)
     """Widths of an expert on the census, where experts read the embeddings."""
-    bottom: tuple[Width, ...] = Field(default=BOTTOM, min_length=2)
+    bottom: tuple[Count, ...] = Field(default=BOTTOM, min_length=2)
     """Widths on KuaiRand, where, as in the paper's recommender, the top layer alone is a mixture."""
     epochs: int = Field(default=12, ge=1)
     """At most; weights are those that were best on validation rows."""

@@ -23,7 +23,7 @@ from multigate.paper.recommender.account import tell
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.recommender.points import train_to_points
 from multigate.paper.recommender.sources import Source, feed, kuairand, prepare_once
-from multigate.paper.study import Rate, Site, Study, Width
+from multigate.paper.study import Count, Rate, Site, Study
 from multigate.sharing import Structure
 
 POINTS = 3
@@ -43,10 +43,10 @@ class RecommenderStudy(Options):
     """Over KuaiRand's training rows. The paper's are seen once, and so are the feed's."""
     batch: int = Field(default=1024, ge=1)
     """Rows of a step, as in the paper."""
-    bottom: tuple[Width, ...] = Field(default=BOTTOM, min_length=2)
+    bottom: tuple[Count, ...] = Field(default=BOTTOM, min_length=2)
     """Widths of every network; the top layer is where MMoE and OMoE have experts."""
     experts: int = Field(default=EXPERTS, ge=1)
-    tower: tuple[Width, ...] = (32,)
+    tower: tuple[Count, ...] = (32,)
     strength: float = Field(default=1e-4, ge=0)
     """Of the L2 constraint."""
     rates: tuple[Rate, ...] = Field(default=(0.0005, 0.001, 0.002), min_length=1)

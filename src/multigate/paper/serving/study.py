@@ -21,7 +21,7 @@ from multigate.paper.account import Account
 from multigate.paper.ledger import Row
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.serving.account import tell
-from multigate.paper.study import Site, Study, Width
+from multigate.paper.study import Count, Site, Study
 from multigate.sharing import Structure
 
 CALLS = 20
@@ -33,11 +33,11 @@ class ServingStudy(Options):
 
     runs: int = Field(default=9, ge=2)
     """Rounds, in which every structure is timed once, one after the other."""
-    tasks: tuple[Width, ...] = Field(default=(1, 2, 4, 8, 16, 32), min_length=2)
-    bottom: tuple[Width, ...] = Field(default=BOTTOM, min_length=2)
+    tasks: tuple[Count, ...] = Field(default=(1, 2, 4, 8, 16, 32), min_length=2)
+    bottom: tuple[Count, ...] = Field(default=BOTTOM, min_length=2)
     """Widths of every network; the top layer is where MMoE has experts."""
     experts: int = Field(default=EXPERTS, ge=1)
-    tower: tuple[Width, ...] = (32,)
+    tower: tuple[Count, ...] = (32,)
     columns: int = Field(default=20, ge=1)
     """Id columns, embedded in 16 numbers each, of ``vocabulary`` ids ..."""
     vocabulary: int = Field(default=2_000, ge=1)

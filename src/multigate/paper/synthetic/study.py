@@ -22,9 +22,10 @@ from multigate.sharing import MMoE, OMoE, SharedBottom, Structure
 
 EXPERTS, UNITS, TOWER = 8, 16, (8,)
 """Of MMoE and OMoE: experts of one layer, its units, and the units of a task's tower (section 3.3)."""
-SMALL, DEFAULT_RATE = 16, 0.001
-"""Units of the Shared-Bottom model of Figure 3, and Adam's learning rate where nothing is said: the paper has its
-"default setting" there."""
+SMALL = 16
+"""Units of the Shared-Bottom model of Figure 3."""
+DEFAULT_RATE = 0.001
+"""Adam's, with which the model of Figure 3 is trained: the paper has its "default setting" there."""
 COSINES = (0.5, 0.9, 1.0)
 
 
@@ -111,15 +112,15 @@ def run(settings: SyntheticStudy, site: Site) -> list[Account]:
         site.ledger.keep(TRIALS, list(_trials(settings, site)))
     sizes = structures(settings.data.size)
     training = Training(
-        sizes["mmoe"],
-        settings.data,
-        (),
-        (),
-        TOWER,
-        settings.steps,
-        settings.batch,
-        settings.standardise,
-        settings.biases,
+        structure=sizes["mmoe"],
+        data=settings.data,
+        seeds=(),
+        rates=(),
+        tower=TOWER,
+        steps=settings.steps,
+        batch=settings.batch,
+        standardise=settings.standardise,
+        biases=settings.biases,
     )
     paper = [
         cell("paper", name, structure, training._replace(data=settings.data.with_(correlations=(cosine,))))
