@@ -95,7 +95,7 @@ def _figure_3(runs: Runs) -> Account:
         "figure-3",
         "Figure 3: a shared bottom and how related its tasks are",
         (
-            Text("A Shared-Bottom model of 16 units, whose loss grows as its tasks are less related."),
+            Text("A Shared-Bottom model of 16 units; in the paper its loss grows as its tasks are less related."),
             Table(
                 "Mean final loss of one task, with its 95 % interval",
                 ("cosine", "paper", "here", "learning rate"),
