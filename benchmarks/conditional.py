@@ -16,7 +16,7 @@ from torch import Tensor
 
 from machine import describe
 from multigate.nn.dispatch import dispatch_pays, dispatched
-from multigate.nn.gate import mix
+from multigate.nn.mixture import mix
 from multigate.sharing import MMoE
 from multigate.sharing.mmoe import MixtureSharing
 

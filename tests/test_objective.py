@@ -208,3 +208,16 @@ def test_doubly_robust_forgives_a_wrong_propensity_where_errors_are_imputed_righ
     logits, labels, conditionals, error, truth = selected_rows(wrong=True)
     assert abs(estimated_risk("ips", logits, labels, conditionals, error) - truth) > 0.05
     assert estimated_risk("dr", logits, labels, conditionals, error) == pytest.approx(truth.item(), abs=0.02)
+
+
+def test_the_gradient_of_binary_tasks_alone_is_that_of_autograd() -> None:
+    tasks = [TaskColumn(name=name, kind="binary", known_rate=rate) for name, rate in (("a", 0.5), ("b", 1.0))]
+    logits = (4 * torch.randn(30, 2)).requires_grad_()
+    labels, known, weights, pull = torch.rand(30, 2), torch.rand(30, 2) < 0.7, torch.rand(30, 2), torch.tensor([0.3, 2])
+    plain = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none") * weights * known
+    wanted = plain.sum(0) / (30 * torch.tensor([0.5, 1.0]))
+    losses = Objective(tasks)(logits, labels, known, weights)
+    torch.testing.assert_close(losses, wanted)
+    found = torch.autograd.grad(losses, logits, pull)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(wanted, logits, pull)[0])
+    assert (found[~known] == 0).all()

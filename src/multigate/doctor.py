@@ -137,6 +137,7 @@ def _devices() -> Iterator[Check]:
     yield _check("cpu", lambda: ("ok", processor()))
     yield _check("threads", _threads)
     yield _check("bfloat16 on cpu", _bfloat16)
+    yield _check("compiled kernels", _kernels)
     gpus = _gpus()
     for gpu in gpus:
         yield _check(gpu, _gpu, gpu)
@@ -169,6 +170,13 @@ def _bfloat16() -> Verdict:
         return "none", "not native: precision auto trains in float32"
     amx = " and AMX" if torch.cpu._is_amx_tile_supported() else ""
     return "ok", f"native (AVX-512{amx}): precision auto trains in bfloat16"
+
+
+def _kernels() -> Verdict:
+    from multigate.nn.kernels import built
+
+    kernels, told = built()
+    return ("none", f"{told}; torch's operators do the same work") if kernels is None else ("ok", told)
 
 
 def _gpus() -> list[str]:
@@ -242,7 +250,7 @@ def _data() -> Verdict:
 
 
 def _cache() -> Verdict:
-    from multigate.datasets.fetch import cache_folder
+    from multigate.cache import cache_folder
 
     folder = cache_folder()
     _write(next(place for place in (folder, *folder.parents) if place.exists()))

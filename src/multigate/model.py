@@ -15,6 +15,7 @@ from multigate.chain import fold
 from multigate.errors import ExperimentError
 from multigate.nn.chance import chance
 from multigate.nn.embed import Embed, Embedding, OwnEmbeds
+from multigate.nn.layout import lies_last
 from multigate.nn.parallel import ParallelMLP
 from multigate.options import Options
 from multigate.schema import BIAS, Risk
@@ -182,6 +183,8 @@ class Heads(nn.Module):
     def forward(self, towers: Tensor) -> Tensor:
         if not self.one_each:
             towers = towers.index_select(1, self.owner)
+        if lies_last(towers):
+            return (towers.permute(1, 2, 0) * self.weight.unsqueeze(2)).sum(1).t() + self.bias
         return (towers * self.weight).sum(-1) + self.bias
 
 

@@ -1,13 +1,31 @@
 """From outputs and labels to one loss per task."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from multigate.batch import TaskColumn, output_columns
+from multigate.nn.eager import eager
 from multigate.schema import Risk
+
+
+class CrossEntropy(torch.autograd.Function):
+    """sum_b counts * cross-entropy of logits (B, T) with labels 0 to 1 -> (T,); its gradient is made at once."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+        ctx.save_for_backward((torch.sigmoid(logits) - labels).mul_(counts))
+        losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return losses.mul_(counts).sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * gradients[0], None, None
 
 
 class Objective(nn.Module):
@@ -47,6 +65,10 @@ class Objective(nn.Module):
     ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
+            if self.binary and not self.risks and eager(logits):
+                counts = weights * known / (self.rates * max(labels.shape[0], 1))
+                summed: Tensor = CrossEntropy.apply(logits, labels, counts)  # type: ignore[no-untyped-call]
+                return summed
             if self.binary:
                 losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
             else:

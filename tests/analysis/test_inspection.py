@@ -19,7 +19,8 @@ from multigate.bundle import Bundle, build_model
 from multigate.data.encoder import Encoder
 from multigate.errors import DataError
 from multigate.experiment import Experiment
-from multigate.nn.gate import Gate, mix
+from multigate.nn.gate import Gate
+from multigate.nn.mixture import mix
 from multigate.schema import Category, Number, Schema, Task
 from multigate.sharing import STRUCTURES, VARIANTS, Level, MMoE, Shared, Structure, structure_named
 from multigate.tables import inspection_tables

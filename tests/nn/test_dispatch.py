@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from multigate.analysis.units import watching
 from multigate.nn.dispatch import dispatch_pays, dispatched, mix_experts, multiply_adds
-from multigate.nn.gate import mix
+from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelMLP
 from multigate.nn.sparse_gate import TopKGate
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from multigate.nn.gate import Gate, Regulariser, drop_sources, even_use, mix
+from multigate.nn.gate import Gate, Regulariser, drop_sources, even_use
+from multigate.nn.mixture import mix
 
 MASK = ((True, True, False, True), (False, True, True, True))
 

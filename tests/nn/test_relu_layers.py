@@ -15,6 +15,7 @@ N, D = 3, 75
 HIDDEN = [(8,), (8, 4), (30, 8, 4)]
 LAYOUTS: dict[str, Callable[[int], Tensor]] = {
     "one input": lambda rows: torch.randn(rows, D),
+    "one input, batch last": lambda rows: torch.randn(D, rows).t(),
     "one input, expanded": lambda rows: torch.randn(rows, 1, D).expand(-1, N, -1),
     "by rows": lambda rows: torch.randn(rows, N, D),
     "by copies": lambda rows: torch.randn(N, rows, D).transpose(0, 1),
@@ -45,7 +46,7 @@ def test_values_and_gradients_are_those_of_single_networks(hidden: tuple[int, ..
     leaves, pull = [x, *mlp.parameters()], torch.randn(rows, N, hidden[-1], dtype=torch.float64)
     expected = loops(mlp, x)
     found = mlp(x)
-    assert found.is_contiguous()
+    assert found.permute(1, 2, 0).is_contiguous()
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected, leaves, pull)
     for _ in range(2):  # balances go backwards once for each task

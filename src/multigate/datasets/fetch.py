@@ -9,6 +9,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+from multigate.cache import cache_folder
 from multigate.datasets import census_income, kuairand
 from multigate.datasets.census_income import Progress
 from multigate.errors import DataError, ExperimentError, nearest
@@ -87,12 +88,6 @@ def fetch(
         archive.unlink()
         raise DataError(f"the download of {url} is not {name} ({error}); it was removed, so try again") from None
     return folder
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $XDG_CACHE_HOME or ~/.cache, then multigate."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "multigate"
 
 
 def _download(url: str, path: Path, name: str, timeout: float, progress: Progress | None) -> None:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from multigate.nn.gate import mix
+from multigate.nn.eager import eager
+from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelMLP
 
 # What time costs on a CPU, in multiply-adds of experts; measured by benchmarks/conditional.py.
@@ -24,7 +25,7 @@ def mix_experts(weights: Tensor, experts: ParallelMLP, x: Tensor, *, sparse: boo
     Where ``sparse`` weights are exactly 0 for every reader of a row, the expert need not run on it. In evaluation, on a
     CPU and eagerly, rows are dispatched to experts where that takes less time.
     """
-    if sparse and not experts.training and _eager(weights) and not _watched(experts):
+    if sparse and not (experts.training or _watched(experts)) and eager(weights) and weights.device.type == "cpu":
         used = (weights != 0).any(1)  # (B, E)
         rows: list[int] = used.sum(0).tolist()
         if dispatch_pays(len(weights), rows, experts.multiply_adds() // experts.n):
@@ -68,12 +69,6 @@ def dispatched(weights: Tensor, experts: ParallelMLP, x: Tensor, used: Tensor, r
         include_last_offset=True,
     )
     return mixed.view(batch, readers, -1)
-
-
-def _eager(weights: Tensor) -> bool:
-    """Whether values can be looked at here: not in a graph being captured, nor in vmap; and that calls are cheap."""
-    captured = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(weights)
-    return not captured and weights.device.type == "cpu"
 
 
 def _watched(experts: ParallelMLP) -> bool:

@@ -7,10 +7,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
+from multigate.nn.eager import eager
+from multigate.nn.kernels import kernels
 from multigate.options import Options
 
 
@@ -158,6 +161,25 @@ class Lookup(torch.autograd.Function):
         return flat.view(rows, dim), None
 
 
+class LookedUp(torch.autograd.Function):
+    """Rows of a table (rows, dim) for ids (B, C) int32 of columns that start at ``starts`` (C,), by compiled code."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, starts: Tensor, owners: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, starts, owners)
+        ctx.rows = len(weight)
+        return kernels().look_up(weight, ids, starts)  # type: ignore[union-attr]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        ids, starts, owners = ctx.saved_tensors
+        pull = gradients[0]
+        if not pull[:1].is_contiguous():
+            pull = pull.contiguous()
+        return kernels().add_up(pull, ids, starts, owners, ctx.rows), None, None, None  # type: ignore[union-attr]
+
+
 class StackedTables(nn.Module):
     """Embedding tables of one width, one under the other in a single weight (rows, dim)."""
 
@@ -201,6 +223,7 @@ class Categories(nn.Module):
     """The id columns of one width. categories (B, C) -> (B, columns * dim)."""
 
     starts: Tensor
+    owners: Tensor
     columns: Tensor
 
     def __init__(self, layout: Sequence[IdColumn], columns: Sequence[int], tables: StackedTables) -> None:
@@ -208,12 +231,28 @@ class Categories(nn.Module):
         self.dim = tables.dim
         self.all = list(columns) == list(range(len(layout)))
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        self.register_buffer("starts", torch.tensor([tables.start[layout[i].table] for i in columns]), persistent=False)
+        starts = [tables.start[layout[i].table] for i in columns]
+        owners = {start: owner for owner, start in enumerate(dict.fromkeys(starts))}
+        self.register_buffer("starts", torch.tensor(starts), persistent=False)
+        self.register_buffer("owners", torch.tensor([owners[start] for start in starts]), persistent=False)
 
     def forward(self, categories: Tensor, tables: nn.ModuleDict) -> Tensor:
         ids = categories if self.all else categories.index_select(1, self.columns)
-        embedded: Tensor = tables[str(self.dim)](ids + self.starts)
-        return embedded.flatten(1)
+        held = tables[str(self.dim)]
+        if isinstance(held, StackedTables) and self._by_kernels(held, ids):
+            looked_up = LookedUp.apply(held.weight, ids.contiguous(), self.starts, self.owners)  # type: ignore[no-untyped-call]
+        else:
+            looked_up = held(ids + self.starts)
+        embedded: Tensor = looked_up.flatten(1)
+        return embedded
+
+    def _by_kernels(self, tables: StackedTables, ids: Tensor) -> bool:
+        """Whether to take ``LookedUp``: in training, on a CPU, where nobody hooks into the tables."""
+        weight = tables.weight
+        if not self.training or tables.sparse or tables._forward_hooks or tables._forward_pre_hooks:
+            return False
+        plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and ids.dtype == torch.int32
+        return plain and eager(weight) and eager(ids) and kernels() is not None
 
 
 class Piecewise(nn.Module):

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from multigate.nn.layout import lies_last
 from multigate.nn.parallel import ParallelLinear
 
 Mask = Sequence[Sequence[bool]]
@@ -91,11 +92,18 @@ class Gate(nn.Module):
         self.regulariser = regulariser or Regulariser(readers, sources, mask=mask)
 
     def forward(self, x: Tensor) -> Gated:
-        return self.regulariser(torch.softmax(self.logits(x), dim=-1))
+        return self.regulariser(softmax(self.logits(x)))
+
+    def of_product(self, product: Tensor) -> Gated:
+        """What ``forward`` returns, from what the linear map makes of x (B, D), (readers * sources, B)."""
+        readers, sources, _ = self.linear.weight.shape
+        return self.regulariser(softmax(self._adjusted(product.view(readers, sources, -1).permute(2, 0, 1))))
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, readers, sources), -inf where a source is barred."""
-        logits = self.linear(x)
+        return self._adjusted(self.linear(x))
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.allowed is not None:
@@ -109,6 +117,13 @@ class Gate(nn.Module):
     def most_read(self) -> int:
         """The most sources that the readers of one row can read together."""
         return self.linear.weight.shape[1]
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Over the last axis of (B, readers, sources), wherever the batch lies."""
+    if lies_last(logits):
+        return torch.softmax(logits.permute(1, 2, 0), dim=1).permute(2, 0, 1)
+    return torch.softmax(logits, dim=-1)
 
 
 def even_use(readers: int, sources: int, mask: Mask | None, k: int = 1) -> Tensor:
@@ -141,11 +156,6 @@ def drop_sources(gate: Tensor, rate: float) -> Tensor:
     kept = gate * (torch.rand_like(gate) >= rate)
     total = kept.sum(-1, keepdim=True)
     return torch.where(total > 0, kept / total.clamp_min(torch.finfo(gate.dtype).tiny), gate)
-
-
-def mix(gate: Tensor, sources: Tensor) -> Tensor:
-    """sum_e gate[b, t, e] sources[b, e, :] (Ma et al. 2018, Eq. 7). (B, T, E), (B, E, H) -> (B, T, H)."""
-    return torch.bmm(gate, sources)
 
 
 def beside(x: Tensor, context: Tensor | None) -> Tensor:

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.chance import dropout
+from multigate.nn.eager import eager, transformed
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
-from multigate.nn.relu_layers import ReluLayers
+from multigate.nn.relu_layers import ReluLayers, lies_by_rows
 
 Activation = Literal["relu", "silu", "gelu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -69,12 +70,7 @@ def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is a linear map that nobody hooks into or transforms."""
     if type(layer) is not ParallelLinear or layer._forward_hooks or layer._forward_pre_hooks:
         return False
-    return layer.bias is not None and not _transformed(layer.weight)
-
-
-def _transformed(x: Tensor) -> bool:
-    """Whether ``torch.func`` is at work on a tensor, by ``vmap`` or ``grad``."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return layer.bias is not None and not transformed(layer.weight)
 
 
 class ParallelMLP(nn.Module):
@@ -106,7 +102,8 @@ class ParallelMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._by_chain_rule(x):
-            return self._relu_layers(x)
+            made: Tensor = self._relu_layers(x)
+            return made
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if self.norms:
@@ -120,16 +117,25 @@ class ParallelMLP(nn.Module):
         """Whether to take ``ReluLayers``: in training, where nothing but ReLU stands between linear maps, eagerly."""
         if not (self.training and len(self.layers)):
             return False
-        if self.activation is not functional.relu or self.norms or self.dropout or torch.compiler.is_compiling():
+        if self.activation is not functional.relu or self.norms or self.dropout:
             return False
-        return not _transformed(x) and all(_is_plain(layer) for layer in self.layers)
+        return eager(x) and all(_is_plain(layer) for layer in self.layers)
 
-    def _relu_layers(self, x: Tensor) -> Tensor:
+    def with_products(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
+        """The copies of x (B, D), and weight @ x^T (m, B) for each of the weights (m, D), from one matmul.
+
+        None where that takes more than one: see ``ReluLayers``.
+        """
+        if not (lies_by_rows(x) and self._by_chain_rule(x)):
+            return None
+        made, products = self._relu_layers(x, torch.cat([weight.flatten(0, -2) for weight in weights]))
+        return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
+
+    def _relu_layers(self, x: Tensor, beside: Tensor | None = None) -> Any:
         parameters = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        layers: Tensor = ReluLayers.apply(x[:, 0] if is_one(x) else x, dtype, *parameters)  # type: ignore[no-untyped-call]
-        return layers
+        return ReluLayers.apply(x[:, 0] if is_one(x) else x, dtype, beside, *parameters)  # type: ignore[no-untyped-call]
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone, in evaluation. (B, D) -> (B, H)."""

@@ -1,8 +1,7 @@
-"""ReLU layers of n copies with their gradients written out: what autograd does, in layouts that it would not choose.
+"""ReLU layers of n copies with their gradients written out: what autograd does, in a layout that it would not choose.
 
-Between layers the rows of a copy lie together, (n, B, H); behind a first layer that reads one input for all, where one
-matmul makes every copy's row, the batch lies last, (n, H, B). So every matmul, forwards and backwards, is one call on
-memory that lies as it should. The result lies by rows, (B, n, H), which is how mixtures read it.
+The batch lies last, (n, H, B), in all that the layers make and in their gradients. So every matmul, forwards and
+backwards, is one call on memory that lies as it should, and the copies that read one input are its neighbouring rows.
 """
 
 from typing import Any
@@ -12,92 +11,108 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from multigate.nn.kernels import kernels_for
+
 WIDTH = 16
 """Numbers that a processor multiplies at once."""
 
 
 class ReluLayers(torch.autograd.Function):
-    """x (B, D), or (B, u, D), and weights (n, H, D) and biases (n, H) of layer after layer -> (B, n, H).
+    """x (B, D), or (B, u, D), and weights (n, H, D) and biases (n, H) of layer after layer -> (B, n, H), batch last.
 
-    Each of u inputs is read by n / u copies in order, which the first layer computes as one.
+    Each of u inputs is read by n / u copies in order, which the first layer computes as one. With weights ``beside``
+    (m, D) the first matmul also gives (m, B), their products with each row of x (B, D), which are no layer's.
 
-    Everything is computed in ``dtype``, gradients of weights come in theirs. One input for all has a 1 beside it, whose
+    Everything is computed in ``dtype``, gradients of weights come in theirs. Rows (B, D) have a 1 beside them, whose
     factors are the biases, and zeros up to a multiple of 16: the matmul over the batch that the gradient of the first
     weights is then runs at full speed and has that of the biases in it. Gradients between layers are masked in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, beside: Tensor | None, *parameters: Tensor) -> Any:
         weights = [weight.to(dtype) for weight in parameters[::2]]
-        biases = [bias.to(dtype).unsqueeze(1) for bias in parameters[1::2]]  # (n, 1, H)
-        n, d_out, d_in = weights[0].shape
-        ctx.one_input, ctx.shape, ctx.kept = x.dim() == 2, weights[0].shape, parameters[0].dtype
-        if ctx.one_input:
+        biases = [bias.to(dtype).unsqueeze(2) for bias in parameters[1::2]]  # (n, H, 1)
+        rows, (n, d_out, d_in) = len(x), weights[0].shape
+        ctx.shape, ctx.of_rows, ctx.kept = weights[0].shape, x.dim() == 2, parameters[0].dtype
+        ctx.padded = lies_by_rows(x)
+        if ctx.padded:
+            first = weights[0].view(n * d_out, d_in)
+            first = first if beside is None else torch.cat((first, beside.to(dtype)))
             extra = 1 + -(d_in + 1) % WIDTH
-            x = functional.pad(x.to(dtype), (0, extra))
-            x[:, d_in] = 1
-            first = functional.pad(weights[0].view(n * d_out, d_in), (0, extra))
-            first[:, d_in] = biases[0].flatten()
-            if len(weights) == 1:
-                rows = torch.mm(x, first.t()).relu_().view(-1, n, d_out)
-                ctx.save_for_backward(x, first, rows)
-                return rows
-            last = torch.mm(first, x.t()).relu_().view(n, d_out, -1)
-            read, weights[0] = [x, last.transpose(1, 2)], first
+            read, first = functional.pad(x.to(dtype), (0, extra)), functional.pad(first, (0, extra))
+            read[:, d_in] = 1
+            first[: n * d_out, d_in] = biases[0].flatten()
+            made = torch.mm(first, read.t())
         else:
+            x = x.to(dtype) if x.dim() == 3 else x.to(dtype).unsqueeze(1)
             u = x.shape[1]
-            read = [x.to(dtype).transpose(0, 1).contiguous()]
-            weights[0], biases[0] = weights[0].view(u, -1, d_in), biases[0].view(u, 1, -1)
-        for weight, bias in zip(weights[len(read) - 1 : -1], biases[len(read) - 1 : -1], strict=True):
-            read.append(_regrouped(torch.baddbmm(bias, read[-1], weight.transpose(1, 2)).relu_(), n))
-        made = torch.baddbmm(biases[-1], read[-1], weights[-1].transpose(1, 2)).transpose(0, 1)
-        rows = torch.clamp_min(made, 0, out=torch.empty(made.shape, dtype=made.dtype, device=made.device))
-        ctx.save_for_backward(*read, *weights, rows)
-        return rows.view(rows.shape[0], n, rows.shape[1] * rows.shape[2] // n)
+            read, first = x.permute(1, 2, 0), weights[0].view(u, -1, d_in)  # (u, D, B)
+            made = torch.baddbmm(biases[0].view(u, -1, 1), first, read).view(n * d_out, rows)
+        layers = [_relu_(made[: n * d_out]).view(n, d_out, rows)]
+        for weight, bias in zip(weights[1:], biases[1:], strict=True):
+            layers.append(_relu_(torch.baddbmm(bias, weight, layers[-1])))
+        ctx.save_for_backward(read, first, *weights[1:], *layers)
+        out = layers[-1].permute(2, 0, 1)
+        return out if beside is None else (out, made[n * d_out :])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, rows = ctx.saved_tensors
-        read, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        n, d_out, d_in = ctx.shape
-        found: list[Tensor] = []
-        if len(read) == 1 and ctx.one_input:
-            flat = torch.ops.aten.threshold_backward(gradients[0], rows, 0).reshape(-1, n * d_out).t()
-        else:
-            at = torch.empty((rows.shape[1], rows.shape[0], rows.shape[2]), dtype=rows.dtype, device=rows.device)
-            given = gradients[0].reshape(rows.shape)
-            torch.ops.aten.threshold_backward.grad_input(given, rows, 0, grad_input=at.transpose(0, 1))
-            for layer in range(len(read) - 1, int(ctx.one_input) - 1, -1):
-                below, weight = read[layer], weights[layer]
-                at = _regrouped(at, len(below))
-                of_weight = torch.bmm(below.transpose(1, 2), at).transpose(1, 2)  # (n, H, D), or (u, n / u H, D)
-                of_weight, of_bias = of_weight.to(ctx.kept).contiguous(), at.sum(1).to(ctx.kept)
-                found = [of_weight.view(n, -1, of_weight.shape[2]), of_bias.view(n, -1), *found]
-                if layer == 0:
-                    of_x = torch.bmm(at, weight).transpose(0, 1).contiguous() if ctx.needs_input_grad[0] else None
-                    return of_x, None, *found
-                if layer == 1 and ctx.one_input:  # (n, H, B), and made so
-                    at = torch.bmm(weight.transpose(1, 2), at.transpose(1, 2))
-                    below = below.transpose(1, 2)
-                else:
-                    at = torch.bmm(at, weight)
-                torch.ops.aten.threshold_backward.grad_input(at, below, 0, grad_input=at)
-            flat = at.view(n * d_out, -1)
-        x, first = read[0], weights[0]
-        of_first = (flat @ x).to(ctx.kept)
-        found = [of_first[:, :d_in].reshape(n, d_out, d_in), of_first[:, d_in].reshape(n, d_out), *found]
-        of_x = (flat.t() @ first)[:, :d_in] if ctx.needs_input_grad[0] else None
-        return of_x, None, *found
+        read, first, *saved = ctx.saved_tensors
+        weights, layers = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        (n, d_out, d_in), rows = ctx.shape, layers[-1].shape[2]
+        beside = len(first) - n * d_out if ctx.padded else 0
+        flat = layers[0].new_empty((n * d_out + beside, rows))
+        below = flat[: n * d_out].view(layers[0].shape)  # of what the first layer makes; the rest of what is beside it
+        at = torch.empty_like(layers[-1]) if weights else below
+        torch.ops.aten.threshold_backward.grad_input(gradients[0].permute(1, 2, 0), layers[-1], 0, grad_input=at)
+        found: list[Tensor | None] = []
+        for i in range(len(weights) - 1, -1, -1):
+            found = [torch.bmm(at, layers[i].transpose(1, 2)).to(ctx.kept), at.sum(2).to(ctx.kept), *found]
+            out = below if i == 0 else torch.empty_like(layers[i])
+            at = torch.bmm(weights[i].transpose(1, 2), at, out=out)
+            _mask_(at, layers[i])
+        wants_x = ctx.needs_input_grad[0]
+        if not ctx.padded:
+            u = len(read)
+            flat = flat.view(u, n * d_out // u, rows)
+            of_weight = torch.bmm(flat, read.transpose(1, 2)).to(ctx.kept)
+            found = [of_weight.view(ctx.shape), at.sum(2).to(ctx.kept), *found]
+            return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, *found
+        if beside:
+            flat[n * d_out :] = gradients[1]
+        of_first = flat @ read
+        of_weight = torch.empty(ctx.shape, dtype=ctx.kept, device=first.device)
+        of_weight.view(n * d_out, d_in).copy_(of_first[: n * d_out, :d_in])
+        found = [of_weight, of_first[: n * d_out, d_in].to(ctx.kept).view(n, d_out), *found]
+        of_beside = of_first[n * d_out :, :d_in].to(ctx.kept) if beside else None
+        return (flat.t() @ first)[:, :d_in] if wants_x else None, None, of_beside, *found
 
 
-def _regrouped(x: Tensor, n: int) -> Tensor:
-    """What n copies make, (n, B, H), of what is made in other groups of the same copies, (u, B, n / u H); or back."""
-    u, rows, width = x.shape
-    if u == n:
-        return x
-    if u < n:
-        k = n // u
-        return x.view(u, rows, k, width // k).transpose(1, 2).reshape(n, rows, width // k)
-    k = u // n
-    return x.view(n, k, rows, width).transpose(1, 2).reshape(n, rows, k * width)
+def _of_inputs(read: Tensor, first: Tensor, flat: Tensor, of_rows: bool) -> Tensor:
+    """The gradient of inputs read as (u, D, B), which lies as they do: (B, u, D), or (B, D)."""
+    if read.stride(2) == 1:
+        of_x = torch.bmm(first.transpose(1, 2), flat).permute(2, 0, 1)
+    else:
+        of_x = torch.bmm(flat.transpose(1, 2), first).transpose(0, 1)
+    return of_x.squeeze(1) if of_rows else of_x
+
+
+def _relu_(x: Tensor) -> Tensor:
+    """max(x, 0), in place."""
+    found = kernels_for(x)
+    return x.relu_() if found is None else found.relu_(x)
+
+
+def _mask_(pull: Tensor, x: Tensor) -> None:
+    """The gradient of what x was before ``_relu_``, in place of that of x."""
+    found = kernels_for(x)
+    if found is None:
+        torch.ops.aten.threshold_backward.grad_input(pull, x, 0, grad_input=pull)
+    else:
+        found.mask_(pull, x)
+
+
+def lies_by_rows(x: Tensor) -> bool:
+    """Whether x is one input (B, D) of which not the batch lies last."""
+    return x.dim() == 2 and (x.stride(1) == 1 or x.stride(0) != 1)

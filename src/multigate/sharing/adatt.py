@@ -8,8 +8,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multigate.nn.gate import beside, mix
+from multigate.nn.gate import beside
+from multigate.nn.mixture import mix
 from multigate.nn.ownership import dealt_inputs
+from multigate.nn.together import together
 from multigate.sharing.levels import dealt, experts_of, shared_experts, through
 from multigate.sharing.ple import SHARED
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all
@@ -90,13 +92,12 @@ class Fusion(nn.Module):
         self.v = nn.Parameter(torch.cat(v)) if learnt else None
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
-        read = beside(x, context)
         if x.dim() == 2:
-            experts = self.experts(x)
+            experts, (gate,) = together(self.experts, [self.gate], x, context)  # weights (B, readers, E)
         else:
             many = [*[self.m] * self.tasks, *([self.shared] if self.shared else [])]
-            experts, read = self.experts(dealt_inputs(x, many)), read[:, : len(self.own)]
-        gate = self.gate(read)  # weights (B, readers, E)
+            experts = self.experts(dealt_inputs(x, many))
+            gate = self.gate(beside(x, context)[:, : len(self.own)])
         native = self.own if self.v is None else self.own * functional.pad(self.v, (0, self.experts.n - len(self.v)))
         weights = gate.weights + native
         return Shared(mix(weights, experts), (weights,), gate.penalty)

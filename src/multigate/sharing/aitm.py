@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from multigate.errors import ExperimentError, nearest
-from multigate.nn.gate import mix
+from multigate.nn.mixture import mix
 from multigate.sharing.structure import Level, Shared, Structure
 
 

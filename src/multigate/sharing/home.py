@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from multigate.errors import ExperimentError, nearest
 from multigate.nn.feature_gate import FeatureGate
-from multigate.nn.gate import beside, mix
+from multigate.nn.gate import beside
+from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all, per_expert
 from multigate.nn.parallel import Activation, ParallelLinear
 from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from multigate.errors import ExperimentError
-from multigate.nn.dispatch import mix_experts, multiply_adds
-from multigate.nn.gate import beside
+from multigate.nn.dispatch import multiply_adds
+from multigate.nn.together import mixture
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all, experts_named
 
 
@@ -110,11 +110,10 @@ class MixtureSharing(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Shared:
         x = self.bottom(x).squeeze(1)
-        weights, penalty = self.gate(beside(x, context))  # weights (B, readers, E)
-        z = mix_experts(weights, self.experts, x, sparse=self.gate.sparse).expand(-1, self.tasks, -1)
-        return Shared(z, gates=(weights,), penalty=penalty)
+        z, gate = mixture(self.experts, self.gate, x, context)  # weights (B, readers, E)
+        return Shared(z.expand(-1, self.tasks, -1), gates=(gate.weights,), penalty=gate.penalty)
 
     def multiply_adds(self) -> int:
         readers, read = len(self.wiring[0].readers), self.gate.most_read()
-        mixture = self.gate.multiply_adds() + multiply_adds(self.experts, readers, read)
-        return self.bottom.multiply_adds() + mixture
+        mixing = self.gate.multiply_adds() + multiply_adds(self.experts, readers, read)
+        return self.bottom.multiply_adds() + mixing

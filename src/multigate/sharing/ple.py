@@ -6,8 +6,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from multigate.nn.gate import beside, mix
+from multigate.nn.gate import beside
+from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all, dealt_inputs
+from multigate.nn.together import together
 from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all
 
@@ -104,23 +106,23 @@ class Extraction(nn.Module):
         self.register_buffer("trained", trained if detached else None, persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
-        read = beside(x, context)
+        gates = [self.gate] if self.shared_gate is None else [self.gate, self.shared_gate]
         if x.dim() == 2:
-            experts, own, shared = self.experts(x), read, read
+            experts, (gate, *of_all) = together(self.experts, gates, x, context)
         else:
-            many = [*[self.own] * len(self.owners), self.shared]
-            experts, own, shared = self.experts(dealt_inputs(x, many)), read[:, :-1], read[:, -1:]
-        if self.trained is None:
-            gate = self.gate(own)  # weights (B, T, m + s)
-            mine, common = gate.weights.split((self.own, self.shared), dim=-1)
+            many, read = [*[self.own] * len(self.owners), self.shared], beside(x, context)
+            own, shared = read[:, :-1], read[:, -1:]
+            experts = self.experts(dealt_inputs(x, many))
+            gate = self.gate(own if self.trained is None else (own + shared) / 2)
+            of_all = [one(shared) for one in gates[1:]]
+        if self.trained is None:  # weights (B, T, m + s)
+            mine, common = gate.weights[..., : self.own], gate.weights[..., self.own :]
             weights = torch.cat((among_all(mine, self.owners), common), dim=-1)
         else:
-            gate = self.gate((own + shared) / 2)
             weights = gate.weights
         penalty = gate.penalty
-        if self.shared_gate is not None:
-            of_all = self.shared_gate(shared)  # weights (B, 1, E)
-            weights, penalty = torch.cat((weights, of_all.weights), dim=1), penalty + of_all.penalty
+        for one in of_all:  # weights (B, 1, E)
+            weights, penalty = torch.cat((weights, one.weights), dim=1), penalty + one.penalty
         if self.trained is None:
             fused = mix(weights, experts)
         else:

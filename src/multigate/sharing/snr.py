@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multigate.nn.gate import mix
+from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelMLP
 from multigate.sharing.structure import Level, Shared, Structure, all_read_all
 

@@ -1,0 +1,189 @@
+"""Compiled code for what is no matmul: built once by the machine's own compiler, kept, and never needed.
+
+``kernels.cpp`` is built on first use, in about a second, and kept in the cache folder under a name that says what it
+was built from: its source, the compiler, the processor. Where there is no compiler, where it fails, or where what it
+made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
+``MULTIGATE_KERNELS=off`` does without them.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from ctypes import c_int, c_int64, c_void_p
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multigate.cache import cache_folder
+from multigate.errors import RunError
+from multigate.writing import writing
+
+OFF = "MULTIGATE_KERNELS"
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+SECONDS = 120
+"""After which a compiler is given up."""
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "mix": (*[c_void_p] * 3, *[c_int64] * 4, c_int),
+    "unmix": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
+    "relu": (c_void_p, c_int64, c_int),
+    "mask": (*[c_void_p] * 2, c_int64, c_int),
+    "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
+    "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
+}
+"""Of each function: arrays, then sizes, then threads."""
+IN_FLOAT32_ALONE = ("look_up", "add_up")
+
+
+class Kernels:
+    """Functions of a built library, on contiguous tensors on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self.functions = {}
+        for name, arguments in ARGUMENTS.items():
+            for dtype, suffix in NAMES.items():
+                if dtype == torch.float32 or name not in IN_FLOAT32_ALONE:
+                    function = self.functions[name, dtype] = library[f"{name}_{suffix}"]
+                    function.argtypes, function.restype = arguments, c_int64 if name == "look_up" else None
+
+    def mix(self, weights: Tensor, sources: Tensor) -> Tensor:
+        """sum_e weights[t, e, b] sources[e, h, b], float32 (T, E, B) and (E, H, B) -> (T, H, B)."""
+        (t, e, b), h = weights.shape, sources.shape[1]
+        made = sources.new_empty((t, h, b))
+        self._call("mix", sources.dtype, (weights, sources, made), t, e, h, b)
+        return made
+
+    def unmix(self, weights: Tensor, sources: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of weights (T, E, B), in float32, and of sources (E, H, B), from that of ``mix`` (T, H, B)."""
+        (t, e, b), h = weights.shape, sources.shape[1]
+        of_sources, of_weights = torch.empty_like(sources), torch.empty_like(weights)
+        self._call("unmix", sources.dtype, (weights, sources, pull, of_sources, of_weights), t, e, h, b)
+        return of_weights, of_sources
+
+    def relu_(self, x: Tensor) -> Tensor:
+        """max(x, 0), in place."""
+        self._call("relu", x.dtype, (x,), x.numel())
+        return x
+
+    def mask_(self, pull: Tensor, x: Tensor) -> Tensor:
+        """The gradient of what x was before ``relu_``, in place of that of x."""
+        self._call("mask", x.dtype, (pull, x), x.numel())
+        return pull
+
+    def look_up(self, table: Tensor, ids: Tensor, starts: Tensor) -> Tensor:
+        """Rows starts[c] + ids[b, c] of a table, float32 (rows, dim), int32 (B, C) and int64 (C,) -> (B, C, dim).
+
+        Raises ``IndexError`` where there is no such row.
+        """
+        (rows, dim), (b, columns) = table.shape, ids.shape
+        made = table.new_empty((b, columns, dim))
+        lost = self._call("look_up", table.dtype, (table, ids, starts, made), rows, b, columns, dim)
+        if lost:
+            raise IndexError(f"{lost} ids are out of range of the {rows} rows of their embedding tables")
+        return made
+
+    def add_up(self, pull: Tensor, ids: Tensor, starts: Tensor, owners: Tensor, rows: int) -> Tensor:
+        """The gradient of a table (rows, dim) from that of ``look_up``, (B, C, dim), whose rows may lie apart.
+
+        ``owners`` (C,) int64: columns that may meet in a row have the same.
+        """
+        b, columns, dim = pull.shape
+        sums = pull.new_zeros((rows, dim))
+        arrays = (pull, ids, starts, owners, sums)
+        self._call("add_up", pull.dtype, arrays, b, columns, dim, pull.stride(0))
+        return sums
+
+    def _call(self, name: str, dtype: torch.dtype, tensors: tuple[Tensor, ...], *sizes: int) -> int | None:
+        arrays = [tensor.data_ptr() for tensor in tensors]
+        found: int | None = self.functions[name, dtype](*arrays, *sizes, torch.get_num_threads())
+        return found
+
+
+class Built(NamedTuple):
+    """What came of building: the kernels, or None; and the library's place, or why there are none."""
+
+    kernels: Kernels | None
+    told: str
+
+
+def kernels() -> Kernels | None:
+    """The kernels, built now where they never were; None where there cannot be any."""
+    return built().kernels
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """The kernels, where they can compute with numbers like those of x: of a kind they know, on the CPU."""
+    return kernels() if x.device.type == "cpu" and x.dtype in NAMES else None
+
+
+@cache
+def built() -> Built:
+    """The kernels and where they lie, or why there are none; looked for once in a process."""
+    if os.environ.get(OFF, "").lower() in ("off", "0", "no", "false"):
+        return Built(None, f"{OFF} is {os.environ[OFF]}")
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++"))), None)
+    if compiler is None:
+        return Built(None, "no C++ compiler found; install g++")
+    try:
+        path = _library(compiler)
+        found = Kernels(path)
+        return Built(found, str(path)) if _agrees(found) else Built(None, f"{path} does not give torch's numbers")
+    except (OSError, AttributeError, subprocess.SubprocessError, RunError) as error:
+        return Built(None, " ".join(str(getattr(error, "stderr", None) or error).split())[:200])
+
+
+def _library(compiler: str) -> Path:
+    """The library of this source, compiler and processor, made where it is not there."""
+    source = files("multigate.nn").joinpath("kernels.cpp").read_text(encoding="utf-8")
+    version = _run(compiler, "--version")
+    parts = (source, compiler, version, _processor(), *FLAGS)
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    path = cache_folder() / "kernels" / f"{key}.so"
+    if not path.is_file():
+        with writing(path) as temporary:
+            _run(compiler, *FLAGS, "-x", "c++", "-", "-o", str(temporary), given=source)
+    return path
+
+
+def _run(*command: str, given: str = "") -> str:
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, check=True)
+    return done.stdout
+
+
+def _processor() -> str:
+    """What "native" means here: the kind of processor and what it can do."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
+    kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return "\n".join((platform.machine(), platform.processor(), *kinds))
+
+
+def _agrees(found: Kernels) -> bool:
+    """Whether they compute what torch does, on a few numbers."""
+    random = torch.Generator().manual_seed(0)
+    table, starts, owners = torch.randn((9, 5), generator=random), torch.tensor([0, 4, 0]), torch.tensor([0, 1, 0])
+    ids = torch.randint(0, 4, (7, 3), generator=random, dtype=torch.int32)
+    rows, places = found.look_up(table, ids, starts), (ids + starts).long()
+    sums = torch.zeros(9, 5).index_add_(0, places.flatten(), rows.flatten(0, 1))
+    pairs = [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
+    weights, pull, sources = (torch.randn(shape, generator=random) for shape in ((2, 3, 133), (2, 5, 133), (3, 5, 133)))
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        x, dz = sources.to(dtype), pull.to(dtype)
+        of_weights, of_sources = found.unmix(weights, x, dz)
+        active = torch.relu(x)
+        pairs += [
+            (found.mix(weights, x), (weights.unsqueeze(2) * x.float()).sum(1), near),
+            (of_weights, (dz.float().unsqueeze(1) * x.float()).sum(2), near),
+            (of_sources, (weights.unsqueeze(2) * dz.float().unsqueeze(1)).sum(0), near),
+            (found.relu_(x.clone()), active, 0.0),
+            (found.mask_(x.clone(), active), active, 0.0),
+        ]
+    return all(torch.allclose(one.float(), other.float(), atol=near, rtol=near) for one, other, near in pairs)

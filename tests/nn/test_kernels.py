@@ -1,0 +1,197 @@
+"""Compiled code against sums written out and torch's operators, and what happens where it cannot be had."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from multigate.nn import kernels as module
+from multigate.nn.kernels import ARGUMENTS, OFF, Kernels, built, kernels
+from multigate.nn.mixture import Mixture, mix
+
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+NEAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+SHAPES = [(1, 1, 1, 1), (2, 3, 5, 127), (2, 8, 64, 1024), (3, 2, 4, 129), (1, 4, 7, 1000), (2, 3, 5, 0)]
+"""(readers, sources, units, rows), around and beyond the rows that are taken at a time."""
+
+
+@pytest.fixture(scope="module")
+def found() -> Kernels:
+    one = kernels()
+    assert (one is not None) == (COMPILER is not None), built().told
+    if one is None:
+        pytest.skip("no C++ compiler here")
+    return one
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mixtures_are_sums_over_sources(
+    found: Kernels, threads: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    t, e, h, b = shape
+    weights, sources, pull = torch.randn(t, e, b), torch.randn(e, h, b).to(dtype), torch.randn(t, h, b).to(dtype)
+    exact, x, dz = weights.double(), sources.double(), pull.double()
+    wanted = torch.einsum("teb,ehb->thb", exact, x)
+    of_sources, of_weights = torch.einsum("teb,thb->ehb", exact, dz), torch.einsum("thb,ehb->teb", dz, x)
+    made, (got_weights, got_sources) = found.mix(weights, sources), found.unmix(weights, sources, pull)
+    assert made.dtype == got_sources.dtype == dtype
+    assert got_weights.dtype == torch.float32
+    for one, other, near in (
+        (made, wanted, NEAR[dtype]),
+        (got_sources, of_sources, NEAR[dtype]),
+        (got_weights, of_weights, 1e-5),
+    ):
+        torch.testing.assert_close(one.double(), other, atol=10 * near, rtol=near)
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("many", [0, 1, 17, 100_003])
+def test_relu_and_its_mask_are_bit_equal_to_torchs(found: Kernels, threads: int, dtype: torch.dtype, many: int) -> None:
+    special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), -float("nan"), 1e-40, -1e-40])
+    x = torch.cat((torch.randn(many), special)).to(dtype)
+    pull = torch.randn(len(x)).to(dtype)
+    activated = found.relu_(x.clone())
+    assert torch.equal(activated.nan_to_num(7), torch.relu(x).nan_to_num(7))
+    masked = torch.ops.aten.threshold_backward(pull, activated, 0)
+    assert torch.equal(found.mask_(pull.clone(), activated), masked)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 8, 16])
+@pytest.mark.parametrize("rows", [0, 1, 700])
+def test_rows_are_looked_up_and_their_gradients_added_up(found: Kernels, threads: int, dim: int, rows: int) -> None:
+    table, sizes = torch.randn(20, dim), [5, 9, 6]
+    starts, owners = torch.tensor([0, 5, 14, 0]), torch.tensor([0, 1, 2, 0])  # the last column reads the first's table
+    ids = torch.stack([torch.randint(0, n, (rows,), dtype=torch.int32) for n in (*sizes, 5)], dim=1).contiguous()
+    places = ids.long() + starts
+    assert torch.equal(found.look_up(table, ids, starts), table[places])
+    pull = torch.randn(rows, 4 * dim + 3)[:, 3:].view(rows, 4, dim)  # as a part of something wider
+    sums = torch.zeros(20, dim, dtype=torch.float64).index_add_(0, places.flatten(), pull.double().flatten(0, 1))
+    torch.testing.assert_close(found.add_up(pull, ids, starts, owners, 20).double(), sums, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lost", [-1, 4, 2**31 - 1])
+def test_ids_without_a_row_are_told_as_by_torch(found: Kernels, lost: int) -> None:
+    ids = torch.tensor([[0], [lost]], dtype=torch.int32)
+    with pytest.raises(IndexError, match="1 ids are out of range of the 4 rows"):
+        found.look_up(torch.randn(4, 2), ids, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("lies", ["by rows", "batch last"])
+def test_the_mixture_and_its_gradients_are_those_of_matmuls(found: Kernels, dtype: torch.dtype, lies: str) -> None:
+    gate, pull = torch.softmax(torch.randn(50, 2, 3), -1), torch.randn(50, 2, 5).to(dtype)
+    if lies == "batch last":
+        gate, pull = (one.permute(1, 2, 0).contiguous().permute(2, 0, 1) for one in (gate, pull))
+    sources = torch.randn(3, 5, 50).permute(2, 0, 1).to(dtype)
+    leaves = [gate.requires_grad_(), sources.requires_grad_()]
+    made = mix(*leaves)
+    assert type(made.grad_fn).__name__ == Mixture.__name__ + "Backward"
+    expected = torch.bmm(gate.double(), sources.double())
+    torch.testing.assert_close(made.double(), expected, atol=3 * NEAR[dtype], rtol=NEAR[dtype])
+    wanted = torch.autograd.grad(expected, leaves, pull.double())
+    for one, leaf, other in zip(torch.autograd.grad(made, leaves, pull), leaves, wanted, strict=True):
+        assert one.dtype == leaf.dtype
+        torch.testing.assert_close(one, other, atol=3 * NEAR[dtype], rtol=NEAR[dtype], check_dtype=False)
+
+
+PLANTED = {
+    "another sum": ("sum[i] += weight[i] * wide(read[i])", "sum[i] -= weight[i] * wide(read[i])"),
+    "a row too few": ("i < many; ++i) narrow(sum[i], made[i])", "i + 1 < many; ++i) narrow(sum[i], made[i])"),
+    "another row": ("std::copy_n(table + place * dim", "std::copy_n(table + (place ^ 1) * dim"),
+    "gradients not added": ("sum[i] += pull[i]", "sum[i] = pull[i]"),
+    "negatives kept": ("word[i] &= above(word[i])", "word[i] &= Word(-1)"),
+    "no mask": ("word[i] &= above(of[i])", "word[i] |= of[i] & 0"),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_library_that_computes_something_else_is_not_taken(found: Kernels, tmp_path: Path, fault: str) -> None:
+    source = files("multigate.nn").joinpath("kernels.cpp").read_text(encoding="utf-8")
+    before, after = PLANTED[fault]
+    assert before in source
+    path = tmp_path / "wrong.so"
+    changed = source.replace(before, after).replace("Word(-1)", "decltype(word[i] & word[i])(-1)")
+    command = [str(COMPILER), *module.FLAGS, "-x", "c++", "-", "-o", str(path)]
+    subprocess.run(command, input=changed, text=True, check=True)
+    assert not module._agrees(Kernels(path))
+
+
+def told_by(code: str, **environment: str) -> str:
+    """What another process prints, with an environment of its own."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **environment}, timeout=120
+    )
+    return done.stdout.strip()
+
+
+LOOK = "from multigate.nn.kernels import built; print(built().kernels is not None, built().told)"
+
+
+def test_it_is_built_once_and_then_found(found: Kernels, tmp_path: Path) -> None:
+    first, second = (told_by(LOOK, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2))
+    (library,) = (tmp_path / "multigate" / "kernels").iterdir()
+    assert first == second == f"True {library}"
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    assert told_by(LOOK, XDG_CACHE_HOME=str(tmp_path), PATH=str(nothing)) == "False no C++ compiler found; install g++"
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({OFF: "off"}, f"{OFF} is off"),
+        ({"CXX": "false"}, "returned non-zero exit status 1"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "cannot write"),
+    ],
+)
+def test_without_it_training_goes_on_and_it_is_told_why(environment: dict[str, str], reason: str) -> None:
+    told = told_by(LOOK, **environment)
+    assert told.startswith("False")
+    assert reason in told
+    with_it, without = (float(told_by(LOSS, **more)) for more in ({}, environment))
+    assert with_it == pytest.approx(without, rel=1e-5)
+
+
+LOSS = """
+import torch
+from multigate.batch import IdColumn, Layout, NumberColumn, TaskColumn
+from multigate.model import Model
+from multigate.objective import Objective
+from multigate.sharing import MMoE
+
+tasks = (TaskColumn(name="a", kind="binary"), TaskColumn(name="b", kind="binary"))
+columns = (IdColumn(feature="c", table="c"), IdColumn(feature="d", table="d"))
+layout = Layout(numbers=(NumberColumn(feature="n"),), categories=columns, bags=(), tables={"c": 9, "d": 4}, tasks=tasks)
+torch.manual_seed(0)
+model, objective = Model(layout, MMoE(experts=3, hidden=(16, 8))), Objective(tasks)
+model.embed.dropout = model.embed.unseen = 0
+numbers, ids = torch.randn(300, 1), torch.randint(0, 4, (300, 2), dtype=torch.int32)
+labels = torch.cat([numbers > 0, ids[:, :1] > 1], dim=1).float()
+known, weights = torch.ones_like(labels, dtype=torch.bool), torch.ones_like(labels)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+for _ in range(20):
+    optimizer.zero_grad()
+    loss = objective(model(numbers, ids).logits, labels, known, weights).sum()
+    loss.backward()
+    optimizer.step()
+print(loss.item())
+"""
+
+
+def test_every_function_is_in_the_library(found: Kernels) -> None:
+    assert {name for name, _ in found.functions} == set(ARGUMENTS)

@@ -1,0 +1,110 @@
+"""Experts and gates of one input: what they make of it together is what each makes alone."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multigate.nn.gate import Gate, beside, softmax
+from multigate.nn.mixture import mix
+from multigate.nn.parallel import ParallelMLP
+from multigate.nn.sparse_gate import TopKGate
+from multigate.nn.together import mixture, together
+
+D, E, B = 9, 3, 7
+MASK = ((True, True, False), (True, True, True))
+
+
+def parts(hidden: tuple[int, ...]) -> tuple[ParallelMLP, list[Gate]]:
+    return ParallelMLP(E, D, hidden).double(), [
+        Gate(2, E, D, mask=MASK, temperature=2.0).double(),
+        Gate(1, E, D).double(),
+    ]
+
+
+def apart(experts: ParallelMLP, gates: list[Gate], x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Layer after layer, by autograd."""
+    made = x.unsqueeze(1).expand(-1, E, -1)
+    for layer in experts.layers:
+        made = torch.relu(torch.einsum("bnd,nhd->bnh", made, layer.weight) + layer.bias)
+    weights = []
+    for gate in gates:
+        logits = torch.einsum("bd,red->bre", x, gate.linear.weight) / gate.temperature
+        allowed = torch.ones_like(logits, dtype=torch.bool) if gate.allowed is None else gate.allowed
+        weights.append(torch.softmax(logits.masked_fill(~allowed, -torch.inf), dim=-1))
+    return made, weights
+
+
+@pytest.mark.parametrize("lies", ["by rows", "batch last"])
+@pytest.mark.parametrize("hidden", [(5,), (5, 4), (6, 5, 4)])
+@pytest.mark.parametrize("rows", [0, 1, B])
+def test_values_and_gradients_are_those_of_each_alone(hidden: tuple[int, ...], lies: str, rows: int) -> None:
+    experts, gates = parts(hidden)
+    x = torch.randn(D, rows).t() if lies == "batch last" else torch.randn(rows, D)
+    x = x.double().requires_grad_()
+    leaves = [x, *experts.parameters(), *(p for gate in gates for p in gate.parameters())]
+    made, gated = together(experts, gates, x)
+    expected, weights = apart(experts, gates, x)
+    torch.testing.assert_close(made, expected)
+    for one, other in zip(gated, weights, strict=True):
+        torch.testing.assert_close(one.weights, other)
+    pulls = [torch.randn(one.shape, dtype=torch.float64) for one in (expected, *weights)]
+    found = torch.autograd.grad([made, *(one.weights for one in gated)], leaves, pulls)
+    for one, other in zip(found, torch.autograd.grad([expected, *weights], leaves, pulls), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_one_matmul_gives_what_all_read() -> None:
+    experts, gates = parts((5, 4))
+    made, gated = together(experts, gates, torch.randn(B, D, dtype=torch.float64))
+    logits = gated[1].weights.grad_fn
+    while logits is not None and "ReluLayers" not in type(logits).__name__:
+        logits = logits.next_functions[0][0]
+    assert logits is made.grad_fn
+
+
+def test_a_loss_of_the_experts_alone_leaves_gates_without_a_pull() -> None:
+    experts, gates = parts((5, 4))
+    made, _ = together(experts, gates, torch.randn(B, D, dtype=torch.float64))
+    made.sum().backward()
+    assert all((gate.linear.weight.grad == 0).all() for gate in gates)
+
+
+def watched(part: nn.Module) -> list[object]:
+    seen: list[object] = []
+    part.register_forward_hook(lambda *about: seen.append(about))
+    return seen
+
+
+@pytest.mark.parametrize("where", ["gate", "linear", "layer"])
+def test_hooks_into_parts_are_called(where: str) -> None:
+    experts, gates = parts((5, 4))
+    seen = watched({"gate": gates[0], "linear": gates[1].linear, "layer": experts.layers[0]}[where])
+    x = torch.randn(B, D, dtype=torch.float64)
+    made, gated = together(experts, gates, x)
+    assert len(seen) == 1
+    expected, weights = apart(experts, gates, x)
+    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(gated[0].weights, weights[0])
+
+
+def test_context_is_read_by_gates_alone() -> None:
+    experts, gate = ParallelMLP(E, D, (4,)), Gate(2, E, D + 2)
+    x, context = torch.randn(B, D), torch.randn(B, 2)
+    z, gated = mixture(experts, gate, x, context)
+    torch.testing.assert_close(gated.weights, gate(beside(x, context)).weights)
+    torch.testing.assert_close(z, torch.bmm(gated.weights, experts(x)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gates_that_choose_few_weigh_the_same_mixture(training: bool) -> None:
+    experts, gate = ParallelMLP(E, D, (4,)).train(training), TopKGate(2, E, D, 2)
+    x = torch.randn(B, D)
+    z, gated = mixture(experts, gate, x)
+    assert (gated.weights == 0).any()
+    torch.testing.assert_close(z, mix(gate(x).weights, experts(x)))
+
+
+def test_a_softmax_is_over_sources_wherever_the_batch_lies() -> None:
+    logits = torch.randn(B, 2, E)
+    last = logits.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    torch.testing.assert_close(softmax(last), torch.softmax(logits, dim=-1))
