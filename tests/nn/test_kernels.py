@@ -109,7 +109,7 @@ def test_the_mixture_and_its_gradients_are_those_of_matmuls(found: Kernels, dtyp
 
 
 PLANTED = {
-    "another sum": ("sum[i] += weight[i] * wide(read[i])", "sum[i] -= weight[i] * wide(read[i])"),
+    "another sum": ("held[lane] += wide(w", "held[lane] -= wide(w"),
     "a row too few": ("i < many; ++i) narrow(sum[i], made[i])", "i + 1 < many; ++i) narrow(sum[i], made[i])"),
     "another row": ("std::copy_n(table + place * dim", "std::copy_n(table + (place ^ 1) * dim"),
     "gradients not added": ("sum[i] += pull[i]", "sum[i] = pull[i]"),
@@ -146,6 +146,8 @@ def test_it_is_built_once_and_then_found(found: Kernels, tmp_path: Path) -> None
     first, second = (told_by(LOOK, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2))
     (library,) = (tmp_path / "multigate" / "kernels").iterdir()
     assert first == second == f"True {library}"
+    library.write_bytes(b"not a library")
+    assert told_by(LOOK, XDG_CACHE_HOME=str(tmp_path)) == first, "what is broken is built anew"
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     assert told_by(LOOK, XDG_CACHE_HOME=str(tmp_path), PATH=str(nothing)) == "False no C++ compiler found; install g++"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multigate.nn.layout import Transposed, batch_last, by_rows, lies_last
+from multigate.nn.layout import Transposed, batch_last, by_rows, lies_last, mean_of_copies
 
 B, N, H = 6, 3, 5
 
@@ -56,3 +56,12 @@ def test_values_and_gradients_are_the_same_by_rows(layout: int) -> None:
 def test_where_the_batch_lies() -> None:
     assert [lies_last(x) for x in of_any_layout()] == [False, True, False, False]
     assert not lies_last(torch.randn(1, N, H)), "one row lies by rows"
+
+
+@pytest.mark.parametrize("layout", range(4))
+def test_the_mean_of_copies_is_the_same_wherever_the_batch_lies(layout: int) -> None:
+    x = of_any_layout()[layout].requires_grad_()
+    torch.testing.assert_close(mean_of_copies(x), x.mean(1))
+    pull = torch.randn(B, H)
+    found = torch.autograd.grad(mean_of_copies(x), x, pull)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(x.mean(1), x, pull)[0])

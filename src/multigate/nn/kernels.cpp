@@ -34,6 +34,24 @@ inline void narrow(float x, bfloat16& to) { // to the nearest, ties to even; wha
     to.bits = uint16_t(x == x ? rounded : 0x7fc0u);
 }
 
+// sum_i w[i * next_w + .] * wide(x[i * next_x + .]) of ``terms`` rows, a tile wide: sums stay in registers
+template <int64_t MANY, typename W, typename T>
+inline void sum_of_products(const W* w, int64_t next_w, const T* x, int64_t next_x, int64_t terms, float* sum) {
+    float held[MANY] = {};
+    for (int64_t i = 0; i < terms; ++i)
+        for (int64_t lane = 0; lane < MANY; ++lane) held[lane] += wide(w[i * next_w + lane]) * wide(x[i * next_x + lane]);
+    std::copy_n(held, MANY, sum);
+}
+
+template <typename W, typename T>
+inline void sum_of_products(const W* w, int64_t next_w, const T* x, int64_t next_x, int64_t terms, float* sum,
+                            int64_t many) {
+    int64_t lane = 0;
+    for (; lane + 64 <= many; lane += 64) sum_of_products<64>(w + lane, next_w, x + lane, next_x, terms, sum + lane);
+    for (; lane + 16 <= many; lane += 16) sum_of_products<16>(w + lane, next_w, x + lane, next_x, terms, sum + lane);
+    for (; lane < many; ++lane) sum_of_products<1>(w + lane, next_w, x + lane, next_x, terms, sum + lane);
+}
+
 // z[t, h, b] = sum_e w[t, e, b] x[e, h, b]
 template <typename T>
 void mix(const float* w, const T* x, T* z, int64_t t, int64_t e, int64_t h, int64_t b, int threads) {
@@ -42,13 +60,9 @@ void mix(const float* w, const T* x, T* z, int64_t t, int64_t e, int64_t h, int6
     for (int64_t tile = 0; tile < tiles; ++tile)
         for (int64_t unit = 0; unit < h; ++unit) {
             const int64_t first = tile * TILE, many = std::min(TILE, b - first);
+            float sum[TILE];
             for (int64_t reader = 0; reader < t; ++reader) {
-                float sum[TILE] = {};
-                for (int64_t source = 0; source < e; ++source) {
-                    const float* weight = w + (reader * e + source) * b + first;
-                    const T* read = x + (source * h + unit) * b + first;
-                    for (int64_t i = 0; i < many; ++i) sum[i] += weight[i] * wide(read[i]);
-                }
+                sum_of_products(w + reader * e * b + first, b, x + unit * b + first, h * b, e, sum, many);
                 T* made = z + (reader * h + unit) * b + first;
                 for (int64_t i = 0; i < many; ++i) narrow(sum[i], made[i]);
             }
@@ -64,23 +78,16 @@ void unmix(const float* w, const T* x, const T* dz, T* dx, float* dw, int64_t t,
     for (int64_t tile = 0; tile < tiles; ++tile)
         for (int64_t source = 0; source < e; ++source) {
             const int64_t first = tile * TILE, many = std::min(TILE, b - first);
-            for (int64_t reader = 0; reader < t; ++reader)
-                std::fill_n(dw + (reader * e + source) * b + first, many, 0.0f);
+            float sum[TILE];
             for (int64_t unit = 0; unit < h; ++unit) {
-                const T* read = x + (source * h + unit) * b + first;
-                float sum[TILE] = {};
-                for (int64_t reader = 0; reader < t; ++reader) {
-                    const float* weight = w + (reader * e + source) * b + first;
-                    const T* pull = dz + (reader * h + unit) * b + first;
-                    float* moved = dw + (reader * e + source) * b + first;
-                    for (int64_t i = 0; i < many; ++i) {
-                        const float by = wide(pull[i]);
-                        sum[i] += weight[i] * by;
-                        moved[i] += by * wide(read[i]);
-                    }
-                }
+                sum_of_products(w + source * b + first, e * b, dz + unit * b + first, h * b, t, sum, many);
                 T* made = dx + (source * h + unit) * b + first;
                 for (int64_t i = 0; i < many; ++i) narrow(sum[i], made[i]);
+            }
+            for (int64_t reader = 0; reader < t; ++reader) {
+                const int64_t at = reader * e + source;
+                const T *pull = dz + reader * h * b + first, *read = x + source * h * b + first;
+                sum_of_products(pull, b, read, b, h, dw + at * b + first, many);
             }
         }
 }

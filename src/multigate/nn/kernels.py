@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from multigate.cache import cache_folder
-from multigate.errors import RunError
 from multigate.writing import writing
 
 OFF = "MULTIGATE_KERNELS"
@@ -132,22 +131,27 @@ def built() -> Built:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++"))), None)
     if compiler is None:
         return Built(None, "no C++ compiler found; install g++")
-    try:
-        path = _library(compiler)
-        found = Kernels(path)
-        return Built(found, str(path)) if _agrees(found) else Built(None, f"{path} does not give torch's numbers")
-    except (OSError, AttributeError, subprocess.SubprocessError, RunError) as error:
-        return Built(None, " ".join(str(getattr(error, "stderr", None) or error).split())[:200])
+    told = ""
+    for anew in (False, True):  # what lies in a cache may be broken
+        try:
+            path = _library(compiler, anew=anew)
+            found = Kernels(path)
+            if _agrees(found):
+                return Built(found, str(path))
+            told = f"{path} does not give torch's numbers"
+        except Exception as error:  # whatever it is, training goes on without
+            told = " ".join(str(getattr(error, "stderr", None) or error).split())[:200]
+    return Built(None, told)
 
 
-def _library(compiler: str) -> Path:
-    """The library of this source, compiler and processor, made where it is not there."""
+def _library(compiler: str, *, anew: bool) -> Path:
+    """The library of this source, compiler and processor, made where it is not there or is asked for anew."""
     source = files("multigate.nn").joinpath("kernels.cpp").read_text(encoding="utf-8")
     version = _run(compiler, "--version")
     parts = (source, compiler, version, _processor(), *FLAGS)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = cache_folder() / "kernels" / f"{key}.so"
-    if not path.is_file():
+    if anew or not path.is_file():
         with writing(path) as temporary:
             _run(compiler, *FLAGS, "-x", "c++", "-", "-o", str(temporary), given=source)
     return path

@@ -33,6 +33,11 @@ def batch_last(x: Tensor) -> Tensor:
     return turned.view(last.shape)
 
 
+def mean_of_copies(x: Tensor) -> Tensor:
+    """(B, n, H) -> (B, H), wherever the batch lies."""
+    return x.permute(1, 2, 0).mean(0).t() if lies_last(x) else x.mean(1)
+
+
 def lies_last(x: Tensor) -> bool:
     """Whether the batch of x (B, n, H) lies last."""
     return x.permute(1, 2, 0).is_contiguous() and not x.is_contiguous()

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multigate.nn.layout import lies_last
 from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelMLP
 from multigate.sharing.structure import Level, Shared, Structure, all_read_all
@@ -97,8 +98,11 @@ class Route(nn.Module):
             return mix(gates, u), gates
         # z_ij is one number for a whole batch: on the matrices it costs less than on the rows
         matrices = self.weight * z[:, None, :, None]  # (readers, H, E, H)
-        v = functional.linear(u.flatten(1), matrices.flatten(2).flatten(0, 1))
-        return v.view(-1, *self.weight.shape[:2]), gates
+        matrix = matrices.flatten(2).flatten(0, 1)  # (readers H, E H)
+        if lies_last(u):
+            v = matrix @ u.permute(1, 2, 0).flatten(0, 1)
+            return v.view(*self.weight.shape[:2], -1).permute(2, 0, 1), gates
+        return functional.linear(u.flatten(1), matrix).view(-1, *self.weight.shape[:2]), gates
 
     def drawn(self) -> Tensor:
         """z = min(1, max(0, s (zeta - gamma) + gamma)), s = sigmoid((log u - log(1 - u) + log alpha) / beta).

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from multigate.nn.dispatch import mix_experts, multiply_adds
 from multigate.nn.gate import beside
+from multigate.nn.layout import mean_of_copies
+from multigate.nn.together import mixture
 from multigate.sharing.levels import dealt
 from multigate.sharing.mmoe import Mixture
 from multigate.sharing.structure import Level, Shared, all_read_all
@@ -58,8 +60,8 @@ class StackedSharing(nn.Module):
         x = self.bottom(x).squeeze(1)
         u, gates, penalty = x, (), x.new_zeros(())
         for level in self.levels:
-            v = x if self.gates_read == "input" or u.dim() == 2 else u.mean(1)
-            u, gate, added = level(u, beside(v, context))
+            v = x if self.gates_read == "input" or u.dim() == 2 else mean_of_copies(u)
+            u, gate, added = level(u, v, context)
             gates, penalty = (*gates, *gate), penalty + added
         return Shared(u, gates, penalty)
 
@@ -69,7 +71,7 @@ class StackedSharing(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A level: what its experts read, u (B, D) or (B, E, D), and its gates, v (B, G) -> (B, readers, H)."""
+    """A level: what its experts read, u (B, D) or (B, E, D), and its gates, v (B, D) -> (B, readers, H)."""
 
     def __init__(self, options: StackedMMoE, hidden: tuple[int, ...], readers: int, d_in: int, d_gate: int) -> None:
         super().__init__()
@@ -77,9 +79,13 @@ class Mixed(nn.Module):
         self.gate = options.gate(readers, options.experts, d_gate)
         self.readers = readers
 
-    def forward(self, u: Tensor, v: Tensor) -> Shared:
-        weights, penalty = self.gate(v)
-        return Shared(mix_experts(weights, self.experts, u, sparse=self.gate.sparse), (weights,), penalty)
+    def forward(self, u: Tensor, v: Tensor, context: Tensor | None) -> Shared:
+        if u is v:
+            z, (weights, penalty) = mixture(self.experts, self.gate, u, context)
+        else:
+            weights, penalty = self.gate(beside(v, context))
+            z = mix_experts(weights, self.experts, u, sparse=self.gate.sparse)
+        return Shared(z, (weights,), penalty)
 
     def multiply_adds(self) -> int:
         return self.gate.multiply_adds() + multiply_adds(self.experts, self.readers, self.gate.most_read())
