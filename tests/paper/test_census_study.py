@@ -18,7 +18,7 @@ from multigate.paper.census.methods import trainings
 from multigate.paper.census.study import CensusStudy
 from multigate.paper.ledger import Ledger
 from multigate.paper.published import table_1, table_2
-from multigate.paper.reproduce import reproduce
+from multigate.paper.reproduce import _told, reproduce
 from multigate.report.blocks import Table
 from processes import Stop, run
 
@@ -226,3 +226,10 @@ def test_defaults_are_the_papers_methods_and_cap() -> None:
     assert set(table_1()) < set(settings.methods)
     assert settings.units == 2048
     assert json.loads(json.dumps(settings.to_dict(full=True)))["groups"] == [1, 2]
+
+
+def test_the_page_does_not_tell_the_password_of_a_database() -> None:
+    chapter = _told("census", CensusStudy(storage="postgresql://somebody:secret@host/trials"))
+    cells = [cell for table in chapter.told for row in table.rows for cell in row]
+    assert "postgresql://...@host/trials" in cells
+    assert not any("secret" in cell or "somebody" in cell for cell in cells)

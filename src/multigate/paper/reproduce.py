@@ -1,5 +1,6 @@
 """Running a study of the paper: from its name to a folder of results, pictures and a page."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from multigate.paper.recommender.study import STUDY as RECOMMENDER
 from multigate.paper.serving.study import STUDY as SERVING
 from multigate.paper.study import Site, Study
 from multigate.paper.synthetic.study import STUDY as SYNTHETIC
+from multigate.report.blocks import Table
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
 
+ADDRESS = re.compile(r"://[^@/]*@")
+"""User and password within the URL of a database."""
 STUDIES: dict[str, Study] = {
     "synthetic": SYNTHETIC,
     "census": CENSUS,
@@ -58,10 +62,27 @@ def reproduce(
         chapters = study.run(settings, Site(ledger, data, choose_device(device), report))
         report.line(f"results: {ledger.gather()}")
         try:
-            report.line(f"page: {write_page(out, study.title, f'Results in {out}.', chapters)}")
+            told = [*chapters, _told(name, settings)]
+            report.line(f"page: {write_page(out, study.title, f'Results in {out}.', told)}")
         except MultigateError as error:
             report.line(f"no page: {error}")
     return chapters
+
+
+def _told(name: str, settings: Options) -> Account:
+    """The settings as a chapter; user and password of a database are left out."""
+    now, usual = settings.to_dict(full=True), type(settings)().to_dict(full=True)
+    rows = tuple(
+        (key, _shown(value), "" if value == usual[key] else f"default {_shown(usual[key])}")
+        for key, value in now.items()
+    )
+    caption = f"Every setting of reproduce {name}; --set name=value changes one"
+    return Account("settings", "Settings", (Table(caption, ("setting", "value", ""), rows, words=3),))
+
+
+def _shown(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ADDRESS.sub("://...@", text)
 
 
 def _settings(study: Study, quick: bool, runs: int | None, changes: Sequence[str]) -> Options:
