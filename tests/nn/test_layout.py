@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multigate.nn.layout import Transposed, batch_last, by_rows, lies_last, mean_of_copies
+from multigate.nn.layout import Transposed, batch_last, lies_last, mean_of_copies
 
 B, N, H = 6, 3, 5
 
@@ -41,16 +41,6 @@ def test_transposed_copies_stack() -> None:
     torch.testing.assert_close(torch.func.vmap(Transposed.apply)(x), x.transpose(1, 2))
     gradient = torch.func.vmap(torch.func.grad(lambda one: (Transposed.apply(one) ** 2).sum()))(x)
     torch.testing.assert_close(gradient, 2 * x)
-
-
-@pytest.mark.parametrize("layout", range(4))
-def test_values_and_gradients_are_the_same_by_rows(layout: int) -> None:
-    x = of_any_layout()[layout].requires_grad_()
-    pull = torch.randn(B, N, H)
-    rows = by_rows(x)
-    assert rows.is_contiguous()
-    assert torch.equal(rows, x)
-    assert torch.equal(torch.autograd.grad(rows, x, pull)[0], pull)
 
 
 def test_where_the_batch_lies() -> None:

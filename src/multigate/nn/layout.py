@@ -41,11 +41,3 @@ def mean_of_copies(x: Tensor) -> Tensor:
 def lies_last(x: Tensor) -> bool:
     """Whether the batch of x (B, n, H) lies last."""
     return x.permute(1, 2, 0).is_contiguous() and not x.is_contiguous()
-
-
-def by_rows(x: Tensor) -> Tensor:
-    """(B, n, H), contiguous."""
-    if not lies_last(x):
-        return x.contiguous()
-    turned: Tensor = Transposed.apply(x.permute(1, 2, 0).flatten(0, 1))  # type: ignore[no-untyped-call]
-    return turned.view(x.shape)

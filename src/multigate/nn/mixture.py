@@ -7,35 +7,67 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multigate.nn.eager import eager
-from multigate.nn.kernels import kernels, kernels_for
-from multigate.nn.layout import by_rows, lies_last
+from multigate.nn.kernels import kernels_for
+from multigate.nn.layout import lies_last
+
+FEW = 32
+"""Readers times sources up to which sums take less time than laying out anew does."""
 
 
 def mix(gate: Tensor, sources: Tensor) -> Tensor:
     """sum_e gate[b, t, e] sources[b, e, :] (Ma et al. 2018, Eq. 7). (B, T, E), (B, E, H) -> (B, T, H)."""
     if not (eager(sources) and lies_last(sources)):
         return torch.bmm(gate, sources)
-    if kernels_for(sources) is not None:
-        mixed: Tensor = Mixture.apply(gate, sources)  # type: ignore[no-untyped-call]
-        return mixed
-    return torch.bmm(gate, by_rows(sources))
+    mixed: Tensor = Mixture.apply(gate, sources)  # type: ignore[no-untyped-call]
+    return mixed
 
 
 class Mixture(torch.autograd.Function):
-    """``mix`` of sources (B, E, H) whose batch lies last, by compiled code; so lie the result and both gradients."""
+    """``mix`` of sources (B, E, H) whose batch lies last; so lie the result and both gradients.
+
+    By compiled code. Without it by sums over what lies there, where they are few, or by matmuls of each row, for which
+    all is laid out by rows and back: a batched matmul of anything else takes twenty times as long.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, sources: Tensor) -> Tensor:
-        weights = gate.permute(1, 2, 0).float().contiguous()  # (T, E, B)
-        read = sources.permute(1, 2, 0)  # (E, H, B)
+        ctx.dtype, ctx.found = gate.dtype, kernels_for(sources)
+        ctx.by_rows = ctx.found is None and gate.shape[1] * gate.shape[2] > FEW
+        if ctx.by_rows:
+            weights, read = _by_rows(gate.to(sources.dtype)), _by_rows(sources)
+            ctx.save_for_backward(weights, read)
+            return _last(torch.bmm(weights, read))
+        exact = torch.float32 if ctx.found is not None else sources.dtype
+        weights, read = gate.permute(1, 2, 0).to(exact).contiguous(), sources.permute(1, 2, 0)  # (T, E, B), (E, H, B)
         ctx.save_for_backward(weights, read)
-        ctx.dtype = gate.dtype
-        return kernels().mix(weights, read).permute(2, 0, 1)  # type: ignore[union-attr]
+        mixed = (weights.unsqueeze(2) * read).sum(1) if ctx.found is None else ctx.found.mix(weights, read)
+        return mixed.permute(2, 0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         weights, read = ctx.saved_tensors
+        if ctx.by_rows:
+            pull = _by_rows(gradients[0])
+            of_gate, of_read = torch.bmm(pull, read.transpose(1, 2)), torch.bmm(weights.transpose(1, 2), pull)
+            return _last(of_gate).to(ctx.dtype), _last(of_read)
         pull = gradients[0].permute(1, 2, 0).contiguous()  # (T, H, B)
-        of_weights, of_sources = kernels().unmix(weights, read, pull)  # type: ignore[union-attr]
+        if ctx.found is not None:
+            of_weights, of_sources = ctx.found.unmix(weights, read, pull)
+        else:
+            of_weights = (pull.unsqueeze(1) * read).sum(2)
+            of_sources = weights[0].unsqueeze(1) * pull[0]
+            for weight, one in zip(weights[1:], pull[1:], strict=True):
+                of_sources.addcmul_(weight.unsqueeze(1), one)
         return of_weights.to(ctx.dtype).permute(2, 0, 1), of_sources.permute(2, 0, 1)
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """(B, n, H), contiguous. Matrices are transposed quickly, anything else slowly."""
+    return x.permute(1, 2, 0).flatten(0, 1).t().contiguous().view(x.shape) if lies_last(x) else x.contiguous()
+
+
+def _last(x: Tensor) -> Tensor:
+    """(B, n, H), contiguous -> the same, the batch last in memory."""
+    rows, n, width = x.shape
+    return x.flatten(1).t().contiguous().view(n, width, rows).permute(2, 0, 1)
