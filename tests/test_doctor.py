@@ -13,6 +13,7 @@ import torch
 
 from multigate import doctor
 from multigate.doctor import Check, diagnose
+from multigate.nn import kernels
 
 ROOT = Path(__file__).parent.parent
 HIDE = """
@@ -59,6 +60,16 @@ def test_a_machine_that_runs_the_tests_is_well() -> None:
     assert f"torch uses {torch.get_num_threads()}" in checks["threads"].note
     assert ("cuda:0" in checks) == ("training on cuda:0" in checks) == torch.cuda.is_available()
     assert not {"extra dev", "extra docs"} & checks.keys()
+
+
+def test_compiled_kernels_are_told_or_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, note = kernels.built()
+    expected = ("none", f"{note}; torch's operators do the same work") if state is None else ("ok", note)
+    assert by_name()["compiled kernels"][1:] == expected
+    monkeypatch.setenv(kernels.OFF, "off")
+    kernels.built.cache_clear()
+    assert by_name()["compiled kernels"].state == "none"
+    kernels.built.cache_clear()
 
 
 def test_an_extra_that_is_missing_comes_with_its_command() -> None:
