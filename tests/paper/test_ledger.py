@@ -7,7 +7,10 @@ import pytest
 
 from multigate.errors import RunError
 from multigate.options import Options
+from multigate.paper import reproduce as reproduction
+from multigate.paper.account import Account
 from multigate.paper.ledger import Ledger
+from multigate.paper.study import Site, Study
 
 
 class Settings(Options):
@@ -52,3 +55,18 @@ def test_a_damaged_part_is_told_of(tmp_path: Path) -> None:
         ledger.rows("one")
     with pytest.raises(RunError, match=r"one\.parquet cannot be read.*delete it"):
         ledger.gather()
+
+
+def test_the_folder_of_data_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def run(settings: Settings, site: Site) -> list[Account]:
+        seen.append(site.data)
+        site.ledger.keep("part", [{"run": 1}])
+        return []
+
+    monkeypatch.setitem(reproduction.STUDIES, "tried", Study("Tried", Settings, {}, run))
+    monkeypatch.chdir(tmp_path)
+    for data in (Path("data"), tmp_path / "data", Path("other/../data")):
+        reproduction.reproduce("tried", tmp_path / "out", data=data)
+    assert seen == [tmp_path.resolve() / "data"] * 3

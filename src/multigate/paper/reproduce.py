@@ -59,7 +59,7 @@ def reproduce(
     report = report or Reporter(quiet=True)
     ledger = Ledger(out, name, settings, study.may_change)
     with ledger.locked(), interruptible(lambda: f"the same command goes on from what {out} holds"), report:
-        chapters = study.run(settings, Site(ledger, data, choose_device(device), report))
+        chapters = study.run(settings, Site(ledger, data.resolve(), choose_device(device), report))
         report.line(f"results: {ledger.gather()}")
         try:
             told = [*chapters, _told(name, settings)]
