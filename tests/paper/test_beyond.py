@@ -1,15 +1,17 @@
 """Beyond the paper: cells of one budget, and what is told of made-up results with a known answer."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from multigate.datasets.synthetic import Synthetic
 from multigate.paper.synthetic import beyond, choices
 from multigate.paper.synthetic.cells import Cell
 from multigate.paper.synthetic.draws import Draws
-from multigate.paper.synthetic.toy import Training
+from multigate.paper.synthetic.toy import Training, train_toys
 from multigate.report.blocks import Table
 from multigate.sharing import MMoE, SharedBottom
 
@@ -32,6 +34,15 @@ def test_every_structure_costs_what_mmoe_does_for_as_many_tasks() -> None:
         own = one.training._replace(structure=MMOE)
         near = 0.08 if one.tasks > 4 else 0.025  # many narrow experts: a unit more is a step
         assert one.training.multiply_adds() == pytest.approx(own.multiply_adds(), rel=near), one.name
+
+
+@pytest.mark.parametrize("structure", beyond.TITLES)
+@pytest.mark.parametrize("biases", [False, True])
+def test_every_structure_trains_with_and_without_biases(structure: str, biases: bool, tmp_path: Path) -> None:
+    (one,) = (cell for cell in CELLS if cell.structure == structure and cell.group == "axis" and cell.cosine == 0.5)
+    training = one.training._replace(seeds=(0, 1), rates=(0.01, 0.01), steps=100, batch=16, biases=biases)
+    trained = train_toys(training, tmp_path / "checkpoint", torch.device("cpu"))
+    assert trained.losses.isfinite().all()
 
 
 def test_many_tasks_are_equally_related() -> None:

@@ -69,8 +69,11 @@ class SoftSharing(nn.Module):
         return Shared(self.networks(x), gates=(), penalty=penalty)
 
     def penalty(self) -> Tensor:
-        """What the networks' layers pay for being apart."""
-        each = [tie(*layer.parameters()) for tie, layer in zip(self.ties, self.networks.layers, strict=True)]
+        """What the networks' layers pay for being apart; a layer without biases has zeros for them."""
+        each = []
+        for tie, layer in zip(self.ties, self.networks.layers, strict=True):
+            weight, bias = layer.weight, layer.bias
+            each.append(tie(weight, weight.new_zeros(weight.shape[:2]) if bias is None else bias))
         return self.strength * torch.stack(each).sum()
 
     def multiply_adds(self) -> int:
