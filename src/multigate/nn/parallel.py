@@ -128,7 +128,8 @@ class ParallelMLP(nn.Module):
         """
         if not (lies_by_rows(x) and self._by_chain_rule(x)):
             return None
-        made, products = self._relu_layers(x, torch.cat([weight.flatten(0, -2) for weight in weights]))
+        flat = [weight.flatten(0, -2) for weight in weights]
+        made, products = self._relu_layers(x, flat[0] if len(flat) == 1 else torch.cat(flat))
         return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
 
     def _relu_layers(self, x: Tensor, beside: Tensor | None = None) -> Any:

@@ -4,12 +4,12 @@ The batch lies last, (n, H, B), in all that the layers make and in their gradien
 backwards, is one call on memory that lies as it should, and the copies that read one input are its neighbouring rows.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from multigate.nn.kernels import kernels_for
 
@@ -30,28 +30,25 @@ class ReluLayers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype, beside: Tensor | None, *parameters: Tensor) -> Any:
-        weights = [weight.to(dtype) for weight in parameters[::2]]
-        biases = [bias.to(dtype).unsqueeze(2) for bias in parameters[1::2]]  # (n, H, 1)
-        rows, (n, d_out, d_in) = len(x), weights[0].shape
-        ctx.shape, ctx.of_rows, ctx.kept = weights[0].shape, x.dim() == 2, parameters[0].dtype
+        rows, (n, d_out, d_in) = len(x), parameters[0].shape
+        ctx.shape, ctx.of_rows, ctx.kept = parameters[0].shape, x.dim() == 2, parameters[0].dtype
         ctx.padded = lies_by_rows(x)
         if ctx.padded:
-            first = weights[0].view(n * d_out, d_in)
-            first = first if beside is None else torch.cat((first, beside.to(dtype)))
-            extra = 1 + -(d_in + 1) % WIDTH
-            read, first = functional.pad(x.to(dtype), (0, extra)), functional.pad(first, (0, extra))
+            read = _padded((x,), dtype)
             read[:, d_in] = 1
-            first[: n * d_out, d_in] = biases[0].flatten()
+            first = _padded((parameters[0].flatten(0, 1), *([] if beside is None else [beside])), dtype)
+            first[: n * d_out, d_in] = parameters[1].flatten()
             made = torch.mm(first, read.t())
         else:
             x = x.to(dtype) if x.dim() == 3 else x.to(dtype).unsqueeze(1)
             u = x.shape[1]
-            read, first = x.permute(1, 2, 0), weights[0].view(u, -1, d_in)  # (u, D, B)
-            made = torch.baddbmm(biases[0].view(u, -1, 1), first, read).view(n * d_out, rows)
+            read, first = x.permute(1, 2, 0), parameters[0].to(dtype).view(u, -1, d_in)  # (u, D, B)
+            made = torch.baddbmm(parameters[1].to(dtype).view(u, -1, 1), first, read).view(n * d_out, rows)
         layers = [_relu_(made[: n * d_out]).view(n, d_out, rows)]
-        for weight, bias in zip(weights[1:], biases[1:], strict=True):
-            layers.append(_relu_(torch.baddbmm(bias, weight, layers[-1])))
-        ctx.save_for_backward(read, first, *weights[1:], *layers)
+        weights = [weight.to(dtype) for weight in parameters[2::2]]
+        for weight, bias in zip(weights, parameters[3::2], strict=True):
+            layers.append(_relu_(torch.baddbmm(bias.to(dtype).unsqueeze(2), weight, layers[-1])))
+        ctx.save_for_backward(read, first, *weights, *layers)
         out = layers[-1].permute(2, 0, 1)
         return out if beside is None else (out, made[n * d_out :])
 
@@ -87,6 +84,15 @@ class ReluLayers(torch.autograd.Function):
         found = [of_weight, of_first[: n * d_out, d_in].to(ctx.kept).view(n, d_out), *found]
         of_beside = of_first[n * d_out :, :d_in].to(ctx.kept) if beside else None
         return (flat.t() @ first)[:, :d_in] if wants_x else None, None, of_beside, *found
+
+
+def _padded(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Matrices of one width, one under the other, and zeros beside them: at least one column, up to a multiple of 16."""
+    width, heights = parts[0].shape[1], [len(part) for part in parts]
+    padded = parts[0].new_zeros((sum(heights), width + 1 + -(width + 1) % WIDTH), dtype=dtype)
+    for part, place in zip(parts, padded.split(heights), strict=True):
+        place[:, :width] = part
+    return padded
 
 
 def _of_inputs(read: Tensor, first: Tensor, flat: Tensor, of_rows: bool) -> Tensor:
