@@ -90,7 +90,7 @@ def _padded(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Matrices of one width one under the other, and zeros beside them: at least one column, up to a multiple of 16."""
     width, heights = parts[0].shape[1], [len(part) for part in parts]
     padded = parts[0].new_zeros((sum(heights), width + 1 + -(width + 1) % WIDTH), dtype=dtype)
-    for part, place in zip(parts, padded.split(heights), strict=True):
+    for part, place in zip(parts, torch.split(padded, heights), strict=True):
         place[:, :width] = part
     return padded
 
