@@ -112,7 +112,12 @@ def test_a_study_goes_on_where_it_was_stopped_and_tells_all(tmp_path: Path) -> N
     charts = json.loads(text.partition('id="page-charts">')[2].partition("</script>")[0])["specs"]
     assert len(charts) == 1 + 1 + 1 + 3
     settings = text.partition('id="settings"')[2]
-    for cell in ('<th scope="row">steps</th><td>100</td>', "default 10000", "0.5, 0.9, 1.0"):
+    for cell in (
+        '<th scope="row">steps</th><td>100</td>',
+        "default 10000",
+        "0.5, 0.9, 1.0",
+        '<th scope="row">data.scale</th><td>0.638</td>',
+    ):
         assert cell in "".join(line.strip() for line in settings.splitlines()), cell
     pictures = {path.name for path in (whole / "figures").iterdir()}
     assert pictures == {f"figure{at}.{kind}" for at in (2, 3, 4, 5) for kind in ("svg", "png")}

@@ -252,6 +252,7 @@ class Categories(nn.Module):
         if not self.training or tables.sparse or tables._forward_hooks or tables._forward_pre_hooks:
             return False
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and ids.dtype == torch.int32
+        plain = plain and weight.is_contiguous()
         return plain and eager(weight) and eager(ids) and kernels() is not None
 
 

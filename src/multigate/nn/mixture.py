@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from multigate.nn.eager import eager
 from multigate.nn.kernels import kernels_for
-from multigate.nn.layout import lies_last
+from multigate.nn.layout import batch_last, lies_last
 
 FEW = 32
 """Readers times sources up to which sums take less time than laying out anew does."""
@@ -36,9 +36,9 @@ class Mixture(torch.autograd.Function):
         if ctx.by_rows:
             weights, read = _by_rows(gate.to(sources.dtype)), _by_rows(sources)
             ctx.save_for_backward(weights, read)
-            return _last(torch.bmm(weights, read))
+            return batch_last(torch.bmm(weights, read)).permute(2, 0, 1)
         exact = torch.float32 if ctx.found is not None else sources.dtype
-        weights, read = gate.permute(1, 2, 0).to(exact).contiguous(), sources.permute(1, 2, 0)  # (T, E, B), (E, H, B)
+        weights, read = batch_last(gate.to(exact)), sources.permute(1, 2, 0)  # (T, E, B), (E, H, B)
         ctx.save_for_backward(weights, read)
         mixed = (weights.unsqueeze(2) * read).sum(1) if ctx.found is None else ctx.found.mix(weights, read)
         return mixed.permute(2, 0, 1)
@@ -50,8 +50,8 @@ class Mixture(torch.autograd.Function):
         if ctx.by_rows:
             pull = _by_rows(gradients[0])
             of_gate, of_read = torch.bmm(pull, read.transpose(1, 2)), torch.bmm(weights.transpose(1, 2), pull)
-            return _last(of_gate).to(ctx.dtype), _last(of_read)
-        pull = gradients[0].permute(1, 2, 0).contiguous()  # (T, H, B)
+            return batch_last(of_gate.to(ctx.dtype)).permute(2, 0, 1), batch_last(of_read).permute(2, 0, 1)
+        pull = batch_last(gradients[0])  # (T, H, B)
         if ctx.found is not None:
             of_weights, of_sources = ctx.found.unmix(weights, read, pull)
         else:
@@ -65,9 +65,3 @@ class Mixture(torch.autograd.Function):
 def _by_rows(x: Tensor) -> Tensor:
     """(B, n, H), contiguous. Matrices are transposed quickly, anything else slowly."""
     return x.permute(1, 2, 0).flatten(0, 1).t().contiguous().view(x.shape) if lies_last(x) else x.contiguous()
-
-
-def _last(x: Tensor) -> Tensor:
-    """(B, n, H), contiguous -> the same, the batch last in memory."""
-    rows, n, width = x.shape
-    return x.flatten(1).t().contiguous().view(n, width, rows).permute(2, 0, 1)

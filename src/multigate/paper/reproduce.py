@@ -1,8 +1,9 @@
 """Running a study of the paper: from its name to a folder of results, pictures and a page."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -71,13 +72,22 @@ def reproduce(
 
 def _told(name: str, settings: Options) -> Account:
     """The settings as a chapter; user and password of a database are left out."""
-    now, usual = settings.to_dict(full=True), type(settings)().to_dict(full=True)
+    now, usual = (dict(_flat(one.to_dict(full=True))) for one in (settings, type(settings)()))
     rows = tuple(
-        (key, _shown(value), "" if value == usual[key] else f"default {_shown(usual[key])}")
+        (key, _shown(value), "" if value == usual.get(key) else f"default {_shown(usual.get(key))}")
         for key, value in now.items()
     )
     caption = f"Every setting of reproduce {name}; --set name=value changes one"
     return Account("settings", "Settings", (Table(caption, ("setting", "value", ""), rows, words=3),))
+
+
+def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by the names that ``--set`` has for them: those within others behind a dot."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{within}{key}.")
+        else:
+            yield within + key, value
 
 
 def _shown(value: object) -> str:
