@@ -14,6 +14,8 @@ from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.training.train import open_sources, prepare_sources
 
+CPU = torch.device("cpu")
+
 
 def prepared_rows(experiment: mg.Experiment, folder: Path, tables: Mapping[str, Any] | None = None) -> Prepared:
     """The experiment's rows, encoded in ``folder``."""
@@ -21,11 +23,11 @@ def prepared_rows(experiment: mg.Experiment, folder: Path, tables: Mapping[str, 
         return prepare_sources(experiment, open_sources(experiment, tables or {}), folder, report)
 
 
-def begun(experiment: mg.Experiment, prepared: Prepared, folder: Path) -> Fit:
-    """A training on the CPU before its first step."""
+def begun(experiment: mg.Experiment, prepared: Prepared, folder: Path, device: torch.device = CPU) -> Fit:
+    """A training before its first step."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(experiment.seed)
-    fit = Fit(experiment, prepared, folder, torch.device("cpu"), None)
+    fit = Fit(experiment, prepared, folder, device, None)
     fit.model.train()
     return fit
 

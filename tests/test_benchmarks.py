@@ -18,6 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+import gpu
 import multigate as mg
 import quiet
 import results
@@ -27,8 +28,10 @@ import tutorial
 import zipf
 from census import need_data
 from growth import THREE, Cost, one_more
+from multigate.training.fit import Fit
 from quiet import Spread, Taken, Watch
 from step_profile import GAP, Profile, group_of, operators
+from steps import prepared_rows
 
 BENCHMARKS = Path(suite.__file__).parent
 ROWS = 8
@@ -366,3 +369,38 @@ def test_one_more_task_is_told_as_a_share_of_a_network_of_its_own() -> None:
     told = one_more(found)
     assert "Shared-Bottom 10% of the multiply-adds, 10% of the time of a step, 10% of that of predicting" in told
     assert "MMoE 20% of the multiply-adds, 20% of the time of a step, 20% of that of predicting" in told
+
+
+# Another device
+
+
+class Elsewhere(gpu.Ground):
+    """What is trained on the device begins a little beside."""
+
+    def fit(self, one: mg.Experiment, device: torch.device | None = None) -> Fit:
+        fit = super().fit(one, device)
+        if device is None:
+            with torch.no_grad():
+                fit.model.towers.layers[0].weight.mul_(1.5)
+        return fit
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> gpu.Ground:
+    folder = tmp_path_factory.mktemp("gpu")
+    rows = zipf.draw(gpu.LAW, 2 * gpu.STEPS * gpu.BATCH, every_id=True)
+    tables = {"train": rows, "valid": rows.slice(0, 100)}
+    return gpu.Ground(prepared_rows(gpu.experiment(), folder / "prepared", tables), folder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("compared", [gpu.against_processor, gpu.scored])
+def test_a_device_that_computes_something_else_is_told(ground: gpu.Ground, compared: Callable[..., gpu.Check]) -> None:
+    assert compared(ground, "mmoe", gpu.experiment()).passed
+    assert not compared(Elsewhere(*ground), "mmoe", gpu.experiment()).passed
+
+
+def test_a_checkpoint_that_is_not_read_is_told(ground: gpu.Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.put_back(ground).passed
+    monkeypatch.setattr(Fit, "restore", lambda fit: None)
+    assert not gpu.put_back(ground).passed
+    assert not gpu.Check("no number", math.nan, 1.0).passed
