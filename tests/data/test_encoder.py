@@ -15,6 +15,7 @@ import torch
 import xxhash
 from hypothesis import HealthCheck, example, given, settings
 
+from multigate.data.cells import shortest, shortest_of
 from multigate.data.encoder import Encoder
 from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
@@ -534,6 +535,40 @@ def test_one_row_and_many_rows_are_encoded_alike(table):
     whole = ENCODER.columns(table, labels=False)
     for at, row in enumerate(table.to_pylist()):
         same(cut(whole, at, at + 1), ENCODER.row(row))
+
+
+DECIMALS = [str(at / 100) for at in range(1, 400, 3)]
+FORMS = {
+    "float64": pa.array(map(float, DECIMALS), pa.float64()),
+    "float32": pa.array(map(np.float32, DECIMALS), pa.float32()),
+    "text": pa.array(DECIMALS),
+    "float32 made wide": pa.array(map(np.float32, DECIMALS), pa.float32()).cast(pa.float64()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_decimal_is_one_number_whatever_the_width_of_its_column(form):
+    columns = {"x": pa.concat_arrays([FORMS[form]] * 6), "y": LABEL * (3 * len(DECIMALS))}
+    few, many = Number("few", column="x", bins=len(DECIMALS)), Number("many", column="x", bins=8)
+    encoder = Encoder.fit(
+        Schema(features=[few, many, Category("kind", column="x", min_count=1)], tasks=BINARY), [batch_of(**columns)]
+    )
+    wanted = encoder.columns(batch_of(x=FORMS["text"]), labels=False).categories
+    assert wanted[:, 0].tolist() == list(range(2, 2 + len(DECIMALS)))  # a bin each, in their order
+    assert wanted[:, 2].tolist() == list(range(2, 2 + len(DECIMALS)))  # a value each
+    assert set(wanted[:, 3].tolist()) == set(range(2, 2 + len(DECIMALS)))
+    for array in FORMS.values():
+        assert torch.equal(encoder.columns(batch_of(x=array), labels=False).categories, wanted)
+        for at, cell in enumerate([*array.to_pylist()[:40], *array.to_numpy(zero_copy_only=False)[:40]]):
+            assert torch.equal(encoder.row({"x": cell}).categories[0], wanted[at % 40])
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_the_shortest_decimal_of_a_float32_is_the_one_that_numpy_prints(value):
+    printed = value if value.is_integer() else float(str(np.float32(value)))
+    assert shortest_of(value) == shortest(np.array([value]))[0]
+    if abs(value) > 1e-37:  # smaller ones have fewer digits than the six that are tried first
+        assert shortest_of(value) == printed
 
 
 surrogates = st.text(st.characters(), max_size=3) | st.sampled_from(["\ud800", "a\0b", "1\ud800", "9" * 5000, "1e400"])

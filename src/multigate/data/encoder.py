@@ -130,9 +130,12 @@ class Encoder:
                     else:
                         numbers[at] = self._scales.encode(x[None], [at])[0].take(index)
                     if feature.embedding == "bins":
-                        ids.append(_each(bin_ids(x, self._bin_edges[feature.name]), index))
-                    if feature.name in self._values:
-                        ids.append(_each(value_ids(x, self._values[feature.name]), index))
+                        # of float32s the bounds are made as narrow as they are, which is quicker than the reverse
+                        narrow = pa.types.is_float32(array.type)
+                        x, width = (x, np.float32) if narrow else (cells.shortest(x), np.float64)
+                        ids.append(_each(bin_ids(x, self._bin_edges[feature.name].astype(width)), index))
+                        if feature.name in self._values:
+                            ids.append(_each(value_ids(x, self._values[feature.name].astype(width)), index))
                 case Vector():
                     raw |= enumerate(vector_column(array, feature), len(numbers) + len(raw))
                 case Time():
@@ -240,8 +243,10 @@ class Encoder:
                 def read_number(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
                     x = value if type(value) is float and -cells.LARGEST <= value <= cells.LARGEST else number(value)
                     raw.append(x)
-                    if edges is not None:
-                        ids.append(MISSING if isnan(x) else FIRST + bisect_right(edges, x))
+                    if edges is None:
+                        return
+                    x = cells.shortest_of(x)
+                    ids.append(MISSING if isnan(x) else FIRST + bisect_right(edges, x))
                     if values:
                         ids.append(MISSING if isnan(x) else values.get(x, UNSEEN))
 

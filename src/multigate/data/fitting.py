@@ -131,6 +131,7 @@ class Fit:
             if isinstance(feature, Number) and feature.embedding in ("bins", "piecewise"):
                 values = self._sample.column(at)
                 distinct, counts = counted(values)
+                distinct = cells.shortest(distinct) if feature.embedding == "bins" else distinct
                 found = edges_of(distinct, counts, feature.bins) if len(values) else values
                 if feature.embedding == "bins":
                     frequent = frequent_values(distinct, counts, feature.bins, feature.values)
