@@ -284,7 +284,7 @@ def name_outputs(schema: Schema, encoder: Encoder, answers: Answers) -> Predicti
             if task.given is not None:
                 named[f"{task.name}|{task.given}"] = given[:, start]
         elif task.kind == "regression":
-            named[task.name] = encoder.decode(t, torch.from_numpy(answers.logits[:, start])).numpy()
+            named[task.name] = encoder.decode(t, answers.logits[:, start])
         else:
             classes = encoder.classes(t)
             logits = torch.from_numpy(answers.logits[:, start:end])

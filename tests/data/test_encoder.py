@@ -327,7 +327,7 @@ def test_regression_targets_are_standardised_and_come_back():
     assert known[:, 2].tolist() == [True] * 7 + [False] * 2
     assert labels[7:, 2].tolist() == [0, 0]
     for task in (0, 1):
-        assert np.allclose(encoder.decode(task, labels[:, task]), y[:9], rtol=1e-5)
+        assert np.allclose(encoder.decode(task, labels[:, task].numpy()), y[:9], rtol=1e-5)
     with pytest.raises(DataError, match=r"labels above -1 for log1p, found -2\.0"):
         fit((Number("x"),), tasks[1:2], {"x": [1, 2], "b": [3.0, -2.0]})
 

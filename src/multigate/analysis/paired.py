@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from multigate.analysis.subject import Subject
@@ -100,7 +99,7 @@ class _Labels(NamedTuple):
 def _labels(subject: Subject, scored: Scored, name: str) -> _Labels:
     at = subject.bundle.schema.task_names.index(name)
     encoder = subject.bundle.encoder
-    values = encoder.decode(at, torch.from_numpy(scored.labels[:, at])).numpy()
+    values = encoder.decode(at, scored.labels[:, at])
     meaning = (encoder.layout.tasks[at].kind, *encoder.classes(at))
     return _Labels(meaning, values, scored.weights[:, at], scored.known[:, at])
 

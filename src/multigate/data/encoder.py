@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multigate.batch import BagIds, Batch, IdColumn, Layout, NumberColumn
@@ -188,8 +189,8 @@ class Encoder:
             tuple((np.array(one, np.int32), np.array([0, len(one)], np.int32)) for one in packed),
         )
 
-    def decode(self, task: int, values: Tensor) -> Tensor:
-        """Predictions of a regression task in the label's own unit; those of other tasks as they are."""
+    def decode(self, task: int, values: NDArray[Any]) -> NDArray[Any]:
+        """Predictions (any shape) of a regression task in the label's own unit, float64; of other tasks as they are."""
         return self._labels.decode(task, values)
 
     def classes(self, task: int) -> tuple[str, ...]:

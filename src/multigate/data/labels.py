@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multigate.batch import TaskColumn
@@ -266,12 +267,15 @@ class Labels:
         weights = self._reader.weights(rows, column)
         return rows_first(encoded), rows_first(known), torch.from_numpy(weights)
 
-    def decode(self, task: int, values: Tensor) -> Tensor:
-        """Encoded regression targets (any shape) in the label's own unit; other kinds as they are."""
+    def decode(self, task: int, values: NDArray[Any]) -> NDArray[Any]:
+        """Encoded regression targets (any shape) in the label's own unit; other kinds as they are.
+
+        Targets are float64: seconds since 1970 have ten digits, a float32 has seven.
+        """
         if self.schema.tasks[task].kind != "regression":
             return values
-        found = values.double() * self.stats[task].sd + self.stats[task].mean
-        return (found.expm1() if self.schema.tasks[task].transform == "log1p" else found).to(values.dtype)
+        found = values.astype(np.float64) * self.stats[task].sd + self.stats[task].mean
+        return np.expm1(found) if self.schema.tasks[task].transform == "log1p" else found
 
     def layout(self) -> tuple[TaskColumn, ...]:
         """What a model must know of each task."""

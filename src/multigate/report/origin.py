@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import torch
+import numpy as np
 
 from multigate.data.encoder import Encoder
 from multigate.data.labels import LabelStats
@@ -97,4 +97,4 @@ def _typical(place: int, task: Task, stats: LabelStats, encoder: Encoder) -> str
     if task.kind == "multiclass":
         common = Counter(dict(zip(stats.classes, stats.counts, strict=True))).most_common(3)
         return listed(f"{name} {share(many / max(stats.known, 1))}" for name, many in common)
-    return number(float(encoder.decode(place, torch.tensor([stats.average]))[0]))
+    return number(float(encoder.decode(place, np.array([stats.average]))[0]))
