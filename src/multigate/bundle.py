@@ -109,7 +109,7 @@ class Bundle:
         columns = [*self.schema.columns(labels=labels, carried=False), *carried]
         if labels and self.schema.group:
             columns.append(self.schema.group)
-        source = open_table(rows, types=self.schema.types)
+        source = open_table(rows, types=self.schema.later_types())
         first_row = 0
         for record in source.batches(list(dict.fromkeys(columns)), rows=ROWS):
             with placed(source.name, range(first_row, first_row + record.num_rows)):

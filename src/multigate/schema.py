@@ -310,6 +310,21 @@ class Schema(Options):
         features = tuple(one for one in self.features if one.biased is None or one.biased in names)
         return self.with_(features=features, tasks=kept)
 
+    def later_types(self) -> dict[str, str]:
+        """How text is read that comes once a model is there: ``types``, but nothing that was never seen is refused.
+
+        Categories and groups are text, which is spelled as the values of training were; whole numbers may have become
+        fractional ones, as a null makes them in pandas.
+        """
+        named = {one.source for one in self.features if isinstance(one, Category | Hashed)} | {self.group}
+        read = {one.source for one in self.features if not isinstance(one, Category | Hashed)} | {self.time}
+        read |= {name for task in self.tasks for name in (task.source, task.sample_weight)} | set(self.keys)
+        counted = {one.source for one in self.features if isinstance(one, Number)}
+        counted |= {task.source for task in self.tasks if task.kind != "multiclass"}
+        types = {name: "string" if name in named - read else kind for name, kind in self.types.items()}
+        whole = {name for name, kind in types.items() if kind.startswith(("int", "uint")) and name in counted}
+        return types | dict.fromkeys(whole - set(self.keys), "double")
+
     def columns(self, *, labels: bool = True, carried: bool = True) -> tuple[str, ...]:
         """Source columns, each once: features', then (on request) labels and their weights, then keys, time, group.
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 from multigate.data.cells import shortest, shortest_of
 from multigate.data.encoder import Encoder
+from multigate.data.files import open_table
 from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
 from multigate.data.vocabulary import Vocabulary
@@ -537,7 +538,7 @@ def test_one_row_and_many_rows_are_encoded_alike(table):
         same(cut(whole, at, at + 1), ENCODER.row(row))
 
 
-DECIMALS = [str(at / 100) for at in range(1, 400, 3)]
+DECIMALS = [f"{at / 100:g}" for at in range(1, 400, 3)]
 FORMS = {
     "float64": pa.array(map(float, DECIMALS), pa.float64()),
     "float32": pa.array(map(np.float32, DECIMALS), pa.float32()),
@@ -569,6 +570,77 @@ def test_the_shortest_decimal_of_a_float32_is_the_one_that_numpy_prints(value):
     assert shortest_of(value) == shortest(np.array([value]))[0]
     if abs(value) > 1e-37:  # smaller ones have fewer digits than the six that are tried first
         assert shortest_of(value) == printed
+
+
+TYPED = {
+    "member": "bool", "code": "int64", "share": "double", "x": "double", "many": "int64", "day": "timestamp[us]",
+    "seen": "timestamp[us, tz=UTC]", "y": "int64",
+}  # fmt: skip
+TYPED_SCHEMA = Schema(
+    features=[
+        Category("member", min_count=1), Category("code", min_count=1), Hashed("share", buckets=99), Number("x"),
+        Number("many"), Time("day"), Time("seen"),
+    ],
+    tasks=BINARY, group="code", types=TYPED,
+)  # fmt: skip
+_days = [dt.datetime(2026, 1, 1) + dt.timedelta(hours=31 * at) for at in range(40)]
+TYPED_ROWS = pa.RecordBatch.from_pydict(
+    {
+        "member": [True, False] * 20, "code": list(range(20)) * 2, "share": [at / 4 for at in range(40)],
+        "x": [at / 8 for at in range(40)], "many": list(range(40)), "day": pa.array(_days, pa.timestamp("us")),
+        "seen": pa.array(_days, pa.timestamp("us", "UTC")), "y": LABEL * 20,
+    }
+)  # fmt: skip
+TYPED_ENCODER = Encoder.fit(TYPED_SCHEMA, [TYPED_ROWS])
+CELLS = [
+    ("member", ["True", "TRUE", "true", True, 1, "1", 1.0], ["false", "False", 0, "0", False], ["yes", 2, "2"]),
+    ("code", [7, "7", "07", " 7", "+7", 7.0, "7.0"], ["0", 0, "-0", False, "false"], ["abc", 70, "7.5", "1_0"]),
+    ("share", [0.5, "0.5", ".50", " 5e-1"], [7, "7", "7.0", 7.0], []),
+    ("x", [1.5, "1.5", " 1.5", "1.5 ", "15e-1"], [2, "2", 2.0], []),
+    ("many", [11, "11", "11.0", 11.0], [12.5, "12.5"], []),
+    ("day", ["2026-01-05 10:00", "2026-01-05T10:00:00Z", "2026-01-05T10:30:00+05:00", "20260105T1015"], [], []),
+    ("seen", ["2026-01-05 10:00", "2026-01-05T10:00:00Z", "2026-01-05T10:30:00+05:00", "20260105T1015"], [], []),
+]
+
+
+@pytest.mark.parametrize(("column", "alike", "others", "unseen"), CELLS, ids=[one[0] for one in CELLS])
+def test_a_text_is_read_alike_in_a_row_in_a_table_and_in_a_file(column, alike, others, unseen, tmp_path):
+    at = [feature.name for feature in TYPED_SCHEMA.features].index(column)
+    row = {name: values[0] for name, values in TYPED_ROWS.to_pydict().items()}
+
+    def ids(cell):
+        """What the encoder makes of a cell, through every door."""
+        doors = [TYPED_ENCODER.row(row | {column: cell})]
+        tables = [{name: [value] for name, value in (row | {column: cell}).items()}]
+        if isinstance(cell, str):
+            path = tmp_path / "rows.csv"
+            path.write_text(f'{column}\n"{cell}"\n')
+            told = next(open_table(path, TYPED_SCHEMA.later_types()).batches())
+            tables.append({name: [value] for name, value in row.items()} | {column: told.column(0)})
+        for table in tables:
+            batch = next(open_table(table, TYPED_SCHEMA.later_types()).batches())
+            doors.append(TYPED_ENCODER.columns(batch, labels=False))
+        for door in doors[1:]:
+            same(door, doors[0])
+        return doors[0].categories[0].tolist(), doors[0].numbers[0].tolist(), doors[0].groups.tolist()
+
+    first = [ids(cell) for cell in alike]
+    assert all(one == first[0] for one in first)
+    rest = [ids(cell) for cell in others]
+    assert all(one == rest[0] for one in rest)
+    assert first[0] not in rest
+    known = TYPED_ENCODER.row(row | {column: alike[0]}).categories[0, at].item() if at < 3 else 2
+    assert known >= 2
+    assert all(ids(cell)[0][at] == 0 for cell in unseen)
+
+
+@pytest.mark.parametrize(("column", "cell"), [("x", "1,5"), ("x", "1_000"), ("day", "05.01.2026"), ("seen", "soon")])
+def test_a_text_that_is_refused_in_a_row_is_refused_in_a_table(column, cell):
+    row = {name: values[0] for name, values in TYPED_ROWS.to_pydict().items()} | {column: cell}
+    with pytest.raises(DataError, match=f"column '{column}'"):
+        TYPED_ENCODER.row(row)
+    with pytest.raises(DataError, match=f"column '{column}'"):
+        next(open_table({name: [value] for name, value in row.items()}, TYPED_SCHEMA.later_types()).batches())
 
 
 surrogates = st.text(st.characters(), max_size=3) | st.sampled_from(["\ud800", "a\0b", "1\ud800", "9" * 5000, "1e400"])

@@ -214,8 +214,10 @@ def test_csv_types_are_inferred_and_can_be_frozen(tmp_path: Path) -> None:
     }
     dictionary = {"note": "dictionary<values=string, indices=int8, ordered=0>", "code": "list<item: string>"}
     assert rows_of(open_table(path, dictionary))[0]["code"] == "007"
-    with pytest.raises(DataError, match=r"column 'when', row 2 .*'2022-04-25' is not timestamp\[us, tz=UTC\]"):
-        rows_of(open_table(path, {"when": "timestamp[us, tz=UTC]"}))
+    zoned = rows_of(open_table(path, {"when": "timestamp[us, tz=UTC]"}))
+    assert zoned[0]["when"] == dt.datetime(2022, 4, 25, tzinfo=dt.UTC)
+    with pytest.raises(DataError, match=r"column 'when', row 2 .*'2022-04-25' is not int64"):
+        rows_of(open_table(path, {"when": "int64"}))
 
 
 def test_a_csv_column_that_starts_empty_gets_its_type_from_later_rows(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ same function gives them.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
@@ -22,6 +23,8 @@ from multigate.errors import DataError
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers beyond it, infinities included, are taken as missing: their squares must stay finite in a fit."""
 
+MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "-nan", "null", "NULL", "None", "\\N", "?")
+"""What reads as missing in text of numbers, times or booleans; in a text column only the empty string does."""
 _LONG = 10**76
 """Whole numbers beyond it, which no column holds, are not written out."""
 _EPOCH = datetime(1970, 1, 1)
@@ -118,6 +121,35 @@ def _decimal_text(value: Decimal) -> str | None:
     if not value.is_finite() or abs(value) >= _LONG:
         return str(value)
     return str(int(value)) if value == value.to_integral_value() else _float_text(float(value))
+
+
+Spell = Callable[[str], str | None]
+"""From a text to the one that its value has in a column of another type; None where that is missing."""
+
+
+def spelling(kind: str | None) -> Spell | None:
+    """How texts are spelled beside those of a column of this Arrow type, None where they stay as they are.
+
+    Among numbers 07 is 7, among truth values True is true; what is neither stays, a value that was not there.
+    """
+    if kind == "bool":
+        return _as_truth
+    return _as_number if kind is not None and re.match(r"u?int\d+$|double$|float$|halffloat$", kind) else None
+
+
+def _as_truth(text: str) -> str | None:
+    if text in MISSING:
+        return None
+    return {"1": "true", "0": "false"}.get(text, text.lower() if text.lower() in ("true", "false") else text)
+
+
+def _as_number(text: str) -> str | None:
+    if text in MISSING:
+        return None
+    try:
+        return str(int(text)) if re.fullmatch(r"\s*[+-]?\d{1,76}\s*", text) else _float_text(number(text))
+    except BadCell:
+        return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
 _NUMBERS = (bool, int, float, np.integer, np.floating, np.bool_, Decimal)
@@ -303,13 +335,19 @@ def texts(values: pa.Array) -> list[str | None]:
     return [text(one) for one in found]
 
 
-def distinct_texts(array: pa.Array, column: str) -> tuple[np.ndarray, list[str | None]]:
-    """``codes`` and ``texts`` of a column, in any order."""
+def distinct_texts(array: pa.Array, column: str, spell: Spell | None = None) -> tuple[np.ndarray, list[str | None]]:
+    """``codes`` and ``texts`` of a column, in any order, spelled by ``spell``."""
     close = close_integers(array)
     if close is not None:
-        return close[0], [str(one) for one in close[1].tolist()]
+        return close[0], _spelled(list(map(str, close[1].tolist())), array.type, spell)
     index, values = codes(array, column)
-    return index, texts(values)
+    return index, _spelled(texts(values), array.type, spell)
+
+
+def _spelled(found: list[str | None], kind: pa.DataType, spell: Spell | None) -> list[str | None]:
+    if spell is None or (spell is _as_number and is_number(kind)):
+        return found
+    return [None if one is None else spell(one) for one in found]
 
 
 def _python(values: pa.Array) -> list[Any]:
@@ -384,6 +422,11 @@ def distinct_numbers(array: pa.Array, column: str) -> tuple[np.ndarray | None, n
         return None, numbers(array, column)
     index, values = close
     return index, np.append(values.astype(np.float64), np.nan)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether it is of whole or fractional numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def shortest(x: np.ndarray) -> np.ndarray:

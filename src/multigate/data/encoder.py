@@ -142,7 +142,7 @@ class Encoder:
                 case Time():
                     ids.extend(time_column(cells.moments(array, feature.source), feature))
                 case Category() | Hashed():
-                    index, texts = cells.distinct_texts(array, feature.source)
+                    index, texts = cells.distinct_texts(array, feature.source, self._spell(feature.source))
                     found = self._lookups[table_of(feature)].ids(texts)
                     ids.append(np.append(found, np.int32(MISSING)).take(index))
                 case Bag():
@@ -257,10 +257,11 @@ class Encoder:
             case Time():
                 return lambda value, raw, ids, packed: ids.extend(time_cell(value, feature))
             case Category() | Hashed():
-                find, text = self._lookups[table_of(feature)].id, cells.text
+                find, text, spell = self._lookups[table_of(feature)].id, cells.text, self._spell(feature.source)
 
                 def read_category(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
-                    ids.append(find((value or None) if type(value) is str else text(value)))
+                    found = (value or None) if type(value) is str else text(value)
+                    ids.append(find(found if spell is None or found is None else spell(found)))
 
                 return read_category
             case Bag():
@@ -275,18 +276,23 @@ class Encoder:
             feature=feature.name, embedding=feature.embedding, edges=edges, dim=feature.dim, use=feature.use
         )
 
+    def _spell(self, column: str) -> cells.Spell | None:
+        return cells.spelling(self.schema.types.get(column))
+
     def _group(self, value: Any, name: str) -> int:
+        spell = self._spell(name)
         try:
-            return hash_of(cells.text(value))
+            found = cells.text(value)
         except cells.BadCell as bad:
             raise bad.error(name) from None
+        return hash_of(found if spell is None or found is None else spell(found))
 
     def _groups(self, batch: pa.RecordBatch, required: bool) -> Tensor:
         name = self.schema.group
         if name is None or (not required and name not in batch.schema.names):
             return torch.zeros(batch.num_rows, dtype=torch.int64)
-        index, values = cells.codes(by_name(batch)(name), name)
-        hashes = np.array([hash_of(one) for one in cells.texts(values)] + [0], dtype=np.int64)
+        index, texts = cells.distinct_texts(by_name(batch)(name), name, self._spell(name))
+        hashes = np.array([hash_of(one) for one in texts] + [0], dtype=np.int64)
         return torch.from_numpy(hashes[index])
 
     @cached_property

@@ -16,15 +16,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from multigate.data.beginnings import check_csv, check_parquet
-from multigate.data.cells import short
+from multigate.data.cells import MISSING, NO_MOMENT, as_arrow, known, moments, numbers, short
 from multigate.errors import DataError, nearest
 
 PARQUET = (".parquet", ".pq", ".parq")
 CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 BLOCK = 4 << 20
 """Bytes of a CSV file read at a time; column types are inferred from the first of them."""
-MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "-nan", "null", "NULL", "None", "\\N", "?")
-"""What reads as missing in a CSV column of numbers, times or booleans; in a text column only the empty string does."""
 
 
 class Source:
@@ -131,7 +129,8 @@ class _ParquetFile:
             with self._open() as file:
                 self._dictionaries = _dictionary_columns(file)
             with self._open() as file:
-                self.schema = file.schema_arrow.remove_metadata()
+                schema = file.schema_arrow.remove_metadata()
+                self.schema = pa.schema([field.with_type(_plain_type(field.type)) for field in schema])
                 self.rows: int | None = file.metadata.num_rows
                 names = self.schema.names
         _check_names(names, self.name)
@@ -265,9 +264,13 @@ class _CsvFile:
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
         names = wanted.names or self.schema.names[:1]
         types = {name: _csv_type(wanted.field(name).type) for name in wanted.names}
+        times = [at for at, kind in enumerate(wanted.types) if pa.types.is_timestamp(kind)]
         for block in self._stream(types or {names[0]: pa.string()}, names):
+            found = block.select(wanted.names)
+            for at in times:
+                found = found.set_column(at, wanted.names[at], _nulls_where_missing(found.column(at)))
             for start in range(0, block.num_rows, rows):
-                yield block.slice(start, rows).select(wanted.names)
+                yield found.slice(start, rows)
 
     def _explained(self, error: Exception) -> DataError:
         text = _one_line(error)
@@ -411,6 +414,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return _plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
         return pa.dictionary(kind.index_type, _plain_type(kind.value_type), kind.ordered)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
     return kind
 
 
@@ -554,9 +559,15 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(value) or pa.types.is_large_string(value))
 
 
+def _nulls_where_missing(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.is_in(texts, pa.array(MISSING)), None, texts)
+
+
 def _csv_type(kind: pa.DataType) -> pa.DataType:
-    """The nearest type that the CSV reader can make."""
+    """The nearest type that the CSV reader can make; it would not drop the zone of a time, but count in UTC."""
     kind = _value_type(kind)
+    if pa.types.is_timestamp(kind):
+        return pa.string()
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_nested(kind) or pa.types.is_decimal256(kind) or pa.types.is_string_view(kind):
@@ -588,11 +599,11 @@ def _converted(array: pa.Array, kind: pa.DataType, where: str, column: str, firs
     if array.type == kind:
         return array
     try:
-        return array.cast(kind)
+        return _cast(array, kind)
     except pa.ArrowException as error:
         for row, value in enumerate(array, first):
             try:
-                pa.array([value.as_py()], array.type).cast(kind)
+                _cast(pa.array([value.as_py()], array.type), kind)
             except pa.ArrowException:
                 raise DataError(
                     f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} is not {type_name(kind)}; "
@@ -601,6 +612,44 @@ def _converted(array: pa.Array, kind: pa.DataType, where: str, column: str, firs
         raise DataError(
             f"{where}: column {column!r} does not convert to {type_name(kind)} ({_one_line(error)}); write it as such"
         ) from error
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column as another type; text as one cell of a row would be read, of times without their zone."""
+    if not _is_text(array.type):
+        return array.cast(kind)
+    if pa.types.is_timestamp(kind):
+        return _on_the_clock(array, kind)
+    try:
+        return array.cast(kind)
+    except pa.ArrowException:
+        if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+            raise
+    try:
+        found = numbers(array, "")
+    except DataError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    return pc.if_else(as_arrow(known(array)), as_arrow(found), None).cast(kind)
+
+
+def _on_the_clock(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Times as they stand, in the zone of ``kind`` if it has one."""
+    found = None
+    for zone in ("", r" ?(Z|[+-]\d\d(:?\d\d)?)$"):
+        plain = pc.replace_substring_regex(texts, rf"^(.+[T ]\d\d.*?){zone}", r"\1") if zone else texts
+        with contextlib.suppress(pa.ArrowException):
+            found = plain.cast(pa.timestamp(kind.unit))
+            break
+    if found is None:
+        try:
+            micros = moments(texts, "")
+        except DataError as error:
+            raise pa.ArrowInvalid(str(error)) from error
+        found = pc.if_else(as_arrow(micros != NO_MOMENT), as_arrow(micros), None).cast(pa.timestamp("us"))
+        found = found.cast(pa.timestamp(kind.unit))
+    if kind.tz is None:
+        return found
+    return pc.assume_timezone(found, kind.tz, ambiguous="earliest", nonexistent="earliest")
 
 
 def _one_line(error: Exception) -> str:

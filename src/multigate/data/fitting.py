@@ -80,7 +80,8 @@ class Fit:
                     raw[at : at + feature.size] = vector_column(array, feature)
                     at += feature.size
                 case Category():
-                    index, values = cells.distinct_texts(array, feature.source)
+                    spell = cells.spelling(self._schema.types.get(feature.source))
+                    index, values = cells.distinct_texts(array, feature.source, spell)
                     many = np.bincount(index, minlength=len(values))[: len(values)]
                     add_counts(self._counts[table_of(feature)], values, many.tolist())
                 case Bag() if not feature.buckets:
