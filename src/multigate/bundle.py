@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from multigate.data.cells import placed
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.engine import SMALL, Answers, Engine, Engines, Floats, Onnx, Torch, disagreement, faster, made_up
-from multigate.errors import BundleError, MultigateError, nearest
+from multigate.errors import BundleError, ExperimentError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment
 from multigate.graph import export_graph
 from multigate.model import Model
@@ -46,6 +47,7 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
     """The experiment's model, freshly initialised from torch's global generator, for all tasks or some."""
     layout = encoder.layout
     schema = experiment.schema
+    _check_names(schema, encoder)
     if tasks is not None:
         schema = schema.only([schema.tasks[i].name for i in tasks])
         layout = layout.with_(tasks=tuple(layout.tasks[i] for i in tasks))
@@ -58,6 +60,16 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
         order=schema.order(),
         risks=schema.risks(),
     )
+
+
+def _check_names(schema: Schema, encoder: Encoder) -> None:
+    """Raise ``ExperimentError`` where predictions would have the name of a key, or of one another."""
+    names = [*schema.keys, *schema.task_names]
+    names += [f"{task.name}|{task.given}" for task in schema.tasks if task.kind == "binary" and task.given is not None]
+    names += [f"{task.name}={one}" for t, task in enumerate(schema.tasks) for one in encoder.classes(t)]
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ExperimentError(f"two columns of the predictions would be named {name!r}; give a task another name")
 
 
 class Bundle:

@@ -11,6 +11,7 @@ from rich.text import Text
 from multigate.analysis.gates import LevelGates, dead_sources, is_sparse, polarised_gates
 from multigate.analysis.inspection import Finding, Importance, Inspection, Served
 from multigate.analysis.relations import Estimate, Pair, Relations
+from multigate.report.formats import number
 
 Intervals = Mapping[str, tuple[float, float]]
 
@@ -32,18 +33,13 @@ def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals 
         table.add_column("95 % interval", justify="right")
     for task, names in groupby(metrics, key=lambda name: name.rpartition("/")[0]):
         for place, name in enumerate(names):
-            cells = ["" if place else task, name.rpartition("/")[2], _number(metrics[name])]
+            cells = ["" if place else task, name.rpartition("/")[2], number(metrics[name])]
             if intervals:
                 low, high = intervals.get(name, (float("nan"), float("nan")))
-                cells.append(f"{_number(low)} to {_number(high)}")
+                cells.append(f"{number(low)} to {number(high)}")
             table.add_row(*cells)
         table.add_section()
     return table
-
-
-def _number(value: float) -> str:
-    """Four digits after the point for shares and the like, fewer for large quantities."""
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def inspection_tables(inspection: Inspection) -> Group:

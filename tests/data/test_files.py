@@ -404,3 +404,40 @@ def test_census_comes_as_it_is_stored(shared_data: Path) -> None:
     stored = pq.read_table(shared_data / "census-income" / "train.parquet", columns=["income_50k", "age"])
     assert table["age"].to_pylist() == stored["age"].to_pylist()
     assert table["income_50k"].to_pylist() == stored["income_50k"].to_pylist()
+
+
+def test_a_column_that_cannot_be_read_is_refused_only_where_it_is_asked_for() -> None:
+    mixed = {"a": [1, 2], "note": [1, "x"]}
+    for table in (mixed, pd.DataFrame(mixed)):
+        source = open_table(table)
+        assert source.schema.names == ["a"]
+        assert rows_of(source, ["a"]) == [{"a": 1}, {"a": 2}]
+        with pytest.raises(DataError, match="column 'note' cannot be read as one type"):
+            rows_of(source, ["a", "note"])
+
+
+def test_csv_files_whose_guessed_types_differ_are_one_table(tmp_path: Path) -> None:
+    parts = {"1": "code,coupon,note\n1234,,5\n", "2": "code,coupon,note\n0123,7,abc\n", "3": "code,coupon,note\n"}
+    for name, text in parts.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    source = open_table(tmp_path)
+    assert source.schema.types == [pa.string(), pa.int64(), pa.string()]
+    wanted = [{"code": "1234", "coupon": None, "note": "5"}, {"code": "0123", "coupon": 7, "note": "abc"}]
+    assert rows_of(source) == wanted
+    with pytest.raises(DataError, match="column names but no rows"):
+        open_table(tmp_path / "3.csv")
+
+
+def test_text_views_in_parquet_are_text(tmp_path: Path) -> None:
+    table = pa.table({"c": pa.array(["a", None, "b"], pa.string_view()), "n": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "views.parquet")
+    source = open_table(tmp_path / "views.parquet")
+    assert source.schema.field("c").type == pa.large_string()
+    assert [row["c"] for row in rows_of(source)] == ["a", None, "b"]
+
+
+def test_whole_numbers_too_long_for_the_fractions_of_another_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [10**18 + 93]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": [0.5]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: column 'id', row 1: 1000000000000000093 has too many digits"):
+        rows_of(open_table(tmp_path))

@@ -196,7 +196,7 @@ PARQUET_CASES = [
     Case(PARQUET, "encrypted, its footer too", broken(lambda whole: whole[:-4] + b"PARE"), ("is encrypted",)),
     Case(PARQUET, "CSV called .parquet", broken(bytes, "rows.csv", "rows.parquet"), ("not a Parquet file", "name it")),
     Case(PARQUET, "gzip called .parquet", broken(gzip.compress), ("compressed with gzip",)),
-    Case(PARQUET, "no rows", drafts(rows=0), ("has columns but no rows",)),
+    Case(PARQUET, "no rows", drafts(rows=0), ("has column names but no rows",)),
     Case(PARQUET, "no columns", drafts(**dict.fromkeys(good.columns(1))), ("rows.parquet has no columns",)),
     Case(PARQUET, "an extension that is not read", written("rows.xlsx", b"PK"), ("unsupported extension", ".csv.gz")),
 ]
@@ -375,7 +375,7 @@ SPLIT_CASES = [
     Case(SPLITS, "a validation table of other types", trains(valid={"price": one_of("cheap")}),
          ("valid.parquet: column 'price', row 7",)),
     Case(SPLITS, "a validation table without rows", trains(valid={"rows": 0}),
-         ("valid.parquet has columns but no rows",)),
+         ("valid.parquet has column names but no rows",)),
 ]  # fmt: skip
 
 PREDICTING = "Predicting and scoring"
@@ -390,7 +390,7 @@ PREDICT_CASES = [
     Case(PREDICTING, "times for a number", predicts(price=[dt.datetime(2024, 5, 1)] * ROWS), ("found timestamp[us]",)),
     Case(PREDICTING, "lists for a category", predicts(colour=[["red"]] * ROWS), ("only bags and vectors read lists",)),
     Case(PREDICTING, "structs for a bag", predicts(tags=STRUCT), ("column 'tags'", "struct<")),
-    Case(PREDICTING, "no rows", predicts(rows=0), ("has columns but no rows",)),
+    Case(PREDICTING, "no rows", predicts(rows=0), ("has column names but no rows",)),
     Case(PREDICTING, "no label to score", scores(click=None), ("new.parquet has no column 'click'",)),
     Case(PREDICTING, "labels of 0 and 2", scores(click=[0, 2] * (ROWS // 2)), ("column 'click'", "found 2")),
     Case(PREDICTING, "no labels to predict", predicts(click=None, buy=None, rating=None, seconds=None),

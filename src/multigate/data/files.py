@@ -4,7 +4,8 @@ import contextlib
 import glob
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,13 +31,22 @@ class Source:
 
     ``name`` is for people; ``rows`` is None where it is not known without reading (CSV); ``fingerprint`` changes
     when the content may have (paths, sizes and modification times; the content itself for a table in memory);
-    ``at_hand`` says that reading again costs nothing (a table in memory whose text, if any, is coded).
+    ``at_hand`` says that reading again costs nothing (a table in memory whose text, if any, is coded); ``unreadable``
+    are columns of a table in memory that are not in ``schema``, with the error for who asks for one.
     """
 
-    def __init__(self, name: str, parts: Sequence["_Part"], fingerprint: str, types: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence["_Part"],
+        fingerprint: str,
+        types: Mapping[str, str] = {},
+        unreadable: Mapping[str, DataError] = {},
+    ) -> None:
         frozen = {column: parse_type(text) for column, text in types.items()}
         self.name = name
         self.schema = _merged(parts, frozen)
+        self.unreadable = unreadable
         self.fingerprint = fingerprint
         counts = [part.rows for part in parts]
         self.rows = None if None in counts else sum(count for count in counts if count is not None)
@@ -46,7 +56,7 @@ class Source:
         if not self.schema.names:
             raise DataError(f"{name} has no columns; give at least one feature and one label")
         if self.rows == 0:
-            raise DataError(f"{name} has columns but no rows; give a table with at least one row")
+            raise DataError(f"{name} has column names but no rows; give a table with at least one row")
 
     def batches(
         self, columns: Sequence[str] | None = None, rows: int = 65_536, *, as_read: bool = False
@@ -61,6 +71,8 @@ class Source:
         """
         there = {field.name: field for field in self.schema}
         for name in columns or ():
+            if name in self.unreadable:
+                raise self.unreadable[name]
             if name not in there:
                 raise DataError(f"{self.name} has no column {name!r}; {nearest(name, self.schema.names)}")
         wanted = self.schema if columns is None else pa.schema([there[name] for name in columns])
@@ -104,8 +116,9 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
         stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
         return Source(name, parts, xxhash.xxh3_128_hexdigest(repr(stamps).encode()), types)
-    table = _plain(_in_memory(data))
-    return Source("table", [_Memory(table)], _content_hash(table), types)
+    found, unreadable = _in_memory(data)
+    table = _plain(found)
+    return Source("table", [_Memory(table)], _content_hash(table), types, unreadable)
 
 
 class _Part(Protocol):
@@ -223,9 +236,11 @@ class _CsvFile:
 
     def _infer(self, frozen: Mapping[str, pa.DataType]) -> pa.Schema:
         block = next((batch for batch in self._stream({}, None) if batch.num_rows), None)
-        _check_names(self._names() if block is None else block.schema.names, self.name)
+        names = self._names() if block is None else block.schema.names
+        _check_names(names, self.name)
         if block is None:
-            raise DataError(f"{self.name} has column names but no rows; give a table with at least one row")
+            self.rows = 0
+            return pa.schema([(name, frozen.get(name, pa.null())) for name in names])
         found = {field.name: frozen.get(field.name, field.type) for field in block.schema}
         for column, kind in found.items():
             if pa.types.is_binary(kind) and column not in frozen:
@@ -252,7 +267,7 @@ class _CsvFile:
                     unsure.remove(column)
             if not unsure or index + 1 == blocks:
                 break
-        return found | {column: pa.string() for column in unsure}
+        return found
 
     def _names(self) -> list[str]:
         with pyarrow.csv.open_csv(
@@ -262,6 +277,8 @@ class _CsvFile:
             return names
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+        if self.rows == 0:
+            return
         names = wanted.names or self.schema.names[:1]
         types = {name: _csv_type(wanted.field(name).type) for name in wanted.names}
         times = [at for at, kind in enumerate(wanted.types) if pa.types.is_timestamp(kind)]
@@ -322,29 +339,49 @@ class _Memory:
         yield from self._table.select(wanted.names).to_batches(max_chunksize=rows)
 
 
-def _in_memory(data: Any) -> pa.Table:
+def _in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
+    """The columns that can be read, and why others cannot."""
     if isinstance(data, Mapping):
         return _from_lists(data)
+    if isinstance(data, pa.Table):
+        return data, {}
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data]), {}
     try:
-        if isinstance(data, pa.Table):
-            return data
-        if isinstance(data, pa.RecordBatch):
-            return pa.Table.from_batches([data])
         try:
             frame = nw.from_native(data, eager_only=True)
         except TypeError:
-            return _from_capsule(data)
+            return _from_capsule(data), {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The DataFrame has column names of mixed type")  # all become text
-            # pandas adds its index behind the columns
-            return frame.to_arrow().select(list(range(len(frame.columns))))
+            try:
+                # pandas adds its index behind the columns
+                return frame.to_arrow().select(list(range(len(frame.columns)))), {}
+            except UNREADABLE:
+                return _readable({name: frame.get_column(name).to_arrow for name in frame.columns})
     except nw.exceptions.DuplicateError as error:
         twice = re.search(r"'(.+)' \d+ times", str(error))
         which = f"are named {twice[1]!r}" if twice else "have one name"
         raise DataError(f"two columns of the table {which}; rename one") from error
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        named = re.search(r"[Cc]olumn (.+?)(?: with type \S+|\) not supported.)$", _one_line(error))
-        raise _unreadable(f"column {named[1]!r}" if named else "a column of the table", error) from error
+
+
+def _readable(columns: Mapping[Any, Callable[[], pa.Array]]) -> tuple[pa.Table, dict[str, DataError]]:
+    arrays, unreadable = {}, {}
+    for name, read in columns.items():
+        try:
+            arrays[str(name)] = read()
+        except UNREADABLE as error:
+            unreadable[str(name)] = _unreadable(f"column {str(name)!r}", error)
+    if unreadable and not arrays:
+        raise next(iter(unreadable.values()))
+    try:
+        return pa.table(arrays), unreadable
+    except UnicodeEncodeError as error:
+        raise _unreadable("the name of a column", error) from error
+
+
+UNREADABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
+"""What Arrow raises of values that have no one type."""
 
 
 def _unreadable(column: str, error: Exception) -> DataError:
@@ -365,26 +402,23 @@ def _from_capsule(data: Any) -> pa.Table:
     )
 
 
-def _from_lists(data: Mapping[Any, Any]) -> pa.Table:
-    arrays = {}
+def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]]:
+    columns: dict[str, Any] = {}
     for name, values in data.items():
         if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
             raise DataError(f"column {name!r} is one {type(values).__name__}, not a list; write [{values!r}]")
-        try:
-            array = pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise _unreadable(f"column {name!r}", error) from error
-        if str(name) in arrays:
+        if str(name) in columns:
             raise DataError(f"two columns of the table are named {str(name)!r}; rename one")
-        arrays[str(name)] = array
-    lengths = {len(array) for array in arrays.values()}
+        columns[str(name)] = values
+    lengths = {len(values) for values in columns.values()}
     if len(lengths) > 1:
-        shown = ", ".join(f"{name!r} {len(array)}" for name, array in list(arrays.items())[:6])
+        shown = ", ".join(f"{name!r} {len(values)}" for name, values in list(columns.items())[:6])
         raise DataError(f"columns differ in length ({shown}); give every column the same number of values")
-    try:
-        return pa.table(arrays)
-    except UnicodeEncodeError as error:
-        raise _unreadable("the name of a column", error) from error
+    return _readable({name: partial(_as_array, values) for name, values in columns.items()})
+
+
+def _as_array(values: Any) -> pa.Array:
+    return pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values)
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -508,6 +542,8 @@ def _delimiter(line: str) -> str:
 def _merged(parts: Sequence[_Part], frozen: Mapping[str, pa.DataType]) -> pa.Schema:
     """The columns that all parts share, in the order of the first, wide enough for every part."""
     first = parts[0]
+    guessed = all(isinstance(part, _CsvFile) for part in parts)
+    """A CSV file has no types: where its guesses differ from those of another the column is text."""
     types = dict(zip(first.schema.names, first.schema.types, strict=True))
     for part in parts[1:]:
         for name in part.schema.names:
@@ -518,12 +554,16 @@ def _merged(parts: Sequence[_Part], frozen: Mapping[str, pa.DataType]) -> pa.Sch
                 raise DataError(f"{part.name} has no column {name!r}, {first.name} has; give files of one table")
             other = part.schema.field(name).type
             common = _common(kind, other)
+            if common is None and guessed:
+                common = pa.string()
             if common is None:
                 raise DataError(
                     f"{part.name}: column {name!r} is {type_name(other)}, but {type_name(kind)} in the files before; "
                     "write both with one type"
                 )
             types[name] = common
+    if guessed:
+        types = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
     for name, wanted in frozen.items():
         if name in types and _converts(types[name], wanted):
             types[name] = wanted
@@ -605,6 +645,11 @@ def _converted(array: pa.Array, kind: pa.DataType, where: str, column: str, firs
             try:
                 _cast(pa.array([value.as_py()], array.type), kind)
             except pa.ArrowException:
+                if pa.types.is_integer(array.type) and pa.types.is_floating(kind):
+                    raise DataError(
+                        f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} has too many digits for the "
+                        "fractional numbers that the column holds in another file; write whole numbers in all of them"
+                    ) from error
                 raise DataError(
                     f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} is not {type_name(kind)}; "
                     "mend the value, or change the column's type in the schema's types"

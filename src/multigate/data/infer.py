@@ -59,6 +59,8 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
         raise ExperimentError(f"at least one task is wanted; name a label column of {source.name}")
     for task in wanted:
         for column in (task.source, task.sample_weight):
+            if column is not None and column in source.unreadable:
+                raise source.unreadable[column]
             if column is not None and column not in names:
                 raise DataError(
                     f"{source.name} has no column {column!r} for task {task.name!r}; {nearest(column, names)}"
@@ -73,6 +75,8 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
         for name in source.schema.names
         if name not in taken
     }
+    for name, why in source.unreadable.items():
+        verdicts[name] = Verdict(reason=str(why).removeprefix(f"column {name!r} "))
     for name, twin in _twins(verdicts, labels, seen):
         verdicts[name] = Verdict(reason=f"holds the same values as {twin.source!r}, the label of task {twin.name!r}")
     schema = _schema(source, seen, labels, verdicts)
@@ -83,6 +87,8 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
 def _schema(source: Source, seen: Survey, labels: Sequence[Task], verdicts: dict[str, Verdict]) -> Schema:
     features = tuple(verdict.feature for verdict in verdicts.values() if verdict.feature is not None)
     if not features:
+        for error in source.unreadable.values():
+            raise error
         first = next(iter(verdicts.items()), None)
         why = f" (column {first[0]!r}: {first[1].reason})" if first else ""
         raise DataError(f"{source.name} has no column to predict from besides the labels{why}; add one")

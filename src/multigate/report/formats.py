@@ -5,11 +5,18 @@ from collections.abc import Iterable
 
 from multigate.metrics import HIGHER_IS_BETTER
 
+SMALLEST = 0.001
+"""Of what is smaller, four digits after the point tell too little."""
+
 
 def number(value: float | None) -> str:
-    """Four digits after the point for shares and the like, fewer for large quantities; n/a where there is none."""
+    """Four digits after the point for shares and the like, fewer for large quantities, three digits of what would be 0;
+    n/a where there is none.
+    """
     if value is None or not math.isfinite(value):
         return "n/a"
+    if 0 < abs(value) < SMALLEST:
+        return f"{value:.3g}"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
