@@ -15,12 +15,12 @@ def fold(conditionals: Tensor, parents: Sequence[int | None], order: Sequence[in
     """Logits of p(task) from logits of p(task | parent).
 
     conditionals (B, O) with one column per entry of ``parents``; ``order`` lists parents before children. Chains of
-    any length fold. Computed in float32 whatever comes in: bfloat16 loses the tail.
+    any length fold. Computed in float32 at least, whatever comes in: bfloat16 loses the tail.
     """
     if all(parent is None for parent in parents):
         return conditionals
     with torch.autocast(conditionals.device.type, enabled=False):
-        columns = list(conditionals.float().unbind(1))
+        columns = list(conditionals.to(torch.promote_types(conditionals.dtype, torch.float32)).unbind(1))
         for i in order:
             parent = parents[i]
             if parent is not None:

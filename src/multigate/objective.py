@@ -29,7 +29,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 class Objective(nn.Module):
-    """Outputs (B, O), labels, known, weights (B, T) -> losses (T,), in float32.
+    """Outputs (B, O), labels, known, weights (B, T) -> losses (T,), in float32, or in float64 where outputs are.
 
     Binary: cross-entropy of the logit; regression: squared error of the encoded target; multiclass: cross-entropy.
     The loss of a task is the sum of known * weight * loss over B times the known rate of the training rows: every label
@@ -64,7 +64,7 @@ class Objective(nn.Module):
         imputed: Tensor | None = None,
     ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float()
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if self.binary and not self.risks and eager(logits):
                 counts = weights * known / (self.rates * max(labels.shape[0], 1))
                 summed: Tensor = CrossEntropy.apply(logits, labels, counts)  # type: ignore[no-untyped-call]

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from multigate.analysis.gates import LevelGates, dead_sources, is_sparse, polarised_gates
 from multigate.analysis.inspection import Finding, Importance, Inspection, Served
-from multigate.analysis.relations import Estimate, Pair, Relations
-from multigate.report.formats import number
+from multigate.analysis.relations import Estimate, Lookahead, Pair, Relations
 
 Intervals = Mapping[str, tuple[float, float]]
 
@@ -33,13 +32,20 @@ def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals 
         table.add_column("95 % interval", justify="right")
     for task, names in groupby(metrics, key=lambda name: name.rpartition("/")[0]):
         for place, name in enumerate(names):
-            cells = ["" if place else task, name.rpartition("/")[2], number(metrics[name])]
+            cells = ["" if place else task, name.rpartition("/")[2], _number(metrics[name])]
             if intervals:
                 low, high = intervals.get(name, (float("nan"), float("nan")))
-                cells.append(f"{number(low)} to {number(high)}")
+                cells.append(f"{_number(low)} to {_number(high)}")
             table.add_row(*cells)
         table.add_section()
     return table
+
+
+def _number(value: float) -> str:
+    """Four digits after the point for shares and the like, fewer for large quantities, three digits of what would be 0."""
+    if 0 < abs(value) < 0.001:
+        return f"{value:.3g}"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def inspection_tables(inspection: Inspection) -> Group:
@@ -175,7 +181,8 @@ def relation_tables(relations: Relations) -> Group:
         table.add_section()
     legend = (
         "overlap ranks pairs: 1 the same directions of x, 0 none in common; labels: their correlation;\n"
-        "gradients: their cosine at x; lookahead: the share of the other's loss that a step for one takes away;\n"
+        "gradients: their cosine at x; lookahead: the share of the other's loss that a step for one takes away,\n"
+        "in brackets where it is less than two standard errors over the looks at the training;\n"
         "gates: divergence in bits; ± half an interval at 95 % over seeds"
     )
     if relations.measured:
@@ -197,7 +204,7 @@ def _pair_cells(pair: Pair, structures: Sequence[str]) -> list[str]:
     gains = {(one.structure, one.task): one.gain for one in pair.gains}
     cells = ["\n".join(pair.tasks), _estimate_cell(pair.overlap, 2)]
     cells += ["n/a" if pair.labels is None else f"{pair.labels:+.3f}", _estimate_cell(pair.gradients, 3, "+")]
-    cells += ["\n".join("n/a" if one is None else f"{one.mean:+.1e}" for one in pair.lookahead)]
+    cells += ["\n".join(map(_lookahead_cell, pair.lookahead))]
     cells += ["" if pair.gates is None else _estimate_cell(pair.gates, 2)]
     for structure in structures:
         of_both = [gains.get((structure, task)) for task in pair.tasks]
@@ -210,6 +217,13 @@ def _estimate_cell(one: Estimate | None, digits: int, sign: str = "") -> str:
         return "n/a"
     spread = "" if one.low is None or one.high is None else f"\n±{(one.high - one.low) / 2:.{digits}f}"
     return f"{one.mean:{sign}.{digits}f}{spread}"
+
+
+def _lookahead_cell(one: Lookahead | None) -> str:
+    """In brackets where it cannot be told from 0."""
+    if one is None:
+        return "n/a"
+    return f"{one.mean:+.1e} " if one.clear else f"({one.mean:+.1e})"
 
 
 def _gain_cell(one: Estimate) -> str:

@@ -67,6 +67,37 @@ def test_lookahead_equals_steps_on_a_copy(rate: float) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("rate", [1e-3, 1e-6])
+def test_small_steps_are_told_to_many_digits(rate: float) -> None:
+    """Against the squared errors of a copy in float64 that steps by hand; in float32 the smallest are rounding."""
+    model, objective, batch = small(MMoE(experts=3, hidden=(8,)))
+    _, found = look(model, objective, batch, rate)
+    numbers, labels = batch.numbers.double(), batch.labels.double()
+    for i in range(3):
+        exact = copy.deepcopy(model).double()
+        before = (exact(numbers, batch.categories).logits - labels).square().mean(0)
+        before[i].backward()
+        with torch.no_grad():
+            for name, parameter in exact.named_parameters():
+                if name.partition(".")[0] in ("embed", "sharing") and parameter.grad is not None:
+                    parameter.sub_(rate * parameter.grad)
+            after = (exact(numbers, batch.categories).logits - labels).square().mean(0)
+        expected = (1 - after / before.detach()).numpy()
+        np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-14)
+    assert abs(found).min() < 1e-7, "less than float32 can tell of a loss"
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_shares_are_in_proportion_to_small_steps(feed_experiment: Experiment, prepared: Prepared) -> None:
+    """Also of tasks in a chain and of other losses: the first-order term is all that is left."""
+    model = build_model(feed_experiment, prepared.encoder).eval()
+    batch = next(iter(prepared.train.batches(256)))
+    objective = Objective(prepared.layout.tasks)
+    one, other = (look(model, objective, batch, rate)[1] / rate for rate in (1e-4, 1e-5))
+    np.testing.assert_allclose(one, other, rtol=2e-2, atol=1e-6)
+    assert abs(one).max() > 1e-4, "not all 0"
+
+
 def test_cosines_are_those_of_gradients_at_x() -> None:
     model, objective, batch = small(MMoE(experts=3, hidden=(8,)))
     found, _ = look(model, objective, batch, 0.01)
@@ -154,4 +185,5 @@ def test_means_are_over_the_looks_that_define_them() -> None:
     affinity = watch.affinity()
     assert affinity.gradients == ((1.0, 0.5), (0.5, 1.0))
     assert affinity.lookahead[0] == (pytest.approx(0.2), 0.2)
+    assert affinity.lookahead_error == ((pytest.approx(0.1), None), (None, None)), "half of .3 - .1 over two looks"
     assert affinity.observations == 2

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from multigate.analysis.budget import multiply_adds
-from multigate.analysis.relate import open_relations, read_pairs, relate
+from multigate.analysis.relate import _lookahead, open_relations, read_pairs, relate
 from multigate.analysis.relations import Relations
 from multigate.cli import app
 from multigate.data.encoder import Encoder
@@ -72,6 +72,26 @@ def test_noise_is_not_recommended_for_sharing(known: Relations) -> None:
         assert "noise0 (r2 " in pair.why
         assert all(abs(way.mean) < 1e-3 for way in pair.lookahead)
     assert [pair.tasks[1] for pair in known.pairs[-9:]] == ["noise0"] * 9, "ranked last"
+
+
+def test_what_noise_does_to_others_cannot_be_told_from_nothing(known: Relations) -> None:
+    """Of 18 ways to and from the noise one or so is clear by chance; of those between the same tasks all are."""
+    noise = [way for name in known.tasks[:-1] for way in known.pair(name, "noise0").lookahead]
+    assert sum(way.clear for way in noise) <= 3
+    assert all(way.clear and way.mean > 0 for way in known.pair("y0", "y7").lookahead)
+
+
+def test_the_error_of_a_lookahead_is_that_of_all_looks() -> None:
+    def row(mean: float, error: float | None) -> dict:
+        return {"lookahead": [[None, mean], [None, None]], "lookahead_error": [[None, error], [None, None]]}
+
+    found = _lookahead([row(0.1, 0.03), row(0.2, 0.04)], 0, 1)
+    assert (found.mean, found.error, found.seeds) == (pytest.approx(0.15), pytest.approx(0.025), 2)
+    assert found.clear
+    assert not _lookahead([row(0.04, 0.03)], 0, 1).clear
+    assert not _lookahead([row(0.1, None), row(0.2, 0.04)], 0, 1).clear, "a single look has no error"
+    assert not _lookahead([{"lookahead": [[0.0, 0.3]]}], 0, 1).clear, "of a training before errors were kept"
+    assert _lookahead([row(0.1, 0.03)], 1, 0) is None
 
 
 def test_advice_without_trainings_follows_the_truth(known: Relations) -> None:

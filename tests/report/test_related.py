@@ -1,19 +1,26 @@
 """The page about relations, read back: every figure of the relations is on it, and charts are valid."""
 
+import io
 from pathlib import Path
 
 import altair as alt
 import pytest
 from reading import Html, values
+from rich.console import Console
 
-from multigate.analysis.relations import Estimate, Gain, Group, Pair, Relations, Skill
+from multigate.analysis.relations import Estimate, Gain, Group, Lookahead, Pair, Relations, Skill
 from multigate.report.related import write_relations
+from multigate.tables import relation_tables
 
 BAD = "<script>alert(1)</script>"
 
 
 def estimate(mean: float) -> Estimate:
     return Estimate(mean=mean, low=mean - 0.01, high=mean + 0.01, seeds=3)
+
+
+def way(mean: float, error: float) -> Lookahead:
+    return Lookahead(mean=mean, low=mean - 1e-6, high=mean + 1e-6, seeds=3, error=error)
 
 
 def pair(one: str, other: str, score: float, gains: tuple[Gain, ...] = ()) -> Pair:
@@ -23,7 +30,7 @@ def pair(one: str, other: str, score: float, gains: tuple[Gain, ...] = ()) -> Pa
         overlap=estimate(score),
         labels=None if other == BAD else -0.3,
         gradients=estimate(0.05),
-        lookahead=(estimate(2e-5), estimate(-1e-5)),
+        lookahead=(way(2e-5, 1e-6), way(-1e-5, 6e-6 if other == BAD else 4e-6)),
         gates=estimate(0.25),
         gains=gains,
         advice="share" if score > 0.5 else "train alone",
@@ -106,7 +113,23 @@ def test_charts_hold_the_matrices(page: Html) -> None:
     assert cells(labels)["watch", BAD] is None
     assert (cells(lookahead)["click", "watch"], cells(lookahead)["watch", "click"]) == (1, -0.5)
     assert cells(lookahead)["click", "click"] is None
+    assert (cells(lookahead)["click", BAD], cells(lookahead)[BAD, "click"]) == (1, None), "within two errors of 0"
     assert cells(gates)["click", "watch"] == 0.25
+
+
+def test_noise_is_neither_drawn_nor_printed_as_a_result(tmp_path: Path) -> None:
+    noise = [one.with_(lookahead=(way(1e-9, 1e-9), way(-3e-9, 2e-9))) for one in RELATIONS.pairs]
+    relations = RELATIONS.with_(pairs=noise)
+    page = Html(write_relations(relations, tmp_path / "relations.html").read_text(encoding="utf-8"))
+    assert len(page.specs) == 6, "all but the lookahead"
+    assert any("cannot be told from 0 for any pair" in text for text in page.texts["p"])
+    console = Console(file=io.StringIO(), width=200)
+    console.print(relation_tables(relations.with_(pairs=(*noise[:1], *RELATIONS.pairs[1:]))))
+    shown = console.file.getvalue()
+    assert "(+1.0e-09)" in shown
+    assert "(-3.0e-09)" in shown
+    assert "+2.0e-05 " in shown
+    assert "(+2.0e-05)" not in shown
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Affinity: how tasks get along while they are trained together, watched every few steps."""
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
-from multigate.analysis.relatedness import Matrix, cosines_of, mean_matrix
+from multigate.analysis.relatedness import Matrix, cosines_of, error_matrix, mean_matrix
 from multigate.batch import Batch
 from multigate.model import Model
 from multigate.objective import Objective
@@ -29,7 +31,9 @@ class Affinity(Options):
     gradients: Matrix
     """Cosine between the gradients of two task losses at x."""
     lookahead: Matrix
-    """Z of row i and column j: the share of j's loss that a step for i alone takes away (``lookahead``)."""
+    """Z of row i and column j: the share of j's loss that a step for i alone takes away (``look``)."""
+    lookahead_error: Matrix
+    """Standard error of those means over the observations; None for a single one."""
     observations: int
 
 
@@ -61,6 +65,7 @@ class Watch:
             tasks=self.tasks,
             gradients=mean_matrix(cosines),
             lookahead=mean_matrix(lookaheads),
+            lookahead_error=error_matrix(lookaheads),
             observations=len(self._seen),
         )
 
@@ -71,7 +76,10 @@ def look(model: Model, objective: Objective, batch: Batch, rate: float) -> tuple
     Z_ij = 1 - L_j(theta - rate * grad L_i) / L_j(theta), theta all parameters but those of towers (Fifty et al. 2021,
     TAG, Eq. 1): above 0 a step for i helps j. What only i reads, such as its gate, moves too, and changes nothing for
     j. A task without a known label in the batch has neither a direction nor a loss: NaN.
+
+    In float64, on a copy of the model: a small step takes a share away that float32 losses are too coarse to tell.
     """
+    model, batch = copy.deepcopy(model).double(), _exact(batch)
     seen = model.represent(batch.numbers, batch.categories, batch.bags)
     x = seen.x if seen.x.requires_grad else seen.x.requires_grad_()  # nothing may be embedded
     shared = {name: p for name, p in model.named_parameters() if not name.startswith(OWN)}
@@ -87,10 +95,15 @@ def look(model: Model, objective: Objective, batch: Batch, rate: float) -> tuple
             moved = {name: p + -rate * gradient for (name, p), gradient in zip(shared.items(), rest, strict=True)}
             outputs = functional_call(model, moved, (batch.numbers, batch.categories, batch.bags))
             after = _losses(outputs.logits, objective, batch)
-            lookahead.append(1 - after.double() / before.detach().double())  # 0 / 0 is NaN
+            lookahead.append(1 - after / before.detach())  # 0 / 0 is NaN
     known = batch.known.any(0).cpu().numpy()
     affinities = torch.stack(lookahead).cpu().numpy()
     return cosines_of(torch.stack(at_x)), np.where(np.outer(known, known), affinities, np.nan)
+
+
+def _exact(batch: Batch) -> Batch:
+    """The batch with float64 in place of float32."""
+    return batch._replace(numbers=batch.numbers.double(), labels=batch.labels.double(), weights=batch.weights.double())
 
 
 def _losses(logits: Tensor, objective: Objective, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """Which tasks belong together: evidence on every pair of tasks, measured gains, and what to do about it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from multigate.analysis.pairs import Row, Trainings
 from multigate.analysis.relatedness import Floats, label_correlations
-from multigate.analysis.relations import Estimate, Gain, Pair, Relations, Skill, estimate
+from multigate.analysis.relations import Estimate, Gain, Lookahead, Pair, Relations, Skill, estimate
 from multigate.analysis.verdict import decide, group
 from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
@@ -207,8 +208,8 @@ class Found:
             labels=float(labels[i, j]) if labels[i, j] == labels[i, j] else None,
             gradients=gradients,
             lookahead=(
-                over_seeds(self.together, "lookahead", i, j),
-                over_seeds(self.together, "lookahead", j, i),
+                _lookahead(self.together, i, j),
+                _lookahead(self.together, j, i),
             ),
             gates=over_seeds(self.together, "gates", i, j),
             gains=gains,
@@ -216,6 +217,18 @@ class Found:
             structure=verdict.structure,
             why=verdict.why,
         )
+
+
+def _lookahead(rows: Sequence[Row], i: int, j: int) -> Lookahead | None:
+    """What a step for i does to j, over all looks of all seeds; without an error where a seed has a single look."""
+    found = estimate([row["lookahead"][i][j] for row in rows])
+    if found is None:
+        return None
+    known = [row for row in rows if row["lookahead"][i][j] is not None]
+    errors = [row["lookahead_error"][i][j] if "lookahead_error" in row else None for row in known]
+    squares = [error**2 for error in errors if error is not None]
+    error = math.sqrt(sum(squares)) / len(squares) if len(squares) == len(known) else None
+    return Lookahead(mean=found.mean, low=found.low, high=found.high, seeds=found.seeds, error=error)
 
 
 def _relations(found: Found, prepared: Prepared, structures: Sequence[str]) -> Relations:

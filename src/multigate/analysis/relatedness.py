@@ -167,6 +167,11 @@ def mean_matrix(matrices: Floats) -> Matrix:
     return _over_batches(matrices, np.mean, least=1)
 
 
+def error_matrix(matrices: Floats) -> Matrix:
+    """The standard error of that mean, each pair over those that define it; None where fewer than two do."""
+    return _over_batches(matrices, lambda values: np.std(values, ddof=1) / np.sqrt(len(values)), least=2)
+
+
 def _over_batches(cosines: Floats, statistic: Callable[[Floats], np.floating], *, least: int) -> Matrix:
     """A statistic of each pair over the batches (N, T, T) that define it, where there are ``least`` of them."""
 

@@ -10,6 +10,8 @@ from multigate.options import Options
 
 Advice = Literal["share", "share apart", "train alone"]
 """One network for both; experts that each weighs by itself; a model each."""
+NOISE = 2.0
+"""Standard errors over looks that a lookahead has to exceed."""
 
 
 class Estimate(Options):
@@ -26,6 +28,18 @@ class Estimate(Options):
         if self.low is None or self.high is None:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+
+class Lookahead(Estimate):
+    """The share of one task's loss that a step for another takes away."""
+
+    error: float | None = None
+    """Standard error of the mean over the looks at the trainings, where those are known."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether it can be told from 0: it is larger than what batches vary by."""
+        return self.error is not None and abs(self.mean) > NOISE * self.error
 
 
 class Skill(Options):
@@ -70,7 +84,7 @@ class Pair(Options):
     """Pearson correlation of the labels of training rows."""
     gradients: Estimate | None
     """Cosine of gradients at x, over a training of all tasks (``analysis/affinity.py``)."""
-    lookahead: tuple[Estimate | None, Estimate | None]
+    lookahead: tuple[Lookahead | None, Lookahead | None]
     """The share of the second's loss that a step for the first takes away, and the other way round."""
     gates: Estimate | None
     """Jensen-Shannon divergence of the two gates by row in bits, where the experiment's structure has gates."""

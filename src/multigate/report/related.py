@@ -5,7 +5,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from multigate.analysis.relations import Estimate, Gain, Pair, Relations
+from multigate.analysis.relations import Estimate, Gain, Lookahead, Pair, Relations
 from multigate.report.blocks import Block, Figure, Listing, Table, Text
 from multigate.report.formats import interval, listed, number, signed
 from multigate.report.page import Chapter, render, require_extra
@@ -115,15 +115,21 @@ def _evidence(relations: Relations) -> Iterator[Block]:
         lambda pair: _mean(pair.gradients),
         own=1.0,
     )
-    ways = [_mean(one) for pair in relations.pairs for one in pair.lookahead]
-    largest = max((abs(way) for way in ways if way is not None), default=0.0)
+    ways = [one for pair in relations.pairs for one in pair.lookahead if one is not None]
+    largest = max((abs(one.mean) for one in ways if one.clear), default=0.0)
+    if ways and not largest:
+        yield Text(
+            "Lookahead (TAG), what a step for one task does to the loss of another, cannot be told from 0 for any "
+            "pair: it is less than two standard errors over the looks at the training."
+        )
     if largest:
         yield from _map(
             relations,
             f"Lookahead (TAG): what a step for the task of a row does to the loss of the task of a column, as a share "
-            f"of the largest, {largest:.2g} of the loss. Above 0 it helps.",
-            lambda pair: _share(_mean(pair.lookahead[0]), largest),
-            lambda pair: _share(_mean(pair.lookahead[1]), largest),
+            f"of the largest, {largest:.2g} of the loss. Above 0 it helps; n/a where it cannot be told from 0, being "
+            "less than two standard errors over the looks at the training.",
+            lambda pair: _share(pair.lookahead[0], largest),
+            lambda pair: _share(pair.lookahead[1], largest),
         )
     if any(pair.gates is not None for pair in relations.pairs):
         yield from _map(
@@ -187,8 +193,8 @@ def _mean(one: Estimate | None) -> float | None:
     return None if one is None else one.mean
 
 
-def _share(value: float | None, whole: float) -> float | None:
-    return None if value is None else value / whole
+def _share(one: Lookahead | None, whole: float) -> float | None:
+    return one.mean / whole if one is not None and one.clear else None
 
 
 def _seeds(relations: Relations) -> str:
