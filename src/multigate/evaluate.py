@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from multigate.batch import Batch, output_columns
 from multigate.data.encoder import Encoder
 from multigate.errors import ExperimentError, nearest
-from multigate.metrics import HIGHER_IS_BETTER, PRIMARY, bootstrap, score_task
+from multigate.metrics import HIGHER_IS_BETTER, LOSS, PRIMARY, bootstrap, score_task
 from multigate.model import Model
 from multigate.schema import Schema
 
@@ -126,7 +126,9 @@ class Monitor:
     def __init__(self, name: str, schema: Schema) -> None:
         self.name = name
         alone = len(schema.tasks) == 1  # a single-task model of an auxiliary task is chosen on that task
-        self.main = [f"{task.name}/{PRIMARY[task.kind]}" for task in schema.tasks if alone or not task.auxiliary]
+        counted = [task for task in schema.tasks if alone or not task.auxiliary]
+        self.main = [f"{task.name}/{PRIMARY[task.kind]}" for task in counted]
+        self.losses = [f"{task.name}/{LOSS[task.kind]}" for task in counted]
         if name != "mean":
             task, _, metric = name.partition("/")
             conditionals = {f"{one.name}|{one.given}" for one in schema.tasks if one.given}
@@ -149,3 +151,14 @@ class Monitor:
             raise ExperimentError(f"monitor {self.name!r} is not among the metrics; {nearest(self.name, metrics)}")
         value = metrics[self.name]
         return value if HIGHER_IS_BETTER[self.name.partition("/")[2]] else -value
+
+    def choice(self, metrics: dict[str, float]) -> float:
+        """What weights are chosen by, higher is better: the value, or less the mean loss where no main metric is there.
+
+        That depends on the labels of the rows alone, so that it is the same in all epochs. NaN where neither is there.
+        """
+        value = self.value(metrics)
+        if self.name != "mean" or not np.isnan(value):
+            return value
+        losses = [metrics[name] for name in self.losses if np.isfinite(metrics.get(name, np.nan))]
+        return -float(np.mean(losses)) if losses else float("nan")

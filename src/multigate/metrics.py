@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 
 PRIMARY = {"binary": "auc", "regression": "r2", "multiclass": "auc"}
 """The metric by which weights of each kind of task are chosen."""
+LOSS = {"binary": "log_loss", "regression": "rmse", "multiclass": "log_loss"}
+"""The metric that says how far off predictions are where labels are all alike, and the main metric is undefined."""
 
 HIGHER_IS_BETTER: dict[str, bool] = {
     "auc": True,

@@ -22,6 +22,7 @@ from multigate.analysis.comparison import (
     BOOSTING,
     RESULT,
     RUNS,
+    UNSCORED,
     Comparison,
     Row,
     main_metrics,
@@ -43,6 +44,7 @@ from multigate.training.loop import Fitted, choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.stackable import FEWEST, why_apart
 from multigate.training.train import PREPARED, open_sources, prepare_sources
+from multigate.unscored import unscored
 from multigate.writing import remove, write_text, writing
 
 REACHED = "reached"
@@ -216,6 +218,7 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
     about: Row = {"part": "test" if prepared.test else "validation", "rows": part.rows}
     costs = [{"parameters": 0, "multiply_adds": 0, "seconds": 0.0, "epochs": 0} for _ in seeds]
     metrics: list[dict[str, float]] = [{} for _ in seeds]
+    without: dict[str, str] = {}
     trainings = _trainings(ground, name)
     for structure, places in trainings:
         cost = multiply_adds(structure, experiment, prepared.encoder, places)
@@ -227,8 +230,9 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
         runs = [one.with_(sharing=structure) for one in seeded]
         folders = [_place(ground.folder, name, seed) / (task.name if task else "") for seed in seeds]
         checkpoint = _cohort(ground.folder, name, seeds) / f"{task.name if task else 'all'}.safetensors"
-        for at, (fitted, found) in enumerate(_fit(ground, runs, prepared, places, folders, checkpoint)):
+        for at, (fitted, found, reasons) in enumerate(_fit(ground, runs, prepared, places, folders, checkpoint)):
             metrics[at] |= found
+            without |= reasons
             costs[at]["parameters"] += sum(p.numel() for p in fitted.model.parameters())
             costs[at]["multiply_adds"] += fitted.model.multiply_adds()
             costs[at]["seconds"] += fitted.seconds
@@ -239,9 +243,12 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
             runs = [_reached(one) for one in runs]
             folders = [folder / "given" for folder in folders]
             checkpoint = checkpoint.with_name(f"{task.name} given.safetensors")
-            for at, (_, found) in enumerate(_fit(ground, runs, ground.reached, places, folders, checkpoint)):
-                conditional = f"{task.name}|{task.given}"
+            conditional = f"{task.name}|{task.given}"
+            for at, (_, found, reasons) in enumerate(_fit(ground, runs, ground.reached, places, folders, checkpoint)):
+                if task.name in reasons:
+                    without[conditional] = reasons[task.name]
                 metrics[at] |= {f"{conditional}/{name.rpartition('/')[2]}": value for name, value in found.items()}
+    about |= _left_blank(without)
     rows = []
     for spent, values in zip(costs, metrics, strict=True):
         speed = prepared.train.rows * spent["epochs"] / max(spent["seconds"], 1e-9) / len(trainings)
@@ -256,8 +263,11 @@ def _fit(
     places: list[int] | None,
     folders: Sequence[Path],
     checkpoint: Path,
-) -> list[tuple[Fitted, dict[str, float]]]:
-    """A model of all tasks or of those at some places, one for each seed, and its metrics on the rows to compare on."""
+) -> list[tuple[Fitted, dict[str, float], dict[str, str]]]:
+    """A model of all tasks or of those at some places, one for each seed, and its metrics on the rows to compare on.
+
+    Last come the tasks and conditionals that those rows cannot score, and why.
+    """
     schema, device, report = ground.experiment.schema, ground.device, ground.report
     chosen = list(range(len(schema.tasks)))
     if places is not None:
@@ -274,9 +284,10 @@ def _fit(
     results = []
     for fitted, folder in zip(fits, folders, strict=True):
         batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
-        found = scores(spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen))
+        found = spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen)
+        metrics = scores(found)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-        results.append((fitted, found))
+        results.append((fitted, metrics, unscored(found, metrics)))
     return results
 
 
@@ -301,9 +312,15 @@ def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
     logits = _side_by_side([outputs[task.name] for task in tasks])
     conditionals = _side_by_side([outputs[f"{task.name}|{task.given}" if task.given else task.name] for task in tasks])
     labels = (one.numpy() for one in (scored.labels, scored.known, scored.weights, scored.groups))
-    metrics = scores(spaces(experiment.schema, prepared.encoder, Scored(logits, conditionals, *labels)))
+    found = spaces(experiment.schema, prepared.encoder, Scored(logits, conditionals, *labels))
+    metrics = scores(found)
     about = {"part": "test" if prepared.test else "validation", "rows": scored.rows, "seconds": seconds}
-    return about | strict(metrics)
+    return about | _left_blank(unscored(found, metrics)) | strict(metrics)
+
+
+def _left_blank(reasons: Mapping[str, str]) -> Row:
+    """What the result of a run says of tasks that the rows cannot score."""
+    return {UNSCORED: json.dumps(reasons, ensure_ascii=False)} if reasons else {}
 
 
 def _side_by_side(outputs: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from multigate.analysis.intervals import Summary, mtl_gain, summary
 from multigate.bundle import Bundle, build_model
@@ -29,6 +30,8 @@ ALL = (*STRUCTURES, *VARIANTS)
 BASELINE = "single_task"
 BOOSTING = "boosting"
 RUNS, RESULT = "runs.parquet", "result.json"
+UNSCORED = "unscored"
+"""Of a run: the tasks and conditionals that the rows cannot score, and why, as JSON."""
 Row = dict[str, Any]
 
 
@@ -92,6 +95,20 @@ class Comparison:
             found += [metric, f"{name}/gauc"] if grouped else [metric]
         return found
 
+    def lacks(self, structure: str, metric: str) -> bool:
+        """Whether the runs of a structure have no such metric because the rows cannot tell it."""
+        name = metric.rpartition("/")[0]
+        told = any(name in _unscored(row) for row in self.rows if row["structure"] == structure)
+        return told and not self.values(structure, metric)
+
+    def notes(self) -> list[str]:
+        """Which tasks and conditionals could not be scored on which rows, and why."""
+        told = {name: (reason, row) for row in self.rows for name, reason in _unscored(row).items()}
+        return [
+            f"{name} cannot be scored on the {row['rows']:,} {row['part']} rows: {reason}"
+            for name, (reason, row) in told.items()
+        ]
+
     def table(self) -> Group:
         """The comparison for people: mean, sd, interval and MTL gain by task and structure; then what each costs."""
         return Group(self._quality(), self._cost())
@@ -108,8 +125,14 @@ class Comparison:
                 if self.values(structure, metric):
                     numbers = _numbers(self.summary(structure, metric))
                     table.add_row(metric if first else "", structure, *numbers, self._gain(structure, metric))
-                    first = False
+                elif self.lacks(structure, metric):
+                    table.add_row(metric if first else "", structure, "-", "", "", "")
+                else:
+                    continue
+                first = False
             table.add_section()
+        if self.notes():
+            table.caption, table.caption_justify = Text("\n".join(f"- {note}" for note in self.notes())), "left"
         return table
 
     def _gain(self, structure: str, metric: str) -> str:
@@ -156,6 +179,10 @@ def main_metrics(schema: Schema) -> list[str]:
         if task.given:
             names.append(f"{task.name}|{task.given}/{PRIMARY[task.kind]}")
     return names
+
+
+def _unscored(row: Row) -> dict[str, str]:
+    return dict(json.loads(row.get(UNSCORED) or "{}"))
 
 
 def remembered(place: Path) -> Row | None:

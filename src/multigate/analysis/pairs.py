@@ -28,6 +28,7 @@ from multigate.sharing import Structure
 from multigate.training.fit import BEST, CHECKPOINT
 from multigate.training.loop import Fitted, fit
 from multigate.training.progress import Reporter
+from multigate.unscored import why
 from multigate.writing import write_text
 
 RESULT = "result.json"
@@ -166,11 +167,14 @@ class Trainings:
         return f"{task.name}/{PRIMARY[task.kind]}"
 
     def _skills(self, model: Model, places: Sequence[int]) -> Row:
-        """Main metric and its standard error over rows, by task; whole groups are drawn where there are groups."""
+        """Main metric and its standard error over rows, by task; whole groups are drawn where there are groups.
+
+        Beside them, why the rows cannot score a task, of those that they cannot.
+        """
         schema = self.experiment.schema.only([self.names[at] for at in places])
         batches = (pick_tasks(batch, places) for batch in self.prepared.valid.sample(ROWS, LOOKED_AT))
         scored = forward(model, batches, self.device)
-        skills = {}
+        skills, reasons = {}, {}
         for space in spaces(schema, self.prepared.encoder, scored, places):
             if space.name in schema.task_names:  # conditionals are no tasks
                 rows = (space.outputs, space.labels, space.weights, space.groups)
@@ -178,7 +182,9 @@ class Trainings:
                 low, high = bootstrap(space.kind, *rows)[metric]
                 both = score_task(space.kind, *rows)[metric], (high - low) / (2 * 1.96)
                 skills[space.name] = [value if math.isfinite(value) else None for value in both]
-        return {"skills": skills}
+                if math.isnan(both[0]):
+                    reasons[space.name] = why(space)
+        return {"skills": skills, "unscored": reasons}
 
     def _overlap(self, model: Model) -> Matrix:
         rows = tuple(self.prepared.valid.sample(ROWS, LOOKED_AT))

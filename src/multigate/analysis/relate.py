@@ -140,6 +140,7 @@ class Found:
         most = -float("inf")
         for rows in (*self.alone.get(place, {}).values(), self.side_by_side, self.together):
             value, error = (estimate([row["skills"][name][at] for row in rows]) for at in (0, 1))
+            best = best.with_(unscored=rows[0].get("unscored", {}).get(name, ""))  # the rows are those of all
             if value is not None and error is not None:
                 above = (value.mean - chance) / max(error.mean, 1e-12)
                 if above > most:

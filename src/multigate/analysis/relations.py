@@ -55,6 +55,8 @@ class Skill(Options):
     """Standard error of the value over rows, by bootstrap."""
     learnt: bool
     """More than three standard errors above chance."""
+    unscored: str = ""
+    """Why the rows cannot tell the metric, if they cannot."""
 
 
 class Gain(Options):

@@ -117,6 +117,10 @@ def _advice(both: Sequence[Gain]) -> Advice:
 
 
 def _nothing_to_learn(idle: Sequence[Skill]) -> str:
+    blank = [f"{one.task} ({one.unscored})" for one in idle if one.unscored]
+    if blank:
+        unknown = f"the validation rows cannot score {_listed(blank)}, so what sharing gives is not known"
+        return f"{unknown}; other validation rows come first"
     told = [f"{one.task} ({one.metric} {'undefined' if one.value is None else f'{one.value:.3f}'})" for one in idle]
     nothing = f"{_listed(told)} cannot be told from chance on the validation rows, so there is nothing to share"
     return f"{nothing}; more rows or other features come first"

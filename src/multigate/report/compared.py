@@ -46,16 +46,19 @@ def _structures(comparison: Comparison) -> Iterator[Block]:
         if seeds == 1
         else f"Dots are means over {seeds} seeds, lines their 95 % intervals"
     )
-    yield Figure(
-        f"Scored on {first['rows']:,} {first['part']} rows. {drawn}; the dashed line is the mean of the single-task "
-        f"models, where there are any. {_told(comparison, names)}",
-        tuple(_chart(comparison, name) for name in names),
-    )
+    for note in comparison.notes():
+        yield Text(f"{note}.", kind="note")
+    if names:
+        yield Figure(
+            f"Scored on {first['rows']:,} {first['part']} rows. {drawn}; the dashed line is the mean of the "
+            f"single-task models, where there are any. {_told(comparison, names)}",
+            tuple(_chart(comparison, name) for name in names),
+        )
     head = ("metric", "structure", "mean", "sd", "95 % interval", "MTL gain", "its interval")
     rows = tuple(
         (name if i == 0 else "", one, *_summary(comparison.summary(one, name)), *_gain(comparison.gain(one, name)))
-        for name in names
-        for i, one in enumerate(_with(comparison, name))
+        for name in comparison.metrics()
+        for i, one in enumerate(_with(comparison, name, also_blank=True))
     )
     yield Table(
         "Main metrics. MTL gain: what sharing adds to the single-task models of the same seeds, positive is better; "
@@ -86,9 +89,16 @@ def _chart(comparison: Comparison, metric: str) -> Chart:
     return dot_chart(metric, f"{metric} by structure: {told}", rows, f"{better} is better", at=at)
 
 
-def _with(comparison: Comparison, metric: str) -> list[str]:
-    """Structures that have the metric: single-task models have no conditional of a task with ``where``."""
-    return [one for one in comparison.structures if comparison.values(one, metric)]
+def _with(comparison: Comparison, metric: str, *, also_blank: bool = False) -> list[str]:
+    """Structures that have the metric: single-task models have no conditional of a task with ``where``.
+
+    ``also_blank`` adds those that would have it, if the rows could tell it.
+    """
+    return [
+        one
+        for one in comparison.structures
+        if comparison.values(one, metric) or (also_blank and comparison.lacks(one, metric))
+    ]
 
 
 def _told(comparison: Comparison, metrics: Sequence[str]) -> str:
@@ -104,6 +114,8 @@ def _told(comparison: Comparison, metrics: Sequence[str]) -> str:
 
 
 def _summary(one: Summary) -> tuple[str, str, str]:
+    if not one.n:
+        return "-", "", ""
     return number(one.mean), "" if one.n == 1 else number(one.sd), interval(one.low, one.high)
 
 

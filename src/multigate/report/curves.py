@@ -51,7 +51,7 @@ def best_epoch(history: Sequence[Entry], experiment: Experiment) -> int:
 
     def value(entry: Entry) -> float:
         metrics = {name.removeprefix("valid/"): nan if it is None else it for name, it in entry["valid"].items()}
-        found = monitor.value(metrics)
+        found = monitor.choice(metrics)
         return found if isfinite(found) else float("-inf")
 
     return int(max(history, key=value)["epoch"]) if history else 0

@@ -5,7 +5,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from multigate.analysis.relations import Estimate, Gain, Lookahead, Pair, Relations
+from multigate.analysis.relations import Estimate, Gain, Lookahead, Pair, Relations, Skill
 from multigate.report.blocks import Block, Figure, Listing, Table, Text
 from multigate.report.formats import interval, listed, number, signed
 from multigate.report.page import Chapter, render, require_extra
@@ -169,10 +169,16 @@ def _skills(relations: Relations) -> Iterator[Block]:
         "standard errors (over rows) above chance has nothing to share."
     )
     rows = tuple(
-        (one.task, one.metric, *map(number, (one.value, one.chance, one.error)), "" if one.learnt else "nothing learnt")
+        (one.task, one.metric, *map(number, (one.value, one.chance, one.error)), _learnt(one))
         for one in relations.skills
     )
     yield Table("Tasks", ("task", "metric", "value", "chance", "standard error", ""), rows, words=2)
+
+
+def _learnt(one: Skill) -> str:
+    if one.unscored:
+        return f"cannot be scored: {one.unscored}"
+    return "" if one.learnt else "nothing learnt"
 
 
 def _who(pair: Pair, gain: Gain) -> tuple[str, str, str]:

@@ -23,7 +23,7 @@ from multigate.objective import Objective
 from multigate.run import METRICS, difference, keep_history
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from multigate.training.fit import BEST, Fit
-from multigate.training.history import entry_of, line_of, tell, tensorboard
+from multigate.training.history import entry_of, line_of, tell, tensorboard, warn
 from multigate.training.interrupts import Interrupted, Interrupts
 from multigate.training.loop import CHECK_EVERY, Fitted
 from multigate.training.progress import Reporter
@@ -142,6 +142,8 @@ class Cohort:
             self._bring_back(number)
             run.losses = self.losses[at]
             scored = run.evaluate()
+            if self.epoch == 0 and at == 0:  # the rows are those of all
+                warn(run, report)
             entry = entry_of(run, scored)
             tell(run, entry)
             run.balance.after_epoch(run.losses / self.per_epoch)

@@ -26,6 +26,7 @@ from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import Average, build_optimizer, clip, rate_at
 from multigate.training.randomness import random_state, set_random_state
 from multigate.training.tables import TableOptimizer, large_tables
+from multigate.unscored import listed_reasons, unscored
 from multigate.writing import writing
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -73,6 +74,8 @@ class Fit:
         self.seconds = 0.0
         self.losses = torch.zeros(len(self.tasks), device=device)
         """Sum of the task losses over the epoch so far."""
+        self.unscored: dict[str, str] = {}
+        """Tasks and conditionals that the validation rows cannot score, and why; filled once they are looked at."""
 
     def step(self, batch: Batch) -> Tensor:
         """One step down the weighted losses; returns the loss, still on the device."""
@@ -126,13 +129,12 @@ class Fit:
             self.average.swap()
         looked_at = self.prepared.valid.sample(ROWS, self.experiment.valid_rows)
         scored = forward(self.model, (pick_tasks(batch, self.tasks) for batch in looked_at), self.device)
-        metrics = scores(spaces(self.schema, self.prepared.encoder, scored, self.tasks))
-        value = self.monitor.value(metrics)
+        found = spaces(self.schema, self.prepared.encoder, scored, self.tasks)
+        metrics = scores(found)
+        self.unscored = unscored(found, metrics)
+        value = self.monitor.choice(metrics)
         if math.isnan(value):
-            raise RunError(
-                f"monitor {self.monitor.name!r} cannot be computed on the validation rows: their labels are all alike, "
-                "unknown, of weight 0 or too few; choose other validation rows or another monitor"
-            )
+            raise self._no_choice()
         if not self.best or value > self.best_value:
             self.best_value, self.best, self.stale = value, metrics, 0
             with writing(self.folder / BEST) as temporary:
@@ -142,6 +144,17 @@ class Fit:
         if self.average is not None:
             self.average.swap()
         return metrics
+
+    def _no_choice(self) -> RunError:
+        """What is said where nothing tells which weights are best."""
+        name = self.monitor.name
+        if name == "mean":
+            among, advice = {one.rpartition("/")[0] for one in self.monitor.main}, "choose other validation rows"
+        else:
+            among, advice = {name.partition("/")[0]}, "choose other validation rows or another monitor"
+        reasons = {task: why for task, why in self.unscored.items() if task in among}
+        because = listed_reasons(reasons) or "no group of theirs has labels of both classes"  # of gauc alone
+        return RunError(f"monitor {name!r} cannot be computed on the validation rows: {because}; {advice}")
 
     def save(self) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in _weights(self.model).items()}

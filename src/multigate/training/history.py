@@ -1,11 +1,14 @@
 """What a training writes down and says after each epoch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from multigate.run import METRICS, strict
 from multigate.training.fit import Fit
+from multigate.training.progress import Reporter
+from multigate.unscored import listed_reasons
 from multigate.writing import told
 
 
@@ -39,6 +42,20 @@ def line_of(fitting: Fit, metrics: dict[str, float]) -> str:
     mark = "  best" if fitting.stale == 0 else ""
     speed = fitting.prepared.train.rows * fitting.epoch / max(fitting.seconds, 1e-9)
     return f"epoch {fitting.epoch:>2}/{fitting.experiment.epochs}  {shown}  {speed:,.0f} rows/s{mark}"
+
+
+def warn(fitting: Fit, report: Reporter) -> None:
+    """Say which tasks the validation rows cannot score, where weights are chosen by the mean of all."""
+    main = [name.rpartition("/")[0] for name in fitting.monitor.main]
+    reasons = {task: why for task, why in fitting.unscored.items() if task in main}
+    if fitting.monitor.name != "mean" or not reasons:
+        return
+    told = f"the validation rows cannot score {listed_reasons(reasons)}"
+    if len(reasons) < len(main):
+        report.detail(f"{told}: the mean that weights are chosen by leaves that out")
+    else:
+        losses = [name for name in fitting.monitor.losses if math.isfinite(fitting.best[name])]
+        report.line(f"{told}: weights are chosen by {' and '.join(losses)}")
 
 
 def tensorboard(folder: Path) -> Any:

@@ -19,7 +19,7 @@ from multigate.run import METRICS
 from multigate.training.allocator import keep_freed_memory
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST, CHECKPOINT, Fit
-from multigate.training.history import entry_of, line_of, named, tell, tensorboard
+from multigate.training.history import entry_of, line_of, named, tell, tensorboard, warn
 from multigate.training.interrupts import Interrupts
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices
@@ -98,6 +98,8 @@ def fit(
         while not fitting.finished:
             _run_epoch(fitting, report, interrupts, observe)
             scored = fitting.evaluate()
+            if fitting.epoch == 0:
+                warn(fitting, report)
             entry = entry_of(fitting, scored)
             tell(fitting, entry)
             fitting.balance.after_epoch(fitting.losses / len(fitting.loader))
