@@ -205,7 +205,7 @@ def _pair_cells(pair: Pair, structures: Sequence[str]) -> list[str]:
     cells = ["\n".join(pair.tasks), _estimate_cell(pair.overlap, 2)]
     cells += ["n/a" if pair.labels is None else f"{pair.labels:+.3f}", _estimate_cell(pair.gradients, 3, "+")]
     cells += ["\n".join(map(_lookahead_cell, pair.lookahead))]
-    cells += ["" if pair.gates is None else _estimate_cell(pair.gates, 2)]
+    cells += ["" if pair.gates is None else _estimate_cell(pair.gates, 3)]
     for structure in structures:
         of_both = [gains.get((structure, task)) for task in pair.tasks]
         cells.append("\n".join("" if one is None else _gain_cell(one) for one in of_both))

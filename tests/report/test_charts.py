@@ -49,6 +49,8 @@ def test_heat_maps_have_their_numbers_written_in_them() -> None:
     assert [row["text"] for row in values(chart.spec)] == ["+0.00", "n/a"]
     chart = heat_chart("", "d", ["a"], ["b", "c"], [[0.5, 0.254]])
     assert [row["text"] for row in values(chart.spec)] == ["0.50", "0.25"]
+    chart = heat_chart("", "d", ["a"], ["b", "c"], [[0.012, 0.0]], digits=3)
+    assert [row["text"] for row in values(chart.spec)] == ["0.012", "0.000"]
 
 
 def test_many_series_can_be_told_apart() -> None:

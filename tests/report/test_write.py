@@ -1,5 +1,6 @@
 """The figures in a report are those of the trainings; what cannot be told is said in its place."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -8,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reading import BAD_TASK, Html, Trainings, values
+from rich.console import Console
 from sklearn.metrics import r2_score, roc_auc_score
 
+from multigate.analysis.inspection import inspect_model
+from multigate.analysis.subject import find_subject
 from multigate.data.prepared import Prepared
 from multigate.data.rows import join
 from multigate.errors import MultigateError, RunError
 from multigate.report.trained import open_trained
 from multigate.report.write import write_report
 from multigate.run import METRICS
+from multigate.tables import inspection_tables
 
 
 def test_metrics_of_a_run(trainings: Trainings, html: Html) -> None:
@@ -91,6 +96,23 @@ def test_a_table_stands_in_for_prepared_rows(trainings: Trainings, tmp_path: Pat
     html = Html(page.read_text(encoding="utf-8"))
     assert "300 rows of a table in memory" in html.rows("task", "metric")[0]
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_divergences_are_those_that_inspect_prints(trainings: Trainings, html: Html) -> None:
+    inspection = inspect_model(find_subject(trainings.run.folder), importance=False)
+    printed = Console(file=io.StringIO(), width=300)
+    printed.print(inspection_tables(inspection))
+    level = inspection.levels[0]
+    for title, matrix in (("by row", level.row_divergence), ("of the mean weights", level.divergence)):
+        spec = next(
+            spec for spec in html.specs if spec["description"].startswith(f"Divergence {title} between the gates")
+        )
+        texts = {(row["down"], row["across"]): row["text"] for row in values(spec)}
+        shown = [[texts[one, other] for other in level.readers] for one in level.readers]
+        assert shown == [[f"{value:.3f}" for value in row] for row in matrix]
+        if title == "by row":
+            assert shown[0][1] in printed.file.getvalue()
+    assert level.row_divergence != level.divergence
 
 
 def test_what_is_damaged_is_said_and_the_rest_is_there(trainings: Trainings, tmp_path: Path) -> None:

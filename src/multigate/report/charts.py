@@ -208,15 +208,19 @@ def heat_chart(
     *,
     top: float = 1.0,
     signed: bool = False,
+    digits: int = 2,
 ) -> Chart:
-    """A cell per pair with its number in it: stronger colour is more, up to ``top``; negative ones have another hue."""
+    """A cell per pair with its number in it, to so many ``digits`` after the point.
+
+    Stronger colour is more, up to ``top``; negative ones have another hue.
+    """
     rows = [
         {
             "down": name,
             "across": other,
             "value": value,
             "size": abs(value or 0.0),
-            "text": "n/a" if value is None else f"{round(value, 2) + 0.0:{'+' if signed else ''}.2f}",
+            "text": "n/a" if value is None else f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}",
         }
         for name, line in zip(down, values, strict=True)
         for other, value in zip(across, line, strict=True)

@@ -1,6 +1,6 @@
 """What gates do: how much each reader reads of each expert, what experts serve, and what calls for an action."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from multigate.analysis.inspection import LevelGates, Served
 from multigate.report.blocks import Block, Chart, Figure, Listing, Table, Text
@@ -96,13 +96,21 @@ def _level(level: LevelGates, where: str, rows: str) -> Iterator[Block]:
             tuple((reader, f"{mean:.2f}", f"{row:.2f}") for reader, mean, row in lines),
         )
     if len(level.readers) > 1 and level.divergence:
-        description = f"Divergence between the gates{where} of each pair of readers"
         yield Figure(
-            f"How far apart two readers' gates{where} are: Jensen-Shannon divergence of their mean weights in bits; "
-            "0 is the same, 1 nothing in common.",
-            (heat_chart("", description, level.readers, level.readers, level.divergence),),
+            f"How far apart two readers' gates{where} are: Jensen-Shannon divergence in bits; 0 is the same, 1 nothing "
+            "in common. By row: of the weights in single rows, averaged, as multigate inspect prints it. Readers that "
+            "differ row by row may have the same mean weights.",
+            (
+                _apart("by row", where, level.readers, level.row_divergence),
+                _apart("of the mean weights", where, level.readers, level.divergence),
+            ),
             wide=True,
         )
+
+
+def _apart(title: str, where: str, readers: Sequence[str], divergence: Sequence[Sequence[float]]) -> Chart:
+    description = f"Divergence {title} between the gates{where} of each pair of readers"
+    return heat_chart(title, description, readers, readers, divergence, digits=3)
 
 
 def _bars(level: LevelGates, reader: int, ends: tuple[float, float]) -> Chart:

@@ -139,6 +139,7 @@ def _evidence(relations: Relations) -> Iterator[Block]:
             lambda pair: _mean(pair.gates),
             own=0.0,
             is_signed=False,
+            digits=3,
         )
 
 
@@ -150,6 +151,7 @@ def _map(
     *,
     own: float | None = None,
     is_signed: bool = True,
+    digits: int = 2,
 ) -> Iterator[Block]:
     """A heat map of what every pair has; ``back`` is that of the second task towards the first."""
     from multigate.report.charts import heat_chart
@@ -159,7 +161,7 @@ def _map(
     for pair in relations.pairs:
         i, j = (tasks.index(name) for name in pair.tasks)
         values[i][j], values[j][i] = value(pair), (back or value)(pair)
-    chart = heat_chart("", says, tasks, tasks, values, signed=is_signed)
+    chart = heat_chart("", says, tasks, tasks, values, signed=is_signed, digits=digits)
     yield Figure(says, (chart,), wide=True)
 
 
