@@ -52,6 +52,24 @@ def test_a_comparison_goes_on(rare: Experiment, tmp_path: Path, seeds: int) -> N
         assert "like cannot be scored on the 600 test rows: all 600 known labels are 0." in page
 
 
+def test_a_conditional_without_validation_rows_is_left_blank(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """Nobody clicks in the validation rows, so that nothing tells which weights of p(buy | click) are best."""
+    table = pq.read_table(feed_experiment.valid)
+    for name in ("click", "buy"):
+        table = table.set_column(table.column_names.index(name), name, pa.array([0] * table.num_rows))
+    pq.write_table(table, tmp_path / "valid.parquet")
+    schema = feed_experiment.schema.only(["click", "buy"])
+    experiment = feed_experiment.with_(schema=schema, epochs=1, batch_size=1200, valid=str(tmp_path / "valid.parquet"))
+    found = compare(experiment, tmp_path / "c", structures=("single_task", "mmoe"), seeds=1, boosting=False, quiet=True)
+    single, joint = ({row["structure"]: row for row in found.rows}[name] for name in ("single_task", "mmoe"))
+    assert all(0 < row[metric] < 1 for row in (single, joint) for metric in ("click/auc", "buy/auc"))
+    assert joint["buy|click/auc"] is not None
+    assert "buy|click/auc" not in single
+    assert found.lacks("single_task", "buy|click/auc")
+    (note,) = found.notes()
+    assert note.startswith("buy|click cannot be scored on the 600 test rows: no validation row tells which weights")
+
+
 def test_relations_go_on(rare: Experiment, tmp_path: Path) -> None:
     found = relate(rare, tmp_path / "r", structures=["shared_bottom"], seeds=1, quiet=True)
     pair = found.pair("click", "like")

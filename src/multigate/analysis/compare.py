@@ -240,10 +240,13 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
         if places is None:
             about["sharing"] = json.dumps(structure.to_dict(full=True))
         if ground.reached is not None and task is not None and task.given and not task.where:
+            conditional = f"{task.name}|{task.given}"
+            if not _any_known(ground.reached, experiment.schema.task_names.index(task.name)):
+                without[conditional] = "no validation row tells which weights of its own model are best"
+                continue
             runs = [_reached(one) for one in runs]
             folders = [folder / "given" for folder in folders]
             checkpoint = checkpoint.with_name(f"{task.name} given.safetensors")
-            conditional = f"{task.name}|{task.given}"
             for at, (_, found, reasons) in enumerate(_fit(ground, runs, ground.reached, places, folders, checkpoint)):
                 if task.name in reasons:
                     without[conditional] = reasons[task.name]
@@ -298,6 +301,12 @@ def _reached(experiment: Experiment) -> Experiment:
         for task in experiment.schema.tasks
     )
     return experiment.with_(schema=experiment.schema.with_(tasks=tuple(tasks)))
+
+
+def _any_known(prepared: Prepared, place: int) -> bool:
+    """Whether some validation row has a label, of a weight above 0, of the task at a place."""
+    batches = prepared.valid.batches(ROWS)
+    return any(bool((batch.known[:, place] & (batch.weights[:, place] > 0)).any()) for batch in batches)
 
 
 def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:
