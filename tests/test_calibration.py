@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from multigate.batch import IdColumn, Layout, TaskColumn
 from multigate.calibration import FITS, Calibration, Curve, isotonic, platt
+from multigate.errors import SettingError
 from multigate.metrics import auc, log_loss
 from multigate.model import Model
 from multigate.sharing import MMoE
@@ -138,7 +138,7 @@ def test_rows_that_weigh_nothing_do_not_count() -> None:
 
 
 def test_knots_that_do_not_rise_are_refused() -> None:
-    with pytest.raises(ValidationError, match="knots that increase"):
+    with pytest.raises(SettingError, match="knots that increase"):
         Curve(at=(0.0, 0.0), to=(1.0, 2.0))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from pydantic import ValidationError
 
-from multigate.errors import ExperimentError
+from multigate.errors import ExperimentError, SettingError
 from multigate.experiment import Experiment, make_experiment
 from multigate.options import explain
 from multigate.schema import Bag, Category, Number, Schema, Task, Time
@@ -135,7 +135,7 @@ def schemas(draw: st.DrawFn) -> Schema:
             types=draw(st.dictionaries(NAMES, st.text(max_size=5), max_size=3)),
             time=draw(st.none() | NAMES),
         )
-    except ValidationError:
+    except SettingError:
         reject()
 
 

@@ -16,6 +16,10 @@ class ExperimentError(MultigateError):
     """An experiment (or schema) names something that does not exist or does not fit together."""
 
 
+class SettingError(ExperimentError, ValueError):
+    """Options were given a value that cannot be; a ``ValueError`` too, as Python has it for such values."""
+
+
 class RunError(MultigateError):
     """A run folder is in the way, incomplete, or was made by another experiment."""
 

@@ -263,7 +263,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         if self.tasks is not None:
             return tuple(read_task(one) for one in self.tasks)
         try:
-            return tuple(Task(name) for name in labels.column_names)
+            return tuple(Task.model_validate({"name": name}) for name in labels.column_names)
         except ValidationError as error:
             raise ExperimentError(f"{explain(error)}; rename the column of y, or name it in 'tasks'") from None
 
@@ -271,10 +271,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         schema = infer_schema(rows, tasks)
         if self.features is None:
             return schema
-        try:
-            return Schema(features=tuple(self.features), tasks=schema.tasks)
-        except ValidationError as error:
-            raise ExperimentError(explain(error)) from None
+        return Schema(features=tuple(self.features), tasks=schema.tasks)
 
     def _experiment(self, schema: Schema) -> Experiment:
         seed = self.random_state

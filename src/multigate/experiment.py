@@ -13,7 +13,7 @@ from multigate.data.split import Split
 from multigate.errors import ExperimentError, nearest
 from multigate.model import Tower, check_reads
 from multigate.nn.embed import Embedding
-from multigate.options import Options, explain
+from multigate.options import Options, refusal
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure
 from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
@@ -152,9 +152,7 @@ def make_experiment(data: dict[str, Any], changes: Sequence[str] = (), *, name: 
     try:
         return Experiment.model_validate(changed(data, changes))
     except ValidationError as error:
-        advice = {"string_type": "; write it in quotes", "missing": "; add it", "value_error": ""}
-        kind = error.errors(include_url=False)[0]["type"]
-        raise ExperimentError(f"{name}: {explain(error)}{advice.get(kind, '; set another value')}") from None
+        raise ExperimentError(refusal(name, error)) from None
 
 
 def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

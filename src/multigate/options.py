@@ -4,13 +4,26 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from multigate.errors import nearest
+from multigate.errors import SettingError, nearest
 
 
 class Options(BaseModel):
-    """Settings of one thing. Frozen; an unknown key is refused with the nearest valid name."""
+    """Settings of one thing. Frozen; an unknown key is refused with the nearest valid name.
+
+    Made from Python they raise ``SettingError``, in one sentence. ``model_validate``, and options within options, keep
+    pydantic's ``ValidationError``, which knows the place of what is wrong in the whole.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise SettingError(refusal(type(self).__name__, error)) from None
+
+    # as on BaseModel: pydantic then makes what stands within other options itself, and keeps the places of errors
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod
@@ -22,8 +35,8 @@ class Options(BaseModel):
         return data
 
     def with_(self, **changes: Any) -> Self:
-        """A copy with some fields changed, checked like a new one."""
-        return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)
+        """A copy with some fields changed, checked like a new one. Raises ``SettingError``."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     def to_dict(self, *, full: bool = False) -> dict[str, Any]:
         """Plain values for YAML or JSON; unless ``full``, fields at their default are omitted (tags are kept)."""
@@ -46,6 +59,16 @@ def _with_tags(value: Any, dumped: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_with_tags(one, item) for one, item in zip(value, dumped, strict=True)]
     return dumped
+
+
+ADVICE = {"string_type": "; write it in quotes", "missing": "; add it", "value_error": ""}
+"""What to do about an error of pydantic, by its type; those of our own say it themselves."""
+
+
+def refusal(name: str, error: ValidationError) -> str:
+    """One sentence for a pydantic error, what to do included, about the thing called ``name``."""
+    kind = error.errors(include_url=False)[0]["type"]
+    return f"{name}: {explain(error)}{ADVICE.get(kind, '; set another value')}"
 
 
 def explain(error: ValidationError) -> str:

@@ -20,6 +20,8 @@ class Named(Options):
     def __init__(self, *name: str, **options: Any) -> None:
         super().__init__(**dict(zip(("name",), name, strict=False)), **options)
 
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # no work for pydantic, see Options
+
 
 class _Feature(Named):
     column: str = ""

@@ -3,11 +3,10 @@ import datetime as dt
 import numpy as np
 import pyarrow as pa
 import pytest
-from pydantic import ValidationError
 
 from multigate.data.files import open_table
 from multigate.data.split import Split
-from multigate.errors import DataError, ExperimentError
+from multigate.errors import DataError, ExperimentError, SettingError
 from multigate.schema import Number, Schema, Task
 
 
@@ -129,7 +128,7 @@ def test_what_cannot_be_split_is_refused(split, carried, error, words):
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused():
-    with pytest.raises(ValidationError, match="leave no rows to train on"):
+    with pytest.raises(SettingError, match="leave no rows to train on"):
         Split(valid=0.6, test=0.4)
 
 

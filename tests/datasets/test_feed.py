@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
 from multigate.datasets.feed import (
@@ -23,6 +22,7 @@ from multigate.datasets.feed import (
     feed_truth,
     write_feed,
 )
+from multigate.errors import SettingError
 from multigate.schema import Schema
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_rows():
 
 @pytest.mark.parametrize("wrong", [{"rows": 0}, {"click_rate": 1.0}, {"unknown": -0.1}, {"user": 3}])
 def test_impossible_feeds_are_refused(wrong):
-    with pytest.raises(ValidationError):
+    with pytest.raises(SettingError):
         Feed(**wrong)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
 from multigate.data.encoder import Encoder
 from multigate.datasets.synthetic import (
@@ -21,6 +20,7 @@ from multigate.datasets.synthetic import (
     task_weights,
     write_synthetic,
 )
+from multigate.errors import SettingError
 
 ROWS = 40_000
 COSINES = (-1.0, -0.5, 0.0, 0.4, 0.8, 0.95, 1.0)
@@ -183,5 +183,5 @@ def test_written_tables_are_those_of_the_schema(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_tasks_are_refused(options: dict, told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(SettingError, match=told):
         Synthetic(**options)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from loops import loop_mlp, loop_softmax
-from pydantic import ValidationError
 from torch import Tensor
 
+from multigate.errors import SettingError
 from multigate.sharing import AdaTT
 
 D, TASKS, T = 5, ("a", "b", "c"), 3
@@ -88,7 +88,7 @@ def test_a_constant_that_falls_takes_a_task_off_its_own_expert() -> None:
 
 
 def test_more_levels_than_layers_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"2 levels want at least as many widths in 'hidden', found 1: \(8,\)"):
+    with pytest.raises(SettingError, match=r"2 levels want at least as many widths in 'hidden', found 1: \(8,\)"):
         AdaTT(hidden=(8,))
 
 

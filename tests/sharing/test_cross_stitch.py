@@ -3,9 +3,9 @@
 import pytest
 import torch
 from loops import loop_mlp
-from pydantic import ValidationError
 
 from multigate.analysis.gates import dead_sources, level_gates, polarised_gates
+from multigate.errors import SettingError
 from multigate.sharing import CrossStitch, SingleTask
 
 D, TASKS = 5, ("a", "b", "c")
@@ -101,7 +101,7 @@ def test_a_network_that_nobody_reads_is_told_as_dead() -> None:
 
 
 def test_widths_are_whole_subspaces() -> None:
-    with pytest.raises(ValidationError, match="3 subspaces want widths that are multiples of 3, found 64"):
+    with pytest.raises(SettingError, match="3 subspaces want widths that are multiples of 3, found 64"):
         CrossStitch(hidden=(96, 64), subspaces=3)
     assert CrossStitch(hidden=(96, 66), subspaces=3).widened(0.33).hidden == (33, 21)
     assert CrossStitch(hidden=(96, 66), subspaces=3).widened(0.001).hidden == (3, 3)

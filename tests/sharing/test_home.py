@@ -6,10 +6,9 @@ from statistics import fmean
 import pytest
 import torch
 from loops import loop_softmax
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from multigate.errors import ExperimentError
+from multigate.errors import ExperimentError, SettingError
 from multigate.sharing import HoME
 
 D, TASKS = 5, ("a", "b", "c")
@@ -180,7 +179,7 @@ def test_groups_that_do_not_fit_the_tasks_are_told(groups: tuple[tuple[str, ...]
     [((("a",), ("b", "a")), "'groups' name 'a' twice"), ((("a",), ()), "a group without tasks")],
 )
 def test_groups_that_contradict_themselves_are_refused(groups: tuple[tuple[str, ...], ...], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(SettingError, match=message):
         HoME(groups=groups)
 
 

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 from loops import loop_mlp
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from multigate.errors import ExperimentError
+from multigate.errors import ExperimentError, SettingError
 from multigate.nn.gate import Gate
 from multigate.nn.sparse_gate import DSelectKGate, NoisyTopKGate, TopKGate
 from multigate.sharing import MMoE, OMoE
@@ -97,7 +96,7 @@ def test_structures_say_whether_they_are_stochastic_or_conditional() -> None:
 
 @pytest.mark.parametrize("gating", ["top_k", "noisy_top_k"])
 def test_a_choice_of_one_is_refused_where_it_could_not_be_learnt(gating: str) -> None:
-    with pytest.raises(ValidationError, match=r"weighs 1.*k to 2 or more.*dselect_k"):
+    with pytest.raises(SettingError, match=r"weighs 1.*k to 2 or more.*dselect_k"):
         MMoE(gating=gating, k=1)
     assert MMoE(gating="dselect_k", k=1).build(D, TASKS)(torch.randn(3, D)).gates[0].shape == (3, 3, 8)
 
@@ -159,7 +158,7 @@ def test_experts_that_leave_a_task_alone_are_refused() -> None:
         MMoE(experts=1, exclusion=1).build(D, TASKS)
     with pytest.raises(ExperimentError, match=r"exclusion=0.5 would bar the only task"):
         MMoE(exclusion=0.5).build(D, ("a",))
-    with pytest.raises(ValidationError, match=r"together at most 1"):
+    with pytest.raises(SettingError, match=r"together at most 1"):
         MMoE(exclusive=0.6, exclusion=0.6)
     assert MMoE(experts=3, exclusive=1).build(D, TASKS)(torch.randn(2, D)).gates[0][0].tolist() == torch.eye(3).tolist()
 

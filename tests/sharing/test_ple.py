@@ -3,9 +3,9 @@
 import pytest
 import torch
 from loops import loop_mlp, loop_softmax
-from pydantic import ValidationError
 from torch import Tensor
 
+from multigate.errors import SettingError
 from multigate.sharing import CGC, PLE, VARIANTS
 
 D, TASKS = 5, ("a", "b", "c")
@@ -165,5 +165,5 @@ def test_columns_for_gates_reach_every_level_and_no_expert(x: Tensor) -> None:
 
 
 def test_more_levels_than_layers_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"3 levels want at least as many widths in 'hidden', found 2: \(8, 4\)"):
+    with pytest.raises(SettingError, match=r"3 levels want at least as many widths in 'hidden', found 2: \(8, 4\)"):
         PLE(hidden=(8, 4), levels=3)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from loops import loop_mlp, loop_softmax
-from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
+from multigate.errors import SettingError
 from multigate.sharing import StackedMMoE
 
 D, TASKS = 5, ("a", "b", "c")
@@ -46,7 +46,7 @@ def test_layers_are_dealt_out_to_levels() -> None:
     module = StackedMMoE(levels=2, hidden=(8, 6, 4)).build(D, TASKS)
     shapes = [[tuple(layer.weight.shape) for layer in level.experts.layers] for level in module.levels]
     assert shapes == [[(8, 8, D), (8, 6, 8)], [(8, 4, 6)]]
-    with pytest.raises(ValidationError, match="3 levels want at least as many widths"):
+    with pytest.raises(SettingError, match="3 levels want at least as many widths"):
         StackedMMoE(levels=3, hidden=(8, 6))
 
 

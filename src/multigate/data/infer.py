@@ -96,12 +96,14 @@ def _schema(source: Source, seen: Survey, labels: Sequence[Task], verdicts: dict
         (verdict.time, at, name) for at, (name, verdict) in enumerate(verdicts.items()) if verdict.time is not None
     ]
     try:
-        schema = Schema(
-            features=features,
-            tasks=tuple(labels),
-            keys=tuple(name for name, verdict in verdicts.items() if verdict.key),
-            time=min(times)[2] if times else None,
-            group=_group(features, seen),
+        schema = Schema.model_validate(
+            {
+                "features": features,
+                "tasks": tuple(labels),
+                "keys": tuple(name for name, verdict in verdicts.items() if verdict.key),
+                "time": min(times)[2] if times else None,
+                "group": _group(features, seen),
+            }
         )
     except ValidationError as error:
         raise ExperimentError(explain(error)) from None

@@ -27,8 +27,8 @@ def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
     column = blank[0] if len(blank) == 1 and name not in columns else ""
     try:
         if len(parent) == 1:
-            return Task(name=name, column=column, given=parent[0])
-        return Task(name="|".join([name, *parent]), column=column)
+            return Task.model_validate({"name": name, "column": column, "given": parent[0]})
+        return Task.model_validate({"name": "|".join([name, *parent]), "column": column})
     except ValidationError as error:
         raise ExperimentError(f"{given!r} is not a task: {explain(error)}") from None
 
@@ -49,10 +49,7 @@ def completed(task: Task, seen: Survey) -> Task:
         raise DataError(f"{place} holds no value in any row; choose another column or fill it")
     if column.distinct.estimate == 1 and not (task.given and column.known < column.rows):
         raise DataError(f"{place} is {only_value(column)} wherever it is known; a label wants at least two values")
-    try:
-        return _filled(task, column, seen, place)
-    except ValidationError as error:
-        raise ExperimentError(explain(error)) from None
+    return _filled(task, column, seen, place)
 
 
 def _place(task: Task) -> str:

@@ -1,0 +1,91 @@
+"""Options made from Python: one sentence of ours for what cannot be, and pydantic's places kept within the whole."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+from pydantic import ValidationError
+
+from multigate.data.tasks import read_task
+from multigate.errors import ExperimentError, MultigateError
+from multigate.experiment import Experiment, make_experiment
+from multigate.options import Options
+from multigate.schema import Number, Schema, Task
+from multigate.sharing import MMoE
+
+SCHEMA = Schema(features=[Number("x")], tasks=[Task("y")])
+FEW_BINS = {"features": [{"name": "x", "kind": "number", "bins": 1}], "tasks": [{"name": "y"}]}
+BAD_TASK = {"features": [{"name": "x", "kind": "number"}], "tasks": [{"name": "y", "kind": "regression", "given": "y"}]}
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: MMoE(experts=0),
+            "MMoE: experts: Input should be greater than or equal to 1 (found 0); set another value",
+        ),
+        (lambda: MMoE(expert=3), "MMoE: unknown key 'expert'; did you mean 'experts'?"),
+        (
+            lambda: Task("a", kind="binry"),
+            "Task: kind: Input should be 'binary', 'regression' or 'multiclass' (found 'binry'); set another value",
+        ),
+        (Task, "Task: name: Field required; add it"),
+        (lambda: Task(name=7), "Task: name: Input should be a valid string (found 7); write it in quotes"),
+        (
+            lambda: Schema(features=[Number("x")], tasks=[Task("y", given="z")]),
+            "Schema: task 'y': given 'z' is not another binary task; add one of that name, or leave 'given' out",
+        ),
+        (
+            lambda: Experiment(schema=SCHEMA, balance="pcgradd"),
+            "Experiment: balance: there is no balance 'pcgradd'; did you mean 'pcgrad'?",
+        ),
+        (
+            lambda: Experiment(schema=SCHEMA).with_(epochs=0),
+            "Experiment: epochs: Input should be greater than or equal to 1 (found 0); set another value",
+        ),
+    ],
+)
+def test_what_python_gives_is_refused_in_one_sentence(make: Callable[[], Options], sentence: str) -> None:
+    with pytest.raises(MultigateError) as caught:
+        make()
+    assert str(caught.value) == sentence
+    assert isinstance(caught.value, ExperimentError)
+    assert isinstance(caught.value, ValueError)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == sentence  # as workers hand it on
+
+
+@pytest.mark.parametrize(
+    ("schema", "place", "told"),
+    [
+        (FEW_BINS, ("schema", "features", 0, "number", "bins"), "Input should be greater than or equal to 2 (found 1)"),
+        (BAD_TASK, ("schema", "tasks", 0), "task 'y': 'given' joins two binary tasks, this one is regression"),
+    ],
+)
+def test_options_within_options_are_told_with_their_place(schema: dict, place: tuple, told: str) -> None:
+    """Built by pydantic, from plain values or from Python: the place is that in the whole."""
+    with pytest.raises(ValidationError) as caught:
+        Experiment.model_validate({"schema": schema})
+    assert caught.value.errors()[0]["loc"] == place
+    words = f"{'.'.join(map(str, place))}: {told}"
+    with pytest.raises(ExperimentError) as caught_from_values:
+        make_experiment({"schema": schema}, name="x.yaml")
+    assert str(caught_from_values.value).startswith(f"x.yaml: {words}")
+    with pytest.raises(ExperimentError) as caught_from_python:
+        Experiment(schema=schema)
+    assert str(caught_from_python.value) == str(caught_from_values.value).replace("x.yaml", "Experiment", 1)
+
+
+def test_the_command_line_words_its_tasks_as_before() -> None:
+    with pytest.raises(ExperimentError, match=r"^'' is not a task: name: String should have at least 1 character"):
+        read_task("")
+
+
+def test_options_are_copied_and_pickled_whole() -> None:
+    experiment = Experiment(schema=SCHEMA, sharing=MMoE(experts=3), tower=(8,), balance="pcgrad")
+    for again in (pickle.loads(pickle.dumps(experiment)), copy.deepcopy(experiment), experiment.with_()):
+        assert again == experiment
+        assert type(again.sharing) is MMoE
+    assert experiment.with_(seed=3).to_dict() == experiment.to_dict() | {"seed": 3}
+    assert Task("a", kind="regression").model_fields_set == {"name", "kind"}
