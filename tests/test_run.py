@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from multigate.errors import RunError
+from multigate.bundle import load
+from multigate.errors import BundleError, RunError
 from multigate.experiment import Experiment
+from multigate.folders import EXPERIMENT
 from multigate.lock import LOCK
-from multigate.run import EXPERIMENT, METRICS, SUMMARY, claimed, difference, open_run, read_history
+from multigate.run import METRICS, SUMMARY, claimed, difference, open_run, read_history
 
 
 def names(folder: Path) -> list[str]:
@@ -120,6 +122,27 @@ def test_what_a_folder_holds_in_place_of_a_run_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with pytest.raises(RunError, match="holds a comparison"):
         open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ("runs", "it holds a comparison, not one model; show it with: multigate report it"),
+        ("trainings", "it holds related tasks, not one model; see relations.html there, by multigate relate"),
+        ("", "the run in it did not finish; go on with: multigate train --resume --out it"),
+    ],
+)
+def test_every_command_tells_the_same_of_a_folder_without_a_model(
+    made: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that open a run, and those that load a bundle."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it" / made).mkdir(parents=True)
+    (tmp_path / "it" / EXPERIMENT).write_text("")
+    for opened in (open_run, load):
+        with pytest.raises((RunError, BundleError)) as caught:
+            opened("it")
+        assert str(caught.value) == told
 
 
 @pytest.mark.parametrize(

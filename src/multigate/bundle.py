@@ -24,6 +24,7 @@ from multigate.data.files import open_table
 from multigate.engine import SMALL, Answers, Engine, Engines, Floats, Onnx, Torch, disagreement, faster, made_up
 from multigate.errors import BundleError, ExperimentError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment
+from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
 from multigate.schema import Schema
@@ -347,11 +348,10 @@ def _missing(folder: Path) -> str:
     """What a folder without ``bundle.json`` is, and which command suits."""
     if not folder.exists():
         return f"there is no folder {folder}; name that of a run or a bundle"
-    if (folder / "runs").is_dir():
-        return f"{folder} holds a comparison, not one model; show it with: multigate report {folder}"
-    if (folder / "experiment.yaml").is_file():
-        return f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}"
-    return f"{folder} is no bundle (and no finished run): it has no {ABOUT}; name the --out folder of a training"
+    return (
+        other_than_a_model(folder)
+        or f"{folder} is no bundle (and no finished run): it has no {ABOUT}; name the --out folder of a training"
+    )
 
 
 def _checksum(path: Path) -> str:

@@ -67,7 +67,7 @@ def train(
     from multigate.bundle import load
     from multigate.errors import ExperimentError, RunError
     from multigate.experiment import make_experiment, read_experiment
-    from multigate.run import EXPERIMENT
+    from multigate.folders import EXPERIMENT
     from multigate.tables import metric_table
     from multigate.training.train import train as run_training
 

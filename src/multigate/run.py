@@ -10,15 +10,12 @@ from typing import Any
 from multigate.bundle import Bundle, load
 from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment
+from multigate.folders import EXPERIMENT, MEMBERS, TRAININGS, other_than_a_model
 from multigate.lock import LOCK, locked
 from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
 from multigate.yaml_text import read_yaml
 
-EXPERIMENT, METRICS, SUMMARY = "experiment.yaml", "metrics.jsonl", "summary.json"
-MEMBERS = "runs"
-"""The folder that only a comparison has: one folder in it for each of its runs."""
-TRAININGS = "trainings"
-"""The folder that only relations of tasks have: one folder in it for each training behind them."""
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 def strict(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -56,13 +53,10 @@ def open_run(path: str | Path) -> Run:
     folder = Path(path)
     if (folder / SUMMARY).is_file():
         return Run(folder)
-    if (folder / MEMBERS).is_dir():
-        raise RunError(f"{folder} holds a comparison, not one run; show it with: multigate report {folder}")
-    if (folder / TRAININGS).is_dir():
-        raise RunError(f"{folder} holds related tasks, not one run; see relations.html there, by multigate relate")
-    if (folder / EXPERIMENT).is_file():
-        raise RunError(f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}")
-    raise RunError(f"there is no run in {folder}: it has no {SUMMARY}; name the --out folder of a training")
+    raise RunError(
+        other_than_a_model(folder)
+        or f"there is no run in {folder}: it has no {SUMMARY}; name the --out folder of a training"
+    )
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

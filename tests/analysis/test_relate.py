@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from multigate.analysis.budget import multiply_adds
 from multigate.analysis.relate import _lookahead, open_relations, read_pairs, relate
 from multigate.analysis.relations import Relations
+from multigate.analysis.subject import find_subject
 from multigate.cli import app
 from multigate.data.encoder import Encoder
 from multigate.datasets.synthetic import Synthetic, synthetic_schema, synthetic_table
-from multigate.errors import ExperimentError, RunError
+from multigate.errors import BundleError, ExperimentError, RunError
 from multigate.experiment import Experiment
 from multigate.run import open_run
 from multigate.sharing import MMoE, SharedBottom, SingleTask
@@ -273,6 +274,8 @@ def test_folders_are_not_mixed_up(feed_experiment: Experiment, tmp_path: Path) -
         train(experiment, tmp_path / "related", resume=True, quiet=True)
     with pytest.raises(RunError, match=r"relations\.html"):
         open_run(tmp_path / "related")
+    with pytest.raises(BundleError, match=r"holds related tasks.*relations\.html"):  # which has prepared rows, too
+        find_subject(tmp_path / "related")
     train(experiment, tmp_path / "run", quiet=True)
     with pytest.raises(RunError, match="one run"):
         relate(experiment, tmp_path / "run", quiet=True)

@@ -125,11 +125,15 @@ def moved(folder: Path) -> None:
     (folder / "run/bundle").rename(folder / "run/elsewhere")
 
 
-def compared(folder: Path) -> None:
-    (folder / "run/runs").mkdir()
+def compared(folder: Path, made: str = "runs") -> None:
+    (folder / "run" / made).mkdir()
     shutil.rmtree(folder / "run/bundle")
     for name in ("summary.json", "metrics.jsonl"):
         (folder / "run" / name).unlink()
+
+
+def related(folder: Path) -> None:
+    compared(folder, "trainings")
 
 
 def climbing(folder: Path) -> None:
@@ -241,6 +245,7 @@ SYSTEM: list[Case] = [
     Case(BUNDLES, "a run that did not finish",
          lambda folder: stopped(folder) or SCORE, ("did not finish", "--resume --out run")),
     Case(BUNDLES, "a comparison", trained(compared, *SCORE), ("holds a comparison", "multigate report")),
+    Case(BUNDLES, "related tasks", trained(related, *SCORE), ("holds related tasks", "multigate relate")),
     Case(BUNDLES, "a file missing",
          trained(lambda folder: (folder / "run/bundle/model.safetensors").unlink(), *SCORE), ("lacks its file",)),
     Case(BUNDLES, "a file altered", trained(torn("run/bundle/model.safetensors"), *SCORE), ("altered or damaged",)),

@@ -35,7 +35,8 @@ from multigate.data.rows import join, pick_tasks
 from multigate.errors import ExperimentError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment
-from multigate.run import MEMBERS, claimed, strict
+from multigate.folders import MEMBERS
+from multigate.run import claimed, strict
 from multigate.sharing import Structure, structure_named
 from multigate.training.cohort import fit_cohort
 from multigate.training.fit import CHECKPOINT

@@ -17,8 +17,9 @@ from multigate.bundle import Bundle, build_model
 from multigate.data.encoder import Encoder
 from multigate.errors import RunError, nearest
 from multigate.experiment import make_experiment
+from multigate.folders import MEMBERS
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
-from multigate.run import MEMBERS, stored_values
+from multigate.run import stored_values
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, VARIANTS
 from multigate.training.checkpoint import load_weights

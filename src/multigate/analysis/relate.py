@@ -18,9 +18,10 @@ from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import Experiment
+from multigate.folders import TRAININGS
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.options import explain
-from multigate.run import TRAININGS, claimed
+from multigate.run import claimed
 from multigate.sharing import STRUCTURES, VARIANTS, Structure, structure_named
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device

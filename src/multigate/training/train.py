@@ -15,7 +15,8 @@ from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, prepare
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
-from multigate.run import EXPERIMENT, SUMMARY, Run, claimed, open_run, strict
+from multigate.folders import EXPERIMENT
+from multigate.run import SUMMARY, Run, claimed, open_run, strict
 from multigate.training.fit import CHECKPOINT
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device, fit

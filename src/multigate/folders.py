@@ -1,0 +1,21 @@
+"""What a folder holds in place of one model, told by the names that stand in it."""
+
+from pathlib import Path
+
+EXPERIMENT = "experiment.yaml"
+"""The file that every folder of trainings has, from their beginning on."""
+MEMBERS = "runs"
+"""The folder that only a comparison has: one folder in it for each of its runs."""
+TRAININGS = "trainings"
+"""The folder that only relations of tasks have: one folder in it for each training behind them."""
+
+
+def other_than_a_model(folder: Path) -> str | None:
+    """What a folder without a finished run is, and which command suits, in one sentence; None where it is unknown."""
+    if (folder / MEMBERS).is_dir():
+        return f"{folder} holds a comparison, not one model; show it with: multigate report {folder}"
+    if (folder / TRAININGS).is_dir():
+        return f"{folder} holds related tasks, not one model; see relations.html there, by multigate relate"
+    if (folder / EXPERIMENT).is_file():
+        return f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}"
+    return None
