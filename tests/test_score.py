@@ -1,4 +1,4 @@
-"""Predictions and runs on disks that are full or closed: one sentence, nothing half-written, the old files kept."""
+"""Scores of rows a run set aside; full or closed disks: one sentence, nothing half-written, the old files kept."""
 
 import os
 import shutil
@@ -6,15 +6,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from multigate.bundle import Bundle, load
+from multigate.cli import app
 from multigate.data.encoder import Encoder
 from multigate.datasets.feed import Feed, feed_schema, write_feed
-from multigate.errors import DataError
-from multigate.experiment import Experiment
-from multigate.score import write_predictions
+from multigate.errors import DataError, MultigateError
+from multigate.experiment import Experiment, read_experiment
+from multigate.score import score_part, score_table, write_predictions
 from multigate.training.train import train
 from processes import run
 
@@ -43,6 +47,70 @@ def folder() -> Iterator[Path]:
     assert run([*TRAIN, "run"], folder).code == 0
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def split(folder: Path) -> tuple[Path, dict[str, pa.Table]]:
+    """A run that split its rows by time, and the rows of its parts cut off the table by hand."""
+    rows = pq.read_table(folder / "train.parquet")
+    late, last = (np.sort(rows["time"].to_numpy())[at] for at in (-250, -150))
+    before, after = pc.less(rows["time"], pa.scalar(late)), pc.greater_equal(rows["time"], pa.scalar(last))
+    parts = {
+        "train": rows.filter(before),
+        "valid": rows.filter(pc.invert(pc.or_(before, after))),
+        "test": rows.filter(after),
+    }
+    assert min(part.num_rows for part in parts.values()) > 50
+    experiment = read_experiment(folder / "x.yaml").with_(
+        train=str(folder / "train.parquet"), valid=None, split={"valid_from": str(late), "test_from": str(last)}
+    )
+    train(experiment, folder / "split", quiet=True, device="cpu")
+    return folder / "split", parts
+
+
+@pytest.mark.parametrize("part", ["test", "valid"])
+def test_rows_that_a_run_set_aside_are_scored_like_a_table_of_them(split: tuple, part: str) -> None:
+    run, parts = split
+    metrics, intervals = score_part(run, part, replicates=20)
+    wanted, wanted_intervals = score_table(load(run), parts[part], replicates=20)
+    assert metrics == pytest.approx(wanted, abs=1e-6, nan_ok=True)
+    assert {name: pytest.approx(one, abs=1e-6, nan_ok=True) for name, one in intervals.items()} == wanted_intervals
+    other, _ = score_table(load(run), parts["train"], replicates=0)
+    assert other["click/log_loss"] != pytest.approx(metrics["click/log_loss"], abs=1e-6)
+
+
+def test_scores_of_a_part_are_printed_as_those_of_a_table(
+    split: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, parts = split
+    pq.write_table(parts["test"], folder / "test.parquet")
+    monkeypatch.chdir(folder.parent)
+    printed = []
+    for words in (["--part", "test"], ["split/test.parquet"]):
+        app(["score", "split", *words, "--replicates", "20"], standalone_mode=False)
+        printed.append(capsys.readouterr().out.splitlines())
+    assert printed[0][0].strip() == "split, test rows"
+    assert "click" in "".join(printed[0])
+    assert printed[0][1:] == printed[1][1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["split"], "score wants rows: name a table, or add --part test"),
+        (["split", "test.parquet", "--part", "test"], "leave out the table and --out, or leave out --part"),
+        (["split", "--part", "test", "--out", "p.parquet"], "leave out the table and --out, or leave out --part"),
+        (["split", "--part", "tset"], "split has no tset rows; it has train, valid, test; or name a table"),
+        (["run", "--part", "test"], "run has no test rows; it has train, valid; or name a table"),
+        (["run/bundle", "--part", "test"], "there is no run in run/bundle"),
+    ],
+)
+def test_rows_that_there_are_not_are_told(
+    split: tuple, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(split[0].parent)
+    with pytest.raises(MultigateError, match=told.replace(".", r"\.")):
+        app(["score", *words], standalone_mode=False)
 
 
 def names(folder: Path) -> list[str]:

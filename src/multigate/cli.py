@@ -90,16 +90,29 @@ def train(
 @app.command()
 def score(
     run: Annotated[Path, typer.Argument(help="A run or bundle folder.")],
-    table: Annotated[str, typer.Argument(help="Rows to score or predict: a file, folder or glob.")],
+    table: Annotated[str | None, typer.Argument(help="Rows to score or predict: a file, folder or glob.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="test or valid: score the run's own rows in place of a table.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write predictions here (.parquet), beside the key columns.")] = None,
     replicates: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals; 0 for none.")] = 200,
 ) -> None:
-    """Score a run's predictions on a table with labels, or write predictions for one without."""
+    """Score a run on a table with labels or on rows it set aside, or write predictions for a table without labels."""
     from multigate.bundle import load
-    from multigate.score import score_table, write_predictions
+    from multigate.errors import DataError
+    from multigate.score import score_part, score_table, write_predictions
     from multigate.tables import metric_table
     from multigate.training.progress import Reporter
 
+    if part is not None:
+        if table is not None or out is not None:
+            raise DataError("score --part takes a run's own rows; leave out the table and --out, or leave out --part")
+        with Reporter() as report:
+            metrics, intervals = score_part(run, part, replicates=replicates, progress=report)
+        _print(metric_table(f"{run}, {'validation' if part == 'valid' else part} rows", metrics, intervals))
+        return
+    if table is None:
+        raise DataError("score wants rows: name a table, or add --part test for those that the run set aside")
     bundle = load(run, engine="auto" if out is not None else "torch")
     with Reporter() as report:
         if out is not None:

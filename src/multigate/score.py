@@ -1,7 +1,8 @@
-"""Scoring a table, or writing predictions for it."""
+"""Scoring a table or a run's own rows, or writing predictions for a table."""
 
 import glob
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,49 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from multigate.analysis.subject import find_subject
+from multigate.batch import Batch
 from multigate.bundle import Bundle
 from multigate.errors import DataError
 from multigate.evaluate import forward, intervals, scores, spaces
+from multigate.run import open_run
 from multigate.writing import writing
 
 Progress = Callable[[str, int, int | None], None]
+Metrics = dict[str, float]
+Intervals = dict[str, tuple[float, float]]
 
 
 def score_table(
     bundle: Bundle, table: Any, *, replicates: int = 200, progress: Progress | None = None
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+) -> tuple[Metrics, Intervals]:
     """Metrics of a bundle on rows with labels, and their bootstrap intervals, by ``<task>/<metric>``.
 
     Raises ``DataError`` where label columns are missing.
     """
+    batches = (batch for batch, _ in bundle.batches(table, labels=True))
+    return _scored(bundle, batches, replicates, progress)
 
-    def told() -> Any:
+
+def score_part(
+    run: str | Path, part: str = "test", *, replicates: int = 200, progress: Progress | None = None
+) -> tuple[Metrics, Intervals]:
+    """The same of all rows that a run set aside (or was given) as its ``test`` or ``valid`` part.
+
+    Raises ``RunError`` where the folder holds no finished run or its prepared rows are gone, ``DataError`` where it
+    has no such part.
+    """
+    open_run(run)  # a bundle alone, and a comparison, have no rows that are one model's own
+    subject = find_subject(run, part=part, most=sys.maxsize)
+    return _scored(subject.bundle, subject.batches, replicates, progress)
+
+
+def _scored(
+    bundle: Bundle, batches: Iterable[Batch], replicates: int, progress: Progress | None
+) -> tuple[Metrics, Intervals]:
+    def told() -> Iterable[Batch]:
         done = 0
-        for batch, _ in bundle.batches(table, labels=True):
+        for batch in batches:
             done += batch.rows
             yield batch
             if progress is not None:
