@@ -88,6 +88,26 @@ def test_it_moves_on_and_never_ends_worse_than_it_began(run: Run, early: Run) ->
     assert np.mean([run.best[name] for name in main]) >= np.mean([early.best[name] for name in main])
 
 
+@pytest.mark.parametrize(("rate", "kept"), [(10.0, True), (0.002, False)])
+def test_it_says_where_it_began_and_whether_that_is_what_is_kept(
+    late: Experiment, early: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, kept: bool
+) -> None:
+    """A rate far too high makes the earlier weights worse."""
+    optimizer = late.optimizer.with_(learning_rate=rate)
+    run = train(late.with_(optimizer=optimizer), tmp_path / "run", device="cpu")
+    lines = capsys.readouterr().err.splitlines()
+    zero, one = (line for line in lines if line.startswith("epoch"))
+    assert zero.startswith(f"epoch  0/1  click/auc {early.best['click/auc']:.4f}  ")
+    assert zero.endswith("  best")
+    assert "rows/s" not in zero
+    assert "rows/s" in one
+    assert one.endswith("  best") != kept
+    began = run.history[0]["valid"]
+    assert kept == ({f"valid/{name}": value for name, value in run.summary["best"].items()} == began)
+    said = "no epoch was better on the validation rows than the weights it began with; those are kept"
+    assert lines.count(said) == kept
+
+
 def test_interrupted_and_resumed_it_is_bit_equal(
     run: Run, late: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,11 +37,12 @@ def tell(fitting: Fit, entry: dict[str, Any]) -> None:
 
 
 def line_of(fitting: Fit, metrics: dict[str, float]) -> str:
-    """What an epoch says on the terminal."""
+    """What an epoch says on the terminal; epoch 0 is where a warm start begins."""
     shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in fitting.monitor.main)
     mark = "  best" if fitting.stale == 0 else ""
-    speed = fitting.prepared.train.rows * fitting.epoch / max(fitting.seconds, 1e-9)
-    return f"epoch {fitting.epoch:>2}/{fitting.experiment.epochs}  {shown}  {speed:,.0f} rows/s{mark}"
+    rate = fitting.prepared.train.rows * fitting.epoch / max(fitting.seconds, 1e-9)
+    speed = f"  {rate:,.0f} rows/s" if fitting.epoch else ""
+    return f"epoch {fitting.epoch:>2}/{fitting.experiment.epochs}  {shown}{speed}{mark}"
 
 
 def warn(fitting: Fit, report: Reporter) -> None:

@@ -91,8 +91,9 @@ def fit(
             (folder / METRICS).unlink(missing_ok=True)
             if start is not None:
                 start_from(fitting.model, start)
-                metrics = named(fitting.evaluate())
-                tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": metrics})
+                scored = fitting.evaluate()
+                tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
+                report.detail(line_of(fitting, scored))
         board = None
         fitting.model.train()
         while not fitting.finished:
@@ -118,6 +119,8 @@ def fit(
         if board is not None:
             board.close()
         fitting.model.load_state_dict(load_weights(folder / BEST, device))
+        if start is not None and fitting.stale == fitting.epoch:
+            report.line("no epoch was better on the validation rows than the weights it began with; those are kept")
         rows = prepared.train.rows * fitting.step_done / len(fitting.loader)
         rows_per_second = rows / max(fitting.seconds, 1e-9)
         return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
