@@ -69,6 +69,8 @@ def test_what_is_written_is_read_back(file: Path, tmp_path: Path) -> None:
         ("optimizer.learning_rate=fast", "optimizer.learning_rate"),
         ("batch_size=0", "batch_size"),
         ("monitor=auc", "<task>/<metric>"),
+        ("monitor=click/calibration", "'click/calibration' cannot be monitored, for calibration is best at 1"),
+        ("monitor=click/calibration", "'click/log_loss'"),
         ("epochs", "key=value"),
         ("seed.inner=3", "seed"),
     ],

@@ -125,6 +125,12 @@ with warnings.catch_warnings():
         def _monitor_form(cls, value: str) -> str:
             if value != "mean" and "/" not in value:
                 raise ValueError(f"'monitor' wants 'mean' or '<task>/<metric>', such as 'click/auc', not {value!r}")
+            task, _, metric = value.partition("/")
+            if metric == "calibration":  # a metric like the others, but for its direction
+                raise ValueError(
+                    f"{value!r} cannot be monitored, for calibration is best at 1, neither higher nor lower; "
+                    f"take '{task}/log_loss', which suffers where it is off"
+                )
             return value
 
         def to_yaml(self, *, full: bool = False) -> str:
