@@ -19,7 +19,7 @@ import pytest
 
 from multigate.bundle import Bundle, build_model, load, sigmoid
 from multigate.calibration import Curve
-from multigate.engine import arrays
+from multigate.engine import BLOCK, arrays
 from multigate.errors import BundleError, DataError
 from multigate.experiment import Experiment
 from multigate.schema import Number, Schema, Task
@@ -67,6 +67,48 @@ def test_one_row_as_a_dict_is_the_row_of_the_table(bundle: Bundle, table: pa.Tab
         found = bundle.predict(row)
         for name, values in expected.items():
             assert found[name] == pytest.approx(values[i], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_list_of_rows_is_predicted_as_one_by_one(
+    bundle: Bundle, table: pa.Table, tmp_path: Path, engine: str
+) -> None:
+    """In their order, more of them than are computed together, some that know nothing; whatever the engine."""
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        bundle.export(tmp_path / "served")
+        bundle = load(tmp_path / "served", engine="onnx")
+    nothing = dict.fromkeys(bundle.schema.columns(labels=False, carried=False))
+    different = [nothing, *table.slice(0, 20).to_pylist(), nothing | {"tags": ["t1", "t2"], "user": 3}]
+    assert len({str(row["tags"]) for row in different}) > 2
+    times = BLOCK // len(different) + 1
+    rows = different * times
+    found = bundle.predict(rows, gates=True)
+    single = [bundle.predict(row, gates=True) for row in different] * times
+    assert found.keys() == single[0].keys()
+    for name, values in found.items():
+        assert values.shape[0] == len(rows)
+        np.testing.assert_allclose(values, np.array([one[name] for one in single]), rtol=1e-5, atol=1e-6, err_msg=name)
+    for name, values in bundle.predict(tuple(rows[:1])).items():
+        assert values.shape == (1,)
+        assert values[0] == pytest.approx(single[0][name], rel=1e-5)
+    empty = bundle.predict([], gates=True)
+    assert {name: value.shape[1:] for name, value in empty.items()} == {name: v.shape[1:] for name, v in found.items()}
+    assert all(len(value) == 0 for value in empty.values())
+
+
+def test_a_wrong_row_of_a_list_is_named(bundle: Bundle, table: pa.Table) -> None:
+    row = table.slice(0, 1).to_pylist()[0]
+    without = {name: value for name, value in row.items() if name != "country"}
+    for before in (2, BLOCK + 2):
+        for wrong, told in (
+            (without, "there is no column 'country'; "),
+            (row | {"price": "dear"}, "column 'price': wanted a number, found 'dear'; "),
+            (None, "wanted a dict of values, found NoneType; "),
+        ):
+            with pytest.raises(DataError, match=f"^row {before + 1}: {told}"):
+                bundle.predict([*[row] * before, wrong, row])
 
 
 def test_conditionals_multiply(bundle: Bundle, table: pa.Table) -> None:

@@ -19,10 +19,24 @@ from multigate.balance import BALANCES
 from multigate.batch import Batch
 from multigate.calibration import Calibration, Curve
 from multigate.data.cells import placed
-from multigate.data.encoder import Encoder
+from multigate.data.encoder import Arrays, Encoder
 from multigate.data.files import open_table
-from multigate.engine import SMALL, Answers, Engine, Engines, Floats, Onnx, Torch, disagreement, faster, made_up
-from multigate.errors import BundleError, ExperimentError, MultigateError, nearest
+from multigate.engine import (
+    BLOCK,
+    SMALL,
+    Answers,
+    Engine,
+    Engines,
+    Floats,
+    Onnx,
+    Torch,
+    arrays,
+    disagreement,
+    faster,
+    made_up,
+    together,
+)
+from multigate.errors import BundleError, DataError, ExperimentError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment
 from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
@@ -94,20 +108,24 @@ class Bundle:
     def predict(self, rows: Any, *, gates: bool = False) -> Predictions | dict[str, Any]:
         """Probabilities and values by name, in the order of the rows.
 
-        ``rows``: one row as a dict of values, a dict of lists, a pandas, polars or pyarrow table, or a path. A binary
-        task gives p(task); one with a ``given`` parent also ``task|parent``; regression gives the value in the label's
-        own unit; multiclass gives the most likely class and ``task=class`` for each probability. ``gates=True`` adds
-        ``gate/<reader>`` with a weight per expert, of several levels ``gate/<level>/<reader>`` counted from 1. Each is
-        an array (R,), gates (R, E); for one row plain values.
+        ``rows``: one row as a dict of values, a list of such rows, a dict of lists, a pandas, polars or pyarrow table,
+        or a path. A binary task gives p(task); one with a ``given`` parent also ``task|parent``; regression gives the
+        value in the label's own unit; multiclass gives the most likely class and ``task=class`` for each probability.
+        ``gates=True`` adds ``gate/<reader>`` with a weight per expert, of several levels ``gate/<level>/<reader>``
+        counted from 1. Each is an array (R,), gates (R, E); for one row plain values.
 
-        Raises ``DataError`` for a feature column that is missing or of the wrong kind. Values unseen in training and
-        nulls are read by the same rule as in training.
+        Raises ``DataError`` for a feature column that is missing or of the wrong kind, and for a table without rows; of
+        an empty list the arrays are empty. Values unseen in training and nulls are read by the same rule as in
+        training.
         """
         if isinstance(rows, Mapping) and not all(_is_column(value) for value in rows.values()):
             named = self._named(self.engines.row(self.encoder.arrays(rows)), gates=gates)
             return {name: value.tolist()[0] for name, value in named.items()}
-        answers = self.engines.table.over(self.batches(rows))
-        parts = [self._named(one, gates=gates) for one, _ in answers]
+        if _are_rows(rows):
+            parts = [self._named(self.engines.table(some), gates=gates) for some in self._read(rows)]
+        else:
+            answers = self.engines.table.over(self.batches(rows))
+            parts = [self._named(one, gates=gates) for one, _ in answers]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     def predict_batches(self, rows: Any) -> Iterator[tuple[Predictions, pa.RecordBatch]]:
@@ -129,6 +147,23 @@ class Bundle:
                 batch = self.encoder.columns(record, labels=labels)
             yield batch, record
             first_row += record.num_rows
+
+    def _read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Arrays]:
+        """Rows given as dicts, each read by itself, some hundred at a time; of an empty list one batch of no rows."""
+        if not rows:
+            yield arrays(made_up(self.encoder.layout, 0))
+        for start in range(0, len(rows), BLOCK):
+            yield together([self._one(row, at) for at, row in enumerate(rows[start : start + BLOCK], start + 1)])
+
+    def _one(self, row: Mapping[str, Any], number: int) -> Arrays:
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"row {number:,}: wanted a dict of values, found {type(row).__name__}; give every row as one"
+            )
+        try:
+            return self.encoder.arrays(row)
+        except DataError as error:
+            raise DataError(f"row {number:,}: {error}") from None
 
     def _named(self, answers: Answers, *, gates: bool = False) -> Predictions:
         named = name_outputs(self.schema, self.encoder, answers)
@@ -312,6 +347,11 @@ def sigmoid(logits: Floats) -> Floats:
     """1 / (1 + e^-logit), taken in float64, where it neither overflows nor loses the tail."""
     x = np.maximum(logits.astype(np.float64), -700.0)
     return (1 / (1 + np.exp(-x))).astype(np.float32)
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether a list holds rows, not paths; an empty one holds none."""
+    return isinstance(rows, list | tuple) and (not rows or any(isinstance(row, Mapping) for row in rows))
 
 
 def _is_column(value: Any) -> bool:

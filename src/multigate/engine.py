@@ -128,6 +128,18 @@ def arrays(batch: Batch) -> Arrays:
     return Arrays(batch.numbers.numpy(), batch.categories.numpy(), bags)
 
 
+def together(rows: Sequence[Arrays]) -> Arrays:
+    """What was read of rows one after the other, as one; of at least one."""
+    bags = []
+    for parts in zip(*(one.bags for one in rows), strict=True):
+        sizes = np.concatenate([np.diff(offsets) for _, offsets in parts])
+        offsets = np.concatenate([[0], sizes.cumsum()]).astype(np.int32)
+        bags.append((np.concatenate([values for values, _ in parts]), offsets))
+    return Arrays(
+        np.concatenate([one.numbers for one in rows]), np.concatenate([one.categories for one in rows]), tuple(bags)
+    )
+
+
 def _joined(parts: Sequence[Future[Answers]]) -> Answers:
     done = [part.result() for part in parts]
     if len(done) == 1:

@@ -449,6 +449,8 @@ PYTHON_CASES = [
         "a": pa.RunEndEncodedArray.from_arrays([100, ROWS], [1, 2]),
         "b": pa.array(["x", "y"] * (ROWS // 2), pa.string_view()), "click": HALVES}), (), 0, "Read."),
     Case(PYTHON, "a row without a column", bundled(lambda: {"colour": "red"}), ("no column 'price'",)),
+    Case(PYTHON, "a list of rows, one without a column", bundled(lambda: [row(), {"colour": "red"}]),
+         ("row 2: there is no column 'price'",)),
     Case(PYTHON, "a row with text for a number", bundled(lambda: row(price="cheap")),
          ("column 'price'", "found 'cheap'")),
     Case(PYTHON, "a row with a list for a category", bundled(lambda: row(colour=["red"])), ("only bags and vectors",)),
