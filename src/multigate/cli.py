@@ -112,7 +112,7 @@ def score(
         _print(metric_table(f"{run}, {'validation' if part == 'valid' else part} rows", metrics, intervals))
         return
     if table is None:
-        raise DataError("score wants rows: name a table, or add --part test for those that the run set aside")
+        raise DataError("score wants rows; name a table, or add --part test for those that the run set aside")
     bundle = load(run, engine="auto" if out is not None else "torch")
     with Reporter() as report:
         if out is not None:

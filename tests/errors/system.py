@@ -238,6 +238,9 @@ SYSTEM: list[Case] = [
          ("tables changed",)),
     Case(RUNS, "its summary torn",
          trained(torn("run/summary.json"), "train", "--resume", "--out", "run"), ("summary.json is damaged",)),
+    Case(RUNS, "scored without rows", trained(lambda folder: None, "score", "run"), ("name a table", "--part test")),
+    Case(RUNS, "scored on a part there is not", trained(lambda folder: None, "score", "run", "--part", "tset"),
+         ("no tset rows", "valid")),
 
     Case(BUNDLES, "there is none", lambda folder: ["score", "run", "rows.parquet"], ("there is no folder run",)),
     Case(BUNDLES, "a folder of something else",

@@ -16,6 +16,8 @@ import pyarrow as pa
 import yaml
 from case import Case, Make
 
+from multigate.sharing import MMoE
+
 ROWS = good.ROWS
 RISING = [float(at) for at in range(ROWS)]
 HALVES = [0, 1] * (ROWS // 2)
@@ -448,6 +450,8 @@ PYTHON_CASES = [
     Case(PYTHON, "Arrow: run ends and views", described(lambda: {
         "a": pa.RunEndEncodedArray.from_arrays([100, ROWS], [1, 2]),
         "b": pa.array(["x", "y"] * (ROWS // 2), pa.string_view()), "click": HALVES}), (), 0, "Read."),
+    Case(PYTHON, "a setting that cannot be", lambda _: lambda: MMoE(experts=0), ("MMoE: experts", "found 0")),
+    Case(PYTHON, "a setting there is not", lambda _: lambda: MMoE(expert=3), ("did you mean 'experts'?",)),
     Case(PYTHON, "a row without a column", bundled(lambda: {"colour": "red"}), ("no column 'price'",)),
     Case(PYTHON, "a list of rows, one without a column", bundled(lambda: [row(), {"colour": "red"}]),
          ("row 2: there is no column 'price'",)),
