@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,9 @@ import pytest
 
 from multigate.bundle import Bundle, build_model, load, sigmoid
 from multigate.calibration import Curve
+from multigate.data.encoder import Encoder
 from multigate.engine import BLOCK, arrays
-from multigate.errors import BundleError, DataError
+from multigate.errors import BundleError, DataError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.schema import Number, Schema, Task
 from multigate.score import score_table, write_predictions
@@ -485,3 +487,20 @@ def test_an_export_that_fails_leaves_what_was_there(
         bundle.export(folder)
     assert load(folder, engine="onnx")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_predictions_have_names_of_their_own() -> None:
+    table = pa.table(
+        {"x": [0.0, 1.0, 2.0, 3.0], "a": [0, 1, 0, 1], "size": ["big", "mid", "big", "mid"], "b": [0, 1, 0, 0]}
+    )
+
+    def build(**schema: Any) -> None:
+        made = Experiment(schema=Schema(features=[Number("x")], **schema))
+        build_model(made, Encoder.fit(made.schema, table.to_batches()))
+
+    size, twin = Task("size", kind="multiclass"), Task("size=big", column="a")
+    build(tasks=[size, Task("a")], keys=["x"])
+    with pytest.raises(ExperimentError, match="would be named 'size=big'"):
+        build(tasks=[size, twin])
+    with pytest.raises(ExperimentError, match=r"would be named 'b\|a'"):
+        build(tasks=[Task("a"), Task("b", given="a")], keys=["b|a"])
