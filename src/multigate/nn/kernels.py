@@ -1,8 +1,9 @@
 """Compiled code for what is no matmul: built once by the machine's own compiler, kept, and never needed.
 
 ``kernels.cpp`` is built on first use, in about a second, and kept in the cache folder under a name that says what it
-was built from: its source, the compiler, the processor. Where there is no compiler, where it fails, or where what it
-made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
+was built from (its source, the compiler, the processor) and what is in it: a file that was cut off or altered since
+would end the process, so it is never loaded, but built anew. Where there is no compiler, where it fails, or where what
+it made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
 ``MULTIGATE_KERNELS=off`` does without them.
 """
 
@@ -12,17 +13,19 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from ctypes import c_int, c_int64, c_void_p
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from multigate.cache import cache_folder
-from multigate.writing import writing
+from multigate.writing import remove, writing
 
 OFF = "MULTIGATE_KERNELS"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
@@ -145,16 +148,33 @@ def built() -> Built:
 
 
 def _library(compiler: str, *, anew: bool) -> Path:
-    """The library of this source, compiler and processor, made where it is not there or is asked for anew."""
+    """The library of this source, compiler and processor, made where it is not there whole or is asked for anew."""
     source = files("multigate.nn").joinpath("kernels.cpp").read_text(encoding="utf-8")
     version = _run(compiler, "--version")
     parts = (source, compiler, version, _processor(), *FLAGS)
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    path = cache_folder() / "kernels" / f"{key}.so"
-    if anew or not path.is_file():
-        with writing(path) as temporary:
-            _run(compiler, *FLAGS, "-x", "c++", "-", "-o", str(temporary), given=source)
+    key, folder = _digest("\0".join(parts).encode()), cache_folder() / "kernels"
+    for path in folder.glob(f"{key}*.so"):
+        if not anew and path.name == _name(key, path.read_bytes()):
+            return path
+        with suppress(OSError):
+            remove(path)
+    with TemporaryDirectory() as scratch:
+        made = Path(scratch, "kernels.so")
+        _run(compiler, *FLAGS, "-x", "c++", "-", "-o", str(made), given=source)
+        content = made.read_bytes()
+    path = folder / _name(key, content)
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
     return path
+
+
+def _name(key: str, content: bytes) -> str:
+    """Of a library in the cache."""
+    return f"{key}-{_digest(content)}.so"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _run(*command: str, given: str = "") -> str:
