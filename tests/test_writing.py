@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -57,6 +59,27 @@ def test_a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder(tmp_path: P
     assert names(tmp_path) == ["folder", "folder/thesis"]
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_threads_that_write_one_path_at_once_do_not_meet(tmp_path: Path, kind: str) -> None:
+    """Each holds the path's temporary at the same time as the others; what is there at last is all of one of them."""
+    begun, path = Barrier(4, timeout=10), tmp_path / "x"
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            with writing(path) as temporary:
+                begun.wait()
+                if kind == "folder":
+                    temporary.mkdir()
+                (temporary / "inner" if kind == "folder" else temporary).write_text(str(number) * 1000)
+                begun.wait()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    content = (path / "inner" if kind == "folder" else path).read_text()
+    assert content in [str(number) * 1000 for number in range(4)]
+    assert names(tmp_path) == (["x", "x/inner"] if kind == "folder" else ["x"])
+
+
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for target in ("elsewhere/there", "elsewhere/new"):
@@ -78,6 +101,7 @@ def test_others_may_read_what_is_written_as_far_as_the_umask_grants(tmp_path: Pa
 def test_what_dead_processes_left_is_removed_but_not_what_living_ones_write(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (tmp_path / f".x.{int(dead.stdout)}.writing").write_text("half")
+    (tmp_path / f".x.{int(dead.stdout)}-7.writing").write_text("half")
     living = tmp_path / f".x.{os.getppid()}.writing"
     living.write_text("half")
     write_text(tmp_path / "x", "whole")

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,6 +16,9 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 LEFTOVERS = ("*.writing", ".*.old")
 """Names of what a killed process was in the middle of."""
+_numbers = count()
+"""For names that no two threads of a process share."""
+_placing = threading.Lock()
 
 
 @contextmanager
@@ -21,19 +26,21 @@ def writing(path: Path) -> Iterator[Path]:
     """A place to write a file or folder to, which becomes ``path`` once it is whole.
 
     What was there before stays until then, and for good if anything goes wrong; a link is followed. Missing parents
-    are made. Raises ``RunError`` where the disk refuses.
+    are made. Of several threads that write one path at once the last one's is kept. Raises ``RunError`` where the disk
+    refuses.
     """
     with told(path):
         path = path.resolve()
         missing = [parent for parent in path.parents if not parent.exists()]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+        temporary = _beside(path, "writing")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_dead(path)
             remove(temporary)
             yield temporary
             _make_durable(temporary)
-            _put_in_place(temporary, path)
+            with _placing:
+                _put_in_place(temporary, path)
         except BaseException:
             remove(temporary)
             with suppress(OSError):
@@ -84,10 +91,15 @@ def is_leftover(path: Path) -> bool:
     return any(path.match(pattern) for pattern in LEFTOVERS)
 
 
+def _beside(path: Path, kind: str) -> Path:
+    """A name of this thread alone beside a path, which says whose it is."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}.{kind}")
+
+
 def _remove_dead(path: Path) -> None:
     """Remove what processes that are gone left of the same place."""
     for leftover in path.parent.glob(f".{path.name}.*.writing"):
-        owner = leftover.name.split(".")[-2]
+        owner = leftover.name.split(".")[-2].partition("-")[0]
         if os.name == "posix" and owner.isdecimal() and not _is_alive(int(owner)):
             remove(leftover)
 
@@ -120,7 +132,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     if not (temporary.is_dir() and path.is_dir()):
         os.replace(temporary, path)
         return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = _beside(path, "old")
     remove(old)
     path.rename(old)
     try:

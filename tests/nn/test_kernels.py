@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 
@@ -166,16 +168,37 @@ def test_a_library_that_is_not_what_was_built_is_never_loaded(
     """Loaded or called it would end the process: by SIGBUS where it was cut off, by SIGSEGV where its code changed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     good = Path(built().told).read_bytes()
-    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or str(COMPILER)
     monkeypatch.setattr(module, "_run", lambda *command, given="": _as_if_built(command, good))
-    path = module._library(compiler, anew=False)
+    path = module._library("g++", anew=False)
     assert path.read_bytes() == good
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
     path.write_bytes({"cut off": good[:16384], "a bit": bytes(flipped), "another's": good + b"0"}[damage])
-    again = module._library(compiler, anew=False)
+    again = module._library("g++", anew=False)
     assert again.read_bytes() == good
     assert list(again.parent.iterdir()) == [again]
+
+
+def test_threads_that_ask_at_once_build_it_once(
+    found: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, builds = Path(built().told).read_bytes(), []
+
+    def slowly(*command: str, given: str = "") -> str:
+        builds.extend(["-o"] * ("-o" in command))
+        time.sleep(0.1)
+        return _as_if_built(command, good)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_run", slowly)
+    built.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(lambda _: built(), range(4)))
+    finally:
+        built.cache_clear()
+    assert all(one.kernels is not None for one in got), got
+    assert builds == ["-o"]
 
 
 def _as_if_built(command: tuple[str, ...], library: bytes) -> str:

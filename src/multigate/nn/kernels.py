@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 from contextlib import suppress
 from ctypes import c_int, c_int64, c_void_p
 from functools import cache
@@ -42,6 +43,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 """Of each function: arrays, then sizes, then threads."""
 IN_FLOAT32_ALONE = ("look_up", "add_up")
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Kernels:
@@ -134,6 +136,11 @@ def built() -> Built:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++"))), None)
     if compiler is None:
         return Built(None, "no C++ compiler found; install g++")
+    with _ONE_AT_A_TIME:  # threads that ask before the first is done find what it has built
+        return _built(compiler)
+
+
+def _built(compiler: str) -> Built:
     told = ""
     for anew in (False, True):  # what lies in a cache may be broken
         try:
