@@ -98,6 +98,24 @@ def test_others_may_read_what_is_written_as_far_as_the_umask_grants(tmp_path: Pa
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
 
 
+def test_what_a_writer_that_was_killed_made_of_its_own_is_a_leftover_too(tmp_path: Path) -> None:
+    """safetensors writes a file .tmpXXXXXX beside the one it is asked for, and moves it there when it is whole."""
+    (tmp_path / ".tmpA1b2C3").write_text("a user's")
+    code = """
+import os, sys
+from pathlib import Path
+from multigate.writing import writing
+
+with writing(Path(sys.argv[1]) / "weights") as temporary:
+    temporary.with_name(".tmpQ1w2E3").write_text("half")
+    os._exit(1)
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 1
+    assert len(names(tmp_path)) > 1
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".tmpA1b2C3"]
+
+
 def test_what_dead_processes_left_is_removed_but_not_what_living_ones_write(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (tmp_path / f".x.{int(dead.stdout)}.writing").write_text("half")

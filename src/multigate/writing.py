@@ -32,17 +32,20 @@ def writing(path: Path) -> Iterator[Path]:
     with told(path):
         path = path.resolve()
         missing = [parent for parent in path.parents if not parent.exists()]
-        temporary = _beside(path, "writing")
+        own = _beside(path, "writing")  # a folder, for safetensors makes a temporary file beside the one it writes
+        temporary = own / path.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_dead(path)
-            remove(temporary)
+            remove(own)
+            own.mkdir()
             yield temporary
             _make_durable(temporary)
             with _placing:
                 _put_in_place(temporary, path)
+            remove(own)
         except BaseException:
-            remove(temporary)
+            remove(own)
             with suppress(OSError):
                 for parent in missing:
                     parent.rmdir()
