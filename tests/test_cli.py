@@ -18,6 +18,7 @@ from multigate import cli
 from multigate.errors import DataError
 from multigate.experiment import Experiment, read_experiment
 from multigate.training.interrupts import Interrupted
+from multigate.training.progress import Reporter
 
 
 def multigate(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -213,6 +214,23 @@ def test_nobody_reading_is_quiet_and_a_full_disk_is_told() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: No space left on device; make room there or choose another place\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", ">&- 2>&-"])
+def test_closed_streams_are_as_if_nobody_looked(closed: str) -> None:
+    for words, code in ((["--help"], 0), (["trian"], 2)):
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "multigate", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert bool(done.stderr) is (code == 2 and "2>" not in closed)
+
+
+def test_progress_without_standard_error_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Reporter() as report:
+        report("reading", 1, 2)
+        report.line("done")
 
 
 def test_wrong_words_keep_the_message_that_shows_the_right_ones() -> None:

@@ -318,6 +318,7 @@ def main() -> None:
     """
     from multigate.training.interrupts import handled
 
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal gets what it can show; a file or pipe UTF-8 whatever the locale, for experiments are read so
         if sys.stdout.isatty():
@@ -341,6 +342,13 @@ def main() -> None:
         except OSError:  # or Python would try again when it ends, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed go nowhere where nothing is open (``>&-``, ``pythonw``); in order, so that 0, 1 and 2 fit."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for as long as the process)
 
 
 def _tell(error: BaseException) -> int:

@@ -18,7 +18,7 @@ class Reporter:
     def __init__(self, *, quiet: bool = False, detail: bool = True) -> None:
         self.with_detail = detail
         self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
-        self.live = sys.stderr.isatty() and not quiet
+        self.live = sys.stderr is not None and sys.stderr.isatty() and not quiet  # None: it was closed
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
