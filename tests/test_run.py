@@ -9,9 +9,9 @@ import pytest
 from multigate.bundle import load
 from multigate.errors import BundleError, RunError
 from multigate.experiment import Experiment
-from multigate.folders import EXPERIMENT
+from multigate.folders import EXPERIMENT, SUMMARY
 from multigate.lock import LOCK
-from multigate.run import METRICS, SUMMARY, claimed, difference, open_run, read_history
+from multigate.run import METRICS, claimed, difference, open_run, read_history
 
 
 def names(folder: Path) -> list[str]:

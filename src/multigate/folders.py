@@ -4,6 +4,8 @@ from pathlib import Path
 
 EXPERIMENT = "experiment.yaml"
 """The file that every folder of trainings has, from their beginning on."""
+SUMMARY = "summary.json"
+"""The file that a finished run has."""
 MEMBERS = "runs"
 """The folder that only a comparison has: one folder in it for each of its runs."""
 TRAININGS = "trainings"
@@ -11,11 +13,13 @@ TRAININGS = "trainings"
 
 
 def other_than_a_model(folder: Path) -> str | None:
-    """What a folder without a finished run is, and which command suits, in one sentence; None where it is unknown."""
+    """What a folder without a whole run is, and which command suits, in one sentence; None where it is unknown."""
     if (folder / MEMBERS).is_dir():
         return f"{folder} holds a comparison, not one model; show it with: multigate report {folder}"
     if (folder / TRAININGS).is_dir():
         return f"{folder} holds related tasks, not one model; see relations.html there, by multigate relate"
+    if (folder / SUMMARY).is_file():
+        return f"the bundle of the run in {folder} is gone; make it anew with: multigate train --resume --out {folder}"
     if (folder / EXPERIMENT).is_file():
         return f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}"
     return None

@@ -10,12 +10,12 @@ from typing import Any
 from multigate.bundle import Bundle, load
 from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment
-from multigate.folders import EXPERIMENT, MEMBERS, TRAININGS, other_than_a_model
+from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, other_than_a_model
 from multigate.lock import LOCK, locked
 from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
 from multigate.yaml_text import read_yaml
 
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+METRICS = "metrics.jsonl"
 
 
 def strict(metrics: dict[str, float]) -> dict[str, float | None]:

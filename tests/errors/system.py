@@ -247,6 +247,8 @@ SYSTEM: list[Case] = [
          lambda folder: (folder / "x").mkdir() or ["score", "x", "y"], ("x is no bundle",)),
     Case(BUNDLES, "a run that did not finish",
          lambda folder: stopped(folder) or SCORE, ("did not finish", "--resume --out run")),
+    Case(BUNDLES, "a run whose bundle is gone", trained(lambda folder: shutil.rmtree(folder / "run/bundle"), *SCORE),
+         ("bundle of the run in run is gone", "--resume --out run")),
     Case(BUNDLES, "a comparison", trained(compared, *SCORE), ("holds a comparison", "multigate report")),
     Case(BUNDLES, "related tasks", trained(related, *SCORE), ("holds related tasks", "multigate relate")),
     Case(BUNDLES, "a file missing",

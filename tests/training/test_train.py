@@ -265,6 +265,43 @@ def test_a_folder_that_is_taken_is_refused(feed_experiment: Experiment, tmp_path
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of the files of a run, but for what tells of time."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_what_is_gone_of_a_finished_run_is_made_again(feed_experiment: Experiment, tmp_path: Path) -> None:
+    experiment, folder = feed_experiment.with_(epochs=1, recalibrate="isotonic"), tmp_path / "run"
+    train(experiment, folder, quiet=True)
+    before = contents(folder)
+    for gone in (
+        ["bundle"], ["bundle/bundle.json"], ["prepared"], ["prepared/encoder"], ["prepared/valid-00000.safetensors"],
+        ["prepared", "bundle"],
+    ):  # fmt: skip
+        for name in gone:
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+        train(experiment, folder, resume=True, quiet=True)
+        assert contents(folder) == before, gone
+
+
+def test_a_finished_run_is_not_completed_from_other_rows(feed_experiment: Experiment, tmp_path: Path) -> None:
+    folder, tables = tmp_path / "run", {"train": pq.read_table(feed_experiment.train)}
+    experiment = feed_experiment.with_(epochs=1, valid=None, test=None)
+    train(experiment, folder, tables=tables, quiet=True)
+    shutil.rmtree(folder / "bundle")
+    shutil.rmtree(folder / "prepared")
+    before = contents(folder)
+    with pytest.raises(RunError, match="the tables changed since the run"):
+        train(experiment, folder, tables={"train": tables["train"].slice(1)}, resume=True, quiet=True)
+    assert contents(folder) == before
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["encoder"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match="does not tell which rows"):
+        train(experiment, folder, tables=tables, resume=True, quiet=True)
+
+
 def test_monitors_that_cannot_be_are_told_before_training(feed_experiment: Experiment, tmp_path: Path) -> None:
     for monitor, match in (("clik/auc", "click"), ("click/auk", "auc"), ("buy|like/auc", "buy")):
         with pytest.raises(ExperimentError, match=match):

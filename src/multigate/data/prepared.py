@@ -70,6 +70,11 @@ class Shards(Sequence[Batch]):
     def __len__(self) -> int:
         return len(self._paths)
 
+    @property
+    def there(self) -> bool:
+        """Whether no file is missing."""
+        return all(path.is_file() for path in self._paths)
+
     @overload
     def __getitem__(self, at: int) -> Batch: ...
 
@@ -137,6 +142,11 @@ class Prepared:
     def _part(self, name: str, sizes: list[int]) -> Part:
         return Part(name, [_shard_path(self.folder, name, at) for at in range(len(sizes))], sizes)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all shards are there."""
+        return all(part.shards.there for part in self.parts.values())
+
     @cached_property
     def layout(self) -> Layout:
         return self.encoder.layout
@@ -152,6 +162,17 @@ class Prepared:
     @property
     def test(self) -> Part | None:
         return self.parts.get("test")
+
+
+def open_prepared(folder: Path) -> Prepared | None:
+    """The rows prepared in a folder; None where there are none, or files of theirs are missing.
+
+    Raises ``RunError`` where they are damaged, or something else is there.
+    """
+    if _key_in(folder) is None or not (folder / "encoder").is_dir():
+        return None
+    prepared = Prepared(folder)
+    return prepared if prepared.whole else None
 
 
 def prepare(
@@ -170,8 +191,8 @@ def prepare(
     """Fit the encoder on the training rows (or grow ``base`` by them), encode every row into ``folder``, and open it.
 
     Validation and test rows are split off ``train`` unless they have a table of their own. A folder prepared before
-    from the same schema, split and tables is opened at once; one prepared from others is replaced once the new one
-    is whole, or, without ``replace``, refused.
+    from the same schema, split and tables is opened at once, unless files are missing; one prepared from others is
+    replaced once the new one is whole, or, without ``replace``, refused.
 
     Raises:
         DataError: a column or cell is not what the schema says, or a part has no rows.
@@ -183,9 +204,10 @@ def prepare(
         raise DataError("the split leaves no valid rows: its valid is 0 and there is no valid table; give one of them")
     key = _key(schema, split, tables, shard_rows, base)
     found = _key_in(folder)
-    if found == key:
-        return Prepared(folder)
-    if found is not None and not replace:
+    opened = open_prepared(folder) if found == key else None
+    if opened is not None:
+        return opened
+    if found not in (None, key) and not replace:
         raise RunError(f"the tables changed since {folder} was prepared; change them back, or use another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)

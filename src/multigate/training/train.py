@@ -9,21 +9,23 @@ from typing import Any
 
 import torch
 
-from multigate.bundle import Bundle, load
+from multigate.bundle import ABOUT, GRAPH, WEIGHTS, Bundle, build_model, load
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
-from multigate.data.prepared import Prepared, prepare
-from multigate.errors import ExperimentError
+from multigate.data.prepared import Prepared, open_prepared, prepare
+from multigate.errors import ExperimentError, RunError
 from multigate.experiment import Experiment
-from multigate.folders import EXPERIMENT
-from multigate.run import SUMMARY, Run, claimed, open_run, strict
-from multigate.training.fit import CHECKPOINT
+from multigate.folders import EXPERIMENT, SUMMARY
+from multigate.model import Model
+from multigate.run import Run, claimed, open_run, strict
+from multigate.training.checkpoint import load_weights
+from multigate.training.fit import BEST, CHECKPOINT
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.recalibrate import fit_curves
 from multigate.training.warm_start import check_start
-from multigate.writing import told, write_text
+from multigate.writing import remove, told, write_text
 
 PREPARED, BUNDLE = "prepared", "bundle"
 
@@ -40,18 +42,22 @@ def train(
     """Train an experiment into the folder ``out`` and return its run.
 
     ``tables`` gives tables (pandas, polars, pyarrow, dict of lists) for ``train``, ``valid`` or ``test`` in place of
-    the experiment's files. With ``resume`` a run that was interrupted goes on and ends with the same weights. With
-    ``experiment.warm_start`` it begins with the weights and the encoder of an earlier bundle, and ends with weights
-    at least as good on the validation rows.
+    the experiment's files. With ``resume`` a run that was interrupted goes on and ends with the same weights, and one
+    that is finished gets back its bundle and its prepared rows where they are gone. With ``experiment.warm_start`` it
+    begins with the weights and the encoder of an earlier bundle, and ends with weights at least as good on the
+    validation rows.
 
     Raises ``RunError`` where ``out`` holds something else, ``DataError`` and ``ExperimentError`` for what cannot be.
     """
     folder = Path(out)
     chosen = choose_device(device)
-    sources = open_sources(experiment, tables or {})
+    finished = resume and (folder / SUMMARY).is_file()
+    sources = {} if finished else open_sources(experiment, tables or {})
     with interruptible(lambda: _go_on(folder)), claimed(folder, experiment, resume=resume, progress=CHECKPOINT):
-        if not (resume and (folder / SUMMARY).is_file()):
-            with Reporter(quiet=quiet) as report:
+        with Reporter(quiet=quiet) as report:
+            if finished:
+                _complete(experiment, tables or {}, folder, chosen, report)
+            else:
                 _train(experiment, sources, folder, chosen, report, resume=resume)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return open_run(folder)
@@ -74,14 +80,14 @@ def _train(
     for table, many in prepared.manifest.get("left_out", {}).items():
         report.detail(f"{table}: {many:,} values are read as unseen (too rare, or beyond max_size)")
     fitted = fit(experiment, prepared, folder, device=device, report=report, start=start, resume=resume)
-    curves = fit_curves(experiment, prepared, fitted.model, device)
-    Bundle(experiment, prepared.encoder, fitted.model.cpu(), curves).save(folder / BUNDLE)
+    _keep(experiment, prepared, fitted.model, device, folder)
     summary = {
         "best": strict(fitted.best),
         "epochs": fitted.epochs,
         "seconds": round(fitted.seconds, 3),
         "rows_per_second": round(fitted.rows_per_second),
         "rows": {name: part.rows for name, part in prepared.parts.items()},
+        "encoder": prepared.encoder.fingerprint,
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
         "multiply_adds": fitted.model.multiply_adds(),
         "device": str(device),
@@ -92,6 +98,57 @@ def _train(
         },
     }
     write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+
+
+def _keep(experiment: Experiment, prepared: Prepared, model: Model, device: torch.device, folder: Path) -> None:
+    """The bundle of a run."""
+    curves = fit_curves(experiment, prepared, model, device)
+    Bundle(experiment, prepared.encoder, model.cpu(), curves).save(folder / BUNDLE)
+
+
+def _complete(
+    experiment: Experiment, tables: Mapping[str, Any], folder: Path, device: torch.device, report: Reporter
+) -> None:
+    """Make again what was deleted of a finished run: prepared rows from its tables, the bundle from its best weights.
+
+    Raises ``RunError`` where the tables are no longer those it was trained on, or it cannot be known.
+    """
+    bundled = (folder / BUNDLE / ABOUT).is_file()
+    prepared = open_prepared(folder / PREPARED) or _prepared_again(experiment, tables, folder, report)
+    if bundled:
+        return
+    for name in (WEIGHTS, GRAPH, "encoder"):
+        remove(folder / BUNDLE / name)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(experiment, prepared.encoder).to(device)
+    weights = load_weights(folder / BEST, device)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{folder / BEST} does not fit the run in {folder}; train again in another folder") from error
+    _keep(experiment, prepared, model, device, folder)
+
+
+def _prepared_again(experiment: Experiment, tables: Mapping[str, Any], folder: Path, report: Reporter) -> Prepared:
+    """The rows of a finished run, whose encoder is known by its fingerprint, prepared anew."""
+    known = open_run(folder).summary.get("encoder")
+    if known is None and (folder / BUNDLE / ABOUT).is_file():  # an older summary
+        known = Encoder.load(folder / BUNDLE / "encoder", experiment.schema).fingerprint
+    if known is None:
+        raise RunError(
+            f"the run in {folder} has lost its bundle and its prepared rows, and does not tell which rows it was "
+            "trained on; train again in another folder"
+        )
+    start = _start(experiment)
+    base = None if start is None else start.encoder
+    sources = open_sources(experiment, tables)
+    prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=False)
+    if prepared.encoder.fingerprint != known:
+        remove(folder / PREPARED)
+        raise RunError(
+            f"the tables changed since the run in {folder} was trained; change them back, or train in another folder"
+        )
+    return prepared
 
 
 def _go_on(folder: Path) -> str:
