@@ -179,11 +179,35 @@ def test_an_empty_part_is_refused(tmp_path, schema, split, words):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["header", "first", "last"])
+def test_a_bit_that_flipped_in_a_shard_is_told_and_not_trained_on(tmp_path, place):
+    make(tmp_path / "p", shard_rows=400)
+    path = tmp_path / "p" / "train-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[{"header": start - 1, "first": start, "last": len(content) - 1}[place]] ^= 1 << 6
+    path.write_bytes(content)
+    prepared = make(tmp_path / "p", shard_rows=400)
+    assert prepared.train.shards[0].rows == 400
+    with pytest.raises(RunError, match=r"train-00001\.safetensors are damaged.*delete the folder .*p,"):
+        prepared.train.shards[1]
+
+
+def test_rows_prepared_before_there_were_checksums_are_read(tmp_path):
+    first = make(tmp_path / "p")
+    manifest = first.manifest.copy()
+    assert set(manifest.pop("checksums")) == {path.name for path in (tmp_path / "p").glob("*.safetensors")}
+    (tmp_path / "p" / "manifest.json").write_text(json.dumps(manifest))
+    again = make(tmp_path / "p")
+    assert again.manifest == manifest
+    equal(rows_of(again.train), rows_of(first.train))
+
+
 def test_a_damaged_shard_says_what_to_do(tmp_path):
     prepared = make(tmp_path / "p")
     path = tmp_path / "p" / "train-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(RunError, match=r"cannot be read.*delete"):
+    with pytest.raises(RunError, match=r"are damaged.*delete"):
         next(prepared.train.batches(10))
 
 

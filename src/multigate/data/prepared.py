@@ -3,9 +3,10 @@
 import contextlib
 import json
 import math
+import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -61,10 +62,14 @@ class Table(Protocol):
 
 
 class Shards(Sequence[Batch]):
-    """The shards of a part, each mapped when first asked for; their pages belong to the files, not to the process."""
+    """The shards of a part, each mapped when first asked for; their pages belong to the files, not to the process.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    ``checksums``, by the files' names, are looked at then (.1 s for a GB that is in memory). Raises ``RunError`` where
+    a file is not what was written.
+    """
+
+    def __init__(self, paths: Sequence[Path], checksums: Mapping[str, str] = {}) -> None:
+        self._paths, self._checksums = paths, checksums
         self._open: dict[int, Batch] = {}
 
     def __len__(self) -> int:
@@ -86,19 +91,22 @@ class Shards(Sequence[Batch]):
             return [self[one] for one in range(*at.indices(len(self)))]
         at = range(len(self))[at]
         if at not in self._open:
-            self._open[at] = _read_shard(self._paths[at])
+            path = self._paths[at]
+            self._open[at] = _read_shard(path, self._checksums.get(path.name))
         return self._open[at]
 
 
 class Part:
     """The rows of one split."""
 
-    def __init__(self, name: str, paths: Sequence[Path], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, name: str, paths: Sequence[Path], sizes: Sequence[int], checksums: Mapping[str, str] = {}
+    ) -> None:
         self.name = name
         self.sizes = tuple(sizes)
         """Rows of each shard."""
         self.rows = sum(sizes)
-        self.shards = Shards(paths)
+        self.shards = Shards(paths, checksums)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All rows in order, ``size`` at a time; views of the shards where a batch lies within one."""
@@ -140,7 +148,8 @@ class Prepared:
             ) from error
 
     def _part(self, name: str, sizes: list[int]) -> Part:
-        return Part(name, [_shard_path(self.folder, name, at) for at in range(len(sizes))], sizes)
+        paths = [_shard_path(self.folder, name, at) for at in range(len(sizes))]
+        return Part(name, paths, sizes, self.manifest.get("checksums", {}))  # older rows have none
 
     @property
     def whole(self) -> bool:
@@ -264,6 +273,7 @@ def _write(
         "encoder": encoder.fingerprint,
         "parts": sizes,
         "rows": {name: sum(one) for name, one in sizes.items()},
+        "checksums": {name: one for writer in writers.values() for name, one in writer.checksums.items()},
         "tables": {name: table.name for name, table in tables.items()},
         "thresholds": splitter.thresholds,
         "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
@@ -367,6 +377,8 @@ class _Writer:
         self._waiting: list[Batch] = []
         self._held = 0
         self._sizes: list[int] = []
+        self.checksums: dict[str, str] = {}
+        """Of the files written, by name."""
 
     def add(self, batch: Batch) -> None:
         at = 0
@@ -390,6 +402,7 @@ class _Writer:
         for at, bag in enumerate(shard.bags):
             tensors |= {f"bag{at}.values": bag.values.contiguous(), f"bag{at}.offsets": bag.offsets.contiguous()}
         save_file(tensors, path, metadata={"bags": str(len(shard.bags))})
+        self.checksums[path.name] = checksum(path)
         self._sizes.append(self._held)
         self._waiting, self._held = [], 0
 
@@ -401,8 +414,16 @@ def _shard_path(folder: Path, part: str, at: int) -> Path:
     return folder / f"{part}-{at:05d}.safetensors"
 
 
-def _read_shard(path: Path) -> Batch:
+def checksum(path: Path) -> str:
+    """XXH3 of a shard's file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return str(xxhash.xxh3_64_hexdigest(content))
+
+
+def _read_shard(path: Path, wanted: str | None) -> Batch:
     try:
+        if wanted is not None and checksum(path) != wanted:
+            raise ValueError("it is not what was written")
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in _TENSORS}
             bags = tuple(
@@ -410,7 +431,10 @@ def _read_shard(path: Path) -> Batch:
                 for at in range(int(file.metadata()["bags"]))
             )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"prepared rows {path} cannot be read ({error}); delete their folder to prepare anew") from None
+        raise RunError(
+            f"prepared rows {path} are damaged ({error}); delete the folder {path.parent}, and going on with the "
+            "training prepares them anew"
+        ) from None
     return Batch(bags=bags, **found)
 
 
