@@ -41,6 +41,7 @@ from multigate.experiment import Experiment, make_experiment
 from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
+from multigate.nn.blank import Blank
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, Structure
 from multigate.writing import writing
@@ -273,7 +274,7 @@ def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Str
     experiment = make_experiment(data, name=f"bundle {folder}")
     encoder = Encoder.load(folder / "encoder", experiment.schema)
     encoder.row(dict.fromkeys(experiment.schema.columns(labels=False, carried=False)))  # or it fits no row at all
-    with torch.random.fork_rng(devices=[]):
+    with Blank():
         model = build_model(experiment, encoder)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))

@@ -29,6 +29,7 @@ from multigate.training.loop import CHECK_EVERY, Fitted
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices, random_state, set_random_state
 from multigate.training.replicas import Replicas, in_front, stack_batches
+from multigate.training.turns import turn
 
 
 class Replica(nn.Module):
@@ -252,11 +253,11 @@ def fit_cohort(
     They may differ in ``seed`` and ``optimizer.learning_rate``. Each begins with the weights and reads the rows in the
     order it would alone, and stops by its own patience; dropout's draws are others. Where the file ``checkpoint`` is
     there they go on from it. The seconds of a run are its share of those of all. The caller's random state is left
-    alone.
+    alone. Where another thread is training, it waits until that is done.
 
     Raises ``Interrupted`` after saving where a signal asked to stop, ``RunError`` where a loss stops being a number.
     """
-    with torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
+    with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
         cohort = Cohort(experiments, prepared, folders, checkpoint, device, tasks)
         torch.manual_seed(experiments[0].seed)
         if checkpoint.is_file():

@@ -23,6 +23,7 @@ from multigate.training.history import entry_of, line_of, named, tell, tensorboa
 from multigate.training.interrupts import Interrupts
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices
+from multigate.training.turns import turn
 from multigate.training.warm_start import start_from
 
 CHECK_EVERY = 64
@@ -75,13 +76,15 @@ def fit(
 ) -> Fitted:
     """Train, keeping checkpoint, metrics and best weights in ``folder``; the caller's random state is left alone.
 
+    Where another thread is training, it waits until that is done.
+
     The weights of ``start``, if given, are where training begins, and the first that may be kept. ``observe`` is called
     before each step with the training and the batch; what it draws does not count, and it changes nothing. ``watch`` is
     called after each epoch; what it raises ends the training.
 
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss stops being a number.
     """
-    with torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
+    with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)

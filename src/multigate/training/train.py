@@ -17,6 +17,7 @@ from multigate.errors import ExperimentError, RunError
 from multigate.experiment import Experiment
 from multigate.folders import EXPERIMENT, SUMMARY
 from multigate.model import Model
+from multigate.nn.blank import Blank
 from multigate.run import Run, claimed, open_run, strict
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST, CHECKPOINT
@@ -119,7 +120,7 @@ def _complete(
         return
     for name in (WEIGHTS, GRAPH, "encoder"):
         remove(folder / BUNDLE / name)
-    with torch.random.fork_rng(devices=[]):
+    with Blank():
         model = build_model(experiment, prepared.encoder).to(device)
     weights = load_weights(folder / BEST, device)
     try:
