@@ -1,8 +1,11 @@
 """Bundles: the same answers from any kind of rows, in any batch, after any journey; nothing altered goes unnoticed."""
 
+import copy
 import hashlib
 import json
 import math
+import pickle
+import pickletools
 import random
 import shutil
 import subprocess
@@ -45,6 +48,23 @@ def bundle(run_folder: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def table(feed_experiment: Experiment) -> pa.Table:
     return pq.read_table(feed_experiment.test).slice(0, 50)
+
+
+@pytest.mark.parametrize("curves", [{}, {"click": Curve(at=(-1.0, 1.0), to=(-2.0, 0.5))}], ids=["", "calibrated"])
+def test_a_bundle_pickles_as_its_files(run_folder: Path, table: pa.Table, curves: dict[str, Curve]) -> None:
+    loaded = load(run_folder)
+    bundle = Bundle(loaded.experiment, loaded.encoder, loaded.model, curves)
+    expected, row = bundle.predict(table), table.slice(0, 1).to_pylist()[0]
+    one = bundle.predict(row)
+    data = pickle.dumps(bundle)
+    names = [argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
+    assert not [name for name in names if name.partition(".")[0] == "torch"]
+    for again in (pickle.loads(data), copy.deepcopy(bundle)):
+        found = again.predict(table)
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], values) for name, values in expected.items())
+        assert again.predict(row) == one
+        assert again.model is not bundle.model
 
 
 def test_every_kind_of_table_gives_the_same(bundle: Bundle, table: pa.Table) -> None:

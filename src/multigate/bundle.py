@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +94,7 @@ class Bundle:
 
     ``curves`` calibrate the towers' logits, by task (of p(task | parent) for a task with a ``given`` parent).
     ``engines`` compute the outputs, one those of a single row and one those of tables; of a new bundle both are torch.
+    It may be copied and sent to another process: a pickle of it holds the bytes of its files, and computes with torch.
     """
 
     def __init__(
@@ -105,6 +107,14 @@ class Bundle:
         self.model = model.eval()
         self.model.calibration = Calibration(encoder.layout.tasks, self.curves) if self.curves else None
         self.engines = Engines(Torch(self.model), Torch(self.model))
+
+    def __reduce__(self) -> tuple[Callable[..., "Bundle"], tuple[type[Structure], dict[str, bytes]]]:
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary, "bundle")
+            self.save(folder)
+            paths = (path for path in folder.rglob("*") if path.is_file())
+            files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        return _unpickled, (type(self.experiment.sharing), files)
 
     def predict(self, rows: Any, *, gates: bool = False) -> Predictions | dict[str, Any]:
         """Probabilities and values by name, in the order of the rows.
@@ -254,6 +264,15 @@ def load(path: str | Path, *, structures: Sequence[type[Structure]] = (), engine
     except Exception as error:  # whole files, but written by hand or by something else: anything may be wrong in them
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise BundleError(f"bundle {folder} does not fit together ({reason}); save or copy it again") from error
+
+
+def _unpickled(structure: type[Structure], files: dict[str, bytes]) -> Bundle:
+    with TemporaryDirectory() as temporary:
+        for name, content in files.items():
+            path = Path(temporary, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return load(temporary, structures=[structure])
 
 
 def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]]) -> Bundle:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
-from multigate.bundle import Bundle, load
+from multigate.bundle import load
 from multigate.data import cells
 from multigate.data.files import open_table
 from multigate.data.infer import infer_schema
@@ -86,13 +86,6 @@ def _value_errors() -> Iterator[None]:
         yield
     except (DataError, ExperimentError) as error:
         raise InputError(str(error)) from None
-
-
-class _Packed(NamedTuple):
-    """A bundle as a pickle holds it: the bytes of its files."""
-
-    structure: type[Structure]
-    files: dict[str, bytes]
 
 
 def _classifies(estimator: "MultiTaskEstimator") -> bool:
@@ -293,16 +286,6 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         }
         return make_experiment(values, self.settings, name=type(self).__name__)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
-        if "bundle_" in state:
-            state["bundle_"] = _packed(state["bundle_"])
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        packed = state.get("bundle_")
-        super().__setstate__(state if packed is None else state | {"bundle_": _unpacked(packed)})
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
@@ -441,20 +424,3 @@ def _ranks(task: Task, column: pa.Array) -> Array:
 
 def _varieties(ranks: Array) -> int:
     return len(np.unique(ranks[~np.isnan(ranks)]))
-
-
-def _packed(bundle: Bundle) -> _Packed:
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary, "bundle")
-        bundle.save(folder)
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return _Packed(type(bundle.experiment.sharing), files)
-
-
-def _unpacked(packed: _Packed) -> Bundle:
-    with TemporaryDirectory() as temporary:
-        for name, content in packed.files.items():
-            path = Path(temporary, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        return load(temporary, structures=[packed.structure])
