@@ -296,9 +296,14 @@ def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Str
     with Blank():
         model = build_model(experiment, encoder)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        model.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(f"bundle {folder}: its weights do not fit its experiment; save or copy it again") from error
+    for name, tensor in weights.items():
+        # the sum is read at the speed of memory, and is finite wherever all are but for the largest of numbers
+        if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+            raise BundleError(f"bundle {folder}: its weights {name!r} are not all finite numbers; train again")
     curves = {name: Curve.model_validate(one) for name, one in about.get("calibration", {}).items()}
     return Bundle(experiment, encoder, model, curves)
 

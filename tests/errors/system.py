@@ -265,6 +265,8 @@ SYSTEM: list[Case] = [
     Case(BUNDLES, "weights of another model",
          about(lambda held: held | {"experiment": held["experiment"] | {"tower": {"hidden": [3]}}}),
          ("weights do not fit",)),
+    Case(BUNDLES, "weights that are no numbers",
+         bundled("model.safetensors", lambda held: held[:-4] + b"\0\0\xc0\x7f"), ("not all finite", "train again")),
     Case(BUNDLES, "an encoder of nothing",
          bundled("encoder/encoder.json", lambda _: b"{}"), ("does not fit together",)),
     Case(BUNDLES, "a vocabulary of nothing",
