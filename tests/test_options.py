@@ -89,3 +89,9 @@ def test_options_are_copied_and_pickled_whole() -> None:
         assert type(again.sharing) is MMoE
     assert experiment.with_(seed=3).to_dict() == experiment.to_dict() | {"seed": 3}
     assert Task("a", kind="regression").model_fields_set == {"name", "kind"}
+
+
+def test_only_a_name_may_be_given_without_its_field() -> None:
+    assert Task("click") == Task(name="click")
+    with pytest.raises(MultigateError, match="say which field 'regression' is, such as kind='regression'"):
+        Task("watch", "regression")

@@ -36,3 +36,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(repr(choice if len(choice) <= 60 else f"{choice[:57]}...") for choice in valid[:12])
     return f"valid names: {shown}{', ...' if len(valid) > 12 else ''}" if valid else "there are none"
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of 300 characters at most."""
+    text = str(error) if isinstance(error, UnicodeError) else "; ".join(str(one) for one in error.args)
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()[:300]

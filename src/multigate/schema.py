@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from multigate.errors import ExperimentError, nearest
+from multigate.errors import ExperimentError, SettingError, nearest
 from multigate.options import Options
 
 Value = bool | int | float | str
@@ -18,6 +18,9 @@ class Named(Options):
     name: str = Field(min_length=1, kw_only=False)
 
     def __init__(self, *name: str, **options: Any) -> None:
+        if len(name) > 1:
+            told = f"say which field {name[1]!r} is, such as kind={name[1]!r}"
+            raise SettingError(f"{type(self).__name__}: only the name may be given without its field; {told}")
         super().__init__(**dict(zip(("name",), name, strict=False)), **options)
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # no work for pydantic, see Options

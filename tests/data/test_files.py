@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multigate.data.files import Source, open_table, parse_type, type_name
+from multigate.data.files import Source, open_table
+from multigate.data.types import parse_type, type_name
 from multigate.errors import DataError
 
 ROWS = {"user": ["u1", None, "u3", "u1"], "age": [31, 44, None, 7], "rate": [0.5, None, 2.0, -1.0]}

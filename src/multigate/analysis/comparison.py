@@ -19,6 +19,7 @@ from multigate.errors import RunError, nearest
 from multigate.experiment import make_experiment
 from multigate.folders import MEMBERS
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
+from multigate.nn.blank import Blank
 from multigate.run import stored_values
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, VARIANTS
@@ -82,7 +83,7 @@ class Comparison:
         own = make_experiment(stored_values(self.folder), name=str(self.folder))
         experiment = own.with_(seed=seed, sharing=json.loads(row["sharing"]))
         encoder = Encoder.load(self.folder / PREPARED / "encoder")
-        with torch.random.fork_rng(devices=[]):
+        with Blank():
             model = build_model(experiment, encoder)
         model.load_state_dict(load_weights(place / BEST, torch.device("cpu")))
         return Bundle(experiment, encoder, model)

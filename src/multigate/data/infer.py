@@ -9,11 +9,12 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from multigate.data import cells
-from multigate.data.files import Source, open_table, type_name
+from multigate.data.files import Source, open_table
 from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported, words_of
 from multigate.data.survey import Progress, Survey, is_list, survey
 from multigate.data.tasks import check_label, completed, read_task
+from multigate.data.types import type_name
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Category, Feature, Hashed, Schema, Task

@@ -7,9 +7,9 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from multigate.data import cells
-from multigate.data.files import type_name
 from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, words_of
 from multigate.data.survey import Column, Survey, is_moment, is_number, is_scalar
+from multigate.data.types import type_name
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Task, Value

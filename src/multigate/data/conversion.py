@@ -1,0 +1,84 @@
+"""A column read as another type."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from multigate.data.cells import NO_MOMENT, as_arrow, known, moments, numbers, short
+from multigate.data.types import is_text, type_name
+from multigate.errors import DataError, one_line
+
+ZONED = r"^(.+[T ]\d\d.*?) ?(Z|[+-]\d\d(:?\d\d)?)$"
+"""A time of day with its zone."""
+
+
+def converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first: int) -> pa.Array:
+    """One column of one batch in the type wanted; ``first`` is the number of its first row."""
+    if pa.types.is_dictionary(array.type) and array.type != kind:
+        array = array.dictionary_decode()
+    if is_text(array.type) and not pa.types.is_dictionary(array.type):
+        empty = pc.equal(array, "")
+        if pc.any(empty).as_py():
+            array = pc.if_else(empty, pa.scalar(None, array.type), array)
+    if array.type == kind:
+        return array
+    try:
+        return _cast(array, kind)
+    except pa.ArrowException as error:
+        for row, value in enumerate(array, first):
+            try:
+                _cast(pa.array([value.as_py()], array.type), kind)
+            except pa.ArrowException:
+                if pa.types.is_integer(array.type) and pa.types.is_floating(kind):
+                    raise DataError(
+                        f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} has too many digits for the "
+                        "fractional numbers that the column holds in another file; write whole numbers in all of them"
+                    ) from error
+                raise DataError(
+                    f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} is not {type_name(kind)}; "
+                    "mend the value, or change the column's type in the schema's types"
+                ) from error
+        raise DataError(
+            f"{where}: column {column!r} does not convert to {type_name(kind)} ({one_line(error)}); write it as such"
+        ) from error
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column as another type; text as one cell of a row would be read, of times without their zone."""
+    if not is_text(array.type):
+        return array.cast(kind)
+    if pa.types.is_timestamp(kind):
+        return _on_the_clock(array, kind)
+    try:
+        return array.cast(kind)
+    except pa.ArrowException:
+        if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+            raise
+    try:
+        found = numbers(array, "")
+    except DataError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    return pc.if_else(as_arrow(known(array)), as_arrow(found), None).cast(kind)
+
+
+def _on_the_clock(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Times as they stand, in the zone of ``kind`` if it has one."""
+    naive = pa.timestamp(kind.unit)
+    try:
+        found = texts.cast(naive)
+    except pa.ArrowException:
+        found = _without_zone(texts, naive)
+    if kind.tz is None:
+        return found
+    return pc.assume_timezone(found, kind.tz, ambiguous="earliest", nonexistent="earliest")
+
+
+def _without_zone(texts: pa.Array, naive: pa.DataType) -> pa.Array:
+    """Times with their zone cut off, at once where Arrow reads what is left, else cell by cell."""
+    try:
+        return pc.replace_substring_regex(texts, ZONED, r"\1").cast(naive)
+    except pa.ArrowException:
+        try:
+            micros = moments(texts, "")
+        except DataError as error:
+            raise pa.ArrowInvalid(str(error)) from error
+    return pc.if_else(as_arrow(micros != NO_MOMENT), as_arrow(micros), None).cast(pa.timestamp("us")).cast(naive)

@@ -1,0 +1,190 @@
+"""CSV files, which have no types: those of the schema, or what the first rows look like."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from multigate.data.beginnings import check_csv
+from multigate.data.cells import MISSING, short
+from multigate.data.types import check_names, guessed_type, value_type
+from multigate.errors import DataError, one_line
+
+BLOCK = 4 << 20
+"""Bytes of a CSV file read at a time; column types are inferred from the first of them."""
+
+
+class CsvFile:
+    """One file as a part of a table; types that are not ``frozen`` are inferred."""
+
+    def __init__(self, path: Path, frozen: Mapping[str, pa.DataType]) -> None:
+        self.name = str(path)
+        self.rows: int | None = None
+        self._path = path
+        check_csv(path)
+        head = self._head()
+        names = head.split("\n", 1)[0]
+        self._quoted = names.count('"') % 2 == 1
+        self._delimiter = "\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else _delimiter(names)
+        self._decimal = "," if self._delimiter == ";" and _has_decimal_commas(head) else "."
+        self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
+
+    def _head(self) -> str:
+        """The first lines; checks that the file begins as UTF-8 text."""
+        try:
+            with pa.input_stream(str(self._path), compression="detect") as stream:
+                head: bytes = stream.read(1 << 16)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.name} cannot be read ({one_line(error)}); write or fetch it again") from error
+        if not head.strip():
+            raise DataError(f"{self.name} is empty; a CSV file starts with a line of column names")
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
+            raise DataError(f"{self.name} is UTF-16 text; save it as UTF-8")
+        if b"\0" in head:
+            raise DataError(f"{self.name} holds zero bytes, so it is no text; write it again as UTF-8 text")
+        try:
+            head.split(b"\n", 1)[0].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.name} row 1 (the column names) is not UTF-8 text; save it as UTF-8") from error
+        return head.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+
+    def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        try:
+            with pyarrow.csv.open_csv(
+                str(self._path),
+                # without threads it is as fast, and errors know their row
+                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=types,
+                    include_columns=columns,
+                    null_values=MISSING,
+                    strings_can_be_null=False,
+                    decimal_point=self._decimal,
+                ),
+            ) as reader:
+                yield from reader
+        except (pa.ArrowException, OSError) as error:
+            raise self._explained(error) from error
+
+    def _infer(self, frozen: Mapping[str, pa.DataType]) -> pa.Schema:
+        block = next((batch for batch in self._stream({}, None) if batch.num_rows), None)
+        names = self._names() if block is None else block.schema.names
+        check_names(names, self.name)
+        if block is None:
+            self.rows = 0
+            return pa.schema([(name, frozen.get(name, pa.null())) for name in names])
+        found = {field.name: frozen.get(field.name, field.type) for field in block.schema}
+        for column, kind in found.items():
+            if pa.types.is_binary(kind) and column not in frozen:
+                raise DataError(f"{self.name}: column {column!r} is not UTF-8 text; save the file as UTF-8")
+        unsure = [column for column, kind in found.items() if pa.types.is_null(kind)]
+        codes = [column for column, kind in found.items() if pa.types.is_integer(kind) and column not in frozen]
+        if unsure or codes:
+            found |= self._looked_at(unsure, codes)
+        return pa.schema(list(found.items()))
+
+    def _looked_at(self, unsure: list[str], codes: list[str], blocks: int = 16) -> dict[str, pa.DataType]:
+        """Types by the text itself: of columns empty in the first block, and codes such as 007, which stay text."""
+        found = {}
+        text = {column: pa.string() for column in unsure + codes}
+        for index, block in enumerate(self._stream(text, list(text))):
+            if index == 0:
+                for column in codes:
+                    if pc.any(pc.match_substring_regex(block[column], r"^\s*[-+]?0\d")).as_py():
+                        found[column] = pa.string()
+            for column in list(unsure):
+                values = block[column].filter(pc.invert(pc.is_in(block[column], pa.array(MISSING))))
+                if len(values):
+                    found[column] = guessed_type(values)
+                    unsure.remove(column)
+            if not unsure or index + 1 == blocks:
+                break
+        return found
+
+    def _names(self) -> list[str]:
+        with pyarrow.csv.open_csv(
+            str(self._path), parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter)
+        ) as reader:
+            names: list[str] = reader.schema.names
+            return names
+
+    def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+        if self.rows == 0:
+            return
+        names = wanted.names or self.schema.names[:1]
+        types = {name: _csv_type(wanted.field(name).type) for name in wanted.names}
+        times = [at for at, kind in enumerate(wanted.types) if pa.types.is_timestamp(kind)]
+        for block in self._stream(types or {names[0]: pa.string()}, names):
+            found = block.select(wanted.names)
+            for at in times:
+                found = found.set_column(at, wanted.names[at], _nulls_where_missing(found.column(at)))
+            for start in range(0, block.num_rows, rows):
+                yield found.slice(start, rows)
+
+    def _explained(self, error: Exception) -> DataError:
+        text = one_line(error)
+        if "Empty CSV file or block" in text and self._quoted:
+            return DataError(f"{self.name}: row 1 (the column names) opens a quote that is never closed; close it")
+        if "Empty CSV file or block" in text:
+            return DataError(f"{self.name} has column names but no rows; give a table with at least one row")
+        if "straddling" in text:
+            return DataError(
+                f"{self.name} holds a row of more than {BLOCK >> 20} MB, or opens a quote that is never closed; "
+                "shorten the row, or close the quote"
+            )
+        row = re.search(r"Row #(\d+)", text)
+        where = f"row {int(row[1]):,} (row 1 holds the column names)" if row else "some row"
+        ragged = re.search(r"Expected (\d+) columns, got (\d+)", text)
+        if not ragged:
+            return self._misread(text, where)
+        open_quote = int(ragged[2]) < int(ragged[1]) and text.count('"') % 2 == 1
+        advice = "close its quote" if open_quote else f"quote fields that hold {self._delimiter!r}"
+        return DataError(
+            f"{self.name}: {where} has {ragged[2]} fields where the column names are {ragged[1]}; "
+            f"mend the row, or {advice}"
+        )
+
+    def _misread(self, text: str, where: str) -> DataError:
+        """The error for a value of a wrong kind, or for whatever else Arrow says."""
+        index = re.search(r"In CSV column #(\d+)", text)
+        name = self._names()[int(index[1])] if index else "?"
+        bad = re.search(r"conversion error to (.+?): (?:invalid value|expected .*zone offset in) '(.*?)'", text)
+        if bad:
+            wider = "double" if guessed_type(pa.array([bad[2]])) == pa.float64() else "string"
+            return DataError(
+                f"{self.name}: column {name!r}, {where}: {short(bad[2])} is not {bad[1]}; mend the value, "
+                f"or set the column's type to {wider!r} (schema.types.{name}={wider})"
+            )
+        if "UTF8" in text:
+            return DataError(f"{self.name}: column {name!r}, {where} is not UTF-8 text; save the file as UTF-8")
+        return DataError(f"{self.name} cannot be read to its end ({text}); write or fetch it again")
+
+
+def _has_decimal_commas(head: str) -> bool:
+    """Whether fields between semicolons are numbers such as 1,5 and none is one such as 1.5."""
+    return bool(re.search(r"[;\n]-?\d+,\d+[;\n]", head)) and not re.search(r"[;\n]-?\d+\.\d+[;\n]", head)
+
+
+def _delimiter(line: str) -> str:
+    """Comma, unless the line of names has none and another common separator does."""
+    return "," if "," in line else next((mark for mark in "\t;|" if mark in line), ",")
+
+
+def _nulls_where_missing(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.is_in(texts, pa.array(MISSING)), None, texts)
+
+
+def _csv_type(kind: pa.DataType) -> pa.DataType:
+    """The nearest type that the CSV reader can make; it would not drop the zone of a time, but count in UTC."""
+    kind = value_type(kind)
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_nested(kind) or pa.types.is_decimal256(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return kind

@@ -1,0 +1,148 @@
+"""Tables in memory: whatever speaks Arrow, pandas, polars, dicts of lists."""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Set
+from functools import partial
+from typing import Any
+
+import narwhals as nw
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from multigate.data.types import check_names, plain_type
+from multigate.errors import DataError, one_line
+
+UNREADABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
+"""What Arrow raises of values that have no one type."""
+
+
+class Memory:
+    """One table as the only part of itself."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.name = "table"
+        self.schema = table.schema
+        self.rows: int | None = table.num_rows
+        self._table = table
+
+    def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+        yield from self._table.select(wanted.names).to_batches(max_chunksize=rows)
+
+
+def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
+    """The columns that can be read, and why others cannot."""
+    if isinstance(data, Mapping):
+        return _from_lists(data)
+    if isinstance(data, pa.Table):
+        return data, {}
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data]), {}
+    try:
+        try:
+            frame = nw.from_native(data, eager_only=True)
+        except TypeError:
+            return _from_capsule(data), {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The DataFrame has column names of mixed type")  # all become text
+            try:
+                # pandas adds its index behind the columns
+                return frame.to_arrow().select(list(range(len(frame.columns)))), {}
+            except UNREADABLE:
+                return _readable({name: frame.get_column(name).to_arrow for name in frame.columns})
+    except nw.exceptions.DuplicateError as error:
+        twice = re.search(r"'(.+)' \d+ times", str(error))
+        which = f"are named {twice[1]!r}" if twice else "have one name"
+        raise DataError(f"two columns of the table {which}; rename one") from error
+
+
+def _readable(columns: Mapping[Any, Callable[[], pa.Array]]) -> tuple[pa.Table, dict[str, DataError]]:
+    arrays, unreadable = {}, {}
+    for name, read in columns.items():
+        try:
+            arrays[str(name)] = read()
+        except UNREADABLE as error:
+            unreadable[str(name)] = _unreadable(f"column {str(name)!r}", error)
+    if unreadable and not arrays:
+        raise next(iter(unreadable.values()))
+    try:
+        return pa.table(arrays), unreadable
+    except UnicodeEncodeError as error:
+        raise _unreadable("the name of a column", error) from error
+
+
+def _unreadable(column: str, error: Exception) -> DataError:
+    """The error for values that have no one Arrow type."""
+    if isinstance(error, UnicodeEncodeError):
+        return DataError(f"{column} holds text that is not valid Unicode ({one_line(error)}); replace such characters")
+    why = re.sub(r"; Conversion failed for column .*| at 0x[0-9a-f]+", "", one_line(error))
+    return DataError(f"{column} cannot be read as one type ({why}); make its values all text or all numbers")
+
+
+def _from_capsule(data: Any) -> pa.Table:
+    if hasattr(data, "__arrow_c_stream__"):
+        with contextlib.suppress(pa.ArrowException):
+            return pa.table(data)
+    raise DataError(
+        f"a table is wanted, found {type(data).__name__}; give the path of a Parquet or CSV file, "
+        "a pyarrow, pandas or polars table (a lazy one collected first), or a dict of lists"
+    )
+
+
+def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]]:
+    columns: dict[str, Any] = {}
+    for name, values in data.items():
+        if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
+            raise DataError(f"column {name!r} is one {type(values).__name__}, not a list; write [{values!r}]")
+        if str(name) in columns:
+            raise DataError(f"two columns of the table are named {str(name)!r}; rename one")
+        columns[str(name)] = values
+    lengths = {len(values) for values in columns.values()}
+    if len(lengths) > 1:
+        shown = ", ".join(f"{name!r} {len(values)}" for name, values in list(columns.items())[:6])
+        raise DataError(f"columns differ in length ({shown}); give every column the same number of values")
+    return _readable({name: partial(_as_array, values) for name, values in columns.items()})
+
+
+def _as_array(values: Any) -> pa.Array:
+    return pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values)
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """Without views and run ends, which few kernels know, and without metadata."""
+    check_names(table.column_names, "table")
+    if not table.num_columns:
+        raise DataError("the table has no columns; give at least one feature and one label")
+    schema = pa.schema([(field.name, plain_type(field.type)) for field in table.schema])
+    try:
+        columns = [
+            pc.run_end_decode(column) if pa.types.is_run_end_encoded(column.type) else column
+            for column in table.columns
+        ]
+        return pa.table(columns, names=table.column_names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(
+            f"a column of the table cannot be read ({one_line(error)}); write it as another type"
+        ) from error
+
+
+def content_hash(table: pa.Table) -> str:
+    """Hash of the table as an Arrow stream; it may differ where equal rows lie in memory differently."""
+    digest = xxhash.xxh3_128()
+
+    class Sink:
+        closed = False
+
+        def write(self, data: Any) -> int:
+            digest.update(data)
+            return len(data)
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    with pa.ipc.new_stream(pa.PythonFile(Sink(), mode="w"), table.schema) as writer:
+        writer.write_table(table)
+    return digest.hexdigest()

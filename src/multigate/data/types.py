@@ -1,0 +1,114 @@
+"""Columns as Arrow has them: their names, their types, what two types have in common, what text becomes."""
+
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from multigate.errors import DataError, nearest
+
+
+def type_name(kind: pa.DataType) -> str:
+    """An Arrow type as text, in the words Arrow prints; ``parse_type`` reads it back."""
+    if pa.types.is_dictionary(kind):
+        value, index = type_name(kind.value_type), type_name(kind.index_type)
+        return f"dictionary<values={value}, indices={index}, ordered={int(kind.ordered)}>"
+    if pa.types.is_fixed_size_list(kind):
+        return f"fixed_size_list<item: {type_name(kind.value_type)}>[{kind.list_size}]"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"{'large_' if pa.types.is_large_list(kind) else ''}list<item: {type_name(kind.value_type)}>"
+    return str(kind)
+
+
+def parse_type(text: str) -> pa.DataType:
+    """The Arrow type that ``type_name`` (or Arrow itself) prints as ``text``.
+
+    Raises:
+        DataError: not the name of a type that columns may have.
+    """
+    text = text.strip()
+    if match := re.fullmatch(r"timestamp\[(s|ms|us|ns), tz=(.+)\]", text):
+        return pa.timestamp(match[1], match[2])
+    if match := re.fullmatch(r"decimal(32|64|128|256)\((\d+), ?(-?\d+)\)", text):
+        return getattr(pa, f"decimal{match[1]}")(int(match[2]), int(match[3]))
+    if match := re.fullmatch(r"(large_)?list<(?:\w+: )?(.+?)(?: not null)?>", text):
+        return (pa.large_list if match[1] else pa.list_)(parse_type(match[2]))
+    if match := re.fullmatch(r"fixed_size_list<(?:\w+: )?(.+?)(?: not null)?>\[(\d+)\]", text):
+        return pa.list_(parse_type(match[1]), int(match[2]))
+    if match := re.fullmatch(r"dictionary<values=(.+), indices=(\w+), ordered=([01])>", text):
+        return pa.dictionary(parse_type(match[2]), parse_type(match[1]), match[3] == "1")
+    try:
+        return pa.type_for_alias(text)
+    except ValueError:
+        known = ["int64", "double", "bool", "string", "date32[day]", "timestamp[us]", "list<item: string>"]
+        raise DataError(f"{text!r} is not the name of an Arrow type; {nearest(text, known)}") from None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether it is of text, as a dictionary or not."""
+    value = value_type(kind)
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value))
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """The type without its dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type without views and run ends, which few kernels know."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, plain_type(kind.value_type), kind.ordered)
+    if pa.types.is_list(kind):
+        return pa.list_(plain_type(kind.value_type))
+    return kind
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The narrowest type for the values of both, None where there is none."""
+    if one == other:
+        return one
+    if is_text(one) and is_text(other):
+        large = pa.types.is_large_string(value_type(one)) or pa.types.is_large_string(value_type(other))
+        return pa.large_string() if large else pa.string()
+    both = [pa.schema([("x", kind)]) for kind in (one, other)]
+    try:
+        return pa.unify_schemas(both, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
+
+
+def converts(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Text becomes any plain type, lists become lists of a fixed size; other types stay what they are."""
+    if is_text(found):
+        return not (is_text(wanted) or pa.types.is_nested(wanted) or pa.types.is_null(wanted))
+    return bool(pa.types.is_fixed_size_list(wanted) and (pa.types.is_list(found) or pa.types.is_large_list(found)))
+
+
+def guessed_type(values: pa.Array) -> pa.DataType:
+    """The narrowest type that all the texts convert to."""
+    if pc.any(pc.match_substring_regex(values, r"^\s*[-+]?0\d")).as_py():
+        return pa.string()
+    for kind in (pa.int64(), pa.float64(), pa.bool_(), pa.date32(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        try:
+            values.cast(kind)
+        except pa.ArrowException:
+            continue
+        return kind
+    return pa.string()
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Raise ``DataError`` where a column of ``where`` has no name, or that of another."""
+    for position, name in enumerate(names, 1):
+        if not name.strip():
+            raise DataError(f"{where}: column {position} has an empty name; name every column")
+        if name in names[: position - 1]:
+            raise DataError(f"{where}: two columns are named {name!r}; rename one")
