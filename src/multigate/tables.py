@@ -43,7 +43,7 @@ def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals 
 
 def _number(value: float) -> str:
     """Four digits after the point for shares and the like, fewer of large quantities, three digits of tiny ones."""
-    if 0 < abs(value) < 0.001:
+    if 0 < abs(value) < 0.0001:
         return f"{value:.3g}"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 

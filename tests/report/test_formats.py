@@ -5,6 +5,7 @@ import math
 import pytest
 
 from multigate.report.formats import bracketed, plus_minus
+from multigate.tables import metric_table
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,9 @@ def test_a_value_and_its_interval(values: tuple[float, float, float], sign: bool
 def test_half_an_interval() -> None:
     assert plus_minus(0.5, 0.3, 0.7, 1) == "0.5 ± 0.2"
     assert plus_minus(math.nan, 0.0, 0.0) == "n/a"
+
+
+def test_a_tiny_error_is_not_shown_as_none_in_the_terminal() -> None:
+    table = metric_table("scores", {"rate/rmse": 1.3456e-6, "rate/r2": 0.2}, {"rate/rmse": (1.2e-6, 1.5e-6)})
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[2:] == [["1.35e-06", "0.2000"], ["1.2e-06 to 1.5e-06", "nan to nan"]]

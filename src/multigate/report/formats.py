@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from multigate.metrics import HIGHER_IS_BETTER
 
-SMALLEST = 0.001
-"""Of what is smaller, four digits after the point tell too little."""
+SMALLEST = 0.0001
+"""Of what is smaller four digits after the point tell nothing."""
 
 
 def number(value: float | None) -> str:
