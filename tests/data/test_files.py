@@ -442,3 +442,11 @@ def test_whole_numbers_too_long_for_the_fractions_of_another_file(tmp_path: Path
     pq.write_table(pa.table({"id": [0.5]}), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: column 'id', row 1: 1000000000000000093 has too many digits"):
         rows_of(open_table(tmp_path))
+
+
+def test_long_whole_numbers_in_text_are_never_rounded() -> None:
+    long = str(10**18 + 93)
+    assert rows_of(open_table({"id": [long, "7"]}, {"id": "int64"})) == [{"id": 10**18 + 93}, {"id": 7}]
+    assert rows_of(open_table({"id": [" 8", "7.0"]}, {"id": "int64"})) == [{"id": 8}, {"id": 7}]
+    with pytest.raises(DataError, match="column 'id' does not convert to int64"):
+        rows_of(open_table({"id": [long, " 7"]}, {"id": "int64"}))

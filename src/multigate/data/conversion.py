@@ -1,5 +1,6 @@
 """A column read as another type."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -9,6 +10,8 @@ from multigate.errors import DataError, one_line
 
 ZONED = r"^(.+[T ]\d\d.*?) ?(Z|[+-]\d\d(:?\d\d)?)$"
 """A time of day with its zone."""
+EXACT = 2**53
+"""Up to here a float64 holds every whole number."""
 
 
 def converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first: int) -> pa.Array:
@@ -57,6 +60,8 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
         found = numbers(array, "")
     except DataError as error:
         raise pa.ArrowInvalid(str(error)) from error
+    if pa.types.is_integer(kind) and (np.abs(found) > EXACT).any():
+        raise pa.ArrowInvalid("whole numbers of more than 15 digits stand beside numbers written otherwise")
     return pc.if_else(as_arrow(known(array)), as_arrow(found), None).cast(kind)
 
 

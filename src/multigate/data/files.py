@@ -181,8 +181,8 @@ def _dictionary_columns(file: pq.ParquetFile) -> list[str]:
 def _merged(parts: Sequence[_Part], frozen: Mapping[str, pa.DataType]) -> pa.Schema:
     """The columns that all parts share, in the order of the first, wide enough for every part."""
     first = parts[0]
+    # a CSV file has no types: where its guesses differ from those of another the column is text
     guessed = all(isinstance(part, CsvFile) for part in parts)
-    """A CSV file has no types: where its guesses differ from those of another the column is text."""
     types = dict(zip(first.schema.names, first.schema.types, strict=True))
     for part in parts[1:]:
         for name in part.schema.names:
