@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
 from multigate.bundle import load
-from multigate.data import cells
+from multigate.data import arrow, cells
 from multigate.data.files import open_table
 from multigate.data.infer import infer_schema
 from multigate.data.meaning import FEW
@@ -416,9 +416,9 @@ def _parts(rows: pa.Table, tasks: Sequence[Task], fraction: float, seed: int) ->
 def _ranks(task: Task, column: pa.Array) -> Array:
     """(R,) labels as numbers, NaN where unknown."""
     if task.kind == "regression":
-        return cells.numbers(column, task.source)
-    index, values = cells.codes(column, task.source)
-    places = [np.nan if text is None else place for place, text in enumerate(cells.texts(values))]
+        return arrow.numbers(column, task.source)
+    index, values = arrow.codes(column, task.source)
+    places = [np.nan if text is None else place for place, text in enumerate(arrow.texts(values))]
     return np.array([*places, np.nan])[index]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multigate.data import cells
+from multigate.data import arrow, buffers, cells
 from multigate.data.labels import rows_first
 from multigate.data.numbers import Scale, Scales, counted
 
@@ -31,7 +31,7 @@ def integers(draw):
 @given(integers())
 def test_close_integers_are_found_without_hashing(array):
     values = [one for one in array.to_pylist() if one is not None]
-    close = cells.close_integers(array)
+    close = arrow.close_integers(array)
     if close is None:
         assert not values or max(values) - min(values) > 4 * len(array) + 1_024 or abs(max(values, key=abs)) >= 2**62
         return
@@ -42,12 +42,12 @@ def test_close_integers_are_found_without_hashing(array):
 
 @given(integers())
 def test_integers_are_numbers_and_texts_by_way_of_distinct_ones(array):
-    index, x = cells.distinct_numbers(array, "c")
+    index, x = arrow.distinct_numbers(array, "c")
     found = x if index is None else x[index]
     wanted = [cells.number(one) for one in array.to_pylist()]
     assert np.array_equal(found, wanted, equal_nan=True)
-    assert np.array_equal(cells.numbers(array, "c"), wanted, equal_nan=True)
-    index, texts = cells.distinct_texts(array, "c")
+    assert np.array_equal(arrow.numbers(array, "c"), wanted, equal_nan=True)
+    index, texts = arrow.distinct_texts(array, "c")
     assert [[*texts, None][at] for at in index] == [cells.text(one) for one in array.to_pylist()]
 
 
@@ -55,7 +55,7 @@ def test_integers_are_numbers_and_texts_by_way_of_distinct_ones(array):
 def test_codes_of_a_slice_of_a_dictionary(indices, skipped, kind):
     values = pa.array(["b", None, "a", "b", "", "c"])
     array = pa.DictionaryArray.from_arrays(pa.array(indices, kind), values).slice(skipped)
-    index, found = cells.codes(array, "c")
+    index, found = arrow.codes(array, "c")
     assert [[*found.to_pylist(), None][at] for at in index] == array.to_pylist()
     assert np.bincount(index, minlength=7).sum() == len(array)
 
@@ -63,24 +63,24 @@ def test_codes_of_a_slice_of_a_dictionary(indices, skipped, kind):
 @given(st.lists(st.booleans() | st.none(), max_size=30), st.integers(0, 9))
 def test_what_is_known_of_a_slice(values, skipped):
     array = pa.array(values, pa.bool_()).slice(skipped)
-    assert cells.known(array).tolist() == [one is not None for one in values[skipped:]]
+    assert buffers.known(array).tolist() == [one is not None for one in values[skipped:]]
 
 
 @given(st.lists(st.text()), st.lists(st.booleans()), st.lists(st.integers(-9, 9)))
 def test_arrow_arrays_are_what_pyarrow_makes(texts, truths, whole):
-    assert cells.as_arrow_text(texts).equals(pa.array(texts, pa.string()))
-    assert cells.as_arrow(np.array(truths, dtype=bool)).equals(pa.array(truths, pa.bool_()))
-    assert cells.as_arrow(np.array(whole, dtype=np.int16)).equals(pa.array(whole, pa.int16()))
+    assert buffers.as_arrow_text(texts).equals(pa.array(texts, pa.string()))
+    assert buffers.as_arrow(np.array(truths, dtype=bool)).equals(pa.array(truths, pa.bool_()))
+    assert buffers.as_arrow(np.array(whole, dtype=np.int16)).equals(pa.array(whole, pa.int16()))
 
 
 def test_values_that_no_row_has_are_not_read():
     """One of them could not be read."""
     values = pa.array(["1", "cheap", "7"])
-    index, answers = cells.through_distinct(coded([2, 0, None], values), cells.number, "c")
+    index, answers = arrow.through_distinct(coded([2, 0, None], values), cells.number, "c")
     assert [answers[at] for at in index[:2]] == [7, 1]
     assert math.isnan(answers[index[2]])
     with pytest.raises(cells.ColumnError, match="found 'cheap'") as caught:
-        cells.through_distinct(coded([2, 0, None, 2, 1, 1], values), cells.number, "c")
+        arrow.through_distinct(coded([2, 0, None, 2, 1, 1], values), cells.number, "c")
     assert caught.value.row == 4
 
 
@@ -88,7 +88,7 @@ def test_a_column_that_is_wrong_throughout_is_told_at_once():
     """However many values there are: the first row is looked for once, not for each of them."""
     words = pa.array([f"word {at}" for at in range(200_000)]).dictionary_encode()
     with pytest.raises(cells.ColumnError, match="found 'word 7'") as caught:
-        cells.numbers(words.slice(7), "c")
+        arrow.numbers(words.slice(7), "c")
     assert caught.value.row == 0
 
 

@@ -15,9 +15,9 @@ import torch
 import xxhash
 from hypothesis import HealthCheck, example, given, settings
 
-from multigate.data.cells import shortest, shortest_of
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
+from multigate.data.float32 import shortest, shortest_of
 from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
 from multigate.data.vocabulary import Vocabulary

@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multigate.data.cells import codes, filled, plain, text, texts
+from multigate.data.arrow import codes, texts
+from multigate.data.buffers import filled, plain
+from multigate.data.cells import text
 from multigate.data.vocabulary import MISSING, Lookup, add_counts
 
 

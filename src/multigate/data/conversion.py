@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multigate.data.cells import NO_MOMENT, as_arrow, known, moments, numbers, short
+from multigate.data.arrow import NO_MOMENT, moments, numbers
+from multigate.data.buffers import as_arrow, known
+from multigate.data.cells import short
 from multigate.data.types import is_text, type_name
 from multigate.errors import DataError, one_line
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multigate.batch import BagIds, Batch, IdColumn, Layout, NumberColumn
-from multigate.data import bags, cells
+from multigate.data import arrow, bags, buffers, cells, float32
 from multigate.data.features import PART_SIZES, by_name, missing, time_cell, time_column, vector_cell, vector_column
 from multigate.data.fitting import Fit, Fitted
 from multigate.data.labels import Labels, LabelStats, rows_first
@@ -124,7 +124,7 @@ class Encoder:
             array = column(feature.source) if labels or feature.biased is None else pa.nulls(rows)
             match feature:
                 case Number():
-                    index, x = cells.distinct_numbers(array, feature.source)
+                    index, x = arrow.distinct_numbers(array, feature.source)
                     at = len(numbers) + len(raw)
                     if index is None:
                         raw[at] = x
@@ -133,16 +133,16 @@ class Encoder:
                     if feature.embedding == "bins":
                         # of float32s the bounds are made as narrow as they are, which is quicker than the reverse
                         narrow = pa.types.is_float32(array.type)
-                        x, width = (x, np.float32) if narrow else (cells.shortest(x), np.float64)
+                        x, width = (x, np.float32) if narrow else (float32.shortest(x), np.float64)
                         ids.append(_each(bin_ids(x, self._bin_edges[feature.name].astype(width)), index))
                         if feature.name in self._values:
                             ids.append(_each(value_ids(x, self._values[feature.name].astype(width)), index))
                 case Vector():
                     raw |= enumerate(vector_column(array, feature), len(numbers) + len(raw))
                 case Time():
-                    ids.extend(time_column(cells.moments(array, feature.source), feature))
+                    ids.extend(time_column(arrow.moments(array, feature.source), feature))
                 case Category() | Hashed():
-                    index, texts = cells.distinct_texts(array, feature.source, self._spell(feature.source))
+                    index, texts = arrow.distinct_texts(array, feature.source, self._spell(feature.source))
                     found = self._lookups[table_of(feature)].ids(texts)
                     ids.append(np.append(found, np.int32(MISSING)).take(index))
                 case Bag():
@@ -237,16 +237,16 @@ class Encoder:
         """The door of one feature for single rows."""
         match feature:
             case Number():
-                number = cells.number
+                number, most = cells.number, float32.LARGEST
                 edges = list(self.fitted.edges[feature.name]) if feature.embedding == "bins" else None
                 values = {x: at for at, x in enumerate(self.fitted.values.get(feature.name, ()), FIRST)}
 
                 def read_number(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
-                    x = value if type(value) is float and -cells.LARGEST <= value <= cells.LARGEST else number(value)
+                    x = value if type(value) is float and -most <= value <= most else number(value)
                     raw.append(x)
                     if edges is None:
                         return
-                    x = cells.shortest_of(x)
+                    x = float32.shortest_of(x)
                     ids.append(MISSING if isnan(x) else FIRST + bisect_right(edges, x))
                     if values:
                         ids.append(MISSING if isnan(x) else values.get(x, UNSEEN))
@@ -291,7 +291,7 @@ class Encoder:
         name = self.schema.group
         if name is None or (not required and name not in batch.schema.names):
             return torch.zeros(batch.num_rows, dtype=torch.int64)
-        index, texts = cells.distinct_texts(by_name(batch)(name), name, self._spell(name))
+        index, texts = arrow.distinct_texts(by_name(batch)(name), name, self._spell(name))
         hashes = np.array([hash_of(one) for one in texts] + [0], dtype=np.int64)
         return torch.from_numpy(hashes[index])
 
@@ -324,11 +324,11 @@ class Encoder:
         (folder / "encoder.json").write_text(self._json + "\n", encoding="utf-8")
         held = sorted(self.fitted.vocabularies.items())
         names = pa.DictionaryArray.from_arrays(
-            cells.as_arrow(np.repeat(np.arange(len(held), dtype=np.int32), [len(one.values) for _, one in held])),
-            cells.as_arrow_text([name for name, _ in held]),
+            buffers.as_arrow(np.repeat(np.arange(len(held), dtype=np.int32), [len(one.values) for _, one in held])),
+            buffers.as_arrow_text([name for name, _ in held]),
         )
-        values = cells.as_arrow_text([value for _, one in held for value in one.values])
-        counts = cells.as_arrow(np.array([count for _, one in held for count in one.counts], dtype=np.int64))
+        values = buffers.as_arrow_text([value for _, one in held for value in one.values])
+        counts = buffers.as_arrow(np.array([count for _, one in held for count in one.counts], dtype=np.int64))
         table = pa.table({"table": names, "value": values, "count": counts})
         pq.write_table(table, folder / "vocabularies.parquet", compression="zstd")
 
@@ -347,7 +347,7 @@ class Encoder:
         saved = Schema.model_validate(content["schema"])
         if schema is not None and schema != saved:
             raise DataError(f"{folder} holds an encoder for another schema than the experiment's; prepare it again")
-        index, names = cells.codes(table["table"].combine_chunks(), "table")
+        index, names = arrow.codes(table["table"].combine_chunks(), "table")
         values, counts = table["value"].to_pylist(), table["count"].to_pylist()
         vocabularies = {name: Vocabulary((), ()) for name in content["tables"]}
         for at, name in enumerate(names.to_pylist()):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multigate.data import cells
+from multigate.data import arrow, buffers, cells
 from multigate.data.vocabulary import FIRST, MISSING
 from multigate.errors import DataError, nearest
 from multigate.schema import Time, Vector
@@ -40,20 +40,20 @@ def missing(name: str, there: Iterable[str]) -> DataError:
 
 def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
     """(size, R) float64, NaN where missing."""
-    array = cells.plain(array)
+    array = buffers.plain(array)
     kind = array.type
     if pa.types.is_null(kind):
         return np.full((feature.size, len(array)), np.nan)
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise cells.ColumnError(feature.source, f"wanted lists of {feature.size} numbers, found {kind}; give lists")
-    known = cells.known(array)
-    lengths = cells.filled(pc.list_value_length(array), feature.size)
+    known = buffers.known(array)
+    lengths = buffers.filled(pc.list_value_length(array), feature.size)
     wrong = np.flatnonzero(lengths != feature.size)
     if len(wrong):
         raise wrong_size(int(lengths[wrong[0]]), feature).error(feature.source, int(wrong[0]))
     found = np.full((feature.size, len(array)), np.nan)
     try:
-        items = cells.numbers(array.flatten(), feature.source)
+        items = arrow.numbers(array.flatten(), feature.source)
     except cells.ColumnError as error:
         row = None if error.row is None else int(np.flatnonzero(known)[error.row // feature.size])
         raise cells.ColumnError(error.column, error.why, row) from None
@@ -79,7 +79,7 @@ def wrong_size(found: int, feature: Vector) -> cells.BadCell:
 
 def time_column(micros: np.ndarray, feature: Time) -> list[np.ndarray]:
     """(R,) int32 per part."""
-    known = micros != cells.NO_MOMENT
+    known = micros != arrow.NO_MOMENT
     days = np.where(known, micros // _DAY, 0)
     stamps = days.astype("datetime64[D]")
     months = stamps.astype("datetime64[M]")

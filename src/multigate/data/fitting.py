@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from multigate.data import bags, cells
+from multigate.data import arrow, bags, cells, float32
 from multigate.data.features import by_name, vector_column
 from multigate.data.labels import LabelFit, LabelStats
 from multigate.data.numbers import (
@@ -74,14 +74,14 @@ class Fit:
             array = column(feature.source)
             match feature:
                 case Number():
-                    raw[at] = cells.numbers(array, feature.source)
+                    raw[at] = arrow.numbers(array, feature.source)
                     at += 1
                 case Vector():
                     raw[at : at + feature.size] = vector_column(array, feature)
                     at += feature.size
                 case Category():
                     spell = cells.spelling(self._schema.types.get(feature.source))
-                    index, values = cells.distinct_texts(array, feature.source, spell)
+                    index, values = arrow.distinct_texts(array, feature.source, spell)
                     many = np.bincount(index, minlength=len(values))[: len(values)]
                     add_counts(self._counts[table_of(feature)], values, many.tolist())
                 case Bag() if not feature.buckets:
@@ -132,7 +132,7 @@ class Fit:
             if isinstance(feature, Number) and feature.embedding in ("bins", "piecewise"):
                 values = self._sample.column(at)
                 distinct, counts = counted(values)
-                distinct = cells.shortest(distinct) if feature.embedding == "bins" else distinct
+                distinct = float32.shortest(distinct) if feature.embedding == "bins" else distinct
                 found = edges_of(distinct, counts, feature.bins) if len(values) else values
                 if feature.embedding == "bins":
                     frequent = frequent_values(distinct, counts, feature.bins, feature.values)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from multigate.data import cells
+from multigate.data import arrow, cells
 from multigate.data.files import Source, open_table
 from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported, words_of
@@ -174,10 +174,10 @@ def _leaks(schema: Schema, seen: Survey) -> Iterator[Note]:
 def _target(task: Task, seen: Survey) -> Target:
     array = seen.sampled(seen.columns[task.source].name)
     if task.kind == "regression":
-        y = cells.numbers(array, task.source)
+        y = arrow.numbers(array, task.source)
         return Target(task.name, task.kind, np.log1p(np.maximum(y, 0)) if task.transform == "log1p" else y)
-    index, values = cells.codes(array, task.source)
-    texts = cells.texts(values)
+    index, values = arrow.codes(array, task.source)
+    texts = arrow.texts(values)
     if task.kind == "multiclass":
         classes = {text: float(at) for at, text in enumerate(task.classes)}
         found = [classes.get(text or "", np.nan) for text in texts]

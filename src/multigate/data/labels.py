@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multigate.batch import TaskColumn
-from multigate.data import cells
+from multigate.data import arrow, cells
 from multigate.data.numbers import Moments
 from multigate.errors import DataError, nearest
 from multigate.options import Options
@@ -80,7 +80,7 @@ class LabelReader:
             if task.sample_weight is None:
                 continue
             array = column(task.sample_weight)
-            found = cells.numbers(array, task.sample_weight)
+            found = arrow.numbers(array, task.sample_weight)
             wrong = np.flatnonzero(~((found >= 0) & (found <= MOST_WEIGHT)))
             if len(wrong):
                 row = int(wrong[0])
@@ -96,11 +96,11 @@ class LabelReader:
         if task.kind == "regression":
             return self._target(task, array)
         read = self._binary(task) if task.kind == "binary" else self._class(task)
-        index, answers = cells.through_distinct(array, read, task.source)
+        index, answers = arrow.through_distinct(array, read, task.source)
         return np.array(answers, dtype=np.float64)[index]
 
     def _target(self, task: Task, array: pa.Array) -> np.ndarray:
-        found = cells.numbers(array, task.source)
+        found = arrow.numbers(array, task.source)
         if task.transform != "log1p":
             return found
         low = np.flatnonzero(found <= -1)

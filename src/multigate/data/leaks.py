@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from multigate.data import cells
+from multigate.data import arrow
 from multigate.data.survey import is_moment, is_number
 
 MOST_AUC, MOST_R2 = 0.99, 0.98
@@ -78,14 +78,14 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 def _codes(array: pa.Array, column: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Index of each row's value (missing has one too), and the values where they are numbers or times."""
     if is_number(array.type):
-        x = cells.numbers(array, column)
+        x = arrow.numbers(array, column)
         return np.unique(x, return_inverse=True)[1], x
     if is_moment(array.type):
-        moments = cells.moments(array, column)
+        moments = arrow.moments(array, column)
         return np.unique(moments, return_inverse=True)[1], np.where(
-            moments == cells.NO_MOMENT, np.nan, moments.astype(np.float64)
+            moments == arrow.NO_MOMENT, np.nan, moments.astype(np.float64)
         )
-    return cells.codes(array, column)[0].astype(np.int64), None
+    return arrow.codes(array, column)[0].astype(np.int64), None
 
 
 def _binned(x: np.ndarray) -> np.ndarray:

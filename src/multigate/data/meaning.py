@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multigate.data import cells
+from multigate.data import arrow, cells
 from multigate.data.survey import Column, Survey, is_list, is_moment, is_number, is_scalar, is_text
 from multigate.data.types import type_name
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Time, Vector
@@ -147,8 +147,8 @@ def _list_verdict(column: Column) -> Verdict:
 def _moment_verdict(column: Column, seen: Survey, kind: pa.DataType | None = None) -> Verdict:
     """Of times: which parts vary, and how well the column orders the rows."""
     array = seen.sampled(column.name)
-    micros = cells.moments(array, column.name)
-    micros = micros[micros != cells.NO_MOMENT]
+    micros = arrow.moments(array, column.name)
+    micros = micros[micros != arrow.NO_MOMENT]
     if not len(micros):
         return Verdict(reason="holds no time of the years 1 to 9999")
     daily = bool((micros % 86_400_000_000 == 0).all())
@@ -229,7 +229,7 @@ def _category_verdict(column: Column) -> Verdict:
 
 def heavy_tailed(column: Column, seen: Survey) -> bool:
     """Whether a few numbers are far larger than the rest: a logarithm makes them learnable."""
-    x = cells.numbers(seen.sampled(column.name), column.name)
+    x = arrow.numbers(seen.sampled(column.name), column.name)
     x = x[~np.isnan(x)]
     if len(x) < 2 or x.std() == 0:
         return column.high > column.low  # what differs is too rare to be in the sample
@@ -244,7 +244,7 @@ def _is_rough(array: pa.Array, column: Column) -> bool:
     The statistic is 1 where both have one rate; a tenth of the pairs, the most different, may be the edge or the
     mode of a quantity and is left aside.
     """
-    x = cells.numbers(array, column.name)
+    x = arrow.numbers(array, column.name)
     many = np.bincount((x[~np.isnan(x)] - column.low).astype(np.int64)).astype(np.float64)
     apart, together = np.diff(many) ** 2, many[1:] + many[:-1]
     kept = np.argsort(apart)[: int(0.9 * len(apart))]

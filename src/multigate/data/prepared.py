@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 
 from multigate.batch import BagIds, Batch, Layout
 from multigate.data.ahead import ahead, worked
-from multigate.data.cells import as_arrow, placed, with_codes
+from multigate.data.arrow import with_codes
+from multigate.data.buffers import as_arrow
+from multigate.data.cells import placed
 from multigate.data.encoder import FORMAT, Encoder
 from multigate.data.kept import Kept
 from multigate.data.rows import cut, join, pick

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from multigate.data import cells
+from multigate.data import arrow, cells
 from multigate.data.numbers import Sample, row_hashes
 from multigate.data.vocabulary import xxh64
 from multigate.errors import DataError, ExperimentError
@@ -141,8 +141,8 @@ class _ByGroup:
         self.columns = (name,)
 
     def assign(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
-        index, values = cells.codes(batch.column(self._name), self._name)
-        texts = cells.texts(values)
+        index, values = arrow.codes(batch.column(self._name), self._name)
+        texts = arrow.texts(values)
         of_value = [0 if one is None else xxh64(one, self._split.seed) for one in texts]
         hashes = np.array([*of_value, 0], dtype=np.uint64)[index]
         alone = np.array([one is None for one in texts] + [True])[index]
@@ -185,9 +185,9 @@ class _ByTime:
 def _times(array: pa.Array, name: str, as_moments: bool) -> np.ndarray:
     """(R,) float64, NaN where missing. Microseconds since 1970 are whole below 2^53, the year 2255."""
     if not as_moments:
-        return cells.numbers(array, name)
-    moments = cells.moments(array, name)
-    return np.where(moments == cells.NO_MOMENT, np.nan, moments.astype(np.float64))
+        return arrow.numbers(array, name)
+    moments = arrow.moments(array, name)
+    return np.where(moments == arrow.NO_MOMENT, np.nan, moments.astype(np.float64))
 
 
 def _by_time(split: Split, source: Table, name: str) -> _ByTime:

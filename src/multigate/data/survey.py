@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from multigate.data import cells
+from multigate.data import arrow, buffers, cells, float32
 from multigate.data.files import Source
 
 COUNTED = 2_000
@@ -34,7 +34,7 @@ class Survey(NamedTuple):
 
     def sampled(self, name: str) -> pa.Array:
         """A column of the sample, without its extension type."""
-        return cells.plain(self.sample[name].combine_chunks())
+        return buffers.plain(self.sample[name].combine_chunks())
 
 
 Progress = Callable[[str, int, int | None], None]
@@ -81,16 +81,16 @@ class Column:
 
     def add(self, array: pa.Array) -> None:
         self.rows += len(array)
-        array = cells.plain(array)
+        array = buffers.plain(array)
         if is_list(array.type):
             lengths = pc.min_max(pc.list_value_length(array))
             if lengths["min"].is_valid:
                 known = self.lengths or (lengths["min"].as_py(), lengths["max"].as_py())
                 self.lengths = min(known[0], lengths["min"].as_py()), max(known[1], lengths["max"].as_py())
-            array = cells.plain(array.flatten())
+            array = buffers.plain(array.flatten())
         if pa.types.is_null(array.type) or not is_scalar(array.type):
             return
-        index, values = cells.codes(array, self.name)
+        index, values = arrow.codes(array, self.name)
         many = np.bincount(index, minlength=len(values))[: len(values)]
         used = (many > 0) & _known(values)
         if not used.all():
@@ -233,7 +233,7 @@ def _known(values: pa.Array) -> np.ndarray:
     if is_text(values.type):
         return valid & pc.fill_null(pc.not_equal(values, ""), False).to_numpy(zero_copy_only=False)
     if pa.types.is_floating(values.type):
-        return valid & (np.abs(_floats(values)) <= cells.LARGEST)
+        return valid & (np.abs(_floats(values)) <= float32.LARGEST)
     return valid
 
 
