@@ -202,6 +202,14 @@ def test_features_may_be_declared() -> None:
     assert (fitted.predict_proba(changed) == fitted.predict_proba(TABLE)).all()
 
 
+def test_features_may_be_declared_where_none_would_be_found() -> None:
+    """A text in every row another, whose words are all there is."""
+    rows = [f"{'good' if at % 2 else 'bad'} number{at}" for at in range(1_500)]
+    words = small(features=[mg.Bag("text", separator=" ")], epochs=3)
+    fitted = words.fit({"text": rows}, [at % 2 for at in range(1_500)])
+    assert (fitted.predict({"text": ["good", "bad"]}) == [1, 0]).all()
+
+
 def test_tables_of_every_make_are_the_same_table() -> None:
     frames = [TABLE, pd.DataFrame(TABLE), pl.DataFrame(TABLE), pa.table(TABLE)]
     labels = [LABELS, pd.DataFrame(LABELS), pl.DataFrame(LABELS), pa.table(LABELS)]
@@ -260,6 +268,10 @@ def test_weights() -> None:
     assert heavy[:, 1].mean() > 0.8  # 20 of 21
     own = small(tasks=[mg.Task("y", sample_weight="w")]).fit(X, {"y": y, "w": np.where(y == 1, 20, 1)})
     assert own.predict_proba(X)[:, 1] == pytest.approx(heavy[:, 1])
+    both = small(tasks=[mg.Task("y", sample_weight="w")])
+    both.fit(X, {"y": y, "w": np.where(y == 1, 20, 1)}, sample_weight=1 + np.arange(200.0))
+    assert both.bundle_.schema == own.bundle_.schema, "the weights of fit, which no task uses, are no feature"
+    assert both.predict_proba(X).shape == (200, 2)
 
 
 def test_the_same_random_state_gives_the_same_predictions() -> None:
@@ -393,6 +405,9 @@ def test_what_cannot_be_fitted_is_a_value_error(changes: Any, X: Any, y: Any, me
 def test_cells_of_mixed_types_and_other_columns() -> None:
     with pytest.raises(TypeError, match="column 1 of X: every argument must be a string"):
         small().fit([[1, "a"], [2, 3]] * 20, [0, 1] * 20)
+    for frame in (pd.DataFrame, dict):
+        with pytest.raises(InputError, match="column 'b' cannot be read as one type"):
+            small().fit(frame({"a": [1, 2] * 20, "b": [1, "x"] * 20}), [0, 1] * 20)
     fitted = small(epochs=1).fit(pd.DataFrame(TABLE), CLICK)
     with pytest.raises(ValueError, match="size"):
         fitted.predict(pd.DataFrame(TABLE).drop(columns="size"))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from pydantic import ValidationError
 
+from multigate.data import cells
 from multigate.errors import ExperimentError, SettingError
 from multigate.experiment import Experiment, make_experiment
 from multigate.options import explain
@@ -166,3 +167,8 @@ def test_a_schema_goes_through_plain_values() -> None:
     tasks = [Task("topic", kind="multiclass", classes=("a", "b")), Task("paid", positive=("yes", 1, True))]
     schema = Schema(features=[*FEATURES, Bag("tags", separator="|", buckets=64)], tasks=tasks, types={"age": "int64"})
     assert Schema.model_validate(schema.to_dict()) == schema
+
+
+def test_classes_are_the_text_that_their_cells_have() -> None:
+    wanted = [cells.text(one) for one in (1.0, 2, True, False, 0.5, "high")]
+    assert list(Task("t", kind="multiclass", classes=(1.0, 2, True, False, 0.5, "high")).classes) == wanted

@@ -95,7 +95,7 @@ def score(
         str | None, typer.Option(help="test or valid: score the run's own rows in place of a table.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write predictions here (.parquet), beside the key columns.")] = None,
-    replicates: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals; 0 for none.")] = 200,
+    replicates: Annotated[int, typer.Option(min=0, help="Bootstrap draws behind the intervals; 0 for none.")] = 200,
 ) -> None:
     """Score a run on a table with labels or on rows it set aside, or write predictions for a table without labels."""
     from multigate.bundle import load

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from multigate.bundle import load
 from multigate.data import arrow, cells
 from multigate.data.files import open_table
-from multigate.data.infer import infer_schema
+from multigate.data.infer import infer_schema, infer_tasks
 from multigate.data.meaning import FEW
 from multigate.data.survey import is_text
 from multigate.data.tasks import read_task
@@ -243,6 +243,8 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
                 )
         if fitting:
             tasks = tuple(_completed(task, labels, self.kind) for task in tasks)
+        if not any(task.sample_weight == WEIGHT for task in tasks):
+            rows = rows.drop_columns(WEIGHT)
         for name in dict.fromkeys(name for task in tasks for name in (task.source, task.sample_weight)):
             if name in labels.column_names and name in rows.column_names:
                 raise InputError(f"column {name!r} is in X and in y; leave it out of X, or rename it in y")
@@ -261,10 +263,9 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
             raise ExperimentError(f"{explain(error)}; rename the column of y, or name it in 'tasks'") from None
 
     def _schema(self, rows: pa.Table, tasks: Sequence[Task]) -> Schema:
-        schema = infer_schema(rows, tasks)
         if self.features is None:
-            return schema
-        return Schema(features=tuple(self.features), tasks=schema.tasks)
+            return infer_schema(rows, tasks)
+        return Schema(features=tuple(self.features), tasks=infer_tasks(rows, tasks))
 
     def _experiment(self, schema: Schema) -> Experiment:
         seed = self.random_state
@@ -307,6 +308,8 @@ def _is_table(data: Any) -> bool:
 
 def _in_memory(data: Any) -> pa.Table:
     source = open_table(data)
+    for error in source.unreadable.values():
+        raise error
     return pa.Table.from_batches(source.batches(), schema=source.schema)
 
 

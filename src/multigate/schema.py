@@ -154,7 +154,7 @@ class Task(Named):
     @field_validator("classes", mode="before")
     @classmethod
     def _as_text(cls, classes: Any) -> Any:
-        return [str(one) for one in classes] if isinstance(classes, list | tuple) else classes
+        return [_cell_text(one) for one in classes] if isinstance(classes, list | tuple) else classes
 
     @property
     def source(self) -> str:
@@ -180,6 +180,13 @@ class Task(Named):
                 f"task {self.name!r}: a name may hold neither '|' nor '/'; choose another and give this one as 'column'"
             )
         return self
+
+
+def _cell_text(value: Any) -> str:
+    """A class as the text that a cell of it has: 1.0 is 1, True is true."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class Risk(NamedTuple):

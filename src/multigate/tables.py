@@ -24,7 +24,7 @@ SMALLEST = 0.00005
 
 def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals | None = None) -> Table:
     """One row per metric of every task (or conditional), with its interval where there are any."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("task")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -36,7 +36,7 @@ def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals 
             if intervals:
                 low, high = intervals.get(name, (float("nan"), float("nan")))
                 cells.append(f"{_number(low)} to {_number(high)}")
-            table.add_row(*cells)
+            _add(table, cells)
         table.add_section()
     return table
 

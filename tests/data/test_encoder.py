@@ -20,6 +20,7 @@ from multigate.data.files import open_table
 from multigate.data.float32 import shortest, shortest_of
 from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
+from multigate.data.types import type_name
 from multigate.data.vocabulary import Vocabulary
 from multigate.errors import DataError, ExperimentError
 from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
@@ -632,6 +633,38 @@ def test_a_text_is_read_alike_in_a_row_in_a_table_and_in_a_file(column, alike, o
     known = TYPED_ENCODER.row(row | {column: alike[0]}).categories[0, at].item() if at < 3 else 2
     assert known >= 2
     assert all(ids(cell)[0][at] == 0 for cell in unseen)
+
+
+_moments = [dt.datetime(2026, 5, 1 + at, 17, at) for at in range(4)]
+OF_TYPE = {
+    "moments": (pa.array(_moments, pa.timestamp("us")), ["2026-05-01T17:00", "2026-05-01 17:00:00", _moments[0]]),
+    "zoned": (pa.array(_moments, pa.timestamp("ms", "Europe/Berlin")), ["2026-05-01T19:00", "2026-05-01T19:00+07:00"]),
+    "days": (pa.array([at.date() for at in _moments], pa.date32()), ["2026-05-01", "20260501", _moments[0].date()]),
+    "decimals": (
+        pa.array(map(decimal.Decimal, ("1.10", "2.50", "3.00", "0.01")), pa.decimal128(3, 2)),
+        ["1.10", "1.1", " 1.1", 1.1, decimal.Decimal("1.10")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_TYPE)
+def test_times_and_decimals_as_categories_are_found_again_by_their_text(name, tmp_path):
+    array, cells = OF_TYPE[name]
+    schema = Schema(features=[Category("c", min_count=1)], tasks=BINARY, types={"c": type_name(array.type)})
+    encoder = Encoder.fit(schema, [batch_of(c=array, y=LABEL * 2)])
+    wanted = encoder.columns(batch_of(c=array[:1]), labels=False).categories[0, 0].item()
+    assert wanted >= 2
+    for cell in cells:
+        assert encoder.row({"c": cell}).categories.item() == wanted, cell
+        tables = [{"c": [cell]}]
+        if isinstance(cell, str):
+            tables.append(tmp_path / "rows.csv")
+            tables[-1].write_text(f'c\n"{cell}"\n')
+        for one in tables:
+            batch = next(open_table(one, schema.later_types()).batches())
+            assert encoder.columns(batch, labels=False).categories.item() == wanted, cell
+    for cell in ("2026-05-01T17:01", "9.99", "soon"):
+        assert encoder.row({"c": cell}).categories.item() == 0
 
 
 @pytest.mark.parametrize(("column", "cell"), [("x", "1,5"), ("x", "1_000"), ("day", "05.01.2026"), ("seen", "soon")])

@@ -229,6 +229,39 @@ def test_a_csv_column_that_starts_empty_gets_its_type_from_later_rows(tmp_path: 
     assert last["b"][-1].as_py() == 7.5
 
 
+def test_numbers_in_csv_that_no_number_holds_stay_text(tmp_path: Path) -> None:
+    """Ids beyond int64 and zeros in front of them, which a float64 would round or drop, and times of day."""
+    long = [str(17_345_678_901_234_567_000 + at) for at in range(3)]
+    rows = [f"{one},0{one},{at}.5,1e20,{at}8:30,{at}" for at, one in enumerate(long)]
+    path = write_csv(tmp_path, "\n".join(["id,code,x,far,clock,n", *rows, ",,,,,"]))
+    source = open_table(path)
+    assert [type_name(kind) for kind in source.schema.types] == [
+        "string",
+        "string",
+        "double",
+        "double",
+        "string",
+        "int64",
+    ]
+    assert [row["id"] for row in rows_of(source)] == [*long, None]
+    assert [row["code"] for row in rows_of(source)] == [*(f"0{one}" for one in long), None]
+    assert [row["clock"] for row in rows_of(source)] == ["08:30", "18:30", "28:30", None]
+    late = write_csv(tmp_path, "id\n" + "1\n" * (5 << 20) + long[0] + "\n")
+    with pytest.raises(DataError, match="set the column's type to 'string'"):
+        list(open_table(late).batches())
+
+
+def test_decimal_commas_and_points_in_one_file(tmp_path: Path) -> None:
+    rows = [f"{at},5;{at}.25;1.{at:03};NA;{at}" if at else "0,5;;1.000;7.5;0" for at in range(4)]
+    source = open_table(write_csv(tmp_path, "\n".join(["comma;point;thousand;few;n", *rows, ""])))
+    assert [type_name(kind) for kind in source.schema.types] == ["double", "double", "string", "double", "int64"]
+    wanted = [(0.5, None, "1.000", 7.5, 0), *((at + 0.5, at + 0.25, f"1.{at:03}", None, at) for at in range(1, 4))]
+    assert [tuple(row.values()) for row in rows_of(source)] == wanted
+    types = dict(zip(source.schema.names, map(type_name, source.schema.types), strict=True))
+    swapped = write_csv(tmp_path, "comma;point;thousand;few;n\n1.5;1,5;2.000;8,5;1\n")
+    assert [tuple(row.values()) for row in rows_of(open_table(swapped, types))] == [(1.5, 1.5, "2.000", 8.5, 1)]
+
+
 def test_frozen_types_turn_text_of_any_table_into_what_the_schema_says() -> None:
     types = {"n": "double", "t": "timestamp[us]", "v": "fixed_size_list<item: double>[2]", "k": "string"}
     data = {"n": ["1.5", ""], "t": ["2022-04-25 10:00:00", None], "v": [[1.0, 2.0], [3.0, 4.0]], "k": [1, 2]}

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def test_keys_time_group_and_types() -> None:
 
 PICKED = Task("one", column="y", positive="a")
 RAW = Task("y", transform="none")
+GRADES = Task("y", kind="multiclass", classes=("2", "9", "10"))
 LABELS: dict[str, tuple[str | Task, Any, Task]] = {
     "0 and 1": ("y", CLICK, Task("y")),
     "true and false": ("y", CLICK == 1, Task("y")),
@@ -176,7 +178,8 @@ LABELS: dict[str, tuple[str | Task, Any, Task]] = {
     "census": ("y", ["- 50000.", "50000+.", "- 50000."] * (ROWS // 3), Task("y", positive="50000+.")),
     "the rarer": ("y", ["good", "bad", "good"] * (ROWS // 3), Task("y", positive="bad")),
     "texts": ("y", ["b", "a", "c"] * (ROWS // 3), Task("y", kind="multiclass", classes=("a", "b", "c"))),
-    "grades": ("y", [10, 9, 2] * (ROWS // 3), Task("y", kind="multiclass", classes=("2", "9", "10"))),
+    "grades": ("y", [10, 9, 2] * (ROWS // 3), GRADES),
+    "grades with unknown": ("y", [10.0, 9.0, 2.0, math.nan] * (ROWS // 4), GRADES),
     "fractions": ("y", RNG.normal(size=ROWS), Task("y", kind="regression")),
     "seconds": ("y", np.exp(3 * RNG.normal(size=ROWS)), Task("y", kind="regression", transform="log1p")),
     "large and signed": ("y", 9 * RNG.standard_t(1, ROWS), Task("y", kind="regression")),
@@ -241,6 +244,13 @@ def test_a_table_of_labels_alone_is_refused() -> None:
         inspect_table(open_table({"click": [0, 1]}), ["click"])
     with pytest.raises(DataError, match=r"no column to predict from .*column 'x': holds 3 in every row"):
         inspect_table(open_table({"x": [3, 3], "click": [0, 1]}), ["click"])
+
+
+def test_missing_text_in_a_dict_of_lists_is_missing() -> None:
+    """As a frame of pandas gives it: ``to_dict("list")``."""
+    table = {"colour": ["red", math.nan, "blue"] * 20, "click": [0, 1] * 30}
+    assert infer_schema(table, ["click"]).features == (Category("colour"),)
+    assert open_table(table).batches().__next__()["colour"].null_count == 20
 
 
 def test_leaks_stay_and_copies_of_a_label_go() -> None:

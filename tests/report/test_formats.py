@@ -1,10 +1,15 @@
 """Numbers as people read them."""
 
+import io
 import math
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from multigate.analysis.comparison import Comparison
 from multigate.report.formats import bracketed, plus_minus
+from multigate.schema import Number, Schema, Task
 from multigate.tables import metric_table
 
 
@@ -26,7 +31,22 @@ def test_half_an_interval() -> None:
     assert plus_minus(math.nan, 0.0, 0.0) == "n/a"
 
 
+def test_names_in_brackets_are_shown_as_they_are() -> None:
+    console = Console(width=100, file=io.StringIO())
+    console.print(metric_table("data[old]/t.parquet", {"speed [km]/r2": 0.5, "speed [m]/r2": 0.25}))
+    for name in ("data[old]/t.parquet", "speed [km]", "speed [m]"):
+        assert name in console.file.getvalue()
+    schema = Schema(features=[Number("x")], tasks=[Task("speed [km]", kind="regression")])
+    row = {"structure": "mmoe", "seed": 0, "part": "test", "rows": 9, "speed [km]/r2": 0.5}
+    console.print(
+        Comparison(
+            Path(), schema, [row | dict.fromkeys(("parameters", "multiply_adds", "rows_per_second"), 1.0)]
+        ).table()
+    )
+    assert "speed [km]/r2" in console.file.getvalue()
+
+
 def test_a_tiny_error_is_not_shown_as_none_in_the_terminal() -> None:
     table = metric_table("scores", {"rate/rmse": 1.3456e-6, "rate/r2": 0.2}, {"rate/rmse": (1.2e-6, 1.5e-6)})
-    cells = [list(column.cells) for column in table.columns]
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
     assert cells[2:] == [["1.35e-06", "0.2000"], ["1.2e-06 to 1.5e-06", "nan to nan"]]

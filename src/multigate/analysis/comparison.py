@@ -126,11 +126,12 @@ class Comparison:
             for structure in self.structures:
                 if self.values(structure, metric):
                     numbers = _numbers(self.summary(structure, metric))
-                    table.add_row(metric if first else "", structure, *numbers, self._gain(structure, metric))
+                    cells = [structure, *numbers, self._gain(structure, metric)]
                 elif self.lacks(structure, metric):
-                    table.add_row(metric if first else "", structure, "-", "", "", "")
+                    cells = [structure, "-", "", "", ""]
                 else:
                     continue
+                table.add_row(*map(Text, [metric if first else "", *cells]))
                 first = False
             table.add_section()
         if self.notes():
@@ -157,7 +158,7 @@ class Comparison:
         for structure in self.structures:
             found = [list(self.values(structure, column).values()) for column in columns]
             if found[0]:
-                table.add_row(structure, *(f"{sum(values) / len(values):,.0f}" for values in found))
+                table.add_row(Text(structure), *(f"{sum(values) / len(values):,.0f}" for values in found))
         return table
 
 

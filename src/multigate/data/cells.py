@@ -4,9 +4,11 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import cache, partial
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -119,14 +121,21 @@ Spell = Callable[[str], str | None]
 """From a text to the one that its value has in a column of another type; None where that is missing."""
 
 
+@cache
 def spelling(kind: str | None) -> Spell | None:
     """How texts are spelled beside those of a column of this Arrow type, None where they stay as they are.
 
-    Among numbers 07 is 7, among truth values True is true; what is neither stays, a value that was not there.
+    Among numbers 07 is 7, among truth values True is true, among times 2024-05-01T17:00 is 2024-05-01 17:00:00; what
+    is none stays, a value that was not there.
     """
+    if kind is None:
+        return None
     if kind == "bool":
         return _as_truth
-    return _as_number if kind is not None and re.match(r"u?int\d+$|double$|float$|halffloat$", kind) else None
+    if re.match(r"u?int\d+$|double$|float$|halffloat$|decimal\d+\(", kind):
+        return _as_number
+    found = re.match(r"(timestamp|date)(?:.*tz=([^]]+))?", kind)
+    return None if found is None else partial(_as_moment, day=found[1] == "date", zone=found[2])
 
 
 def _as_truth(text: str) -> str | None:
@@ -142,6 +151,21 @@ def _as_number(text: str) -> str | None:
         return str(int(text)) if re.fullmatch(r"\s*[+-]?\d{1,76}\s*", text) else _float_text(number(text))
     except BadCell:
         return {"true": "1", "false": "0"}.get(text.lower(), text)
+
+
+def _as_moment(text: str, day: bool, zone: str | None) -> str | None:
+    if text in MISSING:
+        return None
+    try:
+        micros = moment(text)
+    except BadCell:
+        return text
+    if micros is None:
+        return None
+    found = _EPOCH + micros * _MICROSECOND
+    if day:
+        return str(found.date()) if found.time() == time.min else text
+    return str(found if zone is None else found.replace(tzinfo=ZoneInfo(zone)))
 
 
 _NUMBERS = (bool, int, float, np.integer, np.floating, np.bool_, Decimal)

@@ -1,5 +1,6 @@
 """CSV files, which have no types: those of the schema, or what the first rows look like."""
 
+import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow.csv
 
 from multigate.data.beginnings import check_csv
 from multigate.data.cells import MISSING, short
-from multigate.data.types import check_names, guessed_type, value_type
+from multigate.data.types import are_codes, check_names, guessed_type, is_text, value_type
 from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
@@ -29,7 +30,9 @@ class CsvFile:
         names = head.split("\n", 1)[0]
         self._quoted = names.count('"') % 2 == 1
         self._delimiter = "\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else _delimiter(names)
-        self._decimal = "," if self._delimiter == ";" and _has_decimal_commas(head) else "."
+        commas, points = _decimals(head, self._delimiter)
+        self._decimal = "," if commas else "."
+        self._points = points if commas else set()
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
@@ -77,27 +80,27 @@ class CsvFile:
         if block is None:
             self.rows = 0
             return pa.schema([(name, frozen.get(name, pa.null())) for name in names])
-        found = {field.name: frozen.get(field.name, field.type) for field in block.schema}
+        found = {field.name: frozen.get(field.name, _inferred(field.type)) for field in block.schema}
         for column, kind in found.items():
             if pa.types.is_binary(kind) and column not in frozen:
                 raise DataError(f"{self.name}: column {column!r} is not UTF-8 text; save the file as UTF-8")
-        unsure = [column for column, kind in found.items() if pa.types.is_null(kind)]
-        codes = [column for column, kind in found.items() if pa.types.is_integer(kind) and column not in frozen]
+        pointed = self._points - frozen.keys()
+        unsure = [column for column, kind in found.items() if pa.types.is_null(kind) or column in pointed]
+        numbers = (pa.types.is_integer, pa.types.is_floating)
+        codes = [column for column, kind in found.items() if any(of(kind) for of in numbers) and column not in frozen]
         if unsure or codes:
             found |= self._looked_at(unsure, codes)
         return pa.schema(list(found.items()))
 
     def _looked_at(self, unsure: list[str], codes: list[str], blocks: int = 16) -> dict[str, pa.DataType]:
-        """Types by the text itself: of columns empty in the first block, and codes such as 007, which stay text."""
-        found = {}
+        """Types by the text itself: of columns the reader knows nothing of, and codes such as 007, which stay text."""
+        found: dict[str, pa.DataType] = {}
         text = {column: pa.string() for column in unsure + codes}
         for index, block in enumerate(self._stream(text, list(text))):
             if index == 0:
-                for column in codes:
-                    if pc.any(pc.match_substring_regex(block[column], r"^\s*[-+]?0\d")).as_py():
-                        found[column] = pa.string()
+                found |= {column: pa.string() for column in codes if are_codes(_there(block[column]))}
             for column in list(unsure):
-                values = block[column].filter(pc.invert(pc.is_in(block[column], pa.array(MISSING))))
+                values = _there(block[column])
                 if len(values):
                     found[column] = guessed_type(values)
                     unsure.remove(column)
@@ -117,10 +120,15 @@ class CsvFile:
             return
         names = wanted.names or self.schema.names[:1]
         types = {name: _csv_type(wanted.field(name).type) for name in wanted.names}
-        times = [at for at, kind in enumerate(wanted.types) if pa.types.is_timestamp(kind)]
+        types |= {name: pa.string() for name in wanted.names if name in self._points}
+        texts = [
+            at
+            for at, field in enumerate(wanted)
+            if pa.types.is_timestamp(field.type) or (field.name in self._points and not is_text(field.type))
+        ]
         for block in self._stream(types or {names[0]: pa.string()}, names):
             found = block.select(wanted.names)
-            for at in times:
+            for at in texts:
                 found = found.set_column(at, wanted.names[at], _nulls_where_missing(found.column(at)))
             for start in range(0, block.num_rows, rows):
                 yield found.slice(start, rows)
@@ -164,14 +172,32 @@ class CsvFile:
         return DataError(f"{self.name} cannot be read to its end ({text}); write or fetch it again")
 
 
-def _has_decimal_commas(head: str) -> bool:
-    """Whether fields between semicolons are numbers such as 1,5 and none is one such as 1.5."""
-    return bool(re.search(r"[;\n]-?\d+,\d+[;\n]", head)) and not re.search(r"[;\n]-?\d+\.\d+[;\n]", head)
+def _decimals(head: str, delimiter: str) -> tuple[set[str], set[str]]:
+    """Columns with numbers such as 1,5 among fields between semicolons, and those with none but such as 1.5.
+
+    Where there are both, 1.500 may be one and a half thousand: a column of nothing else is neither.
+    """
+    if delimiter != ";":
+        return set(), set()
+    names, *rows = csv.reader(head[: head.rfind("\n")].split("\n"), delimiter=delimiter)
+    fields = [(name, field.strip()) for row in rows for name, field in zip(names, row, strict=False)]
+    commas = {name for name, field in fields if re.fullmatch(r"[-+]?\d+,\d+", field)}
+    return commas, {name for name, field in fields if re.fullmatch(r"[-+]?\d+\.(?!\d{3}$)\d+", field)} - commas
 
 
 def _delimiter(line: str) -> str:
     """Comma, unless the line of names has none and another common separator does."""
     return "," if "," in line else next((mark for mark in "\t;|" if mark in line), ",")
+
+
+def _there(texts: pa.Array) -> pa.Array:
+    """Those that are not missing."""
+    return texts.filter(pc.invert(pc.is_in(texts, pa.array(MISSING))))
+
+
+def _inferred(kind: pa.DataType) -> pa.DataType:
+    """The type that a column gets of which the reader infers this one: times of day stay the text that they are."""
+    return pa.string() if pa.types.is_time(kind) else kind
 
 
 def _nulls_where_missing(texts: pa.Array) -> pa.Array:

@@ -44,6 +44,14 @@ def infer_schema(data: Any, tasks: Sequence[Task | str], types: Mapping[str, str
     return inspect_table(open_table(data, types), tasks).schema
 
 
+def infer_tasks(data: Any, tasks: Sequence[Task | str]) -> tuple[Task, ...]:
+    """The tasks as ``inspect_table`` fills them in, whatever there is to predict them from; errors as there."""
+    source = open_table(data)
+    wanted = _wanted(source, tasks)
+    seen = survey(source, list(dict.fromkeys(task.source for task in wanted)))
+    return tuple(completed(task, seen) for task in wanted)
+
+
 def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Progress | None = None) -> Findings:
     """Look at every row once and propose what each column means.
 
@@ -54,19 +62,7 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
         DataError: a label that is not there, is empty or constant, or does not hold what its task says; no feature.
         ExperimentError: tasks that do not fit together.
     """
-    names = source.schema.names
-    wanted = [read_task(one, names) for one in ([tasks] if isinstance(tasks, str | Task) else tasks)]
-    if not wanted:
-        raise ExperimentError(f"at least one task is wanted; name a label column of {source.name}")
-    for task in wanted:
-        for column in (task.source, task.sample_weight):
-            if column is not None and column in source.unreadable:
-                raise source.unreadable[column]
-            if column is not None and column not in names:
-                raise DataError(
-                    f"{source.name} has no column {column!r} for task {task.name!r}; {nearest(column, names)}"
-                )
-        check_label(task, source.schema.field(task.source).type)
+    wanted = _wanted(source, tasks)
     read = [field.name for field in source.schema if is_readable(field.type)]
     seen = survey(source, read, progress)
     labels = [completed(task, seen) for task in wanted]
@@ -83,6 +79,24 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
     schema = _schema(source, seen, labels, verdicts)
     left_out = tuple(Note(name, verdict.reason) for name, verdict in verdicts.items() if verdict.feature is None)
     return Findings(schema, left_out, tuple(_leaks(schema, seen)), seen.rows)
+
+
+def _wanted(source: Source, tasks: Sequence[Task | str]) -> list[Task]:
+    """The tasks, whose labels are there and can be read."""
+    names = source.schema.names
+    wanted = [read_task(one, names) for one in ([tasks] if isinstance(tasks, str | Task) else tasks)]
+    if not wanted:
+        raise ExperimentError(f"at least one task is wanted; name a label column of {source.name}")
+    for task in wanted:
+        for column in (task.source, task.sample_weight):
+            if column is not None and column in source.unreadable:
+                raise source.unreadable[column]
+            if column is not None and column not in names:
+                raise DataError(
+                    f"{source.name} has no column {column!r} for task {task.name!r}; {nearest(column, names)}"
+                )
+        check_label(task, source.schema.field(task.source).type)
+    return wanted
 
 
 def _schema(source: Source, seen: Survey, labels: Sequence[Task], verdicts: dict[str, Verdict]) -> Schema:

@@ -107,7 +107,7 @@ def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]
 
 
 def _as_array(values: Any) -> pa.Array:
-    return pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values)
+    return pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values, from_pandas=True)
 
 
 def plain_table(table: pa.Table) -> pa.Table:

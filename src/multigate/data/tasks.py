@@ -93,8 +93,11 @@ def _label_kind(task: Task, column: Column, values: dict[str, tuple[Any, int]] |
     if not is_number(column.kind) or column.declared_category:
         return "multiclass"
     few = values is not None and len(values) <= FEW and column.known >= 10 * len(values)
+    whole = column.integral and not pa.types.is_decimal(
+        column.kind
+    )  # of fractional type, too: a null makes it so in pandas
     counts = set(words_of(column.name)) & QUANTITIES
-    return "multiclass" if few and pa.types.is_integer(column.kind) and not counts else "regression"
+    return "multiclass" if few and whole and not counts else "regression"
 
 
 def _with_positive(task: Task, column: Column, values: dict[str, tuple[Any, int]] | None, place: str) -> Task:

@@ -92,9 +92,22 @@ def converts(found: pa.DataType, wanted: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(wanted) and (pa.types.is_list(found) or pa.types.is_large_list(found)))
 
 
+def are_codes(texts: pa.Array) -> bool:
+    """Whether they are whole numbers that no number holds as it is written: 007, or more digits than an int64 has."""
+    if pc.any(pc.match_substring_regex(texts, r"^\s*[-+]?0\d+\s*$")).as_py():
+        return True
+    if not pc.all(pc.match_substring_regex(texts, r"^\s*[-+]?\d+\s*$")).as_py():
+        return False
+    try:
+        pc.utf8_trim_whitespace(texts).cast(pa.int64())
+    except pa.ArrowException:
+        return True
+    return False
+
+
 def guessed_type(values: pa.Array) -> pa.DataType:
-    """The narrowest type that all the texts convert to."""
-    if pc.any(pc.match_substring_regex(values, r"^\s*[-+]?0\d")).as_py():
+    """The narrowest type that all the texts convert to without loss."""
+    if are_codes(values):
         return pa.string()
     for kind in (pa.int64(), pa.float64(), pa.bool_(), pa.date32(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:

@@ -28,7 +28,7 @@ class Reporter:
     def __enter__(self) -> Self:
         if self.live:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
