@@ -314,6 +314,10 @@ def test_clone_search_and_cross_validation() -> None:
     ).fit(X[:150], y[:150])
     assert searched.best_estimator_[-1].sharing in ("shared_bottom", mg.MMoE(experts=2, hidden=(8,)))
     assert set(searched.cv_results_["rank_test_score"]) == {1, 2}
+    options = {"sharing__experts": [1, 3], "sharing__hidden": [(4,)]}
+    searched = GridSearchCV(small(epochs=1), options, cv=2, error_score="raise").fit(X[:80], y[:80])
+    sharing = searched.best_estimator_.bundle_.experiment.sharing
+    assert sharing == mg.MMoE(experts=searched.best_params_["sharing__experts"], hidden=(4,))
     aucs = cross_val_score(
         small(kind="classifier"), pd.DataFrame(TABLE), CLICK, cv=3, scoring="roc_auc", error_score="raise"
     )
@@ -323,6 +327,14 @@ def test_clone_search_and_cross_validation() -> None:
     copy = clone(small(tasks=["buy|click"], random_state=7))
     assert copy.get_params()["tasks"] == ["buy|click"]
     assert not hasattr(copy, "tasks_")
+    named = mg.MultiTaskEstimator().set_params(sharing__experts=3, sharing="omoe", sharing__gate_dropout=0.5)
+    assert named.sharing == mg.OMoE(experts=3, gate_dropout=0.5)
+    assert named.get_params()["sharing__experts"] == 3
+    assert not [name for name in named.get_params(deep=False) if name.startswith("sharing__")]
+    with pytest.raises(ValueError, match="'experts'"):
+        named.set_params(sharing__expert=3)
+    with pytest.raises(InputError, match="no structure 'mmo'"):
+        named.set_params(sharing="mmo", sharing__experts=3)
 
 
 def test_what_a_column_transformer_makes() -> None:

@@ -26,7 +26,7 @@ from multigate.evaluate import Monitor, forward, scores, spaces
 from multigate.experiment import Experiment, make_experiment
 from multigate.options import explain
 from multigate.schema import Feature, Schema, Task
-from multigate.sharing import Structure
+from multigate.sharing import Structure, structure_named
 from multigate.training.interrupts import Interrupted
 from multigate.training.train import train
 
@@ -44,6 +44,9 @@ except ModuleNotFoundError:
 
 WEIGHT = "sample_weight passed to fit"
 """Column of the row weights, for tasks that name none of their own."""
+
+OPTION = "sharing__"
+"""Before the name of a structure's option among the estimator's parameters."""
 
 Array = NDArray[Any]
 
@@ -144,6 +147,31 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.out = out
         self.verbose = verbose
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """As scikit-learn's; ``deep`` has the options of the structure besides, as ``sharing__experts``."""
+        found: dict[str, Any] = super().get_params(deep)
+        structure = self._structure()
+        if not deep or structure is None:
+            return found
+        options = [name for name in type(structure).model_fields if name != "structure"]
+        return found | {f"{OPTION}{name}": getattr(structure, name) for name in options}
+
+    def set_params(self, **params: Any) -> Self:
+        """As scikit-learn's; ``sharing__experts=4`` changes an option of the structure."""
+        options = {name.removeprefix(OPTION): params.pop(name) for name in list(params) if name.startswith(OPTION)}
+        super().set_params(**params)
+        if options:
+            structure = self._structure()
+            if structure is None:
+                raise InputError(f"there is no structure {self.sharing!r} whose {', '.join(options)} could be set")
+            self.sharing = structure.with_(**options)
+        return self
+
+    def _structure(self) -> Structure | None:
+        if isinstance(self.sharing, str):
+            return structure_named(self.sharing)
+        return self.sharing if isinstance(self.sharing, Structure) else None
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Train on ``X`` (R, F) and ``y`` (R,) or (R, T); rows of weight 0 are left out.
