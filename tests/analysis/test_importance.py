@@ -157,6 +157,11 @@ def test_a_large_table_is_thinned_evenly(monkeypatch):
     assert max(seen) == 150
     assert len(seen) == 1 + len(FEATURES) - 1, "what is the same in all rows is not run again"
     assert seen[3] < 150, "nor are rows whose colour stays the same"
+    seen.clear()
+    monkeypatch.setattr(module, "LEAST", 50)
+    monkeypatch.setattr(module, "RUN", 2 * len(FEATURES) * 100)
+    permutation_importance(bundle, batch, repeats=2)
+    assert seen[0] == 100, "as many as all shuffles may have in all"
 
 
 def test_progress_is_told_and_weights_stay():

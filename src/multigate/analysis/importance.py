@@ -14,8 +14,8 @@ from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.options import Options
 
-MOST = 20_000
-"""Rows that are shuffled."""
+MOST, LEAST, RUN = 20_000, 1_000, 6_000_000
+"""Rows that are shuffled: the most, the least, and as many as go through the model for all features and shuffles."""
 ROWS = 1024
 """Rows that go through the model together; more do not fit into the cache."""
 
@@ -40,17 +40,18 @@ def permutation_importance(
 ) -> tuple[Importance, ...]:
     """Loss of each target's main metric when a feature is shuffled over rows (Breiman 2001, section 10).
 
-    All columns of a feature move together; the model is not trained anew. At most ``MOST`` rows, evenly spread. For
-    each target the features by falling loss; a target whose metric is undefined on these rows is left out, and so are
-    features that only bias a task: predictions do not read them.
+    All columns of a feature move together; the model is not trained anew. At most ``MOST`` rows, evenly spread, and
+    fewer of more than 100 features. For each target the features by falling loss; a target whose metric is undefined
+    on these rows is left out, and so are features that only bias a task: predictions do not read them.
     """
-    if batch.rows > MOST:
-        batch = pick(batch, torch.linspace(0, batch.rows - 1, MOST).long())
+    features = [columns for columns in feature_columns(bundle.encoder) if columns.feature.biased is None]
+    most = min(MOST, max(LEAST, RUN // max(1, repeats * len(features))))
+    if batch.rows > most:
+        batch = pick(batch, torch.linspace(0, batch.rows - 1, most).long())
     random = np.random.default_rng(seed)
     shuffles = [pick(batch, torch.from_numpy(random.permutation(batch.rows))) for _ in range(repeats)]
     whole = _forward(bundle, batch)
     base = _main_scores(bundle, whole)
-    features = [columns for columns in feature_columns(bundle.encoder) if columns.feature.biased is None]
     found: dict[str, list[Importance]] = {name: [] for name, value in base.items() if np.isfinite(value)}
     for done, columns in enumerate(features):
         if progress is not None:
