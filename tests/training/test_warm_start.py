@@ -108,6 +108,20 @@ def test_it_says_where_it_began_and_whether_that_is_what_is_kept(
     assert lines.count(said) == kept
 
 
+def test_an_average_begins_with_the_bundles_weights(late: Experiment, early: Run, tmp_path: Path) -> None:
+    """A rate far too high makes the earlier weights worse, so that they are what is kept."""
+    optimizer = late.optimizer.with_(average=0.9, learning_rate=10.0)
+    run = train(late.with_(optimizer=optimizer), tmp_path / "run", quiet=True, device="cpu")
+    assert run.history[0]["epoch"] == 0
+    for name, value in early.best.items():
+        assert run.history[0]["valid"][f"valid/{name}"] == pytest.approx(value, nan_ok=True)
+        assert run.best[name] == pytest.approx(value, nan_ok=True)
+    table = pq.read_table(late.train)
+    before, after = early.bundle().predict(table), run.bundle().predict(table)
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values)
+
+
 def test_interrupted_and_resumed_it_is_bit_equal(
     run: Run, late: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,8 @@ def fit(
             (folder / METRICS).unlink(missing_ok=True)
             if start is not None:
                 start_from(fitting.model, start)
+                if fitting.average is not None:
+                    fitting.average.begin()
                 scored = fitting.evaluate()
                 tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
                 report.detail(line_of(fitting, scored))

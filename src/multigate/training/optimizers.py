@@ -68,6 +68,11 @@ class Average:
         self.values = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
+    def begin(self) -> None:
+        """Take the weights as they are, where others were put into the module before the first step."""
+        torch._foreach_copy_(self.values, self.parameters)
+
+    @torch.no_grad()
     def update(self) -> None:
         self.steps += 1
         # the weight that makes step s the corrected average of steps 1 .. s
