@@ -10,7 +10,7 @@ import pytest
 
 from multigate.bundle import load
 from multigate.calibration import Curve
-from multigate.errors import ExperimentError
+from multigate.errors import DataError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.metrics import calibration
 from multigate.run import Run
@@ -115,6 +115,22 @@ def test_sampled_negatives_are_corrected_on_rows_as_they_come(
     assert ratios[1.0] > 2, "uncorrected, clicks are told far too often"
     # 110 clicks among 600 test rows: their rate is known to within 10 %, and two epochs are not much of a model
     assert ratios[0.2] == pytest.approx(1, abs=0.3)
+
+
+def test_the_bundle_it_is_given_stays_as_it_was(feed_experiment: Experiment, plain: Run, tmp_path: Path) -> None:
+    """Whether curves are found or the table is refused; saved, too, it is what it was."""
+    rows = pq.read_table(feed_experiment.test).slice(0, 200)
+    bundle = recalibrate(load(plain.folder), feed_experiment.valid)
+    curves, before = dict(bundle.curves), bundle.predict(rows)
+    assert not np.allclose(before["click"], load(plain.folder).predict(rows)["click"])
+    with pytest.raises(DataError):
+        recalibrate(bundle, rows.drop_columns(["click"]))
+    assert not np.allclose(recalibrate(bundle, feed_experiment.valid, "platt").predict(rows)["click"], before["click"])
+    assert bundle.curves == curves
+    bundle.save(tmp_path / "saved")
+    for one in (bundle, load(tmp_path / "saved")):
+        for name, values in one.predict(rows).items():
+            np.testing.assert_allclose(values, before[name], rtol=1e-6)
 
 
 def test_another_method_is_refused_by_name(feed_experiment: Experiment, plain: Run) -> None:

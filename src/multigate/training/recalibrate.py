@@ -1,5 +1,6 @@
 """Recalibration: after training, a curve for each binary task that makes its probabilities true to size."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,15 +20,16 @@ from multigate.schema import Schema
 
 
 def recalibrate(bundle: Bundle, table: Any, method: Method = "isotonic") -> Bundle:
-    """The bundle with curves fitted to a table with labels, in place of those it had.
+    """The bundle with curves fitted to a table with labels, in place of those it had; the one given stays as it was.
 
     The table's rows are taken as they are met in use: no correction for ``negatives_kept`` is added. A task of which
     the table knows one class only keeps its logits as they are. Raises ``DataError`` where label columns are missing.
     """
-    bundle.model.calibration = None
+    model = copy.deepcopy(bundle.model)
+    model.calibration = None
     batches = (batch for batch, _ in bundle.batches(table, labels=True))
-    curves = _fitted(bundle.schema, bundle.encoder, bundle.model, batches, torch.device("cpu"), method)
-    return Bundle(bundle.experiment, bundle.encoder, bundle.model, curves)
+    curves = _fitted(bundle.schema, bundle.encoder, model, batches, torch.device("cpu"), method)
+    return Bundle(bundle.experiment, bundle.encoder, model, curves)
 
 
 def fit_curves(experiment: Experiment, prepared: Prepared, model: Model, device: torch.device) -> dict[str, Curve]:
