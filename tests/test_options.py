@@ -1,18 +1,22 @@
 """Options made from Python: one sentence of ours for what cannot be, and pydantic's places kept within the whole."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 
 import pytest
 from pydantic import ValidationError
 
+from multigate.balance import BALANCES
 from multigate.data.tasks import read_task
 from multigate.errors import ExperimentError, MultigateError
-from multigate.experiment import Experiment, make_experiment
+from multigate.experiment import Experiment, Optimizer, make_experiment
+from multigate.model import Tower
+from multigate.nn.embed import Embedding
 from multigate.options import Options
 from multigate.schema import Number, Schema, Task
-from multigate.sharing import MMoE
+from multigate.sharing import STRUCTURES, MMoE
 
 SCHEMA = Schema(features=[Number("x")], tasks=[Task("y")])
 FEW_BINS = {"features": [{"name": "x", "kind": "number", "bins": 1}], "tasks": [{"name": "y"}]}
@@ -54,6 +58,25 @@ def test_what_python_gives_is_refused_in_one_sentence(make: Callable[[], Options
     assert isinstance(caught.value, ExperimentError)
     assert isinstance(caught.value, ValueError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == sentence  # as workers hand it on
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Tower, Embedding, Optimizer, *STRUCTURES.values(), *BALANCES.values()],
+    ids=lambda kind: kind.__name__,
+)
+def test_no_layer_without_width_and_no_number_without_end(kind: type[Options]) -> None:
+    """In whichever field: of a network without units all that is learnt is a constant."""
+    for name, field in kind.model_fields.items():
+        if name in ("hidden", "bottom"):
+            for widths in ((0, 8), (8, 0), (8, -4)):
+                with pytest.raises(ExperimentError, match=rf"{name}\.\d: .* greater than or equal to 1"):
+                    kind(**{name: widths})
+            assert getattr(kind(**{name: (8, 1)}), name) == (8, 1)
+        if field.annotation in (float, float | None):
+            for number in (math.inf, -math.inf, math.nan):
+                with pytest.raises(ExperimentError, match=f"{name}: Input should be"):
+                    kind(**{name: number})
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from multigate.nn.parallel import ParallelMLP
 from multigate.options import Options
 from multigate.schema import BIAS, Risk
 from multigate.sharing import STRUCTURES, GatedStructure, Sharing, Structure
+from multigate.sharing.structure import Widths
 
 MISSING = 1
 """Id of a missing value."""
@@ -28,7 +29,7 @@ MISSING = 1
 class Tower(Options):
     """The network each task has of its own, after sharing."""
 
-    hidden: tuple[int, ...] = Field(default=(32,))
+    hidden: Widths = Field(default=(32,))
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 

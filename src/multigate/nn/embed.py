@@ -26,7 +26,7 @@ class Embedding(Options):
     """On x, in training."""
     unseen: float = Field(default=0.01, ge=0, lt=1)
     """Share of ids replaced by 0 in training, so that "a value never seen" is learnt."""
-    scale: float = Field(default=0.25, gt=0)
+    scale: float = Field(default=0.25, gt=0, allow_inf_nan=False)
     """Standard deviation of the initial embeddings."""
     tables: Literal["shared", "own"] = "shared"
     """own: every task has embeddings of its own (and what they share one more, where the structure reads such)."""

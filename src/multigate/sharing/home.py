@@ -15,7 +15,7 @@ from multigate.nn.ownership import among_all, per_expert
 from multigate.nn.parallel import Activation, ParallelLinear
 from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
 from multigate.sharing.ple import SHARED
-from multigate.sharing.structure import GatedStructure, Level, Shared
+from multigate.sharing.structure import GatedStructure, Level, Shared, Widths
 
 
 class HoME(GatedStructure):
@@ -38,7 +38,7 @@ class HoME(GatedStructure):
     """Experts that all read, at either level."""
     rank: int = Field(default=8, ge=0)
     """Of the feature gates; 0 is none."""
-    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=2)
+    hidden: Widths = Field(default=(128, 64), min_length=2)
     activation: Activation = "silu"
     normalisation: Literal["none", "layer", "batch"] = "batch"  # type: ignore[assignment]
 

@@ -1,6 +1,6 @@
 """Multi-gate mixture-of-experts: shared experts, a gate per task (MMoE); or one gate for all (OMoE)."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from multigate.errors import ExperimentError
 from multigate.nn.dispatch import multiply_adds
 from multigate.nn.together import mixture
-from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all, experts_named
+from multigate.sharing.structure import GatedStructure, Level, Shared, Widths, all_read_all, experts_named
 
 
 class Mixture(GatedStructure):
     """Options of a structure whose tasks read mixtures of the same experts."""
 
     experts: int = Field(default=8, ge=1)
-    bottom: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    bottom: Widths = ()
     """Widths of layers below, whose output experts and gates read in place of x: the mixture is then the top layer of a
     shared bottom (Ma et al. 2018, section 6.4; Zhao et al. 2019, section 4.2)."""
 

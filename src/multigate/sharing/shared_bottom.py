@@ -5,14 +5,14 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from multigate.sharing.structure import Level, Shared, Structure, all_read_all
+from multigate.sharing.structure import Level, Shared, Structure, Widths, all_read_all
 
 
 class SharedBottom(Structure):
     """y_k = h^k(f(x)) (Caruana 1997; Ma et al. 2018, Eq. 1)."""
 
     structure: Literal["shared_bottom"] = "shared_bottom"
-    hidden: tuple[int, ...] = Field(default=(512, 128), min_length=1)
+    hidden: Widths = Field(default=(512, 128), min_length=1)
 
     def build(self, d_in: int, tasks: tuple[str, ...]) -> "SharedBottomSharing":
         return SharedBottomSharing(self, d_in, tasks)

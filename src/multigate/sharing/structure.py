@@ -1,15 +1,18 @@
 """What every sharing structure is: frozen options that build a module x (B, D) -> one representation per task."""
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from multigate.nn.gate import Gate, Mask, Regulariser
 from multigate.nn.parallel import Activation, ParallelMLP
 from multigate.nn.sparse_gate import DSelectKGate, NoisyTopKGate, TopKGate
 from multigate.options import Options
+
+Widths = tuple[Annotated[int, Field(ge=1)], ...]
+"""Of the layers of a network."""
 
 
 class Shared(NamedTuple):
@@ -54,12 +57,14 @@ class Structure(Options):
     Where a structure cannot hold what the contract tests ask of all, it says so here.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     stochastic: ClassVar[bool] = False
     """Draws random numbers in training beyond dropout."""
     conditional: ClassVar[bool] = False
     """In evaluation a row may need only part of the network; ``multiply_adds`` is the most that one can need."""
 
-    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1)
+    hidden: Widths = Field(default=(128, 64), min_length=1)
     """Widths of the layers of an expert (or bottom)."""
     activation: Activation = "relu"
     dropout: float = Field(default=0.0, ge=0, lt=1)
