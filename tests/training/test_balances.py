@@ -184,6 +184,23 @@ def test_every_balance_takes_steps_with_some_tasks_missing(
         assert parameter.isfinite().all()
 
 
+@pytest.mark.parametrize("method", BALANCES)
+def test_labels_of_weight_0_are_labels_that_are_not_known(
+    feed_experiment: Experiment, prepared: Prepared, tmp_path: Path, method: str
+) -> None:
+    """A task that has only such labels in a batch does not keep others from learning."""
+    for task in (2, 3):
+        ends = []
+        for name in ("weightless", "unknown"):
+            fit = fitting(feed_experiment.with_(balance=method), prepared, tmp_path / f"{name}-{task}")
+            for batch in batches(fit, 3):
+                mask = torch.arange(4) != task
+                weights, known = batch.weights * mask, batch.known & mask
+                fit.step(batch._replace(weights=weights) if name == "weightless" else batch._replace(known=known))
+            ends.append({**fit.model.state_dict(), **fit.balance.state_dict()})
+        torch.testing.assert_close(*ends)
+
+
 def test_the_losses_after_a_step_are_of_the_same_rows_with_the_same_dropout(
     feed_experiment: Experiment, prepared: Prepared, tmp_path: Path
 ) -> None:

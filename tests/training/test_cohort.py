@@ -246,6 +246,22 @@ class Looping(SharedBottomSharing):
         return super().forward(x * 2 if x.sum().item() > 0 else x)
 
 
+@pytest.mark.parametrize("balance", STACKABLE)
+def test_labels_of_weight_0_are_labels_that_are_not_known(
+    feed_experiment: Experiment, prepared: Prepared, tmp_path: Path, balance: str
+) -> None:
+    """Two runs in one stack, of rows that differ in that alone, end alike."""
+    experiment = feed_experiment.with_(balance=balance, embedding=STILL)
+    cohort = Cohort([experiment] * 2, prepared, [tmp_path] * 2, tmp_path / "all.safetensors", CPU, None)
+    for number, batch in zip(range(3), cohort.batches(0), strict=False):
+        task = torch.arange(4) == number
+        weights, known = batch.weights.clone(), batch.known.clone()
+        weights[0, :, task] = 0
+        known[1, :, task] = False
+        cohort.step(batch._replace(weights=weights, known=known))
+    torch.testing.assert_close(cohort.replicas.state(0), cohort.replicas.state(1))
+
+
 @pytest.mark.parametrize(
     ("changes", "runs", "match"),
     [

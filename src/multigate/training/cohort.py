@@ -48,7 +48,7 @@ def replica_loss(replica: Replica, batch: Batch) -> tuple[Tensor, Tensor]:
         outputs.logits, batch.labels, batch.known, batch.weights,
         conditionals=outputs.conditionals, imputed=outputs.imputed,
     )  # fmt: skip
-    present = batch.known.any(0)
+    present = (batch.known & (batch.weights > 0)).any(0)
     weights = replica.balance.weights(losses.detach(), None, present)
     return losses, (weights * losses).sum() + replica.balance.penalty(present) + outputs.penalty
 

@@ -82,7 +82,7 @@ class Fit:
         batch = to_device(batch, self.device)
         draws = random_state(self.device) if self.balance.looks_back else {}
         losses, penalty, x = self._losses(batch)
-        present = batch.known.any(0)
+        present = (batch.known & (batch.weights > 0)).any(0)
         due = self.balance.needs_gramian and self.step_done % self.balance.every == 0
         gramian = task_gramian(losses, x) if due else None
         weights = self.balance.weights(losses.detach(), gramian, present)
