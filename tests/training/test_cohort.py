@@ -21,7 +21,7 @@ from multigate.errors import ExperimentError, RunError
 from multigate.evaluate import forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.run import read_history
-from multigate.sharing import SharedBottom
+from multigate.sharing import SharedBottom, Soft
 from multigate.sharing.shared_bottom import SharedBottomSharing
 from multigate.training.cohort import Cohort, fit_cohort
 from multigate.training.interrupts import Interrupted
@@ -268,11 +268,12 @@ def test_labels_of_weight_0_are_labels_that_are_not_known(
         ({"balance": "pcgrad"}, 2, "pcgrad"),
         ({"balance": "famo"}, 2, "famo"),
         ({"optimizer": {"embedding": "lazy_adam"}}, 2, "optimiser of their own"),
+        ({"sharing": Soft(hidden=(8,), penalty="tucker")}, 2, "soft.*outside its tensors"),
         ({"sharing": Loops(hidden=(8,))}, 2, "loops.*cannot be stacked"),
         ({"sharing": SharedBottom(hidden=(256, 256)), "batch_size": 4096}, 2, "million multiply-adds"),
         ({"embedding": {"dim": 16}, "batch_size": 64}, 10_000, "MB"),
     ],
-    ids=["Gramian", "looks back", "lazy tables", "own structure", "large matmuls", "too many"],
+    ids=["Gramian", "looks back", "lazy tables", "counts its steps", "own structure", "large matmuls", "too many"],
 )
 def test_what_cannot_or_need_not_be_stacked_is_said(
     feed_experiment: Experiment, prepared: Prepared, changes: dict[str, Any], runs: int, match: str

@@ -24,6 +24,9 @@ MOST_WORK = 8_000_000
 MOST_BYTES = 2 * 2**30
 """Memory that stacked weights, gradients, moments and rows may take."""
 
+EXTRA = "_extra_state"
+"""How torch names what a module keeps outside its tensors: Python's, which a stack has once and a trace as it was."""
+
 
 def why_apart(
     experiments: Sequence[Experiment], prepared: Prepared, device: torch.device, tasks: Sequence[int] | None = None
@@ -41,6 +44,8 @@ def why_apart(
         return f"balance {first.balance.method!r} looks at the gradients or steps of one run at a time"
     if large_tables(model, first.optimizer):
         return "its embedding tables have an optimiser of their own"
+    if any(name.endswith(EXTRA) for name in model.state_dict()):
+        return f"structure {first.sharing.name!r} keeps state outside its tensors"
     size = batch_size(first.batch_size, prepared.train.rows)
     work = model.multiply_adds() * size
     if work > MOST_WORK and device.type == "cpu":
