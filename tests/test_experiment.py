@@ -186,6 +186,31 @@ def test_options_are_frozen() -> None:
         experiment.epochs = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("changes", "decay", "written"),
+    [
+        ([], 0.05, {}),
+        (["optimizer.name=adam"], 0.0, {"name": "adam"}),
+        (["optimizer.name=adam", "optimizer.weight_decay=0"], 0.0, {"name": "adam"}),
+        (["optimizer.weight_decay=0"], 0.0, {"weight_decay": 0.0}),
+        (["optimizer.name=adam", "optimizer.weight_decay=0.05"], 0.05, {"name": "adam", "weight_decay": 0.05}),
+    ],
+)
+def test_weight_decay_is_of_the_optimisers_name_unless_set(
+    file: Path, changes: list[str], decay: float, written: dict[str, object]
+) -> None:
+    """In full it is the number; what is read back is the same experiment."""
+    experiment = read_experiment(file, changes)
+    assert experiment.optimizer.decay == decay
+    assert experiment.to_dict(full=True)["optimizer"]["weight_decay"] == decay
+    assert experiment.to_dict().get("optimizer", {}) == written
+    for full in (True, False):
+        again = make_experiment(experiment.to_dict(full=full))
+        assert again == experiment
+        assert again.with_(epochs=2).optimizer.decay == decay
+    assert experiment.optimizer.with_(learning_rate=0.1).decay == decay
+
+
 def test_a_variant_is_a_structure_with_settings(file: Path) -> None:
     """By name, and with fields changed on top; it is stored as what it is."""
     experiment = read_experiment(file, ["sharing=mmoe_top_k"])

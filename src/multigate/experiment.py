@@ -5,7 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from multigate.balance import BALANCES, Balance, Fixed
 from multigate.calibration import Method
@@ -21,6 +31,10 @@ from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
 Paths = str | tuple[str, ...]
 
 
+USUAL_DECAY = {"adamw": 0.05, "adam": 0.0}
+"""Weight decay where none is set."""
+
+
 class Optimizer(Options):
     """How weights move."""
 
@@ -29,8 +43,10 @@ class Optimizer(Options):
     name: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
     """The highest of the schedule."""
-    weight_decay: float = Field(default=0.05, ge=0)
-    """Decoupled (AdamW), on weights and embeddings, not on biases and normalisers."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """On weights and embeddings, not on biases and normalisers; null is 0.05 for adamw and 0 for adam, and what is set
+    to that is null. adamw's is decoupled; adam's is added to the gradient (L2), which takes embeddings that are not
+    read to zero by whole steps. That of tables not dense is decoupled, and befalls the rows of the batch alone."""
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     """one_cycle: up over the first 30 % of the steps, down to nearly zero by a cosine; cosine: down only; constant."""
     clip: float | None = Field(default=None, gt=0)
@@ -42,6 +58,21 @@ class Optimizer(Options):
     only the rows of the batch, and leaves the tables out of the average; auto: dense, lazy_adam for large tables."""
     embedding_rate: float | None = Field(default=None, gt=0)
     """The highest learning rate of tables not dense; null is learning_rate, 20 times that for rowwise_adagrad."""
+
+    @property
+    def decay(self) -> float:
+        """The weight decay, where it is left out that of the optimiser's name."""
+        return USUAL_DECAY[self.name] if self.weight_decay is None else self.weight_decay
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _usual_is_null(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return None if value == USUAL_DECAY.get(info.data.get("name", "")) else value
+
+    @model_serializer(mode="wrap")
+    def _decay_in_full(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        return values | {"weight_decay": self.decay} if "weight_decay" in values else values
 
 
 with warnings.catch_warnings():

@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from multigate.experiment import Optimizer
 from multigate.training.adam import Adam
+from multigate.training.optimizers import build_optimizer
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
@@ -31,6 +35,32 @@ def test_steps_are_torchs(decoupled: bool) -> None:
         reference.step()
         for p, q in zip(own, others, strict=True):
             assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("options", "reference"),
+    [
+        ({}, partial(torch.optim.AdamW, weight_decay=0.05)),
+        ({"weight_decay": 0.3}, partial(torch.optim.AdamW, weight_decay=0.3)),
+        ({"name": "adam"}, torch.optim.Adam),
+        ({"name": "adam", "weight_decay": 0.3}, partial(torch.optim.Adam, weight_decay=0.3)),
+    ],
+    ids=["adamw", "adamw with decay", "adam", "adam with decay"],
+)
+def test_decay_is_of_the_name_unless_set(options: dict, reference: Callable[..., torch.optim.Optimizer]) -> None:
+    """On rows of a table that no batch reads, whose gradient is zero, there is nothing else."""
+    own, other = nn.Embedding(5, 3), nn.Embedding(5, 3)
+    other.load_state_dict(own.state_dict())
+    before = own.weight.detach().clone()
+    adam = build_optimizer(own, nn.Module(), Optimizer(learning_rate=0.01, **options))
+    torchs = reference(other.parameters(), lr=0.01)
+    for _ in range(20):
+        for table, optimizer in ((own, adam), (other, torchs)):
+            optimizer.zero_grad()
+            table(torch.tensor([0, 1])).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(own.weight, other.weight)
+    assert torch.equal(own.weight[2:], before[2:]) == (options == {"name": "adam"})
 
 
 def test_state_goes_from_one_to_another() -> None:

@@ -1,6 +1,7 @@
 """Optimisers of large tables against plain loops over rows, and what training makes of them."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -60,6 +61,16 @@ def test_rowwise_adagrad_divides_by_the_root_of_summed_mean_squares() -> None:
                 squares += float((gradient**2).mean())
                 expected -= 0.5 * gradient / squares**0.5
         torch.testing.assert_close(own.weight[row].detach(), expected)
+
+
+@pytest.mark.parametrize("kind", ["lazy_adam", "rowwise_adagrad"])
+def test_adam_has_no_decay_in_its_tables_unless_set(kind: Literal["lazy_adam", "rowwise_adagrad"]) -> None:
+    left_out, none, usual = (
+        trained(Optimizer(name="adam", embedding=kind, **decay))[0].weight
+        for decay in ({}, {"weight_decay": 0.0}, {"weight_decay": 0.05})
+    )
+    assert torch.equal(left_out, none)
+    assert not torch.equal(left_out, usual)
 
 
 @pytest.mark.parametrize("kind", ["lazy_adam", "rowwise_adagrad"])

@@ -21,7 +21,7 @@ def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer, *
     moved = [(name, p) for name, p in module.named_parameters() if id(p) not in left_out]
     decayed = [p for name, p in moved if _decays(name)]
     plain = [p for name, p in moved if not _decays(name)] + list(balance.parameters())
-    groups = [(decayed, options.weight_decay), (plain, 0.0)]
+    groups = [(decayed, options.decay), (plain, 0.0)]
     return Adam(groups, options.learning_rate, decoupled=options.name == "adamw")
 
 

@@ -37,7 +37,7 @@ class TableOptimizer:
     def __init__(self, tables: Sequence[StackedTables], options: Optimizer) -> None:
         self.weights = [table.weight for table in tables]
         self.adam = options.embedding != "rowwise_adagrad"
-        self.decay = options.weight_decay
+        self.decay = options.decay
         highest = options.embedding_rate or options.learning_rate * (1.0 if self.adam else ADAGRAD_RATE)
         self.factor = highest / options.learning_rate
         """The rate over that of the other weights, whose schedule it follows."""
