@@ -61,7 +61,7 @@ def test_platt_is_a_logistic_regression_on_drawn_in_labels() -> None:
     curve = platt(logits, labels, weights)
     assert curve is not None
     # a target t is t of a 1 and 1 - t of a 0
-    ones, zeros = (weights * labels).sum(), (weights * (1 - labels)).sum()
+    ones, zeros = ((weights * one).sum() / weights.mean() for one in (labels, 1 - labels))
     target = np.where(labels == 1, (ones + 1) / (ones + 2), 1 / (zeros + 2))
     twice = LogisticRegression(C=np.inf, tol=1e-10).fit(
         np.tile(logits, 2)[:, None],
@@ -135,6 +135,19 @@ def test_rows_that_weigh_nothing_do_not_count() -> None:
     weights = np.concatenate([np.ones(500), np.zeros(500)])
     for fit in FITS.values():
         assert fit(np.tile(logits, 2), lying, weights) == fit(logits, labels)
+
+
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("size", [1e-6, 1 / 5_000, 1e6])
+def test_weights_are_relative(method: str, size: float) -> None:
+    logits, labels = drawn(5_000)
+    weights = np.random.default_rng(1).uniform(0.2, 3, len(logits))
+    one, other = (FITS[method](logits, labels, scale * weights) for scale in (1.0, size))
+    assert one is not None
+    assert other is not None
+    np.testing.assert_allclose(applied(other, logits), applied(one, logits), atol=1e-4)
+    rate = (weights * labels).sum() / weights.sum()
+    assert np.average(sigmoid(applied(other, logits)), weights=weights) == pytest.approx(rate, abs=0.005)
 
 
 def test_knots_that_do_not_rise_are_refused() -> None:

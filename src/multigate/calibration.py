@@ -81,14 +81,16 @@ class Calibration(nn.Module):
 def platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Curve | None:
     """The line a logit + b of least log loss (Platt 1999), labels drawn towards their means as he advises.
 
-    Logits, labels 0/1 and weights (R,). None where there is one class only, or where the fitted line does not rise.
+    Logits, labels 0/1 and weights (R,), which are relative: rows weigh 1 in the mean. None where there is one class
+    only, or where the fitted line does not rise.
     """
     from scipy.optimize import minimize
 
     logits, labels, weights = _known(logits, labels, weights)
-    positives, negatives = float((weights * labels).sum()), float((weights * (1 - labels)).sum())
-    if not positives or not negatives:
+    if len(np.unique(labels)) < 2:
         return None
+    # counts of rows, whatever the size of the weights: what is added to them is a row
+    positives, negatives = (float((weights * one).sum() / weights.mean()) for one in (labels, 1 - labels))
     targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     total = weights.sum()
 
