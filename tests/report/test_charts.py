@@ -61,6 +61,20 @@ def test_many_series_can_be_told_apart() -> None:
     assert len(set(looks)) == 25
 
 
+@pytest.mark.parametrize(
+    ("epochs", "domain", "ticks"),
+    [([0], [0, 1], [0, 1]), ([0, 1, 2], [0, 2], [0, 1, 2]), ([1, 2, 3], [1, 3], [1, 2, 3]), ([1], [1, 2], [1]),
+     ([3, 4], [1, 4], [1, 2, 3, 4])],
+)  # fmt: skip
+def test_every_epoch_lies_on_the_axis(epochs: list[int], domain: list[int], ticks: list[int]) -> None:
+    rows = [{"epoch": epoch, "value": 0.5, "series": "auc", "best": False} for epoch in epochs]
+    x = line_chart("t", "d", rows, "auc").spec["layer"][0]["encoding"]["x"]
+    assert x["scale"]["domain"] == domain
+    assert x["axis"]["values"] == ticks
+    assert domain[0] <= min(epochs)
+    assert max(epochs) <= domain[1]
+
+
 def test_gates_keep_the_order_of_experts_and_name_what_is_no_expert() -> None:
     q = [[0.1, 0.2, 0.3, 0.4, 0.5]] * 2
     numbered = gate_chart("t", "d", ["expert 10", "expert 9"], [0.6, 0.4], q, (0.0, 1.0), 0)

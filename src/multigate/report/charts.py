@@ -55,10 +55,11 @@ def line_chart(title: str, description: str, rows: Sequence[Row], y: str, *, x: 
     ``x`` is what is counted, where that is something else.
     """
     series = list(dict.fromkeys(row["series"] for row in rows))
-    last = max((row["epoch"] for row in rows), default=1)
-    ticks = alt.Axis(values=list(range(1, last + 1, 1 + last // 7)), format="d", grid=False)
+    epochs = [row["epoch"] for row in rows]
+    first, last = min([1, *epochs]), max([1, *epochs])  # 0 is what a warm start begins with
+    ticks = alt.Axis(values=list(range(first, last + 1, 1 + last // 7)), format="d", grid=False)
     base = _base(rows).encode(
-        x=alt.X("epoch:Q", title=x, axis=ticks, scale=alt.Scale(domain=[1, max(last, 2)])),
+        x=alt.X("epoch:Q", title=x, axis=ticks, scale=alt.Scale(domain=[first, max(last, first + 1)])),
         y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
         color=_coloured(series),
         tooltip=[_shown("series"), _shown("epoch"), _shown("value")],
