@@ -8,7 +8,7 @@ from multigate.analysis.intervals import Floats, resampled
 from multigate.datasets.synthetic import Synthetic, label_correlation
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
-from multigate.paper.published import BIN, figure_2, figure_3, figure_4, figure_5
+from multigate.paper.published import BIN, Curve, figure_2, figure_3, figure_4, figure_5
 from multigate.paper.synthetic.toy import TICK
 from multigate.report.blocks import Chart, Figure, Table, Text
 from multigate.report.formats import bracketed
@@ -75,11 +75,15 @@ def _figure_2(data: Synthetic, trials: Sequence[Row]) -> Account:
 
 def _figure_3(runs: Runs) -> Account:
     shown = {cosine: runs["small_bottom", cosine] for name, cosine in runs if name == "small_bottom"}
-    rows = []
-    for cosine, those in shown.items():
-        last = min(figure_3(cosine)[-1][0], _steps(those))
-        paper = dict(figure_3(cosine)) if cosine in (0.5, 0.9, 1.0) else {}
-        rows.append((f"{cosine:g}", _loss(paper.get(last)), _mean(_losses(those)), f"{those[0]['learning_rate']:g}"))
+    rows = [
+        (
+            f"{cosine:g}",
+            _loss(reached(figure_3(cosine), _steps(those))),
+            _mean(_losses(those)),
+            f"{those[0]['learning_rate']:g}",
+        )
+        for cosine, those in shown.items()
+    ]
 
     def draw() -> Iterator[tuple[str, Figure]]:
         from multigate.report.charts import curve_chart
@@ -97,7 +101,7 @@ def _figure_3(runs: Runs) -> Account:
         (
             Text("A Shared-Bottom model of 16 units; in the paper its loss grows as its tasks are less related."),
             Table(
-                "Mean final loss of one task, with its 95 % interval",
+                _caption(runs),
                 ("cosine", "paper", "here", "learning rate"),
                 tuple(rows),
             ),
@@ -111,7 +115,7 @@ def _bottom_claims(shown: Mapping[float, Sequence[Row]]) -> Iterator[Claim]:
     pairs = [(0.5, 0.9), (0.9, 1.0)]
     for less, more in pairs:
         if less in shown and more in shown:
-            paper = figure_3(less)[-1][1] / figure_3(more)[-1][1]
+            paper = [reached(figure_3(cosine), _steps(shown[cosine])) for cosine in (less, more)]
             yield _ratio(f"loss at cosine {less:g} / {more:g}", paper, _losses(shown[less]), _losses(shown[more]))
 
 
@@ -120,13 +124,13 @@ def _figure_4(runs: Runs) -> Account:
     rows, found = [], []
     for cosine in cosines:
         own = {name: _losses(runs[name, cosine]) for name in MODELS}
-        paper = {name: figure_4(name, cosine)[-1][1] for name in MODELS}
+        paper = {name: reached(figure_4(name, cosine), _steps(runs[name, cosine])) for name in MODELS}
         for name, losses in own.items():
             rate = f"{runs[name, cosine][0]['learning_rate']:g}"
             rows.append((f"{cosine:g}", TITLES[name], _loss(paper[name]), _mean(losses), rate))
         for above, below in (("shared_bottom", "omoe"), ("omoe", "mmoe"), ("shared_bottom", "mmoe")):
             words = f"{TITLES[above]} / {TITLES[below]} at {cosine:g}"
-            found.append(_ratio(words, paper[above] / paper[below], own[above], own[below]))
+            found.append(_ratio(words, (paper[above], paper[below]), own[above], own[below]))
 
     def draw() -> Iterator[tuple[str, Figure]]:
         from multigate.report.charts import curve_chart
@@ -147,7 +151,7 @@ def _figure_4(runs: Runs) -> Account:
         "figure-4",
         "Figure 4: Shared-Bottom, OMoE and MMoE",
         (
-            Table("Mean final loss of one task, with its 95 % interval", head, tuple(rows), words=2),
+            Table(_caption(runs), head, tuple(rows), words=2),
             claims("Ratios of mean final losses", found),
         ),
         draw,
@@ -156,17 +160,20 @@ def _figure_4(runs: Runs) -> Account:
 
 def _figure_5(runs: Runs) -> Account:
     cosines = sorted({cosine for _, cosine in runs})
-    rows = []
+    rows, compared = [], True
     for name in MODELS:
         for cosine in cosines:
-            own, counts = _losses(runs[name, cosine]), figure_5(name, cosine)
-            rows.append((TITLES[name], f"{cosine:g}", *_spread(own, counts)))
+            those = runs[name, cosine]
+            counts = final_counts(name, cosine, _steps(those))
+            rows.append((TITLES[name], f"{cosine:g}", *_spread(_losses(those), counts)))
+            compared = compared and counts is not None
 
     def draw() -> Iterator[tuple[str, Figure]]:
         yield (
             "figure5",
             Figure(
-                "Final losses of the runs: bars here, lines in the paper; those above .7 are in the last bin.",
+                f"Final losses of the runs: bars here{', lines in the paper' if compared else ''}; those above .7 are "
+                "in the last bin.",
                 tuple(_histogram(name, cosine, runs[name, cosine]) for name in MODELS for cosine in cosines),
             ),
         )
@@ -175,7 +182,10 @@ def _figure_5(runs: Runs) -> Account:
     return Account(
         "figure-5",
         "Figure 5: how much luck there is in a run",
-        (Table("Final losses of one task; 95 % bootstrap intervals", head, tuple(rows), words=1),),
+        (
+            *(() if compared else (Text("These runs are shorter than the paper's, whose final losses are not told."),)),
+            Table("Final losses of one task; 95 % bootstrap intervals", head, tuple(rows), words=1),
+        ),
         draw,
     )
 
@@ -184,14 +194,14 @@ MODELS = ("shared_bottom", "omoe", "mmoe")
 DASHED = "The dashed lines are the paper's."
 
 
-def _spread(own: Sequence[float], counts: Sequence[int]) -> Iterator[str]:
+def _spread(own: Sequence[float], counts: Sequence[int] | None) -> Iterator[str]:
     for share in (0.5, 0.9):
         low, high = resampled(lambda drawn, share=share: np.quantile(drawn, share, axis=1), own)
         yield bracketed(np.quantile(own, share), low, high, 3)
-        yield f"{quantile_of(counts, share):.3f}"
+        yield "" if counts is None else f"{quantile_of(counts, share):.3f}"
     low, high = resampled(lambda drawn: (drawn >= FAILED).mean(1), own)
     yield f"{np.mean(np.array(own) >= FAILED):.1%} [{low:.1%}, {high:.1%}]"
-    yield f"{sum(counts[round(FAILED / BIN) :]) / sum(counts):.1%}"
+    yield "" if counts is None else f"{failed(counts):.1%}"
 
 
 def quantile_of(counts: Sequence[int], share: float) -> float:
@@ -200,13 +210,29 @@ def quantile_of(counts: Sequence[int], share: float) -> float:
     return float(np.interp(share * total[-1], total, BIN * np.arange(len(total))))
 
 
+def failed(counts: Sequence[int]) -> float:
+    """The share of such a histogram from ``FAILED`` on."""
+    return sum(counts[round(FAILED / BIN) :]) / sum(counts)
+
+
+def reached(curve: Curve, steps: int) -> float | None:
+    """The paper's loss after so many steps, or at the last of its points before; None where it has none so early."""
+    return next((loss for step, loss in reversed(curve) if step <= steps), None)
+
+
+def final_counts(name: str, cosine: float, steps: int) -> list[int] | None:
+    """The paper's histogram of final losses; None beside runs that are shorter than its own."""
+    return figure_5(name, cosine) if steps >= figure_4(name, cosine)[-1][0] else None
+
+
 def _histogram(name: str, cosine: float, those: Sequence[Row]) -> Chart:
     from multigate.report.charts import histogram_chart
 
-    counts = figure_5(name, cosine)
-    own = np.minimum(np.array(_losses(those)) / BIN, len(counts) - 1).astype(int)
-    share = np.bincount(own, minlength=len(counts)) / len(those)
-    series = {"here": share.tolist(), "paper": (np.array(counts) / sum(counts)).tolist()}
+    bins, counts = len(figure_5(name, cosine)), final_counts(name, cosine, _steps(those))
+    own = np.minimum(np.array(_losses(those)) / BIN, bins - 1).astype(int)
+    series = {"here": (np.bincount(own, minlength=bins) / len(those)).tolist()}
+    if counts is not None:
+        series["paper"] = (np.array(counts) / sum(counts)).tolist()
     title = f"{TITLES[name]}, cosine {cosine:g}"
     return histogram_chart(title, f"Final losses of {title}", series, BIN, "final loss", "share of runs")
 
@@ -229,12 +255,20 @@ def _curve(series: str, rows: Sequence[Row]) -> list[dict[str, object]]:
     ]
 
 
-def _printed(series: str, curve: Sequence[tuple[int, float]], last: int) -> list[dict[str, object]]:
+def _printed(series: str, curve: Curve, last: int) -> list[dict[str, object]]:
     return [
         {"series": f"{series}, paper", "like": series, "x": step, "value": loss, "low": None, "dashed": True}
         for step, loss in curve
         if 0 < step <= last
     ]
+
+
+def _caption(runs: Runs) -> str:
+    steps = _steps(next(iter(runs.values())))
+    return (
+        f"Mean loss of one task after {steps:,} steps, with its 95 % interval; the paper's there, or at the last point "
+        "of its curve before"
+    )
 
 
 def _mean(losses: Sequence[float]) -> str:
@@ -246,22 +280,26 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _ratio(words: str, paper: float, above: Sequence[float], below: Sequence[float]) -> Claim:
-    """A ratio of mean losses, beside the paper's: reproduced where that is in the interval, in shape where the
-    interval is on the same side of 1."""
+def _ratio(words: str, papers: Sequence[float | None], above: Sequence[float], below: Sequence[float]) -> Claim:
+    """A ratio of mean losses, beside that of the ``papers`` two: reproduced where that is in the interval, in shape
+    where the interval is on the same side of 1."""
 
     def ratio(first: Floats, second: Floats) -> Floats:
         return first.mean(1) / second.mean(1)
 
     low, high = resampled(ratio, above, below)
-    value = np.mean(above) / np.mean(below)
+    here = bracketed(float(np.mean(above) / np.mean(below)), low, high, 2)
+    first, second = papers
+    if first is None or second is None:
+        return Claim(words, "", here, "not compared")
+    paper = first / second
     if low <= paper <= high:
         verdict = "reproduced"
     elif (low > 1) == (paper > 1) and (low > 1 or high < 1):
         verdict = "in shape"
     else:
         verdict = "not reproduced"
-    return Claim(words, f"{paper:.2f}", bracketed(float(value), low, high, 2), verdict)
+    return Claim(words, f"{paper:.2f}", here, verdict)
 
 
 def _said(what: str, found: Sequence[Claim]) -> str:
