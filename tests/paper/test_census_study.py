@@ -13,7 +13,7 @@ from multigate.datasets.census_income import write_census
 from multigate.errors import ExperimentError, RunError
 from multigate.options import Options
 from multigate.paper.account import Account
-from multigate.paper.census.account import Found, tell
+from multigate.paper.census.account import TABLES, Found, tell
 from multigate.paper.census.methods import trainings
 from multigate.paper.census.study import CensusStudy
 from multigate.paper.ledger import Ledger
@@ -180,6 +180,27 @@ def test_verdicts(found: Found) -> None:
     assert table(tell(apart), "table-1", CLAIMS)["income: mean of MMoE less Shared-Bottom"][-1] == "same sign"
     apart = found._replace(runs=found.runs | {"income-shared_bottom": worse(found.runs["income-shared_bottom"], -0.01)})
     assert table(tell(apart), "table-1", CLAIMS)["income: mean of MMoE less Shared-Bottom"][-1] == "no"
+
+
+@pytest.mark.parametrize(
+    ("paper", "by", "verdict"),
+    [(0.0, 0.01, "the paper has a tie"), (0.0, -0.01, "the paper has a tie"), (0.0, 0.0, "the paper has a tie"),
+     (1e-4, 0.01, "same sign"), (1e-4, -0.01, "no"), (-1e-4, -0.01, "same sign"), (-1e-4, 0.0, "open")],
+)  # fmt: skip
+def test_neither_sign_is_the_papers_where_it_has_a_tie(
+    found: Found, monkeypatch: pytest.MonkeyPatch, paper: float, by: float, verdict: str
+) -> None:
+    cells = table_1()
+    printed = cells["mmoe"]["income"]
+    cells["shared_bottom"]["income"] = printed._replace(
+        mean=printed.mean + 0.3 - 0.3 - paper
+    )  # as sums of decimals are
+    monkeypatch.setitem(TABLES, "income", (1, lambda: cells))
+    runs = found.runs | {"income-shared_bottom": worse(found.runs["income-mmoe"], by)}
+    if not by:
+        runs |= {"income-shared_bottom": found.runs["income-mmoe"][::-1]}
+    claims = table(tell(found._replace(runs=runs)), "table-1", CLAIMS)
+    assert claims["income: mean of MMoE less Shared-Bottom"][-1] == verdict
 
 
 @pytest.mark.parametrize(("by", "verdict"), [(0.2, "yes"), (0.05, "no"), (0.1, "open")])

@@ -153,7 +153,9 @@ def _fails(here: Summary) -> str:
 
 
 def _verdict(paper: float, here: Summary) -> str:
-    """Whether the sign is the paper's; open where our interval has both."""
+    """Whether the sign is the paper's, where it has one in four digits; open where our interval has both."""
+    if not round(paper, 4):
+        return "the paper has a tie"
     if not here.clear:
         return "open"
     return "same sign" if paper * here.mean > 0 else "no"
