@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from multigate.analysis.tune import Choice, Point, Range, Stopped
@@ -192,6 +193,27 @@ def test_mistakes_are_made_where_they_are_asked_for(tables: Tables, tmp_path: Pa
     assert weights(prepare_raw_weight(rows, tmp_path / "raw", silent)) == pytest.approx(weights(raw), rel=1e-12)
 
 
+def test_weights_are_scaled_back_once_wherever_that_was_stopped(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, saved = small(tables), []
+
+    def stopped(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save_file(tensors, path, metadata)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("multigate.paper.census.rows.save_file", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_raw_weight(rows, tmp_path / "raw", silent)
+    raw = prepare_raw_weight(rows, tmp_path / "raw", silent)
+    for part, table in zip(("train", "valid", "test"), rows, strict=True):
+        assert weights(raw, part) == pytest.approx(table[WEIGHT].to_numpy(), rel=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
 MMOE = Training("mmoe", ("income", AUXILIARY))
 POINT = {"units": 8, "second": 0.5, "learning_rate": 0.01, "epochs": 4, "experts": 2}
 
@@ -242,9 +264,9 @@ def small(tables: Tables) -> Tables:
     return Tables(sampled(tables, 2_000).train, tables.valid.slice(0, 500), tables.test.slice(0, 500))
 
 
-def weights(prepared: Prepared) -> np.ndarray:
+def weights(prepared: Prepared, part: str = "train") -> np.ndarray:
     at = [column.feature for column in prepared.layout.numbers].index(WEIGHT)
-    return prepared.train.shards[0].numbers[:, at].numpy().astype(np.float64)
+    return prepared.parts[part].shards[0].numbers[:, at].numpy().astype(np.float64)
 
 
 def lines(table: pa.Table) -> list[tuple[object, ...]]:

@@ -19,7 +19,7 @@ from multigate.datasets.census_income import census_schema, is_written
 from multigate.errors import DataError
 from multigate.paper.census.one_hot import AS_ONE, ONE_HOT, OneHot
 from multigate.schema import Bag, Category, Number, Schema
-from multigate.writing import write_text
+from multigate.writing import remove, write_text
 
 MAINS = {1: "income", 2: "college"}
 """Main task of each of the paper's groups."""
@@ -97,6 +97,7 @@ def prepare_raw_weight(tables: Tables, folder: Path, report: Progress) -> Prepar
     """The instance weight kept as it is in the file, from 37 to 18,656, beside standardised numbers."""
     if not folder.is_dir():
         beside = folder.with_name(f"{folder.name}.scaled")
+        remove(beside)  # of what was stopped here nobody knows which rows were scaled back
         scaled = _prepared(_with_feature(Number(WEIGHT, embedding="none")), tables, beside, report)
         at = [column.feature for column in scaled.layout.numbers].index(WEIGHT)
         scale = scaled.encoder.fitted.scales[at]
