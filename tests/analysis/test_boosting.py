@@ -140,6 +140,19 @@ def test_unknown_labels_do_not_count(feed):
     assert not np.array_equal(shown.test["buy"], clean.test["buy"])
 
 
+@pytest.mark.parametrize("size", [2.0**-20, 2.0**10])
+def test_weights_are_relative(feed, size):
+    encoder, batch, _ = feed
+    random = np.random.default_rng(1)
+    weighted = batch._replace(weights=torch.from_numpy(random.uniform(0.5, 2, batch.weights.shape)).float())
+    found, scaled = (
+        boosting_baseline(encoder.layout, *parts(weighted._replace(weights=weighted.weights * by))) for by in (1, size)
+    )
+    assert scaled.trees == found.trees
+    for task, outputs in found.test.items():
+        np.testing.assert_allclose(scaled.test[task], outputs, rtol=1e-4, atol=1e-4)
+
+
 def test_conditionals_are_learnt_where_the_parent_is_one(feed):
     encoder, batch, _ = feed
     train, valid, test = parts(batch)

@@ -61,10 +61,10 @@ def boosting_baseline(
     Tasks with ``given`` learn p(task) itself on every row, those with ``where`` only on its rows: the label masks
     say so. ``parents``, those of ``Schema``, ask for conditionals too: p(task | parent), learnt on the rows where the
     parent is 1, with an output for every row. Works in memory, 8 bytes a cell, on at most ``max_rows`` training rows
-    drawn at random. Numbers are read as encoded (trees see only their order), categories by training frequency: the
-    254 most frequent, the rest together beside their count; bags as their number of items and which of the 32 most
-    frequent they hold. Columns that only bias a task are left out, as predictions of a model are made without them.
-    Raises ``MultigateError`` without scikit-learn.
+    drawn at random. Weights are relative. Numbers are read as encoded (trees see only their order), categories by
+    training frequency: the 254 most frequent, the rest together beside their count; bags as their number of items and
+    which of the 32 most frequent they hold. Columns that only bias a task are left out, as predictions of a model are
+    made without them. Raises ``MultigateError`` without scikit-learn.
     """
     if not available():
         raise MultigateError(
@@ -116,6 +116,9 @@ def _fit(
     found = np.unique(train.labels)
     if len(found) < 2:
         return None
+    # scikit-learn's least hessian of a split is absolute: weights count as rows do, 1 in the mean
+    size = float(train.weights.mean(dtype=np.float64)) or 1.0
+    train, valid = (rows._replace(weights=rows.weights / size) for rows in (train, valid))
     classifies = task.kind != "regression"
     held = (valid.weights > 0) & (np.isin(valid.labels, found) if classifies else True)
     kind = ensemble.HistGradientBoostingClassifier if classifies else ensemble.HistGradientBoostingRegressor
