@@ -1,4 +1,4 @@
-"""Endless data: the paper's law row by row, its moments, and rows that depend on a run's seed alone."""
+"""Endless data: the paper's law row by row, its moments, and rows that do not depend on other runs."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_moments_in_closed_form_are_those_of_many_rows() -> None:
     assert y.std().item() == pytest.approx(sd, rel=0.01)
 
 
-def test_what_a_run_draws_depends_on_its_seed_alone() -> None:
+def test_what_a_run_draws_does_not_depend_on_other_runs() -> None:
     alone = Draws(SMALL, [5]).train(3, 4, 6)
     among = Draws(SMALL, [2, 5, 8]).train(3, 4, 6)
     assert torch.equal(alone.x[0], among.x[1])

@@ -23,9 +23,11 @@ class Rows(NamedTuple):
 class Draws:
     """Rows of R runs whose generators differ in their seeds alone (Ma et al. 2018, section 3.2).
 
-    What a run draws depends on its seed and on nothing else: not on the other runs, nor on where the rows are used.
-    With ``standardise`` labels are brought to mean 0 and variance 1 by their moments in closed form. With ``pool`` a
-    run has so many rows to be trained on and no more; batches are drawn from them with replacement.
+    What a run draws depends on its seed, on the number of the block and on how many rows that has, and on nothing else:
+    not on the other runs, nor on where the rows are used. Blocks of another size have other rows of the same law, and
+    ``train_toys`` makes them smaller where it trains more runs at once. With ``standardise`` labels are brought to mean
+    0 and variance 1 by their moments in closed form. With ``pool`` a run has so many rows to be trained on and no more;
+    batches are drawn from them with replacement.
     """
 
     def __init__(
