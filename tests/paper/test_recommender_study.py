@@ -21,7 +21,7 @@ from multigate.experiment import Experiment, read_experiment
 from multigate.model import Model
 from multigate.paper.ledger import Ledger
 from multigate.paper.published import table_3, table_4
-from multigate.paper.recommender.account import verdict
+from multigate.paper.recommender.account import tell, verdict
 from multigate.paper.recommender.bottoms import structures_on
 from multigate.paper.recommender.points import Watched, rows_read, steps_of, train_to_points
 from multigate.paper.recommender.sources import feed, kuairand
@@ -34,7 +34,7 @@ from multigate.paper.recommender.study import (
     scored_at,
 )
 from multigate.paper.study import Site
-from multigate.report.blocks import Table
+from multigate.report.blocks import Table, Text
 from multigate.training.checkpoint import load_checkpoint
 from multigate.training.fit import BEST, CHECKPOINT, Fit
 from multigate.training.progress import Reporter
@@ -152,6 +152,27 @@ def test_the_best_rate_is_that_of_the_last_point_on_validation_rows() -> None:
     assert best_rate([row(0.1, 0.6, task="like"), row(0.2, 0.5, task="like")], "click") == 0.1
 
 
+@pytest.mark.parametrize(("rates", "chosen"), [((0.01, 0.001), True), ((0.01,), False)])
+def test_rates_are_said_to_be_chosen_only_where_there_was_a_choice(
+    small_kuairand: Path, rates: tuple[float, ...], chosen: bool
+) -> None:
+    source = kuairand(small_kuairand)
+    points = {
+        f"test/{task}/{metric}": [0.5] * 3
+        for task in source.schema.task_names
+        for metric in ("auc", "r2", "mcfadden", "low", "high", "positives")
+    }
+    cost = {"rows": [1, 2, 3], "parameters": 1, "multiply_adds": 1, "seconds": 1.0}
+    rows = [
+        points | cost | {"structure": name, "task": "", "seed": seed, "learning_rate": 0.01}
+        for name in ("shared_bottom", "mmoe", "single_task")
+        for seed in (0, 1)
+    ]
+    text = next(block.text for block in tell(source, rows, rates)[0].told if isinstance(block, Text))
+    assert ("were chosen on validation rows" in text) == chosen
+    assert ("was not tuned" in text) == (not chosen)
+
+
 def test_a_difference_holds_only_where_its_interval_leaves_out_zero() -> None:
     assert verdict(0.001, summary([0.01, 0.011, 0.012])) == "the same sign"
     assert verdict(-0.001, summary([0.01, 0.011, 0.012])) == "the other sign"
@@ -248,6 +269,10 @@ def test_the_whole_study_goes_on_and_tells_every_structure(small_kuairand: Path,
     assert not any((tmp_path / "work").iterdir()), "what a training leaves is removed"
     anchors = ["kuairand-engagement", "kuairand-satisfaction", "feed-1000-engagement", "feed-1000-satisfaction"]
     assert [one.anchor for one in chapters] == anchors
+    words = [next(block.text for block in one.told if isinstance(block, Text)) for one in chapters[::2]]
+    assert all("one learning rate, " in text and "not tuned" in text for text in words)
+    assert ["0.01," in text for text in words] == [True, False], "the feed has a rate of its own"
+    assert "0.001," in words[1]
     tables = [block for chapter in chapters for block in chapter.told if isinstance(block, Table)]
     assert sum(line[0] == "L2-Constrained" for table in tables for line in table.rows) >= 6
     mmoe = [row["test/click/auc"][2] for row in rows if row["data"] == "kuairand" and row["structure"] == "mmoe"]

@@ -13,22 +13,29 @@ from multigate.report.formats import bracketed, plus_minus, signed
 
 PARTS = ("one third", "two thirds", "all")
 BASE = "shared_bottom"
-HOW = (
+PROTOCOL = (
     "AUC and R2 after a third, two thirds and all of the training, at the same number of rows for all; means over "
     "seeds with half their 95 % interval. R2 is 1 - sum (y - p)^2 / sum (y - mean y)^2; the paper does not say which "
-    "R2 it has. Learning rates were chosen on validation rows; test rows were scored once at each point, and nothing "
-    "was chosen by them. Of differences that are none, one interval in twenty leaves out 0 (*)."
+    "R2 it has. {rates}; test rows were scored once at each point, and nothing was chosen by them. Of differences that "
+    "are none, one interval in twenty leaves out 0 (*)."
 )
 
 
-def tell(source: Source, rows: Sequence[Row]) -> list[Account]:
-    """Engagement by point, as Table 3; satisfaction, and what each structure costs."""
+def tell(source: Source, rows: Sequence[Row], rates: Sequence[float]) -> list[Account]:
+    """Engagement by point, as Table 3; satisfaction, and what each structure costs.
+
+    ``rates`` are the learning rates that each structure had to choose from.
+    """
+    if len(rates) > 1:
+        chosen = "Learning rates were chosen on validation rows"
+    else:
+        chosen = f"All structures have one learning rate, {rates[0]:g}, which was not tuned"
     told = _Told(source, rows)
     return [
         Account(
             f"{source.name}-engagement",
             f"Table 3 on {source.about.partition(',')[0]}: engagement",
-            (Text(f"{source.about}. {HOW}"), *told.engagement()),
+            (Text(f"{source.about}. {PROTOCOL.format(rates=chosen)}"), *told.engagement()),
             told.curves,
         ),
         Account(

@@ -111,7 +111,7 @@ def _compared(settings: RecommenderStudy, site: Site, source: Source, runs: int,
             rows.append(_trained(ground, learner, seed, rate, "test"))
             done += 1
             site.report(f"{source.name} (trainings)", done, total)
-    return tell(source, rows)
+    return tell(source, rows, settings.rates)
 
 
 def ground_for(settings: RecommenderStudy, site: Site, source: Source, epochs: int) -> Ground:
