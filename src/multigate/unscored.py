@@ -8,6 +8,9 @@ import numpy as np
 from multigate.evaluate import Space
 from multigate.metrics import PRIMARY
 
+NO_NUMBERS = "not every prediction is a number"
+"""The one reason that lies with the model and not with the rows."""
+
 
 def unscored(found: Iterable[Space], metrics: Mapping[str, float]) -> dict[str, str]:
     """The tasks and conditionals whose main metric is NaN, by name, and why, in words."""
@@ -26,7 +29,7 @@ def why(space: Space) -> str:
     if np.ptp(labels) == 0:
         alike = "of one class" if space.kind == "multiclass" else f"{labels[0]:g}"
         return f"all {len(labels):,} known labels are {alike}" if len(labels) > 1 else "there is one known label only"
-    return "not every prediction is a number"
+    return NO_NUMBERS
 
 
 def listed_reasons(reasons: Mapping[str, str], most: int = 3) -> str:

@@ -243,6 +243,18 @@ def test_a_run_whose_loss_is_no_number_is_no_better_than_chance(tables: Tables, 
     assert row["income/auc"] == row[f"{AUXILIARY}/auc"] == row["valid"] == 0.5
 
 
+def test_weights_that_are_no_numbers_after_the_last_look_at_the_loss_are_no_better_than_chance(
+    tables: Tables, tmp_path: Path
+) -> None:
+    """All rows are one batch: the loss of the only step is a number, and then the weights are none."""
+    place = ground(tables, tmp_path)
+    place = place._replace(choices=place.choices.with_(batch_size=2_000))
+    point = POINT | {"learning_rate": 1e38, "epochs": 1}
+    assert try_point(place, MMOE, point, lambda step, value: None) == 0.5
+    row = run_point(place, MMOE, point, seed=0)
+    assert row["income/auc"] == row[f"{AUXILIARY}/auc"] == row["valid"] == 0.5
+
+
 def test_a_run_is_scored_on_the_test_rows(tables: Tables, tmp_path: Path) -> None:
     """Other test rows, another score, and nothing else: they choose nothing."""
     place = ground(tables, tmp_path)

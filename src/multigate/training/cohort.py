@@ -22,6 +22,7 @@ from multigate.model import Model
 from multigate.objective import Objective
 from multigate.run import METRICS, difference, keep_history
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from multigate.training.diverged import diverged
 from multigate.training.fit import BEST, Fit
 from multigate.training.history import entry_of, line_of, tell, tensorboard, warn
 from multigate.training.interrupts import Interrupted, Interrupts
@@ -255,7 +256,7 @@ def fit_cohort(
     there they go on from it. The seconds of a run are its share of those of all. The caller's random state is left
     alone. Where another thread is training, it waits until that is done.
 
-    Raises ``Interrupted`` after saving where a signal asked to stop, ``RunError`` where a loss stops being a number.
+    Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where a loss stops being a number.
     """
     with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
         cohort = Cohort(experiments, prepared, folders, checkpoint, device, tasks)
@@ -301,12 +302,8 @@ def _run_epoch(cohort: Cohort, report: Reporter, interrupts: Interrupts) -> None
 def _check_finite(cohort: Cohort, losses: Tensor) -> None:
     for run, total in zip(cohort.active, losses.sum(1).tolist(), strict=True):
         if not math.isfinite(total):
-            experiment = cohort.experiments[run]
-            raise RunError(
-                f"the loss of seed {experiment.seed} is no longer a number at step {cohort.replicas.step_done}; lower "
-                f"optimizer.learning_rate (now {experiment.optimizer.learning_rate:g}), or set optimizer.clip=1 or "
-                "precision=float32"
-            )
+            experiment, step = cohort.experiments[run], cohort.replicas.step_done
+            raise diverged(f"the loss of seed {experiment.seed} is no longer a number at step {step}", experiment)
 
 
 def _replica(run: Fit) -> Replica:

@@ -22,11 +22,12 @@ from multigate.model import Model
 from multigate.objective import Objective
 from multigate.run import METRICS, difference, keep_history
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from multigate.training.diverged import diverged
 from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import Average, build_optimizer, clip, rate_at
 from multigate.training.randomness import random_state, set_random_state
 from multigate.training.tables import TableOptimizer, large_tables
-from multigate.unscored import listed_reasons, unscored
+from multigate.unscored import NO_NUMBERS, listed_reasons, unscored
 from multigate.writing import writing
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -153,6 +154,9 @@ class Fit:
         else:
             among, advice = {name.partition("/")[0]}, "choose other validation rows or another monitor"
         reasons = {task: why for task, why in self.unscored.items() if task in among}
+        if NO_NUMBERS in reasons.values():
+            found = f"predictions of the validation rows are no longer numbers after step {self.step_done}"
+            return diverged(found, self.experiment)
         because = listed_reasons(reasons) or "no group of theirs has labels of both classes"  # of gauc alone
         return RunError(f"monitor {name!r} cannot be computed on the validation rows: {because}; {advice}")
 

@@ -11,13 +11,14 @@ import torch
 from multigate.batch import Batch
 from multigate.bundle import Bundle
 from multigate.data.prepared import Prepared
-from multigate.errors import ExperimentError, RunError
+from multigate.errors import ExperimentError
 from multigate.evaluate import to_device
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.run import METRICS
 from multigate.training.allocator import keep_freed_memory
 from multigate.training.checkpoint import load_weights
+from multigate.training.diverged import diverged
 from multigate.training.fit import BEST, CHECKPOINT, Fit
 from multigate.training.history import entry_of, line_of, named, tell, tensorboard, warn
 from multigate.training.interrupts import Interrupts
@@ -57,10 +58,6 @@ Watch = Callable[[int, dict[str, float]], None]
 """Told the epochs that are done and the validation metrics after the last of them."""
 
 
-class Diverged(RunError):
-    """The loss stopped being a number."""
-
-
 def fit(
     experiment: Experiment,
     prepared: Prepared,
@@ -82,7 +79,8 @@ def fit(
     before each step with the training and the batch; what it draws does not count, and it changes nothing. ``watch`` is
     called after each epoch; what it raises ends the training.
 
-    Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss stops being a number.
+    Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss or the
+    predictions of validation rows stop being numbers.
     """
     with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
         torch.manual_seed(experiment.seed)
@@ -147,10 +145,7 @@ def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts, observe: 
             loss = fitting.step(batch)
             if number % CHECK_EVERY == 0 or number == per_epoch:
                 if not math.isfinite(loss.item()):
-                    raise Diverged(
-                        f"the loss is no longer a number at step {fitting.step_done}; lower optimizer.learning_rate "
-                        f"(now {experiment.optimizer.learning_rate:g}), or set optimizer.clip=1 or precision=float32"
-                    )
+                    raise diverged(f"the loss is no longer a number at step {fitting.step_done}", experiment)
                 report(stage, min(number * fitting.loader.batch_size, rows), rows)
             if interrupts.asked:
                 break

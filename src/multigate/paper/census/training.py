@@ -32,13 +32,14 @@ from multigate.options import Options
 from multigate.paper.census.methods import BOOSTING, Training, boosting_settings, structure
 from multigate.paper.census.one_hot import OneHot
 from multigate.paper.census.rows import places
-from multigate.training.loop import Diverged, choose_device, fit
+from multigate.training.diverged import Diverged
+from multigate.training.loop import choose_device, fit
 from multigate.training.progress import Reporter
 
 QUARTERS = 4
 """A trial tells its value after each quarter of its own length: there all are at the same place of their schedule."""
 CHANCE = 0.5
-"""AUC of a training whose loss stopped being a number."""
+"""AUC of a training that came to what is no number."""
 
 
 class Choices(Options):
