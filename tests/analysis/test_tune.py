@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multigate.analysis.tune import (
+    RETRIES,
     STARTUP,
     Choice,
     Point,
@@ -28,6 +29,7 @@ from multigate.analysis.tune import (
     try_one,
 )
 from multigate.errors import MultigateError, RunError
+from multigate.training.interrupts import Interrupted
 
 SPACE = {
     "rate": Range(low=1e-5, high=1e-1, log=True),
@@ -147,6 +149,55 @@ def test_a_trial_that_fails_does_not_count_and_its_point_is_tried_again(tmp_path
         try_one(one, fails)
     assert finished(one) == []
     assert try_one(one, hill).point == seen[0]
+
+
+def test_a_point_that_fails_again_and_again_counts_as_hopeless_and_the_search_goes_on(tmp_path: Path) -> None:
+    one = search(tmp_path)._replace(hopeless=-100.0)
+    seen: list[Point] = []
+
+    def raises(error: type[BaseException], point: Point, tell: Tell) -> float:
+        seen.append(point)
+        raise error("no memory")
+
+    for error in (RunError, KeyboardInterrupt, Interrupted, MemoryError):
+        begin(one)
+        with pytest.raises(error, match="no memory"):
+            try_one(one, partial(raises, error))
+    begin(one)
+    trial = try_one(one, partial(raises, MemoryError))
+    assert trial is not None
+    assert (trial.value, trial.stopped) == (-100.0, False)
+    assert trial.point == seen[0]
+    assert seen == [trial.point] * 5, "what was asked to stop has not failed"
+    assert finished(one) == [trial]
+    after = try_one(one, hill)
+    assert after is not None
+    assert after.point != trial.point
+    with pytest.raises(MemoryError):
+        try_one(one, partial(raises, MemoryError))
+    assert best(finished(one)) == after, "failures are counted for each point"
+
+
+def test_a_point_whose_process_is_gone_has_failed_as_often_as_before(tmp_path: Path) -> None:
+    one = search(tmp_path)._replace(hopeless=-100.0)
+
+    def fails(point: Point, tell: Tell) -> float:
+        raise RunError("no memory")
+
+    begin(one)
+    for _ in range(RETRIES):
+        with pytest.raises(RunError):
+            try_one(one, fails)
+    study = optuna.load_study(study_name=one.name, storage=one.storage)
+    trial = study.ask()  # and never told
+    trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+    trial.suggest_int("units", 4, 256, log=True)
+    trial.suggest_categorical("kind", ("a", "b"))
+    begin(one)
+    lost = try_one(one, fails)
+    assert lost is not None
+    assert lost.point == trial.params
+    assert lost.value == -100.0
 
 
 def test_machines_that_share_a_search_leave_the_trials_of_others_alone(tmp_path: Path) -> None:

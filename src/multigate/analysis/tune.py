@@ -18,12 +18,17 @@ from pydantic import Field, model_validator
 from multigate.errors import MultigateError, RunError
 from multigate.options import Options
 from multigate.run import difference
+from multigate.training.interrupts import Interrupted
 
 Value = bool | int | float | str
 Point = dict[str, Value]
 """A value for every setting."""
 STARTUP = 8
 """Trials at points spread over the space, before the process has something to go by; none of them is stopped."""
+RETRIES = 2
+"""Times that a point which failed is tried again before it counts as hopeless."""
+FAILURES = "failures"
+"""Attribute of a trial: how often its point failed before."""
 BEAT, SILENCE = 30, 120
 """Seconds between signs of life of a trial in a database that several machines share, and without one until it counts
 as dead."""
@@ -99,6 +104,8 @@ class Search(NamedTuple):
     about: str = ""
     seed: int = 0
     shared: bool = False
+    hopeless: float | None = None
+    """The value of a point that fails again and again; None where it is to be tried for ever."""
 
 
 def require_extra() -> None:
@@ -127,14 +134,14 @@ def try_one(search: Search, objective: Objective, most: int | None = None) -> Tr
     A trial is stopped where the best it has told so far is below the median of the trials before it at the same step.
     Its value is then what it had, and what trials that were not stopped gained from there to their end, in the median:
     the process learns from it, and is not misled. A trial that raises anything else does not count, and its point is
-    the next one's.
+    the next one's; one that failed, and was not asked to stop, ``RETRIES`` times over has the value ``hopeless``.
     """
     number = -1
 
     def value(trial: Any) -> float:
         nonlocal number
         number = trial.number
-        return _value(study, trial, search.space, objective)
+        return _value(study, trial, search, objective)
 
     with _study(search) as study:
         place = len(_in_state(study, "COMPLETE", "RUNNING"))
@@ -158,9 +165,10 @@ def best(trials: list[Trial]) -> Trial:
     return max((trial for trial in trials if not trial.stopped), key=lambda trial: trial.value)
 
 
-def _value(study: Any, trial: Any, space: Space, objective: Objective) -> float:
+def _value(study: Any, trial: Any, search: Search, objective: Objective) -> float:
     """Run a trial: its value, or what it would have come to."""
-    point = {name: _suggested(trial, name, one) for name, one in space.items()}
+    point = {name: _suggested(trial, name, one) for name, one in search.space.items()}
+    failures = trial.user_attrs.get(FAILURES, 0)
     reached, at = -math.inf, 0
 
     def tell(step: int, value: float) -> None:
@@ -176,8 +184,11 @@ def _value(study: Any, trial: Any, space: Space, objective: Objective) -> float:
     except Stopped:
         trial.set_user_attr("stopped", True)
         return reached + _gain(study, at)
-    except BaseException:
-        study.enqueue_trial(point)
+    except BaseException as error:
+        failures += isinstance(error, Exception) and not isinstance(error, Interrupted)
+        if search.hopeless is not None and failures > RETRIES:
+            return search.hopeless
+        study.enqueue_trial(point, user_attrs={FAILURES: failures})
         raise
     finally:
         trial.set_user_attr("seconds", time.perf_counter() - began)
@@ -234,7 +245,7 @@ def _sampler(seed: int, place: int) -> Any:
 def _again(study: Any, trial: Any) -> None:
     """Have the point of a trial that nobody ended tried next."""
     if trial.params:
-        study.enqueue_trial(trial.params)
+        study.enqueue_trial(trial.params, user_attrs={FAILURES: trial.user_attrs.get(FAILURES, 0)})
 
 
 def _in_state(study: Any, *names: str) -> list[Any]:

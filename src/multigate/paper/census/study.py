@@ -34,7 +34,7 @@ from multigate.paper.census.rows import (
     read_tables,
     sampled,
 )
-from multigate.paper.census.training import Choices, Ground, run_one_hot, run_point, try_point
+from multigate.paper.census.training import CHANCE, Choices, Ground, run_one_hot, run_point, try_point
 from multigate.paper.study import Site, Study
 from multigate.writing import remove
 
@@ -174,6 +174,7 @@ def _search(settings: CensusStudy, site: Site, training: Training, rows: int) ->
         space=space(training.method, settings.units, settings.epochs),
         about=f"{rows} rows, {json.dumps(settings.choices.to_dict(full=True))}",
         shared=settings.storage is not None,
+        hopeless=CHANCE,
     )
 
 

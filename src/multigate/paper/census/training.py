@@ -39,7 +39,7 @@ from multigate.training.progress import Reporter
 QUARTERS = 4
 """A trial tells its value after each quarter of its own length: there all are at the same place of their schedule."""
 CHANCE = 0.5
-"""AUC of a training that came to what is no number."""
+"""AUC of a training that came to what is no number, and of a trial that fails again and again."""
 
 
 class Choices(Options):
