@@ -58,6 +58,9 @@ def test_it_is_killed_and_goes_on_and_grows(shared_data: Path, tmp_path: Path) -
     assert (out / "figures" / "income-methods.png").stat().st_size > 5_000
     assert (out / "figures" / "income-tuning.svg").is_file()
 
+    plant(out, "run-income-mmoe-007", "run-income-mmoe-001", point="of before")
+    plant(out, "run-income-single_task-007", "run-income-single_task-001", method="a method of before")
+    plant(out, "trap-weight-007", "trap-weight-000", point="of before")
     more = [*sets, "--set", "trials=3", "--set", "runs=3"]
     assert run(["reproduce", "census", "--out", "out", *more], tmp_path, timeout=600).code == 0
     grown = rows(out)
@@ -70,9 +73,20 @@ def test_it_is_killed_and_goes_on_and_grows(shared_data: Path, tmp_path: Path) -
             assert grown["runs"][f"run-{name}-{seed:03d}"]["point"] == best["point"], (
                 "all runs are of the values chosen"
             )
+    sevens = [part for kind in ("runs", "traps") for part in grown[kind] if part.endswith("-007")]
+    assert sevens == ["run-income-single_task-007"], "no results of values that are no longer chosen"
     other = run(["reproduce", "census", "--out", "out", *more, "--set", "units=32"], tmp_path, timeout=600)
     assert other.code == 2
     assert "units: 16, now 32" in other.told
+
+
+def plant(out: Path, part: str, like: str, **changes: str) -> None:
+    """Keep a run as if it were of another seed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (row,) = pq.read_table(out / "parts" / f"{like}.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([row | changes | {"part": part}]), out / "parts" / f"{part}.parquet")
 
 
 def rows(out: Path) -> dict[str, Any]:

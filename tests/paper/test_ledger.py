@@ -46,6 +46,15 @@ def test_all_parts_make_one_table(tmp_path: Path) -> None:
     assert table["rate"].to_pylist() == [0.1, 0.2, None]
 
 
+def test_a_part_that_is_dropped_is_in_no_table(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "toy", Settings())
+    for part in ("run-0.1", "run-0.5", "trap-0.1"):
+        ledger.keep(part, [{"loss": 1.0}])
+    assert ledger.parts("run-*") == ["run-0.1", "run-0.5"]
+    ledger.drop("run-0.1")
+    assert pq.read_table(ledger.gather())["part"].to_pylist() == ["run-0.5", "trap-0.1"]
+
+
 def test_a_damaged_part_is_told_of(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "toy", Settings())
     ledger.keep("one", [{"loss": 1.0}])

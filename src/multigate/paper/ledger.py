@@ -60,6 +60,14 @@ class Ledger:
         with writing(self.place(part)) as temporary:
             pq.write_table(pa.Table.from_pylist([{"part": part, **row} for row in rows]), temporary)
 
+    def parts(self, pattern: str) -> list[str]:
+        """Names of the parts that are there and match a pattern, such as ``run-*``."""
+        return sorted(path.stem for path in (self.folder / PARTS).glob(f"{pattern}.parquet"))
+
+    def drop(self, part: str) -> None:
+        """Remove a part that is not a result any more."""
+        self.place(part).unlink()
+
     def rows(self, part: str) -> list[dict[str, Any]]:
         """What ``keep`` was given. Raises ``RunError`` where the file is damaged."""
         return _read(self.place(part)).to_pylist()

@@ -95,13 +95,6 @@ QUICK: Mapping[str, Any] = {
 }
 
 
-class Part(NamedTuple):
-    """A run of the ledger: the values it is with, and what trains it."""
-
-    point: Point
-    job: Job
-
-
 class Trap(NamedTuple):
     """A mistake: how its rows are prepared, and what a run with it is."""
 
@@ -121,6 +114,7 @@ def run(settings: CensusStudy, site: Site) -> list[Account]:
     with Workers(settings.workers or os.cpu_count() or 1) as workers:
         trials = _tune(settings, site, wanted, rows, workers)
         chosen = {name: best(found).point for name, found in trials.items()}
+        _drop_others(site, chosen)
         runs = _runs(settings, site, wanted, chosen, rows, workers)
         traps = _traps(settings, site, chosen, tables, rows, workers)
     remove(site.ledger.folder / "work")
@@ -194,7 +188,7 @@ def _runs(
     """Of each training the runs with seeds 0 .. runs - 1; those of values that are no longer chosen are run again."""
     ground = _ground(settings, site, "runs", prepare_runs(rows, _rows_of(site, "runs"), site.report))
     parts = {
-        f"run-{one.name}-{seed:03d}": _part(run_point, ground, one, chosen[one.name], seed)
+        f"run-{one.name}-{seed:03d}": partial(run_point, ground, one, chosen[one.name], seed)
         for seed in range(settings.runs)
         for one in wanted
     }
@@ -219,30 +213,31 @@ def _traps(
             partial(prepare_one_hot, OneHot(tables.train)), partial(run_one_hot, data=(site.data / DATA).resolve())
         ),
     }
-    parts: dict[str, Part] = {}
+    parts: dict[str, Job] = {}
     for name, trap in traps.items() if settings.traps else ():
         ground = _ground(settings, site, name, trap.prepare(rows, _rows_of(site, name), site.report))
         for seed in range(settings.traps):
-            parts[f"trap-{name}-{seed:03d}"] = _part(trap.run, ground, training, chosen[training.name], seed)
+            parts[f"trap-{name}-{seed:03d}"] = partial(trap.run, ground, training, chosen[training.name], seed)
     _keep(site, "traps (runs)", parts, workers)
     return {name: [site.ledger.rows(f"trap-{name}-{seed:03d}")[0] for seed in range(settings.traps)] for name in traps}
 
 
-def _part(run: Run, ground: Ground, training: Training, point: Point, seed: int) -> Part:
-    return Part(point, partial(run, ground, training, point, seed))
+def _drop_others(site: Site, chosen: Mapping[str, Point]) -> None:
+    """Remove the runs of values that are no longer chosen: also those that are not to be run again, where fewer are."""
+    for part in (*site.ledger.parts("run-*"), *site.ledger.parts("trap-*")):
+        (row,) = site.ledger.rows(part)
+        point = chosen.get(f"{row['main']}-{row['method']}")
+        if point is not None and row["point"] != json.dumps(point):
+            site.ledger.drop(part)
 
 
-def _keep(site: Site, stage: str, parts: Mapping[str, Part], workers: Workers) -> None:
-    """Run the parts that the ledger does not have with these values."""
-    due = [name for name, part in parts.items() if not _is_kept(site, name, part.point)]
-    jobs = [parts[name].job for name in due]
+def _keep(site: Site, stage: str, parts: Mapping[str, Job], workers: Workers) -> None:
+    """Run the parts that the ledger does not have."""
+    due = [name for name in parts if not site.ledger.has(name)]
+    jobs = [parts[name] for name in due]
     for place, row in _told(site, stage, len(parts) - len(due), len(parts), jobs, workers):
         site.ledger.keep(due[place], [row])
         site.report.detail(f"{due[place]:<36} {row[row['main'] + '/auc']:.4f}  {row['seconds']:.0f} s")
-
-
-def _is_kept(site: Site, part: str, point: Point) -> bool:
-    return site.ledger.has(part) and site.ledger.rows(part)[0]["point"] == json.dumps(point)
 
 
 def _told(
