@@ -79,7 +79,7 @@ def train(
     if experiment is not None:
         chosen = read_experiment(experiment, changes)
     elif from_ is not None:
-        chosen = make_experiment(load(from_).experiment.to_dict(full=True), changes, name=str(from_))
+        chosen = make_experiment(load(from_).experiment.to_dict(), changes, name=str(from_))
     else:
         raise ExperimentError("train wants an experiment file (only --from and --resume can do without one)")
     run = run_training(chosen, out, resume=resume, device=device)

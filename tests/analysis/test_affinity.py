@@ -121,11 +121,13 @@ def test_tasks_that_share_no_weight_do_not_move_each_other() -> None:
     assert abs(found[~np.eye(3, dtype=bool)]).max() < 1e-6
 
 
-def test_a_task_without_a_known_label_is_undefined() -> None:
+@pytest.mark.parametrize("none", ["known", "weights"])
+def test_a_task_of_which_no_label_counts_is_undefined(none: str) -> None:
     model, objective, batch = small(MMoE(experts=3, hidden=(8,)))
-    known = batch.known.clone()
-    known[:, 1] = False
-    cosines, lookahead = look(model, objective, batch._replace(known=known, labels=batch.labels * known), 0.01)
+    left = getattr(batch, none).clone()
+    left[:, 1] = 0
+    labels = batch.labels * (left > 0)
+    cosines, lookahead = look(model, objective, batch._replace(labels=labels, **{none: left}), 0.01)
     for found in (cosines, lookahead):
         assert np.isnan(found[1]).all()
         assert np.isnan(found[:, 1]).all()

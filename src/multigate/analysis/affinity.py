@@ -96,7 +96,7 @@ def look(model: Model, objective: Objective, batch: Batch, rate: float) -> tuple
             outputs = functional_call(model, moved, (batch.numbers, batch.categories, batch.bags))
             after = _losses(outputs.logits, objective, batch)
             lookahead.append(1 - after / before.detach())  # 0 / 0 is NaN
-    known = batch.known.any(0).cpu().numpy()
+    known = (batch.known & (batch.weights > 0)).any(0).cpu().numpy()
     affinities = torch.stack(lookahead).cpu().numpy()
     return cosines_of(torch.stack(at_x)), np.where(np.outer(known, known), affinities, np.nan)
 
