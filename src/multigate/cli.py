@@ -229,7 +229,7 @@ def inspect(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run or comparison folders.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    table: Annotated[str | None, typer.Option(help="Rows with labels; the runs' validation rows if not given.")] = None,
+    table: Annotated[str | None, typer.Option(help="Rows with labels; the runs' own if not given.")] = None,
 ) -> None:
     """Write one page about runs and comparisons: curves, metrics, calibration, gates, differences. It opens offline."""
     from multigate.report.write import write_report

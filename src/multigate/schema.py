@@ -212,7 +212,7 @@ class Schema(Options):
     """Column whose rows belong together (a user): GAUC is taken over it, whole groups are drawn for intervals, and a
     split by group lets no value fall into two parts."""
     funnel: Literal["strict", "loose"] = "strict"
-    """Whether more than 0.1 % of child labels may be 1 where their ``given`` parent is 0."""
+    """Whether more than 0.1 % of a child's labels of 1 may stand where their ``given`` parent is 0."""
     types: dict[str, str] = Field(default_factory=dict)
     """Arrow types of the columns, frozen when the schema was written (CSV files have none of their own)."""
 

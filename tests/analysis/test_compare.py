@@ -1,6 +1,7 @@
 """Comparisons: one budget, honest single-task models, nothing trained twice."""
 
 import io
+import math
 import os
 import signal
 from pathlib import Path
@@ -14,8 +15,10 @@ from rich.console import Console
 from multigate.analysis.budget import multiply_adds, within_budget
 from multigate.analysis.compare import compare
 from multigate.analysis.comparison import Comparison, open_comparison
+from multigate.analysis.subject import find_subject
 from multigate.batch import Batch
 from multigate.bundle import ROWS
+from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.data.prepared import prepare
@@ -26,7 +29,7 @@ from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import strict
 from multigate.schema import Task
-from multigate.sharing import STRUCTURES
+from multigate.sharing import STRUCTURES, MMoE, known_as
 from multigate.training.cohort import Cohort
 from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted
@@ -109,6 +112,24 @@ def _conditionals_are_compared_too(comparison: Comparison, raw: list[dict[str, A
     shown = io.StringIO()
     Console(file=shown, width=160).print(comparison.table())
     assert "click/gauc" in shown.getvalue()
+
+
+def test_a_variant_goes_by_its_name_and_models_know_what_sampling_took(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    schema = feed_experiment.schema
+    tasks = [task.with_(negatives_kept=0.1) if task.name == "click" else task for task in schema.tasks]
+    sharing = MMoE(experts=3, hidden=(8, 4), gating="top_k")
+    experiment = feed_experiment.with_(schema=schema.with_(tasks=tasks), sharing=sharing, epochs=1)
+    names = ("ple", "mmoe_top_k")
+    found = compare(experiment, tmp_path, structures=names, seeds=1, boosting=False, quiet=True)
+    assert found.bundle("mmoe_top_k").experiment.sharing == sharing
+    assert found.bundle("ple").curves == {"click": Curve().shifted(math.log(0.1))}
+    assert find_subject(tmp_path).name.endswith("(mmoe_top_k, seed 0)"), "the last of the zoo, as in a report"
+    assert known_as(MMoE(gating="top_k")) == "mmoe_top_k"
+    assert known_as(MMoE(experts=3)) == "mmoe"
+    with pytest.raises(ExperimentError, match="did you mean 'mmoe_top_k'"):
+        compare(experiment, tmp_path / "no", structures=("mmoe_topk",), quiet=True)
 
 
 def test_a_conditional_alone_learns_from_the_rows_where_its_parent_is_one(

@@ -20,7 +20,8 @@ INTRO = """\
 
 A command that cannot do what it was asked ends with exit code 2 and one sentence: what was wanted, what was found, what
 to do; nothing half-written is left behind. Exit code 0 means done; 130 means interrupted, and the sentence says how to
-go on. `multigate --debug ...` shows the traceback as well.
+go on; 1 means a fault of multigate itself, or that nobody reads the output any more. `multigate --debug ...` shows the
+traceback as well.
 
 The sentences below are those the commands print. What is read after all says so.
 """

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from multigate.bundle import load
+from multigate.bundle import Bundle, load
 from multigate.calibration import Curve
 from multigate.errors import DataError, ExperimentError
 from multigate.experiment import Experiment
@@ -131,6 +132,16 @@ def test_the_bundle_it_is_given_stays_as_it_was(feed_experiment: Experiment, pla
     for one in (bundle, load(tmp_path / "saved")):
         for name, values in one.predict(rows).items():
             np.testing.assert_allclose(values, before[name], rtol=1e-6)
+
+
+def test_a_task_that_the_table_cannot_tell_keeps_its_curve(feed_experiment: Experiment, plain: Run) -> None:
+    before = load(plain.folder)
+    bundle = Bundle(before.experiment, before.encoder, before.model, {"click": Curve().shifted(math.log(0.1))})
+    rows = pq.read_table(feed_experiment.valid)
+    clicked = rows.filter(pc.equal(rows["click"].cast(pa.int8()), 1))
+    found = recalibrate(bundle, clicked)
+    assert found.curves["click"] == bundle.curves["click"]
+    assert found.curves.keys() == {"click", "buy", "like"}
 
 
 def test_another_method_is_refused_by_name(feed_experiment: Experiment, plain: Run) -> None:

@@ -37,7 +37,7 @@ from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.folders import MEMBERS
 from multigate.run import claimed, strict
-from multigate.sharing import Structure, structure_named
+from multigate.sharing import Structure, known_as, structure_named
 from multigate.training.cohort import fit_cohort
 from multigate.training.fit import CHECKPOINT
 from multigate.training.interrupts import interruptible
@@ -71,11 +71,12 @@ def compare(
     factor on its widths; a structure of one's own is compared under the name in its ``structure`` tag where it is the
     experiment's. ``single_task`` is T separate models: own embeddings, own early stopping, the full budget each; a task
     with a ``given`` parent has one more, trained on the rows where the parent is 1. Weights are chosen on validation
-    rows alone. Curves of ``recalibrate`` are left out. Called again with the same folder it goes on where it stopped;
-    ``runs.parquet`` there has one row per run. A gradient-boosting row per task is added where scikit-learn is there.
+    rows alone. Outputs are scored as they were trained, without curves. Called again with the same folder it goes on
+    where it stopped; ``runs.parquet`` there has one row per run. A gradient-boosting row per task is added where
+    scikit-learn is there.
     """
     chosen = choose_device(device)
-    known = {*ALL, experiment.sharing.name}
+    known = {*ALL, known_as(experiment.sharing)}
     for name in structures:
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
@@ -201,7 +202,7 @@ class Training(NamedTuple):
 def _trainings(ground: Ground, name: str) -> list[Training]:
     """A structure at the budget; ``single_task`` as one model for each task."""
     experiment = ground.experiment
-    own = experiment.sharing if experiment.sharing.name == name else structure_named(name)
+    own = experiment.sharing if known_as(experiment.sharing) == name else structure_named(name)
     assert own is not None, name  # names were checked before anything was trained
     each = [[task] for task in range(len(experiment.schema.tasks))] if name == BASELINE else [None]
     encoder = ground.prepared.encoder

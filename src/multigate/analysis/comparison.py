@@ -25,6 +25,7 @@ from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, VARIANTS
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST
+from multigate.training.recalibrate import sampling_curves
 from multigate.training.train import PREPARED
 
 ALL = (*STRUCTURES, *VARIANTS)
@@ -73,7 +74,10 @@ class Comparison:
         return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
 
     def bundle(self, structure: str, seed: int = 0) -> Bundle:
-        """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind."""
+        """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind.
+
+        Corrected for ``negatives_kept``; the curves of ``recalibrate`` are not fitted in a comparison.
+        """
         place = self.folder / MEMBERS / f"{structure}-{seed}"
         row = remembered(place)
         if row is None or "sharing" not in row:
@@ -86,7 +90,7 @@ class Comparison:
         with Blank():
             model = build_model(experiment, encoder)
         model.load_state_dict(load_weights(place / BEST, torch.device("cpu")))
-        return Bundle(experiment, encoder, model)
+        return Bundle(experiment, encoder, model, sampling_curves(experiment.schema))
 
     def metrics(self) -> list[str]:
         """The main metric of every task, and of every conditional after its task; where rows have groups GAUC too."""

@@ -22,7 +22,7 @@ from multigate.folders import TRAININGS
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.options import explain
 from multigate.run import claimed
-from multigate.sharing import STRUCTURES, VARIANTS, Structure, structure_named
+from multigate.sharing import STRUCTURES, VARIANTS, Structure, known_as, structure_named
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
@@ -258,12 +258,11 @@ def _structures(chosen: Sequence[str | Structure], experiment: Experiment) -> di
     for one in chosen:
         name = one if isinstance(one, str) else one.name
         structure = one if isinstance(one, Structure) else structure_named(name)
-        if isinstance(one, str) and experiment.sharing.name == name:
+        if isinstance(one, str) and known_as(experiment.sharing) == name:
             structure = experiment.sharing
         if structure is None:
-            raise ExperimentError(
-                f"there is no structure {name!r}; {nearest(name, {*STRUCTURES, *VARIANTS, experiment.sharing.name})}"
-            )
+            known = {*STRUCTURES, *VARIANTS, known_as(experiment.sharing)}
+            raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
         if name in found:
             raise ExperimentError(f"structure {name!r} is named twice; name each once")
         experiment.with_(sharing=structure, embedding=experiment.embedding.with_(tables="shared"))

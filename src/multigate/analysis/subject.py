@@ -57,7 +57,8 @@ def find_subject(
     name = str(folder)
     if (folder / RUNS).is_file():
         comparison = open_comparison(folder)
-        joint = [row["structure"] for row in comparison.rows if row.get("sharing") and row["seed"] == seed]
+        there = {row["structure"] for row in comparison.rows if row.get("sharing") and row["seed"] == seed}
+        joint = [one for one in comparison.structures if one in there]
         if not joint:
             raise RunError(f"{folder} holds no joint model of seed {seed}; inspect one of its runs, or train one")
         chosen = structure or ("mmoe" if "mmoe" in joint else joint[-1])

@@ -52,6 +52,15 @@ def structure_named(name: str) -> Structure | None:
     return STRUCTURES[name]() if name in STRUCTURES else VARIANTS.get(name)
 
 
+def known_as(structure: Structure) -> str:
+    """The name of a structure, or of the variant whose settings it has."""
+    for name, variant in VARIANTS.items():
+        wanted = variant.to_dict()
+        if all(getattr(structure, option, None) == value for option, value in wanted.items()):
+            return name
+    return structure.name
+
+
 __all__ = [
     "STRUCTURES",
     "VARIANTS",
@@ -74,5 +83,6 @@ __all__ = [
     "StackedMMoE",
     "Structure",
     "TensorFactor",
+    "known_as",
     "structure_named",
 ]

@@ -23,27 +23,32 @@ def recalibrate(bundle: Bundle, table: Any, method: Method = "isotonic") -> Bund
     """The bundle with curves fitted to a table with labels, in place of those it had; the one given stays as it was.
 
     The table's rows are taken as they are met in use: no correction for ``negatives_kept`` is added. A task of which
-    the table knows one class only keeps its logits as they are. Raises ``DataError`` where label columns are missing.
+    the table knows one class only keeps the curve it had. Raises ``DataError`` where label columns are missing.
     """
     model = copy.deepcopy(bundle.model)
     model.calibration = None
     batches = (batch for batch, _ in bundle.batches(table, labels=True))
     curves = _fitted(bundle.schema, bundle.encoder, model, batches, torch.device("cpu"), method)
-    return Bundle(bundle.experiment, bundle.encoder, model, curves)
+    return Bundle(bundle.experiment, bundle.encoder, model, {**bundle.curves, **curves})
 
 
 def fit_curves(experiment: Experiment, prepared: Prepared, model: Model, device: torch.device) -> dict[str, Curve]:
-    """Curves by task: fitted to the validation rows if the experiment asks for it, then moved by what sampling took.
-
-    Where a share w of the rows with label 0 was kept, a model's odds are 1 / w times too high, so log w is added to
-    its logit (King and Zeng 2001, section 4.1).
-    """
+    """Curves by task: fitted to the validation rows if the experiment asks for it, then moved by what sampling took."""
     curves: Mapping[str, Curve] = {}
     if experiment.recalibrate != "none":
         batches = prepared.valid.batches(ROWS)
         curves = _fitted(experiment.schema, prepared.encoder, model, batches, device, experiment.recalibrate)
-    kept = {task.name: task.negatives_kept for task in experiment.schema.tasks if task.negatives_kept < 1}
-    return {name: curves.get(name, Curve()).shifted(math.log(kept.get(name, 1.0))) for name in {**curves, **kept}}
+    return {**curves, **sampling_curves(experiment.schema, curves)}
+
+
+def sampling_curves(schema: Schema, curves: Mapping[str, Curve] = {}) -> dict[str, Curve]:
+    """Of the tasks with ``negatives_kept``: their curve, a straight line if none is given, moved by what sampling took.
+
+    Where a share w of the rows with label 0 was kept, a model's odds are 1 / w times too high, so log w is added to
+    its logit (King and Zeng 2001, section 4.1).
+    """
+    kept = {task.name: task.negatives_kept for task in schema.tasks if task.negatives_kept < 1}
+    return {name: curves.get(name, Curve()).shifted(math.log(share)) for name, share in kept.items()}
 
 
 def _fitted(
