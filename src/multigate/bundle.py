@@ -63,14 +63,15 @@ ENGINES = ("torch", "onnx", "auto")
 def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] | None = None) -> Model:
     """The experiment's model, freshly initialised from torch's global generator, for all tasks or some."""
     layout = encoder.layout
-    schema = experiment.schema
+    schema, structure = experiment.schema, experiment.sharing
     _check_names(schema, encoder)
     if tasks is not None:
+        structure = structure.for_tasks(tuple(schema.tasks[i].name for i in tasks))
         schema = schema.only([schema.tasks[i].name for i in tasks])
         layout = layout.with_(tasks=tuple(layout.tasks[i] for i in tasks))
     return Model(
         layout,
-        experiment.sharing,
+        structure,
         embedding=experiment.embedding,
         tower=experiment.tower,
         parents=schema.parents(),

@@ -267,7 +267,8 @@ def fetch(
 def reproduce(
     study: Annotated[str, typer.Argument(help="synthetic, census, recommender, gates or serving.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of results, pictures and page; called again it goes on.")
+        Path | None,
+        typer.Option(help="Folder of results, pictures and page, else runs/STUDY; called again it goes on."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small version, in minutes.")] = False,
     runs: Annotated[int | None, typer.Option(min=1, help="Runs of each setting, in place of the study's own.")] = None,
@@ -282,7 +283,7 @@ def reproduce(
 
     chapters = run_study(
         study,
-        out or Path("runs") / study,
+        out or Path("runs") / (f"{study}-quick" if quick else study),
         quick=quick,
         runs=runs,
         changes=set_ or (),

@@ -159,7 +159,10 @@ class Model(nn.Module):
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through sharing, towers and heads (embeddings are look-ups, biases constants)."""
-        return self.sharing.multiply_adds() + self.towers.multiply_adds() + self.heads.weight.numel()
+        sharing = self.sharing.multiply_adds
+        if isinstance(self.embed, OwnEmbeds):  # a few structures do work on a common x that is done once
+            sharing = getattr(self.sharing, "multiply_adds_apart", sharing)
+        return int(sharing()) + self.towers.multiply_adds() + self.heads.weight.numel()
 
 
 class Heads(nn.Module):

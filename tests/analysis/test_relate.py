@@ -22,7 +22,7 @@ from multigate.datasets.synthetic import Synthetic, synthetic_schema, synthetic_
 from multigate.errors import BundleError, ExperimentError, RunError
 from multigate.experiment import Experiment
 from multigate.run import open_run
-from multigate.sharing import MMoE, SharedBottom, SingleTask
+from multigate.sharing import AITM, HoME, MMoE, SharedBottom, SingleTask
 from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted
 from multigate.training.train import train
@@ -216,6 +216,28 @@ def test_other_rows_want_another_folder(feed_experiment: Experiment, tmp_path: P
     pq.write_table(pq.read_table(table).slice(1), table)
     with pytest.raises(RunError, match="tables changed"):
         relate(experiment, tmp_path / "r", train=False, seeds=2, quiet=True)
+
+
+def test_options_that_name_tasks_are_those_of_the_tasks_that_are_trained(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    names = feed_experiment.schema.task_names
+    order = AITM(hidden=(8,), order=names[::-1])
+    assert order.for_tasks(("click", "like")).order == tuple(name for name in names[::-1] if name in ("click", "like"))
+    assert HoME(groups=(("a", "b"), ("c",))).for_tasks(("b",)).groups == (("b",),)
+    assert MMoE(exclusion=0.25).for_tasks(("a",)).exclusion == 0
+    assert MMoE(exclusion=0.25).for_tasks(("a", "b")).exclusion == 0.25
+    for structure in (order, MMoE(experts=4, hidden=(8,), exclusion=0.5)):
+        experiment = feed_experiment.with_(epochs=1, sharing=structure)
+        found = relate(
+            experiment,
+            tmp_path / structure.name,
+            pairs=[("click", "like")],
+            structures=[structure.name],
+            seeds=1,
+            quiet=True,
+        )
+        assert len(found.pair("click", "like").gains) == 2
 
 
 def test_auxiliary_tasks_count_and_tables_are_shared(feed_experiment: Experiment, tmp_path: Path) -> None:

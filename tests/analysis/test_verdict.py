@@ -118,6 +118,12 @@ def test_the_reason_holds_the_figures() -> None:
     low, high = estimate(UP).low, estimate(UP).high
     assert f"a gains 0.0110 auc with mmoe ({low:+.4f} to {high:+.4f})" in verdict.why
     assert "; but b loses 0.0110 auc with shared_bottom" in verdict.why
+    for overlap, advice in ((SAME, "share apart"), (DIFFERENT, "train alone")):
+        mixed = decided(gains(shared_bottom=(UP, DOWN), mmoe=(NEITHER, NEITHER)), overlap)
+        assert mixed.advice == advice
+        assert mixed.why.startswith("no structure helps one without hurting the other")
+        assert "b loses 0.0110" in mixed.why
+        assert "; but a gains 0.0110" in mixed.why
     both = decided(gains(shared_bottom=(UP, DOWN))).why
     assert both.startswith("b loses 0.0110")
     assert "; but a gains 0.0110" in both

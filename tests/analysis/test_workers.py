@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from multigate.analysis import workers as module
 from multigate.analysis.workers import Workers
 from multigate.errors import DataError, RunError
 from multigate.training.interrupts import Interrupted, Interrupts
@@ -88,6 +89,17 @@ def test_what_is_being_trained_is_saved_and_its_process_ends_by_itself(
 def test_a_process_that_is_killed_is_told_of() -> None:
     with pytest.raises(RunError, match="exit code -9"), Workers(2) as workers:
         list(workers.run([die, die]))
+
+
+def die_unread(pipe: object) -> None:
+    die()
+
+
+def test_a_process_that_is_killed_before_it_reads_its_job_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_work", die_unread)
+    for job in (die, partial(len, b"larger than the pipe" * 100_000)):
+        with pytest.raises(RunError, match="exit code -9"), Workers(2) as workers:
+            list(workers.run([job, job]))
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ def test_a_part_is_read_as_it_was_kept(tmp_path: Path) -> None:
 
 
 def test_other_settings_or_another_study_are_refused(tmp_path: Path) -> None:
-    Ledger(tmp_path, "toy", Settings())
+    Ledger(tmp_path, "toy", Settings(runs=2))  # which came no further
+    Ledger(tmp_path, "toy", Settings()).keep("one", [{"seed": 0}])
     with pytest.raises(RunError, match=r"runs: 3, now 4.*choose another --out"):
         Ledger(tmp_path, "toy", Settings(runs=4))
     with pytest.raises(RunError, match="study"):

@@ -46,6 +46,26 @@ def test_names_in_brackets_are_shown_as_they_are() -> None:
     assert "speed [km]/r2" in console.file.getvalue()
 
 
+def test_unequal_numbers_of_seeds_are_told() -> None:
+    """As where a comparison was gone on with for one structure, or stopped."""
+    schema = Schema(features=[Number("x")], tasks=[Task("y")])
+    cost = dict.fromkeys(("parameters", "multiply_adds", "rows_per_second"), 1.0)
+    many = {"single_task": 3, "mmoe": 5, "boosting": 1}
+    rows = [
+        {"structure": name, "seed": seed, "part": "test", "rows": 9, "y/auc": 0.7} | cost
+        for name, seeds in many.items()
+        for seed in range(seeds)
+    ]
+    shown = io.StringIO()
+    Console(width=200, file=shown).print(Comparison(Path(), schema, rows).table())
+    assert "seeds: 3 to 5;" in shown.getvalue()
+    assert "unequal numbers of seeds (single_task 3, mmoe 5)" in shown.getvalue()
+    equal = Comparison(Path(), schema, [row for row in rows if row["seed"] < 3])
+    assert equal.notes() == []
+    Console(width=200, file=shown).print(equal.table())
+    assert "seeds: 3;" in shown.getvalue()
+
+
 def test_a_tiny_error_is_not_shown_as_none_in_the_terminal() -> None:
     table = metric_table("scores", {"rate/rmse": 1.3456e-6, "rate/r2": 0.2}, {"rate/rmse": (1.2e-6, 1.5e-6)})
     cells = [[str(cell) for cell in column.cells] for column in table.columns]

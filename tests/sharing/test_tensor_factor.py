@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from multigate.nn.factorised import Form
 from multigate.sharing import SingleTask, Structure, TensorFactor
@@ -35,6 +36,19 @@ def test_tasks_share_all_factors_but_their_own_row() -> None:
     for own in (layer.task_factor, layer.bias):
         assert own.grad[1].abs().sum() > 0
         assert own.grad[[0, 2]].abs().sum() == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inputs_of_the_tasks_own_cost_what_torch_counts(form: Form) -> None:
+    module = TensorFactor(form=form, hidden=(8, 6)).build(20, TASKS)
+
+    def counted(*shape: int) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(torch.randn(*shape))
+        return counter.get_total_flops() // 2
+
+    assert module.multiply_adds_apart() == counted(2, 3, 20) - counted(1, 3, 20)
+    assert module.multiply_adds() == counted(2, 20) - counted(1, 20)
 
 
 def test_a_wider_one_keeps_its_parts() -> None:

@@ -1,7 +1,7 @@
 """A comparison: what several structures, trained on the same rows, seeds and budget, came to."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class Comparison:
         """In the order of the zoo, those of one's own after it, boosting last."""
         order = {name: place for place, name in enumerate((*ALL, "", BOOSTING))}
         return sorted({row["structure"] for row in self.rows}, key=lambda name: (order.get(name, order[""]), name))
+
+    def seeds(self) -> dict[str, int]:
+        """Of each structure but boosting, how many it was trained with."""
+        found = {name: len({row["seed"] for row in self.rows if row["structure"] == name}) for name in self.structures}
+        return {name: many for name, many in found.items() if name != BOOSTING} or found
 
     def values(self, structure: str, column: str) -> dict[int, float]:
         """A column by seed; runs without it are left out."""
@@ -108,11 +113,19 @@ class Comparison:
         return told and not self.values(structure, metric)
 
     def notes(self) -> list[str]:
-        """Which tasks and conditionals could not be scored on which rows, and why."""
+        """Which tasks and conditionals could not be scored on which rows, and why; and where seeds are not as many."""
         told = {name: (reason, row) for row in self.rows for name, reason in _unscored(row).items()}
-        return [
+        blank = [
             f"{name} cannot be scored on the {row['rows']:,} {row['part']} rows: {reason}"
             for name, (reason, row) in told.items()
+        ]
+        seeds = self.seeds()
+        if len(set(seeds.values())) == 1:
+            return blank
+        many = ", ".join(f"{name} {number}" for name, number in seeds.items())
+        return [
+            *blank,
+            f"structures have unequal numbers of seeds ({many}): a mean is over its own, a gain over common ones",
         ]
 
     def table(self) -> Group:
@@ -120,7 +133,7 @@ class Comparison:
         return Group(self._quality(), self._cost())
 
     def _quality(self) -> Table:
-        seeds = len({row["seed"] for row in self.rows})
+        seeds = spread(self.seeds().values())
         about = f"{self.rows[0]['part']} rows: {self.rows[0]['rows']:,}; seeds: {seeds}; intervals at 95 %"
         table = Table(title=about, title_justify="left")
         for name in ("task", "structure", "mean", "sd", "interval", "MTL gain over single task"):
@@ -176,6 +189,12 @@ def open_comparison(path: str | Path) -> Comparison:
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{folder / RUNS} cannot be read ({error}); the same multigate compare writes it anew") from None
     return Comparison(folder, Schema.model_validate(stored_values(folder)["schema"]), rows)
+
+
+def spread(numbers: Collection[int]) -> str:
+    """A number, or the least and the greatest: "5", "3 to 5"."""
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def main_metrics(schema: Schema) -> list[str]:

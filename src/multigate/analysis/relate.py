@@ -266,6 +266,9 @@ def _structures(chosen: Sequence[str | Structure], experiment: Experiment) -> di
         if name in found:
             raise ExperimentError(f"structure {name!r} is named twice; name each once")
         experiment.with_(sharing=structure, embedding=experiment.embedding.with_(tables="shared"))
+        names = experiment.schema.task_names
+        for some in (*((one,) for one in names), *combinations(names, 2)):
+            structure.for_tasks(some).check(some)
         found[name] = structure
     return found
 

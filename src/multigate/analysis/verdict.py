@@ -57,7 +57,12 @@ def decide(
     if not harmless:
         gained = _listed([text for both in measured.values() for text in _clear(both, 1)])
         return Verdict("train alone", None, f"{harm}; but {gained}" if gained else harm)
-    nothing = f"no clear gain{'' if harm else ' or loss'} over {_seeds(gains)}; {_evidence(overlap, cosine)}"
+    mixed = _listed([text for name in measured if name not in harmless for text in _clear(measured[name], 1)])
+    if mixed:
+        nothing = f"no structure helps one without hurting the other over {_seeds(gains)}; {_evidence(overlap, cosine)}"
+        harm = f"{harm}; but {mixed}"
+    else:
+        nothing = f"no clear gain{'' if harm else ' or loss'} over {_seeds(gains)}; {_evidence(overlap, cosine)}"
     if related:
         name = _chosen(harmless, measured, skills)
         costs = f"one model costs less than two{_not_ruled_out(measured[name])}"

@@ -71,7 +71,10 @@ class Workers:
     def _begin(self, place: int, job: Job) -> None:
         worker = self._idle.pop() if self._idle else _start(max(1, (os.cpu_count() or 1) // self.n))
         self._busy[worker.pipe] = worker, place
-        worker.pipe.send(job)
+        try:
+            worker.pipe.send(job)
+        except OSError:
+            raise _ended(worker) from None
 
     def _next(self) -> tuple[int, Any]:
         pipe = next(one for one in wait(list(self._busy)) if isinstance(one, Connection))
@@ -79,15 +82,19 @@ class Workers:
         self._idle.append(worker)
         try:
             result, error = pipe.recv()
-        except EOFError:
-            worker.process.join()
-            raise RunError(
-                f"a process ended with exit code {worker.process.exitcode} (a killed one may have needed more memory "
-                "than there is); the same command goes on"
-            ) from None
+        except (EOFError, OSError):
+            raise _ended(worker) from None
         if error is not None:
             raise error
         return place, result
+
+
+def _ended(worker: _Worker) -> RunError:
+    worker.process.join()
+    return RunError(
+        f"a process ended with exit code {worker.process.exitcode} (a killed one may have needed more memory than "
+        "there is; a script's own calls want to stand under if __name__ == '__main__'); the same command goes on"
+    )
 
 
 def _start(threads: int) -> _Worker:

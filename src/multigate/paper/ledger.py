@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multigate.errors import RunError
-from multigate.lock import locked
+from multigate.lock import LOCK, locked
 from multigate.options import Options
 from multigate.run import difference
 from multigate.writing import told, write_text, writing
@@ -34,7 +34,7 @@ class Ledger:
         if kept.is_file():
             before = read_yaml(kept)
             changed = difference(_fixed(before, may_change), _fixed(now, may_change))
-            if changed:
+            if changed and not _is_new(folder):
                 raise RunError(f"{folder} holds results of other settings ({changed}); choose another --out")
             if before == now:
                 return
@@ -79,6 +79,11 @@ class Ledger:
         with writing(target) as temporary:
             pq.write_table(pa.concat_tables(tables, promote_options="permissive"), temporary)
         return target
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether a study wrote its settings and came no further."""
+    return all(path.name in (SETTINGS, LOCK) for path in folder.iterdir())
 
 
 def _fixed(settings: Any, may_change: Collection[str]) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from multigate.analysis.comparison import BASELINE, Comparison
+from multigate.analysis.comparison import BASELINE, Comparison, spread
 from multigate.analysis.intervals import Summary
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
@@ -37,14 +37,14 @@ def structures(one: Trained) -> Iterator[Block]:
 
 def _structures(comparison: Comparison) -> Iterator[Block]:
     first = comparison.rows[0]
-    seeds = len({row["seed"] for row in comparison.rows})
+    seeds = comparison.seeds().values()
     names = [
         name for name in comparison.metrics() if any(comparison.values(one, name) for one in comparison.structures)
     ]
     drawn = (
         "Dots are single runs of one seed, so there are no intervals"
-        if seeds == 1
-        else f"Dots are means over {seeds} seeds, lines their 95 % intervals"
+        if max(seeds) == 1
+        else f"Dots are means over {spread(seeds)} seeds, lines their 95 % intervals"
     )
     for note in comparison.notes():
         yield Text(f"{note}.", kind="note")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from multigate.analysis.comparison import spread
 from multigate.data.encoder import Encoder
 from multigate.data.labels import LabelStats
 from multigate.report.blocks import Block, Folded, Table, Text
@@ -49,8 +50,8 @@ def _about(one: Trained) -> dict[str, str]:
     }
     told |= {f"{PARTS.get(name, name)} rows": f"{many:,}" for name, many in one.rows.items()}
     if one.comparison:
-        seeds = {row["seed"] for row in one.comparison.rows}
-        told |= {"compared": listed(one.comparison.structures), "seeds": str(len(seeds))}
+        seeds = spread(one.comparison.seeds().values())
+        told |= {"compared": listed(one.comparison.structures), "seeds": seeds}
     if one.run:
         summary = one.run.summary
         told |= {

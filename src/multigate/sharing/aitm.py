@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, field_validator
@@ -36,6 +36,9 @@ class AITM(Structure):
 
     def build(self, d_in: int, tasks: tuple[str, ...]) -> "AITMSharing":
         return AITMSharing(self, d_in, tasks)
+
+    def for_tasks(self, tasks: tuple[str, ...]) -> Self:
+        return self.with_(order=tuple(name for name in self.order if name in tasks))
 
     def inputs(self, tasks: int) -> int | None:
         return tasks

@@ -1,6 +1,6 @@
 """Hierarchy of multi-gate experts: groups of tasks share first, then each task reads on, with normalised experts."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, field_validator
@@ -55,6 +55,10 @@ class HoME(GatedStructure):
 
     def check(self, tasks: tuple[str, ...]) -> None:
         self.group_of(tasks)
+
+    def for_tasks(self, tasks: tuple[str, ...]) -> Self:
+        groups = (tuple(name for name in group if name in tasks) for group in self.groups)
+        return self.with_(groups=tuple(group for group in groups if group))
 
     def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> "HoMESharing":
         return HoMESharing(self, d_in, tasks, d_context)

@@ -53,6 +53,9 @@ class MMoE(Mixture):
     def check(self, tasks: tuple[str, ...]) -> None:
         self.mask(tasks)
 
+    def for_tasks(self, tasks: tuple[str, ...]) -> Self:
+        return self.with_(exclusion=0.0) if len(tasks) == 1 else self
+
     def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> "MixtureSharing":
         return MixtureSharing(self, d_in, tasks, d_context, tasks, self.mask(tasks))
 

@@ -80,6 +80,10 @@ class Structure(Options):
     def build(self, d_in: int, tasks: tuple[str, ...]) -> Sharing:
         """The module for inputs of width ``d_in`` and these tasks, freshly initialised."""
 
+    def for_tasks(self, tasks: tuple[str, ...]) -> Self:
+        """The same where only these are trained: without what its options say of other tasks."""
+        return self
+
     def inputs(self, tasks: int) -> int | None:
         """With ``tables: own``, the inputs n of x (B, n, D) for so many tasks: one a task, in their order, and perhaps
         one for what they share after them. None where all tasks must read one input."""

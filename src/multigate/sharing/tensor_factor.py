@@ -50,6 +50,14 @@ class TensorFactorSharing(nn.Module):
 
     def multiply_adds(self) -> int:
         """Of a row that all tasks read alike; after the first layer each has an input of its own."""
+        return self._multiply_adds(1)
+
+    def multiply_adds_apart(self) -> int:
+        """Of a row of which each task reads an x of its own: factors that a common x goes through once, each goes
+        through."""
+        return self._multiply_adds(len(self.wiring[0].readers))
+
+    def _multiply_adds(self, inputs: int) -> int:
         tasks = len(self.wiring[0].readers)
         layers = [layer for layer in self.networks.layers if isinstance(layer, FactorisedLinear)]
-        return sum(layer.multiply_adds(tasks if i else 1) for i, layer in enumerate(layers))
+        return sum(layer.multiply_adds(tasks if i else inputs) for i, layer in enumerate(layers))

@@ -34,13 +34,13 @@ def tell(source: Source, rows: Sequence[Row], rates: Sequence[float]) -> list[Ac
     return [
         Account(
             f"{source.name}-engagement",
-            f"Table 3 on {source.about.partition(',')[0]}: engagement",
+            f"Table 3 on {source.title}: engagement",
             (Text(f"{source.about}. {PROTOCOL.format(rates=chosen)}"), *told.engagement()),
             told.curves,
         ),
         Account(
             f"{source.name}-satisfaction",
-            f"Table 4 on {source.about.partition(',')[0]}: satisfaction, and cost",
+            f"Table 4 on {source.title}: satisfaction, and cost",
             tuple(told.satisfaction()),
             told.differences,
         ),
@@ -116,11 +116,13 @@ class _Told:
                 own = _spread(self.mean(name, task, "auc", -1))
                 lines.append((task, TITLES[name], own, f"{rows[0]:.3f} to {rows[1]:.3f}", over))
         counts = ", ".join(f"{task} {self._positives(task):,}" for task in self.source.satisfaction)
+        weights = ", ".join(f"{task.name} {task.weight:g}" for task in self.source.schema.tasks)
         yield Text(
             f"Positive labels in the test rows: {counts}. One model's AUC of labels so few depends on the rows more "
             "than on the seed: the interval over users is that of one model when its users are drawn again (mean of "
             "the seeds' ends). Differences are paired by seed, on the same rows. The paper's live single-task model "
-            "knew engagement alone: its lift of satisfaction is what a second objective does, not sharing."
+            "knew engagement alone: its lift of satisfaction is what a second objective does, not sharing. Losses are "
+            f"weighed: {weights}."
         )
         head = ("task", "", "AUC at the end", "interval over users", "over Shared-Bottom")
         yield Table("Satisfaction", head, tuple(lines), words=2)

@@ -18,6 +18,7 @@ class Source(NamedTuple):
     """Train, valid and test tables, in this order in time, and which of their tasks are of what kind."""
 
     name: str
+    title: str
     about: str
     schema: Schema
     tables: dict[str, str]
@@ -39,6 +40,7 @@ def kuairand(data: Path) -> Source:
     schema = kuairand_schema()
     return Source(
         "kuairand",
+        "KuaiRand-Pure",
         "KuaiRand-Pure, by day: 10 days to train on, the next 2 to choose on, the last 2 to test on",
         schema.with_(tasks=tuple(task.with_(given=None) for task in schema.tasks), funnel="strict"),
         {part: str(path) for part, path in tables.items()},
@@ -63,6 +65,7 @@ def feed(rows: int, known: float, folder: Path, report: Reporter) -> Source:
         write_feed(simulated, folder, report)
     return Source(
         f"feed-{rows}",
+        f"a simulated feed of {rows:,} rows",
         f"a simulated feed of {rows:,} rows in order of time, {simulated.users:,} users and {simulated.items:,} items; "
         f"satisfaction is known in {known:.0%} of the rows",
         feed_schema().only(["click", "like"]),
