@@ -401,6 +401,32 @@ def test_files_beside_those_of_a_bundle_are_ignored(run_folder: Path, table: pa.
     assert load(folder).predict(table).keys()
 
 
+@pytest.mark.parametrize("name", ["Dockerfile", ".git/HEAD", "encoder/notes", "model.onnx/notes"])
+def test_what_is_no_part_of_a_bundle_is_never_lost_to_a_new_one(
+    run_folder: Path, bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("dear")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for write in (bundle.save, bundle.export):
+        with pytest.raises(BundleError, match=f"holds '{name.split('/')[0]}.* choose another folder"):
+            write(folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_bundle_takes_the_place_of_another_with_or_without_a_graph(
+    bundle: Bundle, exported: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "bundle")
+    bundle.save(str(folder))
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+        "bundle.json", "model.safetensors", "encoder.json", "vocabularies.parquet"
+    }  # fmt: skip
+    bundle.save(folder)
+    assert load(folder).encoder.fingerprint == bundle.encoder.fingerprint
+
+
 def test_a_folder_without_a_bundle_is_told(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle"):
         load(tmp_path)

@@ -45,7 +45,7 @@ from multigate.model import Model
 from multigate.nn.blank import Blank
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, Structure
-from multigate.writing import writing
+from multigate.writing import told, writing
 
 FORMAT = 1
 ABOUT, WEIGHTS, GRAPH = "bundle.json", "model.safetensors", "model.onnx"
@@ -188,12 +188,12 @@ class Bundle:
                     named[f"{place}/{reader}"] = gate[:, i]
         return named
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the bundle; an existing one at the same place is replaced only once the new one is whole.
 
-        Raises ``BundleError`` where the folder holds something else, ``RunError`` where the disk refuses.
+        Raises ``BundleError`` where the folder holds anything else, ``RunError`` where the disk refuses.
         """
-        self._write(folder, compiled=False)
+        self._write(Path(folder), compiled=False)
 
     def export(self, folder: str | Path) -> None:
         """Write the bundle with its model as an ONNX graph beside it, for the engine ``onnx``; takes seconds.
@@ -205,8 +205,7 @@ class Bundle:
         self._write(Path(folder), compiled=True)
 
     def _write(self, folder: Path, *, compiled: bool) -> None:
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
-            raise BundleError(f"{folder} is not empty and holds no bundle; choose another folder")
+        _check_replaceable(folder)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         with writing(folder) as temporary:
             temporary.mkdir()
@@ -385,6 +384,21 @@ def _is_column(value: Any) -> bool:
     return isinstance(value, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or hasattr(
         value, "__arrow_c_stream__"
     )
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise ``BundleError`` where a folder holds more than a bundle, for all in it goes when one takes its place."""
+    with told(folder):
+        there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) if folder.is_dir() else []
+    if there and not (folder / ABOUT).is_file():
+        raise BundleError(f"{folder} is not empty and holds no bundle; choose another folder")
+    own = {ABOUT, GRAPH, *FILES, *(Path(name).parent.as_posix() for name in FILES)}
+    for name in there:
+        if name not in own:
+            raise BundleError(
+                f"{folder} holds {name!r} beside its bundle, which a new one would not keep; choose another folder, or "
+                "move that away"
+            )
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
