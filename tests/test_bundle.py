@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from multigate.bundle import Bundle, build_model, load, sigmoid
+from multigate.bundle import Bundle, build_model, load, sigmoid, softmax
 from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
 from multigate.engine import BLOCK, arrays
@@ -259,6 +259,17 @@ def test_probabilities_are_exact_in_the_tails() -> None:
     assert np.isnan(sigmoid(np.array([np.nan], np.float32)))
 
 
+def test_probabilities_of_classes_are_their_shares() -> None:
+    logits = np.random.default_rng(0).normal(0, 20, (500, 7)).astype(np.float32)
+    logits[:2] = [[3e38, -3e38, 0, 1, 2, 3, 4], [-90, -91, -92, -93, -94, -95, -96]]
+    for row, found in zip(logits.astype(float), softmax(logits), strict=True):
+        powers = [math.exp(x - row.max()) for x in row]
+        np.testing.assert_allclose(found, [x / math.fsum(powers) for x in powers], rtol=1e-5, atol=1e-37)
+    assert softmax(logits).dtype == np.float32
+    assert softmax(logits[:0]).shape == (0, 7)
+    assert np.isnan(softmax(np.array([[np.inf, 0.0], [np.nan, 0.0]], np.float32))).any(1).all()
+
+
 def test_predictions_stand_beside_their_keys_in_order(bundle: Bundle, tmp_path: Path) -> None:
     test = bundle.experiment.test
     rows = write_predictions(bundle, test, tmp_path / "p.parquet")
@@ -406,11 +417,12 @@ def test_what_is_no_part_of_a_bundle_is_never_lost_to_a_new_one(
     run_folder: Path, bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    first = name.partition("/")[0]
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("dear")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for write in (bundle.save, bundle.export):
-        with pytest.raises(BundleError, match=f"holds '{name.split('/')[0]}.* choose another folder"):
+        with pytest.raises(BundleError, match=f"holds '{first}.* choose another folder"):
             write(folder)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -1,5 +1,8 @@
 """Engines: batches of any size, cut and put together again; who answers differently is found, who is faster chosen."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -159,3 +162,45 @@ def test_predictions_are_those_of_torch(bundle: Bundle) -> None:
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5)
     for row in table.slice(0, 5).to_pylist():
         assert bundle.predict(row) == pytest.approx(plain.predict(row), rel=1e-5, abs=1e-6)
+
+
+FORKED = """
+import os, signal, sys
+import numpy as np, pyarrow as pa, torch
+from multigate.bundle import Bundle, build_model, load
+from multigate.data.encoder import Encoder
+from multigate.experiment import Experiment
+from multigate.schema import Bag, Number, Schema, Task
+from multigate.sharing import MMoE
+
+torch.set_num_threads(2)
+draw = np.random.default_rng(0)
+rows = 20_000
+table = pa.table({
+    "x": draw.normal(size=rows), "tags": [["a", "b"][: at % 3] for at in range(rows)],
+    "click": draw.integers(0, 2, rows), "size": draw.choice(["big", "mid", "small"], rows),
+    "cost": draw.normal(size=rows),
+})
+tasks = [Task("click"), Task("size", kind="multiclass"), Task("cost", kind="regression")]
+experiment = Experiment(
+    schema=Schema(features=[Number("x"), Bag("tags")], tasks=tasks), sharing=MMoE(experts=3, hidden=(64, 64))
+)
+encoder = Encoder.fit(experiment.schema, table.to_batches())
+Bundle(experiment, encoder, build_model(experiment, encoder)).export(sys.argv[1])
+bundle = load(sys.argv[1], engine="onnx")
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    bundle.predict({"x": 0.5, "tags": ["a"]})
+    size = bundle.predict(table)["size"]
+    os._exit(0 if len(size) == rows else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_graph_loaded_before_a_fork_computes_after_it(tmp_path: Path) -> None:
+    """Every kind of task, where the parent's torch has threads that the child has not."""
+    code = [sys.executable, "-c", FORKED, str(tmp_path / "served")]
+    done = subprocess.run(code, capture_output=True, check=True, text=True)
+    assert done.stdout == "0\n"

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -345,7 +344,10 @@ def _model_of(about: dict[str, Any]) -> str:
 
 
 def name_outputs(schema: Schema, encoder: Encoder, answers: Answers) -> Predictions:
-    """From logits to what people read: the one place where probabilities are made."""
+    """From logits to what people read: the one place where probabilities are made.
+
+    Without torch, whose threads a process that was forked waits for in vain.
+    """
     named: Predictions = {}
     chances = sigmoid(answers.logits)
     given = chances if answers.conditionals is answers.logits else sigmoid(answers.conditionals)
@@ -360,9 +362,9 @@ def name_outputs(schema: Schema, encoder: Encoder, answers: Answers) -> Predicti
             named[task.name] = encoder.decode(t, answers.logits[:, start])
         else:
             classes = encoder.classes(t)
-            logits = torch.from_numpy(answers.logits[:, start:end])
-            named[task.name] = np.asarray(classes, dtype=object)[logits.argmax(1).numpy()]
-            probabilities = torch.softmax(logits, dim=1).numpy()
+            logits = answers.logits[:, start:end]
+            named[task.name] = np.asarray(classes, dtype=object)[logits.argmax(1)]
+            probabilities = softmax(logits)
             named |= {f"{task.name}={name}": probabilities[:, i] for i, name in enumerate(classes)}
         start = end
     return named
@@ -372,6 +374,13 @@ def sigmoid(logits: Floats) -> Floats:
     """1 / (1 + e^-logit), taken in float64, where it neither overflows nor loses the tail."""
     x = np.maximum(logits.astype(np.float64), -700.0)
     return (1 / (1 + np.exp(-x))).astype(np.float32)
+
+
+def softmax(logits: Floats) -> Floats:
+    """e^logit over their sum, by row; (R, classes) of at least one class."""
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite logits have no probabilities, as in torch
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
 
 
 def _are_rows(rows: Any) -> bool:
