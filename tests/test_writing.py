@@ -1,10 +1,14 @@
 """Files appear whole or not at all, and what was there before stays until then."""
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from threading import Barrier
 
 import pytest
@@ -96,6 +100,26 @@ def test_others_may_read_what_is_written_as_far_as_the_umask_grants(tmp_path: Pa
         temporary.touch(mode=0o600)  # as safetensors does
     (tmp_path / "y").touch()
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+@pytest.mark.parametrize("refused", [S_ISDIR, S_ISREG], ids=["folders", "files"])
+def test_file_systems_that_cannot_flush_a_folder_are_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[[int], bool]
+) -> None:
+    """As SMB says it; that a file's content cannot be flushed is told."""
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        if refused(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    told = nullcontext() if refused is S_ISDIR else pytest.raises(RunError, match="Invalid argument")
+    with told, writing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "inner").write_text("content")
+    assert names(tmp_path) == (["folder", "folder/inner"] if refused is S_ISDIR else [])
 
 
 def test_what_a_writer_that_was_killed_made_of_its_own_is_a_leftover_too(tmp_path: Path) -> None:

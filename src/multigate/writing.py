@@ -123,7 +123,8 @@ def _make_durable(path: Path) -> None:
         _make_durable(inner)
     if path.is_file():
         path.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner may read
-    with suppress(PermissionError):  # folders cannot be opened everywhere
+    # folders cannot be opened everywhere, and some file systems (SMB) refuse to flush them
+    with suppress(OSError if path.is_dir() else PermissionError):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
