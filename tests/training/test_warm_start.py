@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import log_loss
 from torch import Tensor
 
 from multigate.analysis.compare import compare
@@ -20,11 +21,12 @@ from multigate.bundle import Bundle, build_model, load
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.run import Run
+from multigate.schema import Category, Number, Schema, Task
 from multigate.sharing import MMoE, OMoE
 from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted
 from multigate.training.train import train
-from multigate.training.warm_start import start_from
+from multigate.training.warm_start import check_start, start_from
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,51 @@ def test_other_features_and_tasks_are_refused(late: Experiment, tmp_path: Path) 
     loose = late.with_(schema=schema.with_(tasks=[one.with_(given=None) for one in schema.tasks]))
     with pytest.raises(ExperimentError, match="tasks mean something else"):
         train(loose, tmp_path / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained on a file of whole numbers, whose types are frozen."""
+    folder = tmp_path_factory.mktemp("typed")
+    draw = np.random.default_rng(0)
+    lines = [f"{user},{20 + user},{draw.integers(2)}" for user in draw.integers(1, 9, 400)]
+    (folder / "early.csv").write_text("\n".join(["user,age,click", *lines, ""]))
+    schema = Schema(
+        features=[Category("user"), Number("age")],
+        tasks=[Task("click")],
+        types=dict.fromkeys(("user", "age", "click"), "int64"),
+    )
+    experiment = Experiment(schema=schema, train=str(folder / "early.csv"), sharing=MMoE(experts=2, hidden=(4,)))
+    return train(experiment.with_(epochs=1, tower={"hidden": [4]}, precision="float32"), folder / "run", quiet=True)
+
+
+@pytest.mark.parametrize("users", [["A7", "7", "07", "3"], ["7.0", "7.0", "", "3.0"]], ids=["texts", "points"])
+def test_later_rows_are_read_as_for_predictions(typed: Run, tmp_path: Path, users: list[str]) -> None:
+    """Texts and fractions in columns that were whole numbers; a known value keeps its id however it is written."""
+    path = tmp_path / "late.csv"
+    rows = [f"{user},{30 + at}.0,{at % 2}.0" for at, user in enumerate(users * 20)]
+    path.write_text("\n".join(["user,age,click", *rows, ""]))
+    run = train(
+        typed.experiment.with_(train=str(path), valid=str(path), warm_start=str(typed.folder), epochs=1),
+        tmp_path / "run",
+        quiet=True,
+    )
+    before, after = (one.bundle().encoder.fitted.vocabularies["user"].values for one in (typed, run))
+    assert sorted(before) == [str(user) for user in range(1, 9)]
+    assert after == (*before, *(["A7"] if "A7" in users else []))
+    began = run.history[0]["valid"]["valid/click/log_loss"]
+    predicted = typed.bundle().predict(path)["click"]
+    assert began == pytest.approx(log_loss([0, 1] * (len(rows) // 2), predicted), rel=1e-5)
+
+
+def test_values_must_be_spelled_as_the_bundle_knows_them(typed: Run, tmp_path: Path) -> None:
+    def on(**types: str) -> Experiment:
+        schema = typed.experiment.schema
+        return typed.experiment.with_(warm_start=str(typed.folder), schema=schema.with_(types=schema.types | types))
+
+    with pytest.raises(ExperimentError, match=r"schema\.types\.user is string, the bundle's is int64, .* spelled"):
+        train(on(user="string"), tmp_path / "run", quiet=True)
+    check_start(typed.bundle(), on(user="double", age="string", click="double"))
 
 
 def test_weights_of_tasks_may_change(late: Experiment, tmp_path: Path) -> None:

@@ -160,11 +160,12 @@ def _go_on(folder: Path) -> str:
 
 
 def open_sources(experiment: Experiment, tables: Mapping[str, Any]) -> dict[str, Source]:
-    """The tables of an experiment, opened; the missing ones are left out."""
+    """The tables of an experiment, opened; the missing ones are left out. Rows to go on from are later rows."""
     given = {"train": experiment.train, "valid": experiment.valid, "test": experiment.test} | dict(tables)
     if isinstance(given["train"], str) and not given["train"]:
         raise ExperimentError("the experiment names no table: set 'train' to a file, folder or glob")
-    types = experiment.schema.types
+    schema = experiment.schema
+    types = schema.types if experiment.warm_start is None else schema.later_types()
     return {name: open_table(table, types=types) for name, table in given.items() if table is not None}
 
 

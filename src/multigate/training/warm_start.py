@@ -1,22 +1,24 @@
 """Warm start: a model for later rows begins with the weights of one trained before."""
 
+from functools import partial
 from typing import cast
 
 from torch import Tensor
 
 from multigate.bundle import Bundle
+from multigate.data.cells import spelling
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.nn.embed import StackedTables
-from multigate.schema import Task
+from multigate.schema import Category, Hashed, Task
 
 ENCODING = ("name", "column", "kind", "positive", "classes", "transform", "given", "where")
 """What a task must have in common with the bundle's to mean the same."""
 
 
 def check_start(bundle: Bundle, experiment: Experiment) -> None:
-    """Raise ``ExperimentError`` where the experiment's features, tasks or structure are not those of the bundle."""
+    """Raise ``ExperimentError`` where features, their texts, tasks or structure are not those of the bundle."""
     before, now = bundle.experiment, experiment
     advice = f"take the bundle's, or train from the start without warm_start {experiment.warm_start!r}"
     if before.schema.features != now.schema.features:
@@ -25,6 +27,13 @@ def check_start(bundle: Bundle, experiment: Experiment) -> None:
         raise ExperimentError(f"schema.features differ from those the bundle was trained with{which}; {advice}")
     if [_meaning(task) for task in before.schema.tasks] != [_meaning(task) for task in now.schema.tasks]:
         raise ExperimentError(f"schema.tasks mean something else than in the bundle; {advice}")
+    for one in now.schema.features:
+        types = [schema.types.get(one.source) for schema in (before.schema, now.schema)]
+        if isinstance(one, Category | Hashed) and _spelled(types[0]) != _spelled(types[1]):
+            raise ExperimentError(
+                f"schema.types.{one.source} is {types[1] or 'not given'}, the bundle's is {types[0] or 'not given'}, "
+                f"by which the values it knows are spelled; {advice}"
+            )
     if before.sharing.name != now.sharing.name:
         raise ExperimentError(f"sharing is {now.sharing.name!r}, the bundle's is {before.sharing.name!r}; {advice}")
 
@@ -48,6 +57,12 @@ def start_from(model: Model, bundle: Bundle) -> None:
 
 def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(weights[name].shape) if name in weights else None
+
+
+def _spelled(kind: str | None) -> object:
+    """Equal for types whose values have the same texts."""
+    spell = spelling(kind)
+    return spell.keywords if isinstance(spell, partial) else spell
 
 
 def _meaning(task: Task) -> tuple[object, ...]:
