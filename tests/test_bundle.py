@@ -10,7 +10,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from multigate.bundle import Bundle, build_model, load, sigmoid, softmax
 from multigate.calibration import Curve
@@ -27,7 +29,7 @@ from multigate.data.encoder import Encoder
 from multigate.engine import BLOCK, arrays
 from multigate.errors import BundleError, DataError, ExperimentError
 from multigate.experiment import Experiment
-from multigate.schema import Number, Schema, Task
+from multigate.schema import Category, Number, Schema, Task
 from multigate.score import score_table, write_predictions
 from multigate.sharing import STRUCTURES, MMoE
 from multigate.training.train import train
@@ -89,6 +91,43 @@ def test_one_row_as_a_dict_is_the_row_of_the_table(bundle: Bundle, table: pa.Tab
         found = bundle.predict(row)
         for name, values in expected.items():
             assert found[name] == pytest.approx(values[i], rel=1e-5, abs=1e-7)
+
+
+class Old(pd.Series):
+    """A column of a pandas that does not speak the PyCapsule interface."""
+
+    @property
+    def __arrow_c_stream__(self) -> None:
+        raise AttributeError
+
+
+@pytest.fixture(scope="module")
+def users() -> Bundle:
+    """That knows the users 1 to 8, of fresh weights."""
+    table = pa.table({"user": [*range(1, 9)] * 10, "click": [0, 1] * 40})
+    experiment = Experiment(schema=Schema(features=(Category("user"),), tasks=(Task("click"),)))
+    encoder = Encoder.fit(experiment.schema, table.to_batches())
+    return Bundle(experiment, encoder, build_model(experiment, encoder))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tuple, np.array, pd.Index, pd.Series, Old, pd.array, pl.Series, pa.array, torch.tensor, lambda _: range(3, 6)],
+)
+def test_every_kind_of_column_is_one(users: Bundle, kind: Callable[[list[int]], Any]) -> None:
+    expected = [users.predict({"user": user})["click"] for user in (3, 4, 5)]
+    assert len(set(expected)) == 3
+    assert users.predict({"user": kind([3, 4, 5])})["click"].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "value", [{3: 4}, {3: 4}.values(), {3: 4}.keys(), {3}, frozenset([3]), deque([3]), torch.ones(1, 1), np.array(3)]
+)
+def test_what_is_neither_a_column_nor_a_value_is_refused(users: Bundle, value: object) -> None:
+    with pytest.raises(DataError, match="column 'user': wanted a single value, found"):
+        users.predict({"user": value, "day": 1})
+    with pytest.raises(DataError, match="row 1: column 'user': wanted a single value, found"):
+        users.predict([{"user": value}])
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from multigate.balance import BALANCES
 from multigate.batch import Batch
@@ -129,9 +130,12 @@ class Bundle:
         an empty list the arrays are empty. Values unseen in training and nulls are read by the same rule as in
         training.
         """
-        if isinstance(rows, Mapping) and not all(_is_column(value) for value in rows.values()):
-            named = self._named(self.engines.row(self.encoder.arrays(rows)), gates=gates)
-            return {name: value.tolist()[0] for name, value in named.items()}
+        if isinstance(rows, Mapping):
+            if not all(_is_column(value) for value in rows.values()):
+                named = self._named(self.engines.row(self.encoder.arrays(rows)), gates=gates)
+                return {name: value.tolist()[0] for name, value in named.items()}
+            # of a tensor Arrow would read every value as a tensor of its own
+            rows = {name: one.numpy(force=True) if isinstance(one, Tensor) else one for name, one in rows.items()}
         if _are_rows(rows):
             parts = [self._named(self.engines.table(some), gates=gates) for some in self._read(rows)]
         else:
@@ -390,8 +394,10 @@ def _are_rows(rows: Any) -> bool:
 
 def _is_column(value: Any) -> bool:
     """Whether a value in a dict may be a column; a bag's cell may look like one, so one plain cell makes a row."""
-    return isinstance(value, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or hasattr(
-        value, "__arrow_c_stream__"
+    return (
+        isinstance(value, list | tuple | range | np.ndarray | pa.Array | pa.ChunkedArray)
+        or hasattr(value, "__arrow_c_stream__")
+        or (hasattr(value, "__array__") and getattr(value, "ndim", None) == 1)
     )
 
 

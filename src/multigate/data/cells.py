@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -102,9 +102,9 @@ def _other_text(value: Any) -> str | None:
         return None if np.isnat(value) else str(value.astype("timedelta64[us]").item())
     if isinstance(value, Decimal):
         return _decimal_text(value)
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray):
         return value.decode("utf-8", "backslashreplace") or None
-    if isinstance(value, list | tuple | dict | set | np.ndarray):
+    if isinstance(value, Sized):  # of whatever kind: what it shows is no value
         raise BadCell("a single value", value, "only bags and vectors read lists")
     return str(value)
 
