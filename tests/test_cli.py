@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from multigate import cli
+from multigate.bundle import Bundle, build_model
+from multigate.data.encoder import Encoder
+from multigate.data.files import open_table
 from multigate.errors import DataError
 from multigate.experiment import Experiment, read_experiment
 from multigate.training.interrupts import Interrupted
@@ -245,6 +248,28 @@ def test_debug_shows_the_traceback_and_the_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: cannot read")
+
+
+@pytest.mark.parametrize("place", ["exp #2", "null", "2024", "[a]", "a: b"])
+@pytest.mark.parametrize("own", [True, False], ids=["an experiment's", "the bundle's"])
+def test_a_path_to_go_on_from_is_taken_as_it_is(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, own: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(feed_experiment.with_(epochs=7).to_yaml())
+    encoder = Encoder.fit(feed_experiment.schema, open_table(feed_experiment.train).batches())
+    Bundle(feed_experiment, encoder, build_model(feed_experiment, encoder)).save(place)
+    asked: list[Experiment] = []
+
+    def remember(experiment: Experiment, *_: object, **__: object) -> None:
+        asked.append(experiment)
+        raise DataError("no rows")
+
+    monkeypatch.setattr("multigate.training.train.train", remember)
+    with pytest.raises(DataError, match="no rows"):
+        cli.train(Path("x.yaml") if own else None, Path("out"), ["seed=3"], Path(place))
+    expected = feed_experiment.with_(warm_start=place, seed=3, epochs=7 if own else feed_experiment.epochs)
+    assert asked == [expected]
 
 
 def test_an_interrupted_training_says_how_to_go_on(feed_experiment: Experiment, tmp_path: Path) -> None:

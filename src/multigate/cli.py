@@ -71,7 +71,7 @@ def train(
     from multigate.tables import metric_table
     from multigate.training.train import train as run_training
 
-    changes = [*(set_ or []), *([f"warm_start={from_}"] if from_ is not None else [])]
+    changes = set_ or ()
     if experiment is None and resume:
         experiment = out / EXPERIMENT
         if not experiment.is_file():
@@ -82,6 +82,8 @@ def train(
         chosen = make_experiment(load(from_).experiment.to_dict(), changes, name=str(from_))
     else:
         raise ExperimentError("train wants an experiment file (only --from and --resume can do without one)")
+    if from_ is not None:
+        chosen = chosen.with_(warm_start=str(from_))
     run = run_training(chosen, out, resume=resume, device=device)
     _print(metric_table("Validation, best weights", run.best))
     typer.echo(f"\nrun: {run.folder}    predict: multigate score {run.folder} TABLE --out predictions.parquet")
