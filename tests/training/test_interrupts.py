@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,31 @@ def goes_on(folder: Path, out: str) -> None:
 
 def half_written(folder: Path) -> list[Path]:
     return [*folder.rglob("*.writing"), *folder.rglob(".*.old"), *folder.rglob(".lock")]
+
+
+EMBEDDED = """
+import ctypes, sys
+
+libc = ctypes.CDLL(None)
+libc.signal(15, ctypes.cast(libc.abort, ctypes.c_void_p))
+del sys.modules["_signal"]
+sys.modules.pop("signal", None)
+import signal  # begins anew, and finds handlers that it did not put there
+
+from multigate.training.interrupts import handled
+
+assert signal.getsignal(signal.SIGTERM) is None
+with handled(signal.default_int_handler):
+    print("the work is done")
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="C handlers")
+def test_signals_that_another_program_takes_are_left_to_it() -> None:
+    done = subprocess.run([sys.executable, "-c", EMBEDDED], capture_output=True, text=True, check=False)
+    assert done.stdout == "the work is done\n", done.stderr
+    assert done.returncode == -signal.SIGABRT
 
 
 @pytest.mark.parametrize("what", PLACES)

@@ -54,12 +54,16 @@ class Interrupts:
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """Ctrl-C and SIGTERM handled so while entered; signals reach the main thread only, elsewhere nothing changes."""
+    """Ctrl-C and SIGTERM handled so while entered; signals reach the main thread only, elsewhere nothing changes.
+
+    Nor does a signal that C code takes (Python inside another program), for Python could not give it back.
+    """
     before: dict[signal.Signals, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, handler)
+                if signal.getsignal(number) is not None:
+                    before[number] = signal.signal(number, handler)
         yield
     finally:
         for number, previous in before.items():
