@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment
 from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, other_than_a_model
 from multigate.lock import LOCK, locked
+from multigate.sharing import Structure
 from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
 from multigate.yaml_text import read_yaml
 
@@ -24,10 +25,14 @@ def strict(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 class Run:
-    """A finished run. ``best`` are the validation metrics of the weights kept, by ``<task>/<metric>``."""
+    """A finished run. ``best`` are the validation metrics of the weights kept, by ``<task>/<metric>``.
 
-    def __init__(self, folder: Path) -> None:
+    ``structures`` names structures of your own that it may use; one that was just trained knows its own.
+    """
+
+    def __init__(self, folder: Path, structures: Sequence[type[Structure]] = ()) -> None:
         self.folder = folder
+        self.structures = tuple(structures)
         self.summary = _read_summary(folder / SUMMARY)
 
     @property
@@ -45,14 +50,17 @@ class Run:
         return make_experiment(stored_values(self.folder), name=str(self.folder / EXPERIMENT))
 
     def bundle(self) -> Bundle:
-        return load(self.folder)
+        return load(self.folder, structures=self.structures)
 
 
-def open_run(path: str | Path) -> Run:
-    """The run in a folder. Raises ``RunError`` where there is none, or one that did not finish."""
+def open_run(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Run:
+    """The run in a folder, which may use ``structures`` of your own.
+
+    Raises ``RunError`` where there is none, or one that did not finish.
+    """
     folder = Path(path)
     if (folder / SUMMARY).is_file():
-        return Run(folder)
+        return Run(folder, structures)
     raise RunError(
         other_than_a_model(folder)
         or f"there is no run in {folder}: it has no {SUMMARY}; name the --out folder of a training"

@@ -1,11 +1,20 @@
 """What an analysis looks at: rows of a long table are thinned evenly, and few are held."""
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import pyarrow as pa
 import torch
 
-from multigate.analysis.subject import _thinned
+from multigate.analysis.subject import _thinned, find_subject
 from multigate.batch import Batch
+from multigate.bundle import Bundle, build_model
+from multigate.data.encoder import Encoder
+from multigate.experiment import Experiment
+from multigate.schema import Number, Schema, Task
+from multigate.sharing import MMoE
 
 
 def numbered(at: int, rows: int = 100) -> Batch:
@@ -26,3 +35,19 @@ def test_a_long_table_is_thinned_evenly() -> None:
 def test_a_short_one_is_taken_whole() -> None:
     kept, count = _thinned((numbered(at) for at in range(7)), most=700)
     assert (len(kept), count) == (7, 700)
+
+
+class Mine(MMoE):
+    structure: Literal["mine"] = "mine"  # type: ignore[assignment]
+
+
+def test_a_structure_of_ones_own_may_be_looked_at(tmp_path: Path) -> None:
+    table = pa.table({"x": [0.0, 1.0, 2.0, 3.0], "click": [0, 1, 0, 1]})
+    schema = Schema(features=(Number("x"),), tasks=(Task("click"),))
+    experiment = Experiment(schema=schema, sharing=Mine(experts=2, hidden=(4,)))
+    encoder = Encoder.fit(schema, table.to_batches())
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    bundle.save(tmp_path)
+    subject = find_subject(tmp_path, table, structures=[Mine])
+    assert subject.count == 4
+    np.testing.assert_array_equal(subject.bundle.predict(table)["click"], bundle.predict(table)["click"])

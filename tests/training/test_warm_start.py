@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,9 @@ from torch import Tensor
 from multigate.analysis.compare import compare
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
-from multigate.errors import ExperimentError
+from multigate.errors import BundleError, ExperimentError
 from multigate.experiment import Experiment
-from multigate.run import Run
+from multigate.run import Run, open_run
 from multigate.schema import Category, Number, Schema, Task
 from multigate.sharing import MMoE, OMoE
 from multigate.training.fit import Fit
@@ -220,6 +221,28 @@ def test_values_must_be_spelled_as_the_bundle_knows_them(typed: Run, tmp_path: P
     with pytest.raises(ExperimentError, match=r"schema\.types\.user is string, the bundle's is int64, .* spelled"):
         train(on(user="string"), tmp_path / "run", quiet=True)
     check_start(typed.bundle(), on(user="double", age="string", click="double"))
+
+
+class Mine(MMoE):
+    structure: Literal["mine"] = "mine"  # type: ignore[assignment]
+
+
+def test_a_structure_of_ones_own_is_gone_on_from(typed: Run, tmp_path: Path) -> None:
+    experiment = typed.experiment.with_(sharing=Mine(experts=2, hidden=(4,)))
+    first = train(experiment, tmp_path / "first", quiet=True)
+    second = train(experiment.with_(warm_start=str(first.folder)), tmp_path / "second", quiet=True)
+    began = second.history[0]["valid"]
+    assert {name.removeprefix("valid/"): value for name, value in began.items()} == pytest.approx(first.best)
+
+
+def test_a_run_that_was_just_trained_knows_its_structure(typed: Run, tmp_path: Path) -> None:
+    experiment = typed.experiment.with_(sharing=Mine(experts=2, hidden=(4,)))
+    run = train(experiment, tmp_path / "run", quiet=True)
+    expected = load(run.folder, structures=[Mine]).predict(experiment.train)["click"]
+    for one in (run, open_run(run.folder, structures=[Mine])):
+        np.testing.assert_array_equal(one.bundle().predict(experiment.train)["click"], expected)
+    with pytest.raises(BundleError, match="'mine', which is not built in; pass its options class"):
+        open_run(run.folder).bundle()
 
 
 def test_weights_of_tasks_may_change(late: Experiment, tmp_path: Path) -> None:

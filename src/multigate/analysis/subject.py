@@ -1,6 +1,6 @@
 """What an analysis looks at: a trained model and rows with labels, found from a folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -13,6 +13,7 @@ from multigate.data.prepared import Prepared
 from multigate.errors import DataError, RunError
 from multigate.evaluate import Scored, forward
 from multigate.run import open_run
+from multigate.sharing import Structure
 from multigate.training.train import PREPARED
 
 
@@ -45,13 +46,15 @@ def find_subject(
     most: int = 50_000,
     structure: str | None = None,
     seed: int = 0,
+    structures: Sequence[type[Structure]] = (),
 ) -> Subject:
     """The model in a run, bundle or comparison folder, and at most about ``most`` rows, evenly spread.
 
     Rows come from ``table`` if given, else from the ``part`` prepared beside the model: validation rows unless asked
     otherwise, so that looking at a model does not use up the test rows. Of a comparison it is ``structure`` (MMoE, or
-    else the last joint structure there is) with ``seed``. Raises ``RunError`` or ``BundleError`` where there is no
-    model, ``DataError`` where there are no such rows.
+    else the last joint structure there is) with ``seed``. ``structures`` names structures of your own that a run or
+    bundle may use. Raises ``RunError`` or ``BundleError`` where there is no model, ``DataError`` where there are no
+    such rows.
     """
     folder = Path(path)
     name = str(folder)
@@ -67,7 +70,7 @@ def find_subject(
         if table is None and not (folder / PREPARED / "manifest.json").is_file():
             open_run(folder)  # says what is missing where this is no run
             raise RunError(f"{folder} has no prepared rows; name a table with labels")
-        bundle = load(folder)
+        bundle = load(folder, structures=structures)
     if table is not None:
         chosen_rows, count = _thinned((batch for batch, _ in bundle.batches(table, labels=True)), most)
         found = sum(batch.rows for batch in chosen_rows)

@@ -61,7 +61,7 @@ def train(
             else:
                 _train(experiment, sources, folder, chosen, report, resume=resume)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-    return open_run(folder)
+    return open_run(folder, structures=[type(experiment.sharing)])
 
 
 def _train(
@@ -173,7 +173,7 @@ def _start(experiment: Experiment) -> Bundle | None:
     """The bundle to go on from, if any."""
     if experiment.warm_start is None:
         return None
-    start = load(experiment.warm_start)
+    start = load(experiment.warm_start, structures=[type(experiment.sharing)])
     check_start(start, experiment)
     return start
 
