@@ -539,6 +539,39 @@ def test_an_engine_that_cannot_be_had_is_told(
     assert load(exported).predict(dict.fromkeys(load(exported).schema.columns(labels=False, carried=False)))
 
 
+BROKEN = {
+    "of another numpy": ("raise AttributeError('_ARRAY_API not found')", "cannot be imported .*_ARRAY_API not found.*"),
+    "without a library": ("raise ImportError('libonnx.so: cannot open')", "cannot be imported .*libonnx.so.*"),
+    "with other names": ("", "refuses .*SessionOptions.*"),
+    "on another processor": ("""
+from types import SimpleNamespace
+class SessionOptions: ...
+class InferenceSession:
+    def __init__(self, *given, **named): ...
+    def get_inputs(self): return [SimpleNamespace(name="numbers"), SimpleNamespace(name="categories")]
+    def get_outputs(self): return [SimpleNamespace(name="logits")]
+    def run(self, *given): raise RuntimeError("illegal instruction")
+""", "cannot run .*illegal instruction.*"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_where_onnx_runtime_is_broken_torch_predicts(
+    users: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    users.export(tmp_path / "served")
+    source, told = BROKEN[how]
+    (tmp_path / "onnxruntime.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    with pytest.raises(BundleError, match=f"^ONNX Runtime {told}; "):
+        load(tmp_path / "served", engine="onnx")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    served = load(tmp_path / "served", engine="auto")
+    assert (served.engines.row.name, served.engines.table.name) == ("torch", "torch")
+    assert served.predict({"user": 3}) == users.predict({"user": 3})
+
+
 @pytest.mark.parametrize("change", ["altered", "missing", "another model", "another answer", "no graph"])
 def test_a_graph_that_is_not_of_this_model_is_never_used(
     bundle: Bundle, exported: Path, tmp_path: Path, change: str

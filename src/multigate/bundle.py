@@ -322,13 +322,11 @@ def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -
             raise BundleError(f"bundle {folder}: {GRAPH} was written for another model; export it again")
         onnx = Onnx(folder / GRAPH)
         _check_agreement(onnx, bundle, folder)
+        return Engines(onnx, onnx) if engine == "onnx" else faster([bundle.engines.row, onnx], bundle.encoder.layout)
     except BundleError:
         if engine == "onnx":
             raise
         return bundle.engines
-    if engine == "onnx":
-        return Engines(onnx, onnx)
-    return faster([bundle.engines.row, onnx], bundle.encoder.layout)
 
 
 def _check_agreement(engine: Engine, bundle: Bundle, folder: Path) -> None:

@@ -78,7 +78,7 @@ class Onnx:
 
     One call runs on one thread; rows of larger batches are spread over as many threads as torch has.
 
-    Raises ``BundleError`` where ONNX Runtime is missing or refuses the graph.
+    Raises ``BundleError`` where ONNX Runtime is missing or broken, or refuses the graph or its rows.
     """
 
     name = "onnx"
@@ -86,16 +86,18 @@ class Onnx:
     def __init__(self, graph: Path) -> None:
         try:
             import onnxruntime
-        except ImportError:
+        except ModuleNotFoundError:
             raise BundleError("engine 'onnx' needs the package onnxruntime; pip install 'multigate[onnx]'") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+        except Exception as error:  # made for another numpy, a library that is not there: each says it in its own way
+            raise BundleError(f"ONNX Runtime cannot be imported ({_short(error)}); install it again") from error
+        self._graph = graph
         try:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            options.log_severity_level = 4
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own errors have no public parent
-            why = " ".join(str(error).split())[:200]
-            raise BundleError(f"ONNX Runtime refuses {graph} ({why}); export the bundle again") from error
+            raise BundleError(f"ONNX Runtime refuses {graph} ({_short(error)}); export the bundle again") from error
         self._inputs = [one.name for one in self._session.get_inputs()]
         self._outputs = [one.name for one in self._session.get_outputs()]
         self._chains = "conditionals" in self._outputs
@@ -103,7 +105,11 @@ class Onnx:
     def __call__(self, rows: Arrays) -> Answers:
         columns = [rows.numbers, rows.categories, *(part for bag in rows.bags for part in bag)]
         feed = dict(zip(self._inputs, columns, strict=True))
-        logits, *rest = self._session.run(self._outputs, feed)
+        try:
+            logits, *rest = self._session.run(self._outputs, feed)
+        except Exception as error:
+            why = _short(error)
+            raise BundleError(f"ONNX Runtime cannot run {self._graph} ({why}); predict with engine 'torch'") from error
         return Answers(logits, rest.pop(0) if self._chains else logits, tuple(rest))
 
     def over(self, batches: Iterable[tuple[Batch, More]]) -> Iterator[tuple[Answers, More]]:
@@ -120,6 +126,10 @@ class Onnx:
                 ahead = running, more
             if ahead is not None:
                 yield _joined(ahead[0]), ahead[1]
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def arrays(batch: Batch) -> Arrays:
