@@ -59,6 +59,20 @@ def test_no_group_lies_in_two_parts_and_rows_without_one_go_one_by_one():
     assert len(set(found[[name is None for name in names]])) > 1
 
 
+def test_a_group_is_one_however_its_number_is_written():
+    """As in later rows, which are read as text beside whole numbers of training."""
+    numbers = np.arange(300)
+    described = schema(group="u", types={"u": "int64"})
+    wanted, _ = parts_of(Split(valid=0.3), pa.table({"x": numbers, "u": numbers}), described)
+    assert 0 < (wanted == 1).sum() < 300
+    for written in ("{}", "0{}", "{}.0", " {}"):
+        texts = pa.array([written.format(one) for one in numbers])
+        found, _ = parts_of(Split(valid=0.3), pa.table({"x": numbers, "u": texts}), described.with_(types={}))
+        spelled = Split(valid=0.3).resolve(open_table({"u": texts}), described).assign(pa.record_batch({"u": texts}), 0)
+        assert (spelled == wanted).all(), written
+        assert written == "{}" or (found != wanted).any(), "without its type it would be another"
+
+
 def test_by_time_the_last_rows_validate_and_equal_times_stay_together():
     found, splitter = parts_of(Split(valid=0.2, test=0.1), TIMES, schema(time="t"))
     times = TIMES["t"].to_numpy()

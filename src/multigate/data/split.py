@@ -91,7 +91,9 @@ class Split(Options):
         name = schema.time if by == "time" else schema.group
         if name is None:
             raise ExperimentError(f"split by {by}: the schema names no {by!r} column; set it, or split by fraction")
-        return _ByGroup(self, name) if by == "group" else _by_time(self, source, name)
+        if by == "time":
+            return _by_time(self, source, name)
+        return _ByGroup(self, name, cells.spelling(schema.types.get(name)))
 
 
 class Splitter(Protocol):
@@ -136,13 +138,12 @@ class _ByGroup:
 
     thresholds: dict[str, str] = {}  # noqa: RUF012
 
-    def __init__(self, split: Split, name: str) -> None:
-        self._split, self._name = split, name
+    def __init__(self, split: Split, name: str, spell: cells.Spell | None) -> None:
+        self._split, self._name, self._spell = split, name, spell
         self.columns = (name,)
 
     def assign(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
-        index, values = arrow.codes(batch.column(self._name), self._name)
-        texts = arrow.texts(values)
+        index, texts = arrow.distinct_texts(batch.column(self._name), self._name, self._spell)
         of_value = [0 if one is None else xxh64(one, self._split.seed) for one in texts]
         hashes = np.array([*of_value, 0], dtype=np.uint64)[index]
         alone = np.array([one is None for one in texts] + [True])[index]
