@@ -107,7 +107,7 @@ class Settings(Options):
 
 
 def test_some_settings_may_change(tmp_path: Path) -> None:
-    Ledger(tmp_path, "toy", Settings(), ("runs",))
+    Ledger(tmp_path, "toy", Settings(), ("runs",)).keep("one", [{"seed": 0}])
     Ledger(tmp_path, "toy", Settings(runs=5), ("runs",))
     assert "runs: 5" in (tmp_path / "settings.yaml").read_text()
     with pytest.raises(RunError, match="units: 8, now 9"):

@@ -126,7 +126,7 @@ def test_the_bundle_it_is_given_stays_as_it_was(feed_experiment: Experiment, pla
     assert not np.allclose(before["click"], load(plain.folder).predict(rows)["click"])
     with pytest.raises(DataError):
         recalibrate(bundle, rows.drop_columns(["click"]))
-    assert not np.allclose(recalibrate(bundle, feed_experiment.valid, "platt").predict(rows)["click"], before["click"])
+    assert not np.allclose(recalibrate(bundle, feed_experiment.test).predict(rows)["click"], before["click"])
     assert bundle.curves == curves
     bundle.save(tmp_path / "saved")
     for one in (bundle, load(tmp_path / "saved")):
