@@ -262,8 +262,8 @@ def test_anonymous_memory_does_not_grow_with_the_rows(tmp_path):
         out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         found.append(int(out.stdout) / 1024)
     on_disk = sum(path.stat().st_size for path in (tmp_path / "p18").iterdir() if path.is_file()) / 2**20
-    assert on_disk > 40
-    assert found[1] - found[0] < 15, f"{found} MiB"
+    assert on_disk > 40, "of which two thirds would be held besides"
+    assert found[1] - found[0] < 20, f"{found} MiB"
 
 
 def test_census_is_reused_at_once(shared_data, tmp_path):

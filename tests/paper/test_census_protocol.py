@@ -1,5 +1,6 @@
 """The census study keeps to the paper's protocol, and makes the well-known mistakes only where it says so."""
 
+import threading
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -233,9 +234,11 @@ def test_a_trial_that_is_stopped_leaves_nothing(tables: Tables, tmp_path: Path) 
         raise Stopped
 
     place = ground(tables, tmp_path)
+    threads = set(threading.enumerate())
     with pytest.raises(Stopped):
         try_point(place, MMOE, POINT, tell)
     assert list(place.work.iterdir()) == []
+    assert set(threading.enumerate()) <= threads, "of TensorBoard's writer, which would write where nothing is any more"
 
 
 def test_a_run_whose_loss_is_no_number_is_no_better_than_chance(tables: Tables, tmp_path: Path) -> None:

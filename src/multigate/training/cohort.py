@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ class Cohort:
         self.losses = self._no_losses()
         """Sums of the task losses over the epoch so far, of the runs in the stack, (runs, T)."""
         self.boards: dict[int, Any] = {}
+        self.left_open = ExitStack()
+        """What is to be closed once training has ended, however it does."""
 
     @property
     def active(self) -> list[int]:
@@ -168,7 +171,7 @@ class Cohort:
 
     def _draw(self, number: int, entry: dict[str, Any]) -> None:
         if number not in self.boards:
-            self.boards[number] = tensorboard(self.runs[number].folder)
+            self.boards[number] = self.left_open.enter_context(tensorboard(self.runs[number].folder))
         board = self.boards[number]
         for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
             if value is not None:
@@ -228,9 +231,6 @@ class Cohort:
 
     def finished(self) -> list[Fitted]:
         """Every run with its best weights."""
-        for board in self.boards.values():
-            if board is not None:
-                board.close()
         found = []
         for run in self.runs:
             run.model.load_state_dict(load_weights(run.folder / BEST, self.device))
@@ -261,17 +261,18 @@ def fit_cohort(
     with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
         cohort = Cohort(experiments, prepared, folders, checkpoint, device, tasks)
         torch.manual_seed(experiments[0].seed)
-        if checkpoint.is_file():
-            cohort.restore()
-        else:
-            for folder in folders:
-                (folder / METRICS).unlink(missing_ok=True)
-        while cohort.epoch < experiments[0].epochs and cohort.active:
-            _run_epoch(cohort, report, interrupts)
-            cohort.end_epoch(report)
-            if interrupts.asked:
-                raise cohort.stopped()
-        return cohort.finished()
+        with cohort.left_open:
+            if checkpoint.is_file():
+                cohort.restore()
+            else:
+                for folder in folders:
+                    (folder / METRICS).unlink(missing_ok=True)
+            while cohort.epoch < experiments[0].epochs and cohort.active:
+                _run_epoch(cohort, report, interrupts)
+                cohort.end_epoch(report)
+                if interrupts.asked:
+                    raise cohort.stopped()
+            return cohort.finished()
 
 
 def _run_epoch(cohort: Cohort, report: Reporter, interrupts: Interrupts) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,16 @@ def warn(fitting: Fit, report: Reporter) -> None:
         report.line(f"{told}: weights are chosen by {' and '.join(losses)}")
 
 
-def tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer where its extra is installed."""
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Any]:
+    """A TensorBoard writer where its extra is installed, else None; closed however a training ends: it has a thread."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))
+        yield None
+        return
+    writer = SummaryWriter(str(folder / "tensorboard"))
+    try:
+        yield writer
+    finally:
+        writer.close()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ def fit(
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss or the
     predictions of validation rows stop being numbers.
     """
-    with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
+    with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts, ExitStack() as left_open:
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
@@ -107,7 +108,7 @@ def fit(
             entry = entry_of(fitting, scored)
             tell(fitting, entry)
             fitting.balance.after_epoch(fitting.losses / len(fitting.loader))
-            board = board or tensorboard(folder)
+            board = board or left_open.enter_context(tensorboard(folder))
             for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
                 if value is not None:
                     board.add_scalar(name, value, fitting.step_done)
@@ -119,8 +120,6 @@ def fit(
                 watch(fitting.epoch, scored)
             if interrupts.asked:
                 raise fitting.stopped()
-        if board is not None:
-            board.close()
         fitting.model.load_state_dict(load_weights(folder / BEST, device))
         if start is not None and fitting.stale == fitting.epoch:
             report.line("no epoch was better on the validation rows than the weights it began with; those are kept")
