@@ -253,7 +253,7 @@ def test_anonymous_memory_does_not_grow_with_the_rows(tmp_path):
     # one allocator that gives back at once: reserves kept for later differ by more than what is measured
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
     environment |= {"ARROW_DEFAULT_MEMORY_POOL": "system"}
-    for blocks in (6, 18):  # both fill the sample that quantiles are taken from
+    for blocks in (8, 20):  # both fill the sample that quantiles are taken from, and the window that is shuffled
         path = tmp_path / f"{blocks}.parquet"
         with pq.ParquetWriter(path, block.schema) as writer:
             for _ in range(blocks):
@@ -261,9 +261,9 @@ def test_anonymous_memory_does_not_grow_with_the_rows(tmp_path):
         command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"p{blocks}")]
         out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         found.append(int(out.stdout) / 1024)
-    on_disk = sum(path.stat().st_size for path in (tmp_path / "p18").iterdir() if path.is_file()) / 2**20
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "p20").iterdir() if path.is_file()) / 2**20
     assert on_disk > 40, "of which two thirds would be held besides"
-    assert found[1] - found[0] < 20, f"{found} MiB"
+    assert found[1] - found[0] < 15, f"{found} MiB"
 
 
 def test_census_is_reused_at_once(shared_data, tmp_path):
