@@ -33,6 +33,11 @@ class Account(NamedTuple):
     told: tuple[Block, ...]
     draw: Callable[[], Iterable[tuple[str, Figure]]] = _nothing
 
+    @property
+    def shown(self) -> tuple[Block, ...]:
+        """What is told, without tables that few methods or groups have left empty."""
+        return tuple(block for block in self.told if not isinstance(block, Table) or block.rows)
+
 
 class Claim(NamedTuple):
     """Something the paper says, what was found here, and whether it holds."""
@@ -56,7 +61,7 @@ def printed(chapters: Sequence[Account]) -> Group:
 def _printed(chapters: Sequence[Account]) -> Iterator[RenderableType]:
     for chapter in chapters:
         yield RichText(f"\n{chapter.heading}", style="bold")
-        for block in chapter.told:
+        for block in chapter.shown:
             if isinstance(block, Text):
                 yield RichText(block.text)
             elif isinstance(block, Table):
@@ -84,7 +89,7 @@ def write_page(folder: Path, title: str, about: str, chapters: Sequence[Account]
         for name, figure in pictures:
             write_images(figure, folder / FIGURES / name)
         made.append(
-            Chapter(chapter.anchor, chapter.heading, (("", (*chapter.told, *(figure for _, figure in pictures))),))
+            Chapter(chapter.anchor, chapter.heading, (("", (*chapter.shown, *(figure for _, figure in pictures))),))
         )
     page = folder / PAGE
     write_text(page, render(title, f"multigate {version('multigate')}. {about}", made))
