@@ -119,7 +119,7 @@ class LabelReader:
                     raise cells.BadCell(
                         f"0/1 or true/false as label of task {task.name!r}",
                         value,
-                        f"say which value means 1, such as positive: {cells.short(value)}, or set its kind",
+                        "name the value that means 1 as 'positive', or set its kind",
                     )
                 return math.nan if found is None else plain[found]
 
