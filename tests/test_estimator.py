@@ -405,6 +405,7 @@ def test_a_run_may_be_kept(tmp_path: Path) -> None:
         ({"validation_fraction": 1}, TABLE, CLICK, "from 0 up to below 1"),
         ({"features": [mg.Number("weight")]}, TABLE, CLICK, "weight"),
         ({}, {"all": [1.0] * ROWS}, CLICK, "no column to predict from"),
+        ({}, pd.DataFrame([[1.0, 2.0]] * ROWS, columns=["a", "a"]), CLICK, "two columns of the table are named 'a'"),
     ],
 )
 def test_what_cannot_be_fitted_is_a_value_error(changes: Any, X: Any, y: Any, message: str) -> None:

@@ -241,8 +241,8 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         elif isinstance(X, Mapping):
             X = _in_memory(X)
         if _is_table(X):
+            columns = _in_memory(X).columns  # says what is wrong with a table before scikit-learn looks at its names
             validate_data(self, X, reset=fitting, skip_check_array=True)
-            columns = _in_memory(X).columns
         else:
             X = validate_data(self, _object_lists(X), reset=fitting, dtype=None, ensure_all_finite=False)
             columns = [_column(X[:, at], f"column {at} of X") for at in range(X.shape[1])]
