@@ -19,6 +19,7 @@ from torch import Tensor
 from multigate.analysis.compare import compare
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
+from multigate.calibration import Curve
 from multigate.errors import BundleError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.run import Run, open_run
@@ -95,10 +96,16 @@ def test_it_moves_on_and_never_ends_worse_than_it_began(run: Run, early: Run) ->
 def test_it_says_where_it_began_and_whether_that_is_what_is_kept(
     late: Experiment, early: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, kept: bool
 ) -> None:
-    """A rate far too high makes the earlier weights worse."""
+    """A rate far too high makes the earlier weights worse. Curves, of weights that move on, do not come along."""
+    start = early.bundle()
+    curves = {"click": Curve(to=(1.0,))} if kept else {}
+    Bundle(start.experiment, start.encoder, start.model, curves).save(tmp_path / "start")
     optimizer = late.optimizer.with_(learning_rate=rate)
-    run = train(late.with_(optimizer=optimizer), tmp_path / "run", device="cpu")
+    changed = late.with_(optimizer=optimizer, warm_start=str(tmp_path / "start"))
+    run = train(changed, tmp_path / "run", device="cpu")
     lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("the curves that calibrate") for line in lines) == kept
+    assert run.bundle().curves == {}
     zero, one = (line for line in lines if line.startswith("epoch"))
     assert zero.startswith(f"epoch  0/1  click/auc {early.best['click/auc']:.4f}  ")
     assert zero.endswith("  best")

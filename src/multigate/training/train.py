@@ -24,7 +24,7 @@ from multigate.training.fit import BEST, CHECKPOINT
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device, fit
 from multigate.training.progress import Reporter
-from multigate.training.recalibrate import fit_curves
+from multigate.training.recalibrate import fit_curves, sampling_curves
 from multigate.training.warm_start import check_start
 from multigate.writing import remove, told, write_text
 
@@ -76,6 +76,10 @@ def _train(
     """Everything a run leaves in its folder; the summary comes last."""
     start = _start(experiment)
     base = None if start is None else start.encoder
+    if start is not None and experiment.recalibrate == "none" and start.curves != sampling_curves(start.schema):
+        report.line(
+            f"the curves that calibrate {experiment.warm_start} are left behind; set recalibrate to fit new ones"
+        )
     begun = (folder / CHECKPOINT).is_file()
     prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=not begun)
     for table, many in prepared.manifest.get("left_out", {}).items():
