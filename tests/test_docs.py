@@ -12,6 +12,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from multigate.cli import app
+from multigate.data.cells import MISSING
 from multigate.data.split import Split
 from multigate.experiment import Experiment, Optimizer, changed, make_experiment
 from multigate.model import Tower
@@ -153,3 +154,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def slug(title: str) -> str:
     """The anchor of a heading, as Python-Markdown makes it."""
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
+
+
+def test_words_for_missing_are_those_of_the_code() -> None:
+    told = re.search(
+        r"^Empty, (.+?) are missing in columns", (DOCS / "data.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert told is not None
+    assert ["", *re.findall("`([^`]+)`", told[1])] == list(MISSING)
