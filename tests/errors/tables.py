@@ -148,6 +148,17 @@ def described(table: Callable[[], Any]) -> Make:
     return make
 
 
+def handed_over(**tables: Any) -> Make:
+    """Tables in memory, met by ``mg.train(experiment, "run", tables=tables)``."""
+
+    def make(_: Path) -> Callable[[], object]:
+        import multigate as mg
+
+        return lambda: mg.train(good.experiment(), "run", tables=tables, quiet=True)
+
+    return make
+
+
 def bundled(rows: Callable[[], Any]) -> Make:
     """Rows in memory, met by ``bundle.predict(rows)``."""
 
@@ -447,12 +458,14 @@ PYTHON_CASES = [
         d=pd.array([True, None] * 20, "boolean"), e=pd.array([1.5, None] * 20, "Float32"))), (), 0, "Read."),
     Case(PYTHON, "polars: lazy", described(lambda: pl.LazyFrame({"a": [1]})), ("found LazyFrame", "collected first")),
     Case(PYTHON, "Arrow: unions", described(lambda: {"b": RISING, "a": UNION, "click": HALVES}), (), 0,
-         "Read; the column is left out, and `mg.infer_schema` tells why."),
+         "Read; the column is left out, and `inspect_table` tells why."),
     Case(PYTHON, "Arrow: run ends and views", described(lambda: {
         "a": pa.RunEndEncodedArray.from_arrays([100, ROWS], [1, 2]),
         "b": pa.array(["x", "y"] * (ROWS // 2), pa.string_view()), "click": HALVES}), (), 0, "Read."),
     Case(PYTHON, "a setting that cannot be", lambda _: lambda: MMoE(experts=0), ("MMoE: experts", "found 0")),
     Case(PYTHON, "a setting there is not", lambda _: lambda: MMoE(expert=3), ("did you mean 'experts'?",)),
+    Case(PYTHON, "a table for a part there is not", handed_over(validation={"colour": ["red"]}),
+         ("'tables' names 'validation'", "did you mean 'valid'?")),
     Case(PYTHON, "a row without a column", bundled(lambda: {"colour": "red"}), ("no column 'price'",)),
     Case(PYTHON, "a list of rows, one without a column", bundled(lambda: [row(), {"colour": "red"}]),
          ("row 2: there is no column 'price'",)),

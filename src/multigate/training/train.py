@@ -13,7 +13,8 @@ from multigate.bundle import ABOUT, GRAPH, WEIGHTS, Bundle, build_model, load
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, open_prepared, prepare
-from multigate.errors import ExperimentError, RunError
+from multigate.data.split import PARTS
+from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import Experiment
 from multigate.folders import EXPERIMENT, SUMMARY
 from multigate.model import Model
@@ -165,6 +166,9 @@ def _go_on(folder: Path) -> str:
 
 def open_sources(experiment: Experiment, tables: Mapping[str, Any]) -> dict[str, Source]:
     """The tables of an experiment, opened; the missing ones are left out. Rows to go on from are later rows."""
+    for name in tables:
+        if name not in PARTS:
+            raise ExperimentError(f"'tables' names {name!r}, which is no part of the rows; {nearest(name, PARTS)}")
     given = {"train": experiment.train, "valid": experiment.valid, "test": experiment.test} | dict(tables)
     if isinstance(given["train"], str) and not given["train"]:
         raise ExperimentError("the experiment names no table: set 'train' to a file, folder or glob")
