@@ -73,6 +73,7 @@ def test_what_is_written_is_read_back(file: Path, tmp_path: Path) -> None:
         ("monitor=click/calibration", "'click/log_loss'"),
         ("epochs", "key=value"),
         ("seed.inner=3", "seed"),
+        ("schema.tasks.click.weight=2", "'tasks' is a list; set it as a whole, or edit the experiment file"),
     ],
 )
 def test_what_cannot_be_is_told_with_the_key(file: Path, change: str, told: str) -> None:

@@ -205,8 +205,12 @@ def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             inner = at.get(part) or {}
             if isinstance(inner, str):  # sharing: mmoe, then sharing.experts=16
                 inner = {"method" if part == "balance" else "structure": inner}
-            if isinstance(inner, list):  # tower: [32], then tower.dropout=0.1
+            if isinstance(inner, list) and part == "tower":  # tower: [32], then tower.dropout=0.1
                 inner = {"hidden": inner}
+            if isinstance(inner, list):
+                raise ExperimentError(
+                    f"--set {change}: {part!r} is a list; set it as a whole, or edit the experiment file"
+                )
             if not isinstance(inner, Mapping):
                 raise ExperimentError(f"--set {change}: {part!r} has no keys of its own")
             at[part] = dict(inner)
