@@ -87,6 +87,8 @@ def fit(
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
+        if experiment.optimizer.embedding_rate is not None and not fitting.tables.weights:
+            report.detail("optimizer.embedding_rate moves nothing: all tables are dense; set optimizer.embedding")
         if resume and (folder / CHECKPOINT).is_file():
             fitting.restore()
         else:
