@@ -312,7 +312,7 @@ def test_binary_labels(positive, train, score, wanted):
 
 
 def test_a_label_that_is_not_binary_proposes_positive():
-    with pytest.raises(DataError, match=r"column 'y': wanted 0/1 .* task 'y', found 'yes'; .*positive: 'yes'"):
+    with pytest.raises(DataError, match=r"column 'y': wanted 0/1 .* task 'y', found 'yes'; name the value that means 1 as 'positive'"):
         fit((Number("x"),), columns={"x": [1, 2], "y": ["yes", "no"]})
 
 
