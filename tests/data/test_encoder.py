@@ -312,7 +312,9 @@ def test_binary_labels(positive, train, score, wanted):
 
 
 def test_a_label_that_is_not_binary_proposes_positive():
-    with pytest.raises(DataError, match=r"column 'y': wanted 0/1 .* task 'y', found 'yes'; name the value that means 1 as 'positive'"):
+    with pytest.raises(
+        DataError, match=r"column 'y': wanted 0/1 .* task 'y', found 'yes'; name the value that means 1 as 'positive'"
+    ):
         fit((Number("x"),), columns={"x": [1, 2], "y": ["yes", "no"]})
 
 
@@ -910,3 +912,20 @@ def test_weights_and_targets_that_overflow_are_refused():
     with pytest.raises(DataError, match="column 'none': wanted a weight above 0 on some training row"):
         fit((Number("x"),), (Task("y", sample_weight="none"),), columns)
     assert fit((Number("x"),), (target.with_(transform="standard"),), columns).stats[0].sd == pytest.approx(5e19)
+
+
+@pytest.mark.parametrize(("of_child", "by_weight"), [("w", True), (None, False), ("v", False)])
+def test_the_rate_of_a_binary_task_goes_by_its_weights_where_a_chain_has_the_same(
+    of_child: str | None, by_weight: bool
+) -> None:
+    random = np.random.default_rng(0)
+    click, w = random.integers(0, 2, 500), random.gamma(1, 3, 500).round(3)
+    buy = [bool(random.integers(0, 2)) if one else None for one in click]
+    table = pa.table({"x": random.normal(size=500), "w": w, "v": w[::-1], "click": click, "buy": buy})
+    tasks = [Task("click", sample_weight="w"), Task("buy", given="click", sample_weight=of_child)]
+    schema = Schema(features=[Number("x")], tasks=tasks)
+    whole, cut_up = (Encoder.fit(schema, table.to_batches(max_chunksize=rows)) for rows in (500, 7))
+    assert whole.stats == cut_up.stats
+    weights = w if by_weight else np.ones(500)
+    expected = [np.average(np.array(one, dtype=bool), weights=weights) for one in (click, buy)]
+    assert [one.average for one in whole.stats] == pytest.approx(expected, rel=1e-6)  # weights are float32

@@ -41,7 +41,7 @@ class LabelStats(Options):
     sd: float = 1.0
     """Of a regression target after ``log1p``; 0 and 1 where it is not standardised."""
     average: float = 0.0
-    """Mean of the known encoded labels."""
+    """Mean of the known encoded labels; of a binary task by weight, if all of its chain are weighed alike."""
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     """Known rows of each class."""
@@ -170,11 +170,18 @@ class LabelFit:
         self._violations = np.zeros(len(schema.tasks), dtype=np.int64)
         self._weight = np.zeros(len(schema.tasks))
         self._moments = Moments(len(schema.tasks))
+        self._weighed = Moments(2 * len(schema.tasks))
+        """Of the weights of known labels, and of these times the labels; of binary tasks whose rates go by weight."""
+        self._by_weight = _rates_by_weight(schema)
         self._counts: list[np.ndarray] = [np.zeros(2, dtype=np.int64) for _ in schema.tasks]
 
     def add(self, rows: int, column: Column) -> None:
         labels, known, violations = self._reader.read(rows, column)
-        self._weight += np.where(known, self._reader.weights(rows, column).T, 0.0).sum(axis=1)
+        weights = self._reader.weights(rows, column).T
+        self._weight += np.where(known, weights, 0.0).sum(axis=1)
+        if any(self._by_weight):
+            held = np.where(known, weights, np.nan)
+            self._weighed.add(np.concatenate((held, held * labels)))
         self._violations += violations
         self._moments.add(np.where(known, labels, np.nan))
         for at, task in enumerate(self.schema.tasks):
@@ -186,6 +193,8 @@ class LabelFit:
     def finish(self) -> tuple[LabelStats, ...]:
         """Statistics per task, or ``DataError`` where a task cannot be learnt from these rows."""
         count, mean, sd = self._moments.finish()
+        of_weights, of_products = np.split(self._weighed.finish()[1], 2)
+        mean = np.divide(of_products, of_weights, out=mean, where=self._by_weight & (of_weights > 0))
         return tuple(
             self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]))
             for at, task in enumerate(self.schema.tasks)
@@ -245,6 +254,23 @@ class LabelFit:
             f"({violations / positives:.2%}) lie on rows where {task.given!r} is 0; correct the labels, or accept them "
             f"with funnel: loose"
         )
+
+
+def _rates_by_weight(schema: Schema) -> np.ndarray:
+    """(T,) bool: binary tasks whose weights are a column, the same for all tasks that ``given`` joins to them."""
+    columns: dict[int, set[str | None]] = {}
+    roots: dict[int, int] = {}
+    parents = schema.parents()
+    for at in schema.order():
+        parent = parents[at]
+        roots[at] = at if parent is None else roots[parent]
+        columns.setdefault(roots[at], set()).add(schema.tasks[at].sample_weight)
+    return np.array(
+        [
+            task.kind == "binary" and task.sample_weight is not None and len(columns[roots[at]]) == 1
+            for at, task in enumerate(schema.tasks)
+        ]
+    )
 
 
 class Labels:
