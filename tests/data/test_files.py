@@ -57,6 +57,8 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "crlf and byte order mark": lambda folder: write_csv(
         folder, b"\xef\xbb\xbf" + csv_text().replace("\n", "\r\n").encode()
     ),
+    "semicolons behind blank lines": lambda folder: write_csv(folder, "\n\r\n" + csv_text(";")),
+    "semicolons and cr alone": lambda folder: write_csv(folder, csv_text(";").replace(".", ",").replace("\n", "\r")),
     "text path": lambda folder: str(write_parquet(folder)),
     "folder": lambda folder: write_parquet(folder).parent,
     "glob": lambda folder: str(write_parquet(folder).parent / "*.parquet"),

@@ -36,7 +36,7 @@ class CsvFile:
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
-        """The first lines; checks that the file begins as UTF-8 text."""
+        """The first lines, blank ones before them left out; checks that the file begins as UTF-8 text."""
         try:
             with pa.input_stream(str(self._path), compression="detect") as stream:
                 head: bytes = stream.read(1 << 16)
@@ -52,7 +52,7 @@ class CsvFile:
             head.split(b"\n", 1)[0].decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.name} row 1 (the column names) is not UTF-8 text; save it as UTF-8") from error
-        return head.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+        return head.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
 
     def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         try:
