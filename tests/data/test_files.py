@@ -309,6 +309,8 @@ BAD_CSV: dict[str, tuple[str | bytes, str]] = {
     "ragged": ("a,b\n1,2\n3,4\n5\n", "row 4 .* has 1 fields where the column names are 2"),
     "latin-1": (b"a,b\n1,caf\xe9\n", "column 'b' is not UTF-8"),
     "latin-1 names": (b"a,caf\xe9\n1,2\n", "row 1 .the column names. is not UTF-8"),
+    "latin-1 names on a later line": (b'\n"a\nb",caf\xe9\n1,2\n', "row 1 .the column names. is not UTF-8"),
+    "latin-1 names without rows": (b"a,caf\xe9\n", "row 1 .the column names. is not UTF-8"),
     "utf-16": ("a,b\n1,2\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
 }
 
@@ -318,6 +320,12 @@ def test_a_broken_csv_file_is_explained(case: str, tmp_path: Path) -> None:
     text, message = BAD_CSV[case]
     with pytest.raises(DataError, match=message):
         rows_of(open_table(write_csv(tmp_path, text)))
+
+
+def test_names_longer_than_what_is_looked_at_first_are_utf_8_wherever_that_ends(tmp_path: Path) -> None:
+    for blanks in range(3):
+        name = "a" * blanks + "\N{CJK UNIFIED IDEOGRAPH-5217}" * 30_000
+        assert open_table(write_csv(tmp_path, f"{name},b\n1,2\n")).schema.names == [name, "b"]
 
 
 @pytest.mark.parametrize(("bad", "cure"), [("x", "string"), ("1.5", "double")])

@@ -36,7 +36,7 @@ class CsvFile:
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
-        """The first lines, blank ones before them left out; checks that the file begins as UTF-8 text."""
+        """The first lines, blank ones before them left out; checks that the file begins as text."""
         try:
             with pa.input_stream(str(self._path), compression="detect") as stream:
                 head: bytes = stream.read(1 << 16)
@@ -48,10 +48,6 @@ class CsvFile:
             raise DataError(f"{self.name} is UTF-16 text; save it as UTF-8")
         if b"\0" in head:
             raise DataError(f"{self.name} holds zero bytes, so it is no text; write it again as UTF-8 text")
-        try:
-            head.split(b"\n", 1)[0].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.name} row 1 (the column names) is not UTF-8 text; save it as UTF-8") from error
         return head.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
 
     def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -75,7 +71,10 @@ class CsvFile:
 
     def _infer(self, frozen: Mapping[str, pa.DataType]) -> pa.Schema:
         block = next((batch for batch in self._stream({}, None) if batch.num_rows), None)
-        names = self._names() if block is None else block.schema.names
+        try:
+            names = self._names() if block is None else block.schema.names
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.name} row 1 (the column names) is not UTF-8 text; save it as UTF-8") from error
         check_names(names, self.name)
         if block is None:
             self.rows = 0
