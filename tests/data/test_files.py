@@ -285,6 +285,15 @@ CELLS = st.lists(
 )
 
 
+@pytest.mark.parametrize("delimiter", ",;\t|")
+def test_what_separates_is_looked_for_outside_of_quotes(delimiter: str, tmp_path: Path) -> None:
+    names = ["a, b", "c\nd", 'e "f;, g"', 'h" i', "j"]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerow(names)
+        csv.writer(file, delimiter=delimiter).writerow(range(5))
+    assert rows_of(open_table(tmp_path / "a.csv")) == [dict(zip(names, range(5), strict=True))]
+
+
 @settings(max_examples=50, deadline=None)
 @given(CELLS)
 def test_csv_cells_equal_the_standard_librarys(

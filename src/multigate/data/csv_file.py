@@ -16,6 +16,8 @@ from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
 """Bytes of a CSV file read at a time; column types are inferred from the first of them."""
+_QUOTED = re.compile(r'(?<![^,;\t|\n])"(?:[^"]|"")*"')
+"""A field in quotes, which may hold what else separates."""
 
 
 class CsvFile:
@@ -27,7 +29,7 @@ class CsvFile:
         self._path = path
         check_csv(path)
         head = self._head()
-        names = head.split("\n", 1)[0]
+        names = _QUOTED.sub("", head).split("\n", 1)[0]
         self._quoted = names.count('"') % 2 == 1
         self._delimiter = "\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else _delimiter(names)
         commas, points = _decimals(head, self._delimiter)
