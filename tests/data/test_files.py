@@ -39,7 +39,7 @@ def write_parquet(folder: Path, name: str = "a.parquet", /, **columns: Any) -> P
 
 def write_csv(folder: Path, text: str | bytes, name: str = "a.csv") -> Path:
     raw = text if isinstance(text, bytes) else text.encode()
-    (folder / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    (folder / name).write_bytes(gzip.compress(raw) if name.lower().endswith(".gz") else raw)
     return folder / name
 
 
@@ -52,6 +52,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "parquet": write_parquet,
     "csv": lambda folder: write_csv(folder, csv_text()),
     "csv.gz": lambda folder: write_csv(folder, csv_text(), "a.csv.gz"),
+    "CSV.GZ": lambda folder: write_csv(folder, csv_text(), "A.CSV.GZ"),
     "tsv": lambda folder: write_csv(folder, csv_text("\t"), "a.tsv"),
     "semicolons": lambda folder: write_csv(folder, csv_text(";")),
     "crlf and byte order mark": lambda folder: write_csv(
@@ -79,7 +80,7 @@ def test_all_doors_give_the_same_rows(door: str, tmp_path: Path) -> None:
         {"rate": row["rate"], "user": row["user"]} for row in expected()
     ]
     assert source.schema.names == list(ROWS)
-    assert source.rows == (None if any(word in door for word in ("sv", "semi", "crlf")) else 4)
+    assert source.rows == (None if any(word in door.lower() for word in ("sv", "semi", "crlf")) else 4)
     assert sum(batch.num_rows for batch in source.batches([])) == 4
 
 

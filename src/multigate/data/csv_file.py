@@ -26,7 +26,6 @@ class CsvFile:
     def __init__(self, path: Path, frozen: Mapping[str, pa.DataType]) -> None:
         self.name = str(path)
         self.rows: int | None = None
-        self._path = path
         check_csv(path)
         head = self._head()
         names = _QUOTED.sub("", head).split("\n", 1)[0]
@@ -40,7 +39,7 @@ class CsvFile:
     def _head(self) -> str:
         """The first lines, blank ones before them left out; checks that the file begins as text."""
         try:
-            with pa.input_stream(str(self._path), compression="detect") as stream:
+            with self._open() as stream:
                 head: bytes = stream.read(1 << 16)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.name} cannot be read ({one_line(error)}); write or fetch it again") from error
@@ -52,10 +51,15 @@ class CsvFile:
             raise DataError(f"{self.name} holds zero bytes, so it is no text; write it again as UTF-8 text")
         return head.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
 
+    def _open(self) -> pa.NativeFile:
+        """The bytes of the file; Arrow knows of what is called .gz by these letters alone."""
+        packed = self.name.lower().endswith(".gz")
+        return pa.input_stream(self.name, compression="gzip" if packed else None)
+
     def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         try:
             with pyarrow.csv.open_csv(
-                str(self._path),
+                self._open(),
                 # without threads it is as fast, and errors know their row
                 read_options=pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
@@ -111,7 +115,7 @@ class CsvFile:
 
     def _names(self) -> list[str]:
         with pyarrow.csv.open_csv(
-            str(self._path), parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter)
+            self._open(), parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter)
         ) as reader:
             names: list[str] = reader.schema.names
             return names
