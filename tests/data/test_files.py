@@ -415,6 +415,11 @@ BAD_TABLES: dict[str, tuple[Any, str]] = {
     "no columns": (pd.DataFrame(), "no columns"),
     "duplicate": (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns"),
     "duplicate arrow": (pa.table([[1], [2]], names=["a", "a"]), "two columns are named 'a'"),
+    "duplicate as text": ({5: [1], "5": [1]}, "two columns of the table are named '5'"),
+    "duplicate as text, pandas": (
+        pd.DataFrame([[1, 2, 3], [1, 2, "x"]], columns=[5, "5", "mixed"]),
+        "two columns of the table are named '5'",
+    ),
     "unnamed": ({"": [1]}, "empty name"),
     "mixed": ({"a": [1, "x"]}, "column 'a' cannot be read as one type"),
     "mixed pandas": (pd.DataFrame({"a": [1, "x"]}), "column 'a' cannot be read as one type"),

@@ -60,11 +60,13 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
 
 def _readable(columns: Mapping[Any, Callable[[], pa.Array]]) -> tuple[pa.Table, dict[str, DataError]]:
     arrays, unreadable = {}, {}
-    for name, read in columns.items():
+    for name, read in ((str(name), read) for name, read in columns.items()):
+        if name in arrays or name in unreadable:  # 5 and "5"
+            raise DataError(f"two columns of the table are named {name!r}; rename one")
         try:
-            arrays[str(name)] = read()
+            arrays[name] = read()
         except UNREADABLE as error:
-            unreadable[str(name)] = _unreadable(f"column {str(name)!r}", error)
+            unreadable[name] = _unreadable(f"column {name!r}", error)
     if unreadable and not arrays:
         raise next(iter(unreadable.values()))
     try:
@@ -92,18 +94,14 @@ def _from_capsule(data: Any) -> pa.Table:
 
 
 def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]]:
-    columns: dict[str, Any] = {}
     for name, values in data.items():
         if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
             raise DataError(f"column {name!r} is one {type(values).__name__}, not a list; write [{values!r}]")
-        if str(name) in columns:
-            raise DataError(f"two columns of the table are named {str(name)!r}; rename one")
-        columns[str(name)] = values
-    lengths = {len(values) for values in columns.values()}
+    lengths = {len(values) for values in data.values()}
     if len(lengths) > 1:
-        shown = ", ".join(f"{name!r} {len(values)}" for name, values in list(columns.items())[:6])
+        shown = ", ".join(f"{name!r} {len(values)}" for name, values in list(data.items())[:6])
         raise DataError(f"columns differ in length ({shown}); give every column the same number of values")
-    return _readable({name: partial(_as_array, values) for name, values in columns.items()})
+    return _readable({name: partial(_as_array, values) for name, values in data.items()})
 
 
 def _as_array(values: Any) -> pa.Array:
