@@ -425,6 +425,7 @@ BAD_TABLES: dict[str, tuple[Any, str]] = {
     "mixed pandas": (pd.DataFrame({"a": [1, "x"]}), "column 'a' cannot be read as one type"),
     "lengths": ({"a": [1, 2], "b": [1]}, r"differ in length \('a' 2, 'b' 1\)"),
     "a scalar": ({"a": 1}, r"column 'a' is one int, not a list; write \[1\]"),
+    "an array of no axes": ({"a": np.array(1)}, r"column 'a' is one ndarray, not a list; write \[array\(1\)\]"),
     "text": ({"a": "abc"}, "column 'a' is one str"),
     "lazy": (pl.LazyFrame({"a": [1]}), "found LazyFrame"),
     "series": (pl.Series("a", [1]), "found Series"),

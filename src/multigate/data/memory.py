@@ -95,7 +95,8 @@ def _from_capsule(data: Any) -> pa.Table:
 
 def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]]:
     for name, values in data.items():
-        if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
+        one = isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__")
+        if one or getattr(values, "ndim", 1) == 0:
             raise DataError(f"column {name!r} is one {type(values).__name__}, not a list; write [{values!r}]")
     lengths = {len(values) for values in data.values()}
     if len(lengths) > 1:
