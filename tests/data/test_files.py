@@ -5,6 +5,7 @@ import datetime as dt
 import gzip
 import os
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,18 @@ def test_files_of_one_table_are_read_in_order(tmp_path: Path) -> None:
     assert rows_of(open_table([b, a])) == want
     assert rows_of(open_table(tmp_path), ["name", "n"]) == want[::-1]
     assert type_name(open_table([b, a]).schema.field("n").type) == "double"
+
+
+@pytest.mark.parametrize("decimal", [pa.decimal128(4, 2), pa.decimal128(38, 30)])
+def test_decimals_and_whole_numbers_are_one_column(decimal: pa.DataType, tmp_path: Path) -> None:
+    prices = pa.array([Decimal("2.50"), Decimal("-1.25"), None]).cast(decimal)
+    for kind in (pa.int8(), pa.int64(), pa.uint64()):
+        largest = np.iinfo(kind.to_pandas_dtype()).max
+        a = write_parquet(tmp_path, "a.parquet", n=pa.array([1, largest, None], kind))
+        b = write_parquet(tmp_path, "b.parquet", n=prices)
+        wanted = [1, largest, None, Decimal("2.5"), Decimal("-1.25"), None]
+        for paths, found in (([a, b], wanted), ([b, a], wanted[3:] + wanted[:3])):
+            assert [row["n"] for row in rows_of(open_table(paths))] == found
 
 
 def test_files_that_differ_are_refused_by_file_and_column(tmp_path: Path) -> None:

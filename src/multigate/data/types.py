@@ -8,6 +8,9 @@ import pyarrow.compute as pc
 
 from multigate.errors import DataError, nearest
 
+INTEGER_DIGITS = 20
+"""Of the largest uint64."""
+
 
 def type_name(kind: pa.DataType) -> str:
     """An Arrow type as text, in the words Arrow prints; ``parse_type`` reads it back."""
@@ -80,9 +83,13 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return pa.large_string() if large else pa.string()
     both = [pa.schema([("x", kind)]) for kind in (one, other)]
     try:
-        return pa.unify_schemas(both, promote_options="permissive").field(0).type
+        common = pa.unify_schemas(both, promote_options="permissive").field(0).type
     except pa.ArrowException:
         return None
+    if pa.types.is_decimal(common) and (pa.types.is_integer(one) or pa.types.is_integer(other)):
+        digits = max(common.precision, INTEGER_DIGITS + common.scale)  # for Arrow makes no narrower ones of integers
+        return (pa.decimal128 if digits <= 38 else pa.decimal256)(digits, common.scale)
+    return common
 
 
 def converts(found: pa.DataType, wanted: pa.DataType) -> bool:
