@@ -501,12 +501,20 @@ def test_csv_files_whose_guessed_types_differ_are_one_table(tmp_path: Path) -> N
         open_table(tmp_path / "3.csv")
 
 
+VIEWS = (pa.list_(pa.string_view()), pa.large_list(pa.string_view()), pa.list_(pa.string_view(), 2))
+
+
 def test_text_views_in_parquet_are_text(tmp_path: Path) -> None:
-    table = pa.table({"c": pa.array(["a", None, "b"], pa.string_view()), "n": [1, 2, 3]})
+    view = pa.string_view()
+    texts = {"c": (["a", None, "b"], view)}
+    texts |= {str(kind): ([["a", "b"], None, ["b", None]], kind) for kind in VIEWS}
+    table = pa.table({name: pa.array(values, kind) for name, (values, kind) in texts.items()})
     pq.write_table(table, tmp_path / "views.parquet")
-    source = open_table(tmp_path / "views.parquet")
-    assert source.schema.field("c").type == pa.large_string()
-    assert [row["c"] for row in rows_of(source)] == ["a", None, "b"]
+    for data in (table, tmp_path / "views.parquet"):
+        source = open_table(data)
+        assert "view" not in " ".join(map(type_name, source.schema.types))
+        assert source.schema.field("c").type == pa.large_string()
+        assert pa.Table.from_batches(source.batches()).to_pydict() == {name: text for name, (text, _) in texts.items()}
 
 
 def test_whole_numbers_too_long_for_the_fractions_of_another_file(tmp_path: Path) -> None:

@@ -69,9 +69,15 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
         return pa.dictionary(kind.index_type, plain_type(kind.value_type), kind.ordered)
-    if pa.types.is_list(kind):
-        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _list_of(plain_type(kind.value_type), kind)
     return kind
+
+
+def _list_of(value: pa.DataType, like: pa.DataType) -> pa.DataType:
+    if pa.types.is_fixed_size_list(like):
+        return pa.list_(value, like.list_size)
+    return pa.large_list(value) if pa.types.is_large_list(like) else pa.list_(value)
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
