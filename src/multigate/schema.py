@@ -331,7 +331,7 @@ class Schema(Options):
         named = {one.source for one in self.features if isinstance(one, Category | Hashed)} | {self.group}
         read = {one.source for one in self.features if not isinstance(one, Category | Hashed)} | {self.time}
         read |= {name for task in self.tasks for name in (task.source, task.sample_weight)} | set(self.keys)
-        counted = {one.source for one in self.features if isinstance(one, Number)}
+        counted = {one.source for one in self.features if isinstance(one, Number | Time)}
         counted |= {task.source for task in self.tasks if task.kind != "multiclass"}
         types = {name: "string" if name in named - read else kind for name, kind in self.types.items()}
         whole = {name for name, kind in types.items() if kind.startswith(("int", "uint")) and name in counted}

@@ -678,6 +678,15 @@ def test_a_text_that_is_refused_in_a_row_is_refused_in_a_table(column, cell):
         next(open_table({name: [value] for name, value in row.items()}, TYPED_SCHEMA.later_types()).batches())
 
 
+def test_seconds_since_1970_may_have_become_fractional_by_a_null(tmp_path):
+    seconds = [1_767_225_600 + 3600 * at for at in range(4)]
+    schema = Schema(features=[Time("at")], tasks=BINARY, types={"at": "int64"})
+    encoder = Encoder.fit(schema, [batch_of(at=seconds, y=LABEL * 2)])
+    (tmp_path / "later.csv").write_text(f"at,n\n,1\n{seconds[1]}.0,1\n")
+    batch = next(open_table(tmp_path / "later.csv", schema.later_types()).batches())
+    assert encoder.columns(batch, labels=False).categories.tolist() == [[1, 1], [3, 5]]
+
+
 surrogates = st.text(st.characters(), max_size=3) | st.sampled_from(["\ud800", "a\0b", "1\ud800", "9" * 5000, "1e400"])
 NASTY = st.recursive(
     st.none() | st.booleans() | ints | floats | st.complex_numbers()
