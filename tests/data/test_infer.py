@@ -3,6 +3,7 @@
 import datetime as dt
 import decimal
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -232,11 +233,23 @@ def test_a_label_that_cannot_be_learnt_is_refused(case: str) -> None:
         (("click|buy|see",), "a name may hold neither"),
         (("click", "click"), "two tasks are named 'click'"),
         (("",), "is not a task"),
+        (("a|b",), "a name may hold neither '|' nor '/'; choose another and give this one as 'column'"),
     ],
 )
 def test_tasks_that_do_not_fit_together_are_refused(tasks: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ExperimentError, match=message):
-        inspect(tasks)
+    with pytest.raises(ExperimentError, match=re.escape(message)):
+        inspect(tasks, **{"a|b": CLICK})
+
+
+def test_a_label_is_the_column_of_just_its_name_before_one_that_differs_in_blanks() -> None:
+    table = {"y": [0, 1] * 20, "y ": ["a", "b"] * 20, " y": [1.5, 2.5] * 20, "x": list(range(40))}
+    for name in ("y", "y ", " y"):
+        assert infer_schema(table, [name]).tasks[0].source == name
+    assert infer_schema(table, ["  y"]).tasks[0].source == "y"
+
+
+def test_a_chain_is_meant_where_its_first_name_is_a_column() -> None:
+    assert inspect(("click", "a|click"), a=CLICK, **{"a|click": CLICK}).schema.tasks[1] == Task("a", given="click")
 
 
 def test_a_table_of_labels_alone_is_refused() -> None:

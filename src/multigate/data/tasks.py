@@ -23,10 +23,13 @@ def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
     if isinstance(given, Task):
         return given
     name, *parent = (part.strip() for part in given.split("|"))
-    blank = [column for column in columns if column.strip() == name]
-    column = blank[0] if len(blank) == 1 and name not in columns else ""
+    named = [column for column in columns if column.strip() == name]
+    if given in columns and not parent:
+        named = [given]
+    column = named[0] if len(named) == 1 and named[0] != name else ""
     try:
-        if len(parent) == 1:
+        # a column called a|b where there is no a is meant as it is, and told that no task can have its name
+        if len(parent) == 1 and not (given in columns and not named):
             return Task.model_validate({"name": name, "column": column, "given": parent[0]})
         return Task.model_validate({"name": "|".join([name, *parent]), "column": column})
     except ValidationError as error:
