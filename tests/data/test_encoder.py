@@ -95,6 +95,9 @@ def test_a_value_is_the_same_whatever_its_type():
     assert [ids_of(encoder, c=array) for array in same_three] == [[2]] * len(same_three)
     for value in (3, 3.0, "3", np.int16(3), np.float32(3), np.str_("3"), decimal.Decimal(3), b"3"):
         assert encoder.row({"c": value}).categories.tolist() == [[2]]
+    bags = fit((Bag("c"),), columns={"c": [b"3", b"3", b"x"]})  # a binary cell is one value, not its bytes
+    for found in (bags.row({"c": b"3"}), bags.columns(batch_of(c=[b"3"]), labels=False)):
+        assert found.bags[0].values.tolist() == [2]
     assert ids_of(encoder, c=[True, False]) == [4, 0]
     assert encoder.row({"c": np.bool_(True)}).categories.tolist() == [[4]]
     assert ids_of(encoder, c=[0.5, math.nan, -0.0]) == [3, 1, 0]

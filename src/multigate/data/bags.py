@@ -17,7 +17,7 @@ def cell_items(cell: Any, separator: str) -> list[str]:
     """The texts in one cell: of a list, or of a string split at ``separator``; empty ones are left out."""
     if isinstance(cell, str):
         return [item for item in cell.split(separator) if item]
-    if isinstance(cell, Sequence | np.ndarray | set | frozenset):
+    if isinstance(cell, Sequence | np.ndarray | set | frozenset) and not isinstance(cell, bytes | bytearray):
         found = [text(item) for item in cell]
         return [item for item in found if item is not None]
     one = text(cell)
