@@ -1,8 +1,10 @@
 """Tables that are not what they should be, or only look so."""
 
+import base64
 import datetime as dt
 import gzip
 import math
+import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -195,6 +197,15 @@ def zeroed(content: bytes) -> bytes:
     return content[:at] + bytes(at) + content[2 * at :]
 
 
+def of_128_bits(content: bytes) -> bytes:
+    """The file with a whole number of 64 bits called one of 128, in what it says of its types to Arrow alone."""
+    told = re.search(rb"/////[A-Za-z0-9+/=]+", content)
+    assert told is not None
+    types = base64.b64decode(told[0])
+    at = types.rfind(b"\x40\0\0\0")
+    return content.replace(told[0], base64.b64encode(types[:at] + b"\x80" + types[at + 1 :]))
+
+
 PARQUET = "Parquet files"
 STRUCT = [{"a": at} for at in range(ROWS)]
 MAP = pa.array([[("a", 1)]] * ROWS, pa.map_(pa.string(), pa.int64()))
@@ -207,6 +218,7 @@ PARQUET_CASES = [
     Case(PARQUET, "zeros in its midst", broken(zeroed), ("is damaged",)),
     Case(PARQUET, "encrypted", broken(lambda whole: b"PARE" + whole[4:-4] + b"PARE"), ("is encrypted",)),
     Case(PARQUET, "encrypted, its footer too", broken(lambda whole: whole[:-4] + b"PARE"), ("is encrypted",)),
+    Case(PARQUET, "whole numbers of 128 bits", broken(of_128_bits), ("holds what Arrow does not read", "more than 64")),
     Case(PARQUET, "CSV called .parquet", broken(bytes, "rows.csv", "rows.parquet"), ("not a Parquet file", "name it")),
     Case(PARQUET, "gzip called .parquet", broken(gzip.compress), ("compressed with gzip",)),
     Case(PARQUET, "no rows", drafts(rows=0), ("has column names but no rows",)),

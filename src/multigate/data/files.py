@@ -15,7 +15,7 @@ from multigate.data.conversion import converted
 from multigate.data.csv_file import CsvFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
 from multigate.data.types import check_names, common_type, converts, is_text, parse_type, plain_type, type_name
-from multigate.errors import DataError, nearest
+from multigate.errors import DataError, nearest, one_line
 
 PARQUET = (".parquet", ".pq", ".parq")
 CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -161,6 +161,10 @@ class _ParquetFile:
     def _explained(self, error: Exception, what: str) -> DataError:
         if "crypt" in str(error):
             return DataError(f"{self.name} is encrypted, which is not read; write it without encryption")
+        if isinstance(error, NotImplementedError):
+            return DataError(
+                f"{self.name} holds what Arrow does not read ({one_line(error)}); write it as another type"
+            )
         if isinstance(error, OSError) and error.errno:
             return DataError(f"{self.name} cannot be read ({error.strerror}); check the file")
         return DataError(f"{self.name} {what}; write or fetch it again")
