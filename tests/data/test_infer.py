@@ -252,6 +252,14 @@ def test_a_chain_is_meant_where_its_first_name_is_a_column() -> None:
     assert inspect(("click", "a|click"), a=CLICK, **{"a|click": CLICK}).schema.tasks[1] == Task("a", given="click")
 
 
+def test_names_of_tables_of_bins_and_parts_may_be_names_of_columns() -> None:
+    table = open_table(pa.table({"x": RNG.normal(size=60), "x:value": ["a", "b", "c"] * 20, "y": [0, 1] * 30}))
+    schema = infer_schema(table, ["y"])
+    encoder = Encoder.fit(schema, table.batches())
+    assert encoder.layout.tables["x:value:category"] == 5
+    assert {feature.name for feature in schema.features} == {"x", "x:value"}
+
+
 def test_a_table_of_labels_alone_is_refused() -> None:
     with pytest.raises(DataError, match="no column to predict from"):
         inspect_table(open_table({"click": [0, 1]}), ["click"])

@@ -15,9 +15,10 @@ from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported
 from multigate.data.survey import Progress, Survey, is_list, survey
 from multigate.data.tasks import check_label, completed, read_task
 from multigate.data.types import type_name
+from multigate.data.vocabulary import implied_tables
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
-from multigate.schema import Category, Feature, Hashed, Schema, Task
+from multigate.schema import Bag, Category, Feature, Hashed, Schema, Task
 
 _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
@@ -100,7 +101,7 @@ def _wanted(source: Source, tasks: Sequence[Task | str]) -> list[Task]:
 
 
 def _schema(source: Source, seen: Survey, labels: Sequence[Task], verdicts: dict[str, Verdict]) -> Schema:
-    features = tuple(verdict.feature for verdict in verdicts.values() if verdict.feature is not None)
+    features = _apart([verdict.feature for verdict in verdicts.values() if verdict.feature is not None])
     if not features:
         for error in source.unreadable.values():
             raise error
@@ -125,6 +126,17 @@ def _schema(source: Source, seen: Survey, labels: Sequence[Task], verdicts: dict
     kinds = {name: verdict.kind for name, verdict in verdicts.items() if verdict.kind is not None}
     types = {name: kinds.get(name) or _frozen(source.schema.field(name).type) for name in schema.columns()}
     return schema.with_(types={name: type_name(kind) for name, kind in types.items()})
+
+
+def _apart(features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """The features, those whose name is that of a table of another's bins, values or parts with tables of their own."""
+    taken = implied_tables(features)
+    return tuple(
+        one.with_(table=f"{one.name}:category")
+        if isinstance(one, Category | Hashed | Bag) and one.name in taken
+        else one
+        for one in features
+    )
 
 
 def _group(features: Sequence[Feature], seen: Survey) -> str | None:

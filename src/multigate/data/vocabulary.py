@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from multigate.errors import ExperimentError
-from multigate.schema import Bag, Category, Hashed, Number, Schema, Time
+from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Time
 
 UNSEEN, MISSING, FIRST = 0, 1, 2
 """The two ids every embedding table begins with, and the first id of a value."""
@@ -113,15 +113,21 @@ def table_of(feature: Category | Hashed | Bag) -> str:
     return feature.table or feature.name
 
 
-def table_features(schema: Schema) -> dict[str, Category | Hashed | Bag]:
-    """The first feature of each embedding table; ``ExperimentError`` where features that share one do not agree."""
-    first: dict[str, Category | Hashed | Bag] = {}
+def implied_tables(features: Iterable[Feature]) -> dict[str, str]:
+    """Tables that hold the bins and values of numbers and the parts of times, each with the name of its feature."""
     taken: dict[str, str] = {}
-    for one in schema.features:
+    for one in features:
         if isinstance(one, Number) and one.embedding == "bins":
             taken |= {one.name: one.name, f"{one.name}:value": one.name}
         if isinstance(one, Time):
             taken |= {f"{one.name}:{part}": one.name for part in one.parts}
+    return taken
+
+
+def table_features(schema: Schema) -> dict[str, Category | Hashed | Bag]:
+    """The first feature of each embedding table; ``ExperimentError`` where features that share one do not agree."""
+    first: dict[str, Category | Hashed | Bag] = {}
+    taken = implied_tables(schema.features)
     for feature in schema.features:
         if not isinstance(feature, Category | Hashed | Bag):
             continue
