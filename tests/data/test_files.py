@@ -308,6 +308,13 @@ def test_what_separates_is_looked_for_outside_of_quotes(delimiter: str, tmp_path
     assert rows_of(open_table(tmp_path / "a.csv")) == [dict(zip(names, range(5), strict=True))]
 
 
+def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", None]}, index=[7, 8, 9])
+    frame.to_csv(tmp_path / "1.csv")
+    frame[:0].to_csv(tmp_path / "2.csv")
+    assert rows_of(open_table(tmp_path)) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}, {"a": 3, "b": None}]
+
+
 @settings(max_examples=50, deadline=None)
 @given(CELLS)
 def test_csv_cells_equal_the_standard_librarys(
@@ -329,6 +336,8 @@ BAD_CSV: dict[str, tuple[str | bytes, str]] = {
     "no rows": ("a,b\n", "column names but no rows"),
     "duplicate": ("a,a\n1,2\n", "two columns are named 'a'"),
     "unnamed": ("a,,c\n1,2,3\n", "column 2 has an empty name"),
+    "unnamed after an index": (",a,\n1,2,3\n", "column 3 has an empty name"),
+    "unnamed alone": (" \n1\n", "column 1 has an empty name"),
     "ragged": ("a,b\n1,2\n3,4\n5\n", "row 4 .* has 1 fields where the column names are 2"),
     "latin-1": (b"a,b\n1,caf\xe9\n", "column 'b' is not UTF-8"),
     "latin-1 names": (b"a,caf\xe9\n1,2\n", "row 1 .the column names. is not UTF-8"),

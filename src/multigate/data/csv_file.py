@@ -81,11 +81,13 @@ class CsvFile:
             names = self._names() if block is None else block.schema.names
         except UnicodeDecodeError as error:
             raise DataError(f"{self.name} row 1 (the column names) is not UTF-8 text; save it as UTF-8") from error
-        check_names(names, self.name)
+        numbered = int(len(names) > 1 and not names[0].strip())  # the index of a data frame, which pandas and R write
+        check_names(names, self.name, first=numbered)
         if block is None:
             self.rows = 0
-            return pa.schema([(name, frozen.get(name, pa.null())) for name in names])
-        found = {field.name: frozen.get(field.name, _inferred(field.type)) for field in block.schema}
+            return pa.schema([(name, frozen.get(name, pa.null())) for name in names[numbered:]])
+        fields = list(block.schema)[numbered:]
+        found = {field.name: frozen.get(field.name, _inferred(field.type)) for field in fields}
         for column, kind in found.items():
             if pa.types.is_binary(kind) and column not in frozen:
                 raise DataError(f"{self.name}: column {column!r} is not UTF-8 text; save the file as UTF-8")

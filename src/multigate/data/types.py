@@ -131,10 +131,10 @@ def guessed_type(values: pa.Array) -> pa.DataType:
     return pa.string()
 
 
-def check_names(names: Sequence[str], where: str) -> None:
-    """Raise ``DataError`` where a column of ``where`` has no name, or that of another."""
-    for position, name in enumerate(names, 1):
+def check_names(names: Sequence[str], where: str, *, first: int = 0) -> None:
+    """Raise ``DataError`` where a column of ``where``, from the ``first`` on, has no name, or that of another."""
+    for at, name in enumerate(names[first:], first):
         if not name.strip():
-            raise DataError(f"{where}: column {position} has an empty name; name every column")
-        if name in names[: position - 1]:
+            raise DataError(f"{where}: column {at + 1} has an empty name; name every column")
+        if name in names[:at]:
             raise DataError(f"{where}: two columns are named {name!r}; rename one")
