@@ -71,7 +71,7 @@ def test_final_losses_are_held_against_those_of_runs_as_long(steps: int, compare
     assert ("paper" in figure.says) == compared
 
 
-@pytest.mark.parametrize(("steps", "there"), [(10_000, 9_900), (5_000, 5_000)])
+@pytest.mark.parametrize(("steps", "there"), [(10_000, 9_900), (5_000, 5_000), (600, 600), (500, 500)])
 def test_choices_are_held_against_the_papers_after_as_many_steps(steps: int, there: int) -> None:
     sizes = {name: structures()[name] for name in MODELS}
     made = choices.cells(sizes, Training(sizes["mmoe"], Synthetic(), (), (), (8,), steps, batch=64, standardise=True))
@@ -84,3 +84,4 @@ def test_choices_are_held_against_the_papers_after_as_many_steps(steps: int, the
     paper = block.rows[0][2:]
     assert paper[1::4] == tuple(f"{dict(figure_4(name, 0.5))[there]:.3f}" for name in MODELS)
     assert {bool(cell) for cell in (*paper[2::4], *paper[3::4])} == {steps == 10_000}
+    assert {bool(cell) for row in block.rows for cell in row[2::4]} == {steps > choices.EARLY}

@@ -90,9 +90,15 @@ def tell(found: Found) -> list[Account]:
 def _printed(name: str, steps: int) -> tuple[str, ...]:
     """The paper's losses after so many steps: where its runs are longer nothing is known of all of them there."""
     curve = figure_4(name, COSINE)
-    early, final, counts = dict(curve)[EARLY], reached(curve, steps), final_counts(name, COSINE, steps)
+    early = f"{dict(curve)[EARLY]:.3f}" if _pass_early(steps) else ""
+    final, counts = reached(curve, steps), final_counts(name, COSINE, steps)
     told = ("", "") if counts is None else (f"{quantile_of(counts, 0.5):.3f}", f"{failed(counts):.0%}")
-    return f"{early:.3f}", "" if final is None else f"{final:.3f}", *told
+    return early, "" if final is None else f"{final:.3f}", *told
+
+
+def _pass_early(steps: int) -> bool:
+    """Whether runs of so many steps have a tick on either side of ``EARLY``."""
+    return steps > EARLY
 
 
 def _ours(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -101,7 +107,7 @@ def _ours(rows: Sequence[Row]) -> tuple[str, ...]:
         return "", "diverged", "", ""
     tick = EARLY // TICK
     curves = np.array([row["curve"] for row in rows])
-    early = f"{curves[:, tick - 1 : tick + 1].mean():.3f}" if curves.shape[1] > tick else ""
+    early = f"{curves[:, tick - 1 : tick + 1].mean():.3f}" if _pass_early(int(rows[0]["steps"])) else ""
     low, high = resampled(lambda drawn: drawn.mean(1), losses.tolist())
     final = bracketed(losses.mean(), low, high, 3)
     return early, final, f"{np.median(losses):.3f}", f"{(losses >= FAILED).mean():.0%}"
