@@ -255,13 +255,30 @@ def test_bootstrap_is_the_same_in_blocks_of_any_size(monkeypatch):
 
 
 def test_replicates_that_define_nothing_are_left_out():
-    # One positive in five rows: a third of the replicates have none.
-    low, high = bootstrap("binary", [2.0, 1.0, 0.0, -1.0, -2.0], [1, 0, 0, 0, 0])["auc"]
-    assert (low, high) == (1, 1)
-    # Three rows: one replicate in nine draws a single one thrice, whose variance is 0 but for rounding.
-    labels = np.array([0.1, 0.37, 0.73])
-    low, high = bootstrap("regression", labels + 0.01, labels, [0.3, 0.7, 0.1], replicates=500, level=1)["r2"]
+    # Four positives in forty rows: one replicate in seventy has none.
+    falling = np.arange(40.0, 0, -1)
+    assert bootstrap("binary", falling, falling > 36)["auc"] == (1, 1)
+    # Nine equal labels of twelve: one replicate in thirty has no others, whose variance is 0 but for rounding.
+    labels = np.array([0.1] * 9 + [0.37, 0.5, 0.73])
+    low, high = bootstrap("regression", labels + 0.01, labels, np.arange(3, 15) / 10, replicates=500, level=0.9)["r2"]
     assert -1 < low < high < 1
+
+
+def test_what_few_rows_or_groups_say_has_no_interval():
+    def ends(scores, labels, groups=None):
+        other = -np.asarray(scores)
+        paired = metrics.paired_bootstrap("binary", scores, other, labels, None, groups)
+        return [bootstrap("binary", scores, labels, None, groups), paired]
+
+    falling, weights = np.arange(100.0, 0, -1), np.arange(100) < 5
+    for found in ends(falling, falling > 99):  # one positive: a third of the replicates have none
+        assert np.isnan([found[name] for name in ("auc", "ne", "calibration", "pr_auc")]).all()
+        assert np.isfinite(found["log_loss"]).all()
+    for some, told in ((5, False), (6, True)):
+        labels = falling[:some] % 2
+        for found in (*ends(falling[:some], labels), *ends(falling, falling % 2, np.arange(100) % some)):
+            assert np.isfinite(found["log_loss"]).all() == told
+    assert np.isnan(bootstrap("regression", falling, falling + 1, weights)["mae"]).all()
 
 
 def coverage(data, truth, sets=400, **options):

@@ -32,6 +32,9 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 }
 """Direction of each metric. Calibration has none: its best value is 1."""
 
+FEWEST = 6
+"""Rows, groups or runs that a 95 % interval wants: all that n of them span holds the median of what they are drawn from
+in 1 - 2^(1 - n) of the cases, of five in less than 95 %."""
 BLOCK = 2**18
 """Weights held at once by the bootstrap: 2 MB, so that its passes stay in the cache."""
 
@@ -163,8 +166,9 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Percentile interval of every metric of ``score_task``, by drawing rows or, with two groups or more, groups.
 
-    Rows of one user are not independent, hence the groups. Replicates in which a metric is undefined are left out of
-    its interval. Scores are sorted once; time is O(replicates R), memory that of ``BLOCK`` weights or one replicate.
+    Rows of one user are not independent, hence the groups. NaN for fewer than ``FEWEST`` of weight above 0, and where
+    more replicates leave a metric undefined than the interval may leave out: what the others say is no interval then.
+    Scores are sorted once; time is O(replicates R), memory that of ``BLOCK`` weights or one replicate.
     """
     (drawn,) = _replicates(kind, [outputs], labels, weights, groups, replicates, seed)
     return {name: _interval(values, level) for name, values in drawn.items()}
@@ -205,8 +209,12 @@ def _replicates(
     with np.errstate(invalid="ignore"):
         scores = [_scorer(kind, one, labels, units) for one in outputs]
         blocks = [[score(drawn) for score in scores] for drawn in _draws(units.count, replicates, seed, block)]
+    enough = units.weighted() >= FEWEST
     return [
-        {name: np.concatenate([block[name] for block in found]) for name in found[0]}
+        {
+            name: np.concatenate([block[name] for block in found]) if enough else np.full(replicates, np.nan)
+            for name in found[0]
+        }
         for found in zip(*blocks, strict=True)
     ]
 
@@ -223,6 +231,11 @@ class _Units:
             found, inverse = np.unique(np.asarray(groups), return_inverse=True)
             if len(found) > 1:
                 self.of_row, self.count = inverse, len(found)
+
+    def weighted(self) -> int:
+        """Units of weight above 0."""
+        rows = self.weights > 0
+        return int(rows.sum() if self.of_row is None else len(np.unique(self.of_row[rows])))
 
     def spread(self, drawn: Floats) -> Floats:
         """Times each unit was drawn (B, U) -> weights of the rows (B, R)."""
@@ -418,8 +431,10 @@ def _last_of_equal(ordered: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def _interval(values: Floats, level: float) -> tuple[float, float]:
-    """The middle ``level`` of the values that are defined."""
-    values = values[~np.isnan(values)]
+    """The middle ``level`` of the values that are defined; NaN where more than the rest of them are not."""
+    defined = values[~np.isnan(values)]
+    if not len(defined) or len(defined) < level * len(values):
+        return float("nan"), float("nan")
     with np.errstate(invalid="ignore"):  # between two infinite values there is none
-        low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2)) if len(values) else (np.nan, np.nan)
+        low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
 
@@ -35,14 +36,17 @@ def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals 
             cells = ["" if place else task, name.rpartition("/")[2], _number(metrics[name])]
             if intervals:
                 low, high = intervals.get(name, (float("nan"), float("nan")))
-                cells.append(f"{_number(low)} to {_number(high)}")
+                cells.append(f"{_number(low)} to {_number(high)}" if math.isfinite(low) and math.isfinite(high) else "")
             _add(table, cells)
         table.add_section()
     return table
 
 
 def _number(value: float) -> str:
-    """Four digits after the point for shares and the like, fewer of large quantities, three digits of tiny ones."""
+    """Four digits after the point for shares and the like, fewer of large quantities, three digits of tiny ones; n/a
+    where there is none."""
+    if math.isnan(value):
+        return "n/a"
     if 0 < abs(value) < 0.0001:
         return f"{value:.3g}"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"

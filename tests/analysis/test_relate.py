@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from multigate.analysis.budget import multiply_adds
-from multigate.analysis.relate import _lookahead, open_relations, read_pairs, relate
+from multigate.analysis.relate import Found, _lookahead, open_relations, read_pairs, relate
 from multigate.analysis.relations import Relations
 from multigate.analysis.subject import find_subject
 from multigate.cli import app
@@ -73,6 +75,13 @@ def test_noise_is_not_recommended_for_sharing(known: Relations) -> None:
         assert "noise0 (r2 " in pair.why
         assert all(abs(way.mean) < 1e-3 for way in pair.lookahead)
     assert [pair.tasks[1] for pair in known.pairs[-9:]] == ["noise0"] * 9, "ranked last"
+
+
+def test_what_so_few_rows_score_that_it_has_no_error_is_nothing_learnt() -> None:
+    found = Found(cast(Any, SimpleNamespace(names=("rare",), metric=lambda place: "rare/auc")))
+    found.side_by_side = found.together = [{"skills": {"rare": [0.9, None]}}]
+    skill = found.skill(0)
+    assert (skill.value, skill.error, skill.learnt) == (0.9, None, False)
 
 
 def test_what_noise_does_to_others_cannot_be_told_from_nothing(known: Relations) -> None:

@@ -69,4 +69,4 @@ def test_unequal_numbers_of_seeds_are_told() -> None:
 def test_a_tiny_error_is_not_shown_as_none_in_the_terminal() -> None:
     table = metric_table("scores", {"rate/rmse": 1.3456e-6, "rate/r2": 0.2}, {"rate/rmse": (1.2e-6, 1.5e-6)})
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
-    assert cells[2:] == [["1.35e-06", "0.2000"], ["1.2e-06 to 1.5e-06", "nan to nan"]]
+    assert cells[2:] == [["1.35e-06", "0.2000"], ["1.2e-06 to 1.5e-06", ""]]

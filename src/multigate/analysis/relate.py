@@ -142,6 +142,8 @@ class Found:
         for rows in (*self.alone.get(place, {}).values(), self.side_by_side, self.together):
             value, error = (estimate([row["skills"][name][at] for row in rows]) for at in (0, 1))
             best = best.with_(unscored=rows[0].get("unscored", {}).get(name, ""))  # the rows are those of all
+            if value is not None and error is None and best.value is None:  # so few rows that nothing is clear
+                best = best.with_(value=value.mean)
             if value is not None and error is not None:
                 above = (value.mean - chance) / max(error.mean, 1e-12)
                 if above > most:

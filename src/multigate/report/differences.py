@@ -1,6 +1,7 @@
 """Is one model better than another on the same rows?"""
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 
 from multigate.analysis.paired import Difference, paired_differences
 from multigate.analysis.subject import Subject
@@ -56,7 +57,7 @@ def _row(it: Difference) -> tuple[str, ...]:
         number(it.a),
         number(it.b),
         signed(it.difference),
-        f"{signed(it.low)} to {signed(it.high)}{' *' if it.clear else ''}",
+        f"{signed(it.low)} to {signed(it.high)}{' *' if it.clear else ''}" if isfinite(it.low + it.high) else "",
     )
 
 

@@ -1,5 +1,6 @@
 """What the recommender study shows, beside Tables 3 and 4 of the paper."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from multigate.analysis.intervals import Summary, paired_difference, summary
@@ -114,7 +115,8 @@ class _Told:
                 rows = [_middle(self.values(name, task, end, -1)) for end in ("low", "high")]
                 over = "" if name == BASE else _difference(self.over(name, BASE, task, "auc", -1))
                 own = _spread(self.mean(name, task, "auc", -1))
-                lines.append((task, TITLES[name], own, f"{rows[0]:.3f} to {rows[1]:.3f}", over))
+                ends = f"{rows[0]:.3f} to {rows[1]:.3f}" if math.isfinite(sum(rows)) else "n/a"
+                lines.append((task, TITLES[name], own, ends, over))
         counts = ", ".join(f"{task} {self._positives(task):,}" for task in self.source.satisfaction)
         weights = ", ".join(f"{task.name} {task.weight:g}" for task in self.source.schema.tasks)
         yield Text(
