@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from multigate.datasets.synthetic import Synthetic
@@ -16,21 +17,23 @@ from multigate.report.blocks import Table
 COSINES = (0.5, 1.0)
 
 
-def rows(steps: int, name: str, cosine: float) -> list[dict[str, Any]]:
+def rows(steps: int, name: str, cosine: float, runs: int = 7) -> list[dict[str, Any]]:
     """Runs whose losses are about the paper's after ``steps``, or about 1 before its first point."""
     curve = figure_3(cosine) if name == "small_bottom" else figure_4(name, cosine)
     mean = max(((step, loss) for step, loss in curve if step <= steps), default=(0, 1.0))[1]
     about = {"steps": steps, "learning_rate": 0.001, "curve": [0.5] * (steps // 100)}
-    return [about | {"seed": seed, "loss": mean * part} for seed, part in enumerate((0.99, 1.0, 1.01))]
+    return [
+        about | {"seed": seed, "loss": mean * part} for seed, part in enumerate(np.linspace(0.99, 1.01, runs).tolist())
+    ]
 
 
-def told(steps: int) -> dict[str, Account]:
+def told(steps: int, many: int = 7) -> dict[str, Account]:
     trials = [
         {"cosine": p, "label_correlation": mean + off}
         for p, mean in zip(figure_2().cosines, figure_2().mean, strict=True)
         for off in (-0.01, 0.01)
     ]
-    runs = {(name, p): rows(steps, name, p) for name in ("small_bottom", *MODELS) for p in COSINES}
+    runs = {(name, p): rows(steps, name, p, many) for name in ("small_bottom", *MODELS) for p in COSINES}
     return {one.anchor: one for one in tell(Synthetic(), trials, runs)}
 
 
@@ -57,6 +60,13 @@ def test_before_the_papers_curves_begin_nothing_is_compared() -> None:
     losses, ratios = tables(told(100)["figure-4"])
     assert {row[2] for row in losses.rows} == {""}
     assert {(row[1], row[-1]) for row in ratios.rows} == {("", "not compared")}
+
+
+def test_few_runs_have_neither_an_interval_nor_a_verdict() -> None:
+    chapters = told(10_000, many=5)
+    (*_, shares), (losses, ratios) = tables(chapters["figure-5"]), tables(chapters["figure-4"])
+    assert not any("[" in cell for table in (shares, losses, ratios) for row in table.rows for cell in row)
+    assert {row[-1] for row in ratios.rows} == {"too few runs"}
 
 
 @pytest.mark.parametrize(("steps", "compared"), [(10_000, True), (5_000, False)])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigate.errors import ExperimentError
+from multigate.metrics import FEWEST
 
 Floats = NDArray[np.float64]
 
@@ -65,10 +66,13 @@ def resampled(
     """Percentile interval of a statistic of runs, by the bootstrap: runs are drawn again with replacement.
 
     Samples of one length are of the same seeds in order, and those are drawn: what two runs of a seed share cancels
-    out of a difference or ratio. ``statistic`` takes one array (draws, runs) for each sample -> (draws,).
+    out of a difference or ratio. ``statistic`` takes one array (draws, runs) for each sample -> (draws,). NaN for fewer
+    than ``FEWEST`` runs.
     """
     random = np.random.default_rng(seed)
     values = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    if min(map(len, values)) < FEWEST:
+        return math.nan, math.nan
     picked = random.integers(0, len(values[0]), (draws, len(values[0])))
     found = statistic(*(value[picked] for value in values))
     low, high = np.quantile(found, ((1 - level) / 2, (1 + level) / 2))

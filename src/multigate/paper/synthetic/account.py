@@ -1,10 +1,11 @@
 """What the synthetic experiments show, beside Figures 2 to 5 of the paper."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from multigate.analysis.intervals import Floats, resampled
+from multigate.analysis.intervals import Floats, resampled, summary
 from multigate.datasets.synthetic import Synthetic, label_correlation
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
@@ -21,6 +22,8 @@ TITLES = {
 }
 FAILED = 0.4
 """Final loss from which on a run has failed: the second mode of Figure 5."""
+TOO_FEW = "too few runs"
+"""The verdict where so few runs have no interval."""
 Runs = Mapping[tuple[str, float], Sequence[Row]]
 """Rows of the runs of a structure, by its name and the cosine of its tasks."""
 
@@ -200,7 +203,7 @@ def _spread(own: Sequence[float], counts: Sequence[int] | None) -> Iterator[str]
         yield bracketed(np.quantile(own, share), low, high, 3)
         yield "" if counts is None else f"{quantile_of(counts, share):.3f}"
     low, high = resampled(lambda drawn: (drawn >= FAILED).mean(1), own)
-    yield f"{np.mean(np.array(own) >= FAILED):.1%} [{low:.1%}, {high:.1%}]"
+    yield f"{np.mean(np.array(own) >= FAILED):.1%}" + (f" [{low:.1%}, {high:.1%}]" if math.isfinite(low) else "")
     yield "" if counts is None else f"{failed(counts):.1%}"
 
 
@@ -248,10 +251,9 @@ def _steps(rows: Sequence[Row]) -> int:
 def _curve(series: str, rows: Sequence[Row]) -> list[dict[str, object]]:
     """Mean loss at every tick with its interval."""
     curves = np.array([row["curve"] for row in rows])  # (runs, ticks)
-    mean, half = curves.mean(0), 1.96 * curves.std(0, ddof=1) / len(curves) ** 0.5
     return [
-        {"series": series, "x": (at + 1) * TICK, "value": m, "low": m - h, "high": m + h, "dashed": False}
-        for at, (m, h) in enumerate(zip(mean.tolist(), half.tolist(), strict=True))
+        {"series": series, "x": (at + 1) * TICK, "value": it.mean, "low": it.low, "high": it.high, "dashed": False}
+        for at, it in enumerate(summary(tick.tolist()) for tick in curves.T)
     ]
 
 
@@ -282,7 +284,7 @@ def _loss(value: float | None) -> str:
 
 def _ratio(words: str, papers: Sequence[float | None], above: Sequence[float], below: Sequence[float]) -> Claim:
     """A ratio of mean losses, beside that of the ``papers`` two: reproduced where that is in the interval, in shape
-    where the interval is on the same side of 1."""
+    where the interval is on the same side of 1, open where so few runs have none."""
 
     def ratio(first: Floats, second: Floats) -> Floats:
         return first.mean(1) / second.mean(1)
@@ -295,6 +297,8 @@ def _ratio(words: str, papers: Sequence[float | None], above: Sequence[float], b
     paper = first / second
     if low <= paper <= high:
         verdict = "reproduced"
+    elif not math.isfinite(low):
+        verdict = TOO_FEW
     elif (low > 1) == (paper > 1) and (low > 1 or high < 1):
         verdict = "in shape"
     else:
