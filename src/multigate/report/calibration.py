@@ -1,6 +1,7 @@
 """Whether predicted probabilities are the rates observed."""
 
 from collections.abc import Iterator
+from math import isfinite
 
 from multigate.analysis.reliability import Reliability, reliability
 from multigate.report.blocks import Block, Figure, Text
@@ -36,10 +37,11 @@ def _doubt(one: Trained) -> str:
 
 
 def _told(found: tuple[Reliability, ...]) -> str:
-    """Which targets are predicted too often or too rarely."""
+    """Which targets are predicted too often or too rarely, and which never happen on these rows."""
     off = [
         f"{curve.target} is predicted {curve.calibration:.2f} times as often as it happens"
         for curve in found
-        if not 0.9 <= curve.calibration <= 1.1
+        if isfinite(curve.calibration) and not 0.9 <= curve.calibration <= 1.1
     ]
+    off += [f"{curve.target} never happens" for curve in found if not isfinite(curve.calibration)]
     return f"Here {listed(off)}." if off else "Here all are within 10 % of the observed rate overall."

@@ -138,7 +138,8 @@ def reliability_chart(curve: Reliability) -> Chart:
         base.mark_point(filled=True, size=45, color=COLOURS[0], opacity=1).encode(y=y, shape=shape),
     )
     described = f"Calibration of {curve.target}: observed rate against predicted probability in {len(rows)} bins"
-    title = f"{curve.target}: predicted / observed {curve.calibration:.2f}, ECE {curve.ece:.2g}"
+    ratio = f"predicted / observed {curve.calibration:.2f}" if math.isfinite(curve.calibration) else "none observed"
+    title = f"{curve.target}: {ratio}, ECE {curve.ece:.2g}"
     return _chart(title, described, picture, height=250)
 
 
