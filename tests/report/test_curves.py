@@ -3,10 +3,14 @@
 import math
 
 import pytest
-from reading import Trainings
+from reading import Trainings, values
 
+from multigate.analysis.comparison import BASELINE, Comparison
 from multigate.experiment import Experiment
-from multigate.report.curves import best_epoch
+from multigate.report.blocks import Figure
+from multigate.report.contents import sections
+from multigate.report.curves import _figure, best_epoch, of_comparison
+from multigate.report.trained import Trained
 
 
 def test_the_marked_epoch_has_the_metrics_of_the_kept_weights(trainings: Trainings) -> None:
@@ -29,3 +33,24 @@ def test_which_epoch_is_best(monitor: str, found: list[float | None], best: int,
     entries = [{"epoch": i + 1, "step": i, "valid": {f"valid/{monitor}": value}} for i, value in enumerate(found)]
     assert best_epoch(entries, feed_experiment.with_(monitor=monitor)) == best
     assert not any(value is not None and math.isnan(value) for value in found)
+
+
+def test_what_no_epoch_defines_is_said_and_not_drawn() -> None:
+    history = [{"epoch": 1, "valid": {"valid/a/auc": 0.6931, "valid/b/auc": None}}]
+    (figure,) = _figure("Metrics.", ["valid/a/auc", "valid/b/auc"], {"run": history}, {"run": 1})
+    assert isinstance(figure, Figure)
+    assert figure.says == "Metrics. Undefined after every epoch: b/auc."
+    (chart,) = figure.charts
+    assert [row["value"] for row in values(chart.spec)] == [0.6931]
+
+
+def test_single_task_models_alone_have_no_curves(trainings: Trainings) -> None:
+    alone = [row for row in trainings.comparison.rows if row["structure"] == BASELINE]
+    comparison = Comparison(trainings.comparison.folder, trainings.comparison.schema, alone)
+    assert list(of_comparison(Trained(comparison, "alone"))) == []
+
+
+def test_two_comparisons_are_told_apart_where_their_structures_are_the_same(trainings: Trainings) -> None:
+    several = [Trained(trainings.comparison, name) for name in ("one", "two")]
+    parts = next(section for section in sections(several) if section.anchor == "differences").parts
+    assert [part.heading for part in parts] == [f"{name}: mmoe against shared_bottom" for name in ("one", "two")]

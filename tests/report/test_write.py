@@ -65,7 +65,7 @@ def test_curves_are_the_history(trainings: Trainings, html: Html) -> None:
 
 
 def test_differences_are_of_the_first_run_and_the_others(trainings: Trainings, html: Html) -> None:
-    assert {"bottom against mmoe", "mmoe against shared_bottom"} <= set(html.texts["h3"])
+    assert {"bottom against mmoe", "cmp: mmoe against shared_bottom"} <= set(html.texts["h3"])
     tested = [float(row[4]) for row in html.rows("rare", "auc ↑") if len(row) == 6 and row[4][0] not in "+-"]
     differing = [row for row in html.rows("rare", "auc ↑") if len(row) == 6 and row[4][0] in "+-"]
     assert [float(cell) for cell in differing[0][2:4]] == tested, "the metrics of both runs on the test rows"

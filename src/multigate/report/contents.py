@@ -48,7 +48,7 @@ def sections(trained: Sequence[Trained]) -> Iterator[Section]:
     yield Section("importance", "What features are worth", each(models, importance.worth))
     yield Section("wiring", "Who reads whom", each(models, wiring.picture))
     yield Section("relatedness", "How tasks relate", each(models, relations.matrices))
-    yield Section("differences", "Differences on the same rows", tuple(_pairs(runs, comparisons)))
+    yield Section("differences", "Differences on the same rows", tuple(_pairs(runs, comparisons, several)))
 
 
 def _heading(one: Trained, several: bool, model: bool) -> str:
@@ -56,19 +56,22 @@ def _heading(one: Trained, several: bool, model: bool) -> str:
     return ": ".join([*names, f"{one.chosen}, seed 0"] if model and one.comparison else names)
 
 
-def _pairs(runs: Sequence[Trained], comparisons: Sequence[Trained]) -> Iterator[Part]:
+def _pairs(runs: Sequence[Trained], comparisons: Sequence[Trained], several: bool) -> Iterator[Part]:
     """The first run against every other, and within a comparison the first joint structure against every other."""
     for other in runs[1:]:
         yield _pair(runs[0], other, (runs[0].name, other.name), (None, None))
     for one in comparisons:
+        within = f"{one.name}: " if several else ""
         for structure in one.joint[1:]:
-            yield _pair(one, one, (one.joint[0], structure), (one.joint[0], structure))
+            yield _pair(one, one, (one.joint[0], structure), (one.joint[0], structure), within)
 
 
-def _pair(a: Trained, b: Trained, names: tuple[str, str], structures: tuple[str | None, str | None]) -> Part:
+def _pair(
+    a: Trained, b: Trained, names: tuple[str, str], structures: tuple[str | None, str | None], within: str = ""
+) -> Part:
     def make() -> Iterable[Block]:
         part = a.parts[-1] if a.parts == b.parts else "valid"
         subjects = a.subject(part, structures[0]), b.subject(part, structures[1])
         return differences.between(*subjects, names, a.main_metrics)
 
-    return Part(f"{names[1]} against {names[0]}", make)
+    return Part(f"{within}{names[1]} against {names[0]}", make)

@@ -8,7 +8,7 @@ from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.report.blocks import Block, Chart, Figure
 from multigate.report.charts import line_chart
-from multigate.report.formats import listed
+from multigate.report.formats import listed, number
 from multigate.report.trained import Trained
 from multigate.run import METRICS, read_history
 
@@ -24,25 +24,27 @@ def of_runs(trained: Sequence[Trained]) -> Iterator[Block]:
     best = {one.name: best_epoch(histories[one.name], one.experiment) for one in trained}
     losses = dict.fromkeys(f"train/{task}/loss" for one in trained for task in one.experiment.schema.task_names)
     metrics = dict.fromkeys(f"valid/{metric}" for one in trained for metric in one.main_metrics)
-    yield Figure(
-        f"Training loss of each task, averaged over an epoch{_ring(best)}", _charts(list(losses), histories, best)
+    yield from _figure(
+        f"Training loss of each task, averaged over an epoch{_ring(best)}", list(losses), histories, best
     )
-    yield Figure(
+    told = (
         "Main metrics on the validation rows after each epoch. Where they fall while the loss above still does, a "
-        "task overfits.",
-        _charts(list(metrics), histories, best),
+        "task overfits."
     )
+    yield from _figure(told, list(metrics), histories, best)
 
 
 def of_comparison(one: Trained) -> Iterator[Block]:
-    """Validation metrics of the joint structures' runs with seed 0."""
+    """Validation metrics of the joint structures' runs with seed 0, where there are such structures."""
+    if not one.joint:
+        return
     histories = {name: read_history(one.folder / "runs" / f"{name}-0" / METRICS) for name in one.joint}
     best = {name: best_epoch(history, one.experiment) for name, history in histories.items()}
-    yield Figure(
+    told = (
         "Main metrics on the validation rows after each epoch, for the run with seed 0 of each structure that trains "
-        f"all tasks together{_ring(best)}",
-        _charts([f"valid/{metric}" for metric in one.main_metrics], histories, best),
+        f"all tasks together{_ring(best)}"
     )
+    yield from _figure(told, [f"valid/{metric}" for metric in one.main_metrics], histories, best)
 
 
 def best_epoch(history: Sequence[Entry], experiment: Experiment) -> int:
@@ -57,23 +59,34 @@ def best_epoch(history: Sequence[Entry], experiment: Experiment) -> int:
     return int(max(history, key=value)["epoch"]) if history else 0
 
 
-def _charts(names: Sequence[str], histories: Histories, best: Mapping[str, int]) -> tuple[Chart, ...]:
-    return tuple(_chart(name, histories, best) for name in names)
+def _figure(told: str, names: Sequence[str], histories: Histories, best: Mapping[str, int]) -> Iterator[Block]:
+    """A chart for each name that has a value after some epoch; the others are said to have none."""
+    drawn = [name for name in names if any(_value(it, name) is not None for one in histories.values() for it in one)]
+    without = listed(name.partition("/")[2] for name in names if name not in drawn)
+    if without:
+        told += f" Undefined after every epoch: {without}."
+    yield Figure(told, tuple(_chart(name, histories, best) for name in drawn))
+
+
+def _value(entry: Entry, name: str) -> float | None:
+    """Of an epoch, by a name that begins with the part."""
+    found = entry[name.partition("/")[0]].get(name)
+    return None if found is None else float(found)
 
 
 def _chart(name: str, histories: Histories, best: Mapping[str, int]) -> Chart:
-    part, _, shown = name.partition("/")
+    shown = name.partition("/")[2]
     rows = [
         {
             "series": series,
             "epoch": entry["epoch"],
-            "value": entry[part].get(name),
+            "value": _value(entry, name),
             "best": entry["epoch"] == best[series],
         }
         for series, history in histories.items()
         for entry in history
     ]
-    ends = [f"{series} ends at {history[-1][part].get(name)}" for series, history in histories.items() if history]
+    ends = [f"{series} ends at {number(_value(it[-1], name))}" for series, it in histories.items() if it]
     return line_chart(shown, f"{shown} by epoch: {', '.join(ends)}", rows, shown.rpartition("/")[2])
 
 
