@@ -187,9 +187,10 @@ def relation_tables(relations: Relations) -> Group:
         "overlap ranks pairs: 1 the same directions of x, 0 none in common; labels: their correlation;\n"
         "gradients: their cosine at x; lookahead: the share of the other's loss that a step for one takes away,\n"
         "in brackets where it is less than two standard errors over the looks at the training;\n"
-        "gates: divergence in bits; ± half an interval at 95 % over seeds"
+        "gates: divergence in bits; "
+        + ("± half an interval at 95 % over seeds" if relations.seeds > 1 else "one seed has no intervals")
     )
-    if relations.measured:
+    if relations.measured and relations.seeds > 1:
         many = sum(len(pair.gains) for pair in relations.pairs)
         legend += f"; * the gain's interval leaves out 0 (by chance alone about {0.05 * many:.0f} of {many} do)"
     grid = Table.grid(padding=(0, 1))

@@ -138,3 +138,15 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     page = Html(path.read_text(encoding="utf-8"))
     assert len(page.specs) == 4
     assert any("not trained" in text for text in page.texts["p"])
+
+
+def test_one_seed_has_no_intervals_to_speak_of(tmp_path: Path) -> None:
+    single = Estimate(mean=0.02, seeds=1)
+    pairs = [one.with_(gains=[it.with_(gain=single, by_seed=(0.02,)) for it in one.gains]) for one in RELATIONS.pairs]
+    one = RELATIONS.with_(pairs=pairs, seeds=1)
+    shown = io.StringIO()
+    Console(width=200, file=shown).print(relation_tables(one))
+    text = write_relations(one, tmp_path / "relations.html").read_text(encoding="utf-8").partition("<script")[0]
+    for told in (shown.getvalue(), text):
+        assert "leaves out 0" not in told
+        assert "by chance alone" not in told

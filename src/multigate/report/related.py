@@ -58,8 +58,12 @@ def _gains(relations: Relations) -> Iterator[Block]:
         return
     clear = sum(one.gain.side != 0 for _, one in gains)
     yield Text(
-        f"A model of two tasks against the best model of each task alone, paired by seed. {clear} of {len(gains)} "
-        f"intervals leave out 0; about {0.05 * len(gains):.0f} would by chance alone."
+        "A model of two tasks against the best model of each task alone, paired by seed. "
+        + (
+            f"{clear} of {len(gains)} intervals leave out 0; about {0.05 * len(gains):.0f} would by chance alone."
+            if relations.seeds > 1
+            else "Of one seed there are no intervals: what is a gain and what is chance cannot be told apart."
+        )
     )
     charts = []
     for metric in dict.fromkeys(one.metric for _, one in gains):
@@ -79,11 +83,11 @@ def _gains(relations: Relations) -> Iterator[Block]:
         charts.append(
             dot_chart(f"{metric}: gain over a model of its own", described, rows, metric, at=0.0, hollow=True)
         )
-    yield Figure(
-        "Means over seeds and their intervals; a dot is filled where the interval leaves out 0.", (*charts,), True
-    )
+    several = relations.seeds > 1
+    drawn = "Means over seeds and their intervals; a dot is filled where the interval leaves out 0."
+    yield Figure(drawn if several else "Dots are of one seed.", (*charts,), True)
     yield Table(
-        "The same as numbers; * the interval leaves out 0",
+        f"The same as numbers{'; * the interval leaves out 0' if several else ''}",
         ("task", "with", "structure", "metric", "alone with", "alone", "gain", "interval"),
         tuple(
             (*_who(pair, one), one.metric, one.alone_with, number(one.alone), *_estimated(one.gain))
