@@ -181,3 +181,5 @@ def test_a_tie_says_what_it_does_not_rule_out() -> None:
     low = estimate((0.03, -0.05, 0.01)).low
     assert f"but b may lose up to {-low:.4f} auc" in decided(tied).why
     assert "may lose" not in decided(gains(shared_bottom=((0.5,), (0.5,)))).why, "one seed has no interval"
+    equal = gains(shared_bottom=((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
+    assert "may lose" not in decided(equal).why, "there is nothing to lose"

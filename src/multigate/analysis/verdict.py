@@ -156,7 +156,9 @@ def _clear(both: Sequence[Gain], side: int) -> list[str]:
 
 def _not_ruled_out(both: Sequence[Gain]) -> str:
     """The largest loss that an interval holds, as a share of what the metric is alone."""
-    losses = [(one.gain.low / max(abs(one.alone), 1e-9), one) for one in both if one.gain.low is not None]
+    losses = [
+        (one.gain.low / max(abs(one.alone), 1e-9), one) for one in both if one.gain.low is not None and one.gain.low < 0
+    ]
     if not losses:
         return ""
     _, worst = min(losses, key=lambda pair: pair[0])
