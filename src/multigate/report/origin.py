@@ -68,10 +68,17 @@ def _about(one: Trained) -> dict[str, str]:
 
 
 def _described(structure: Structure) -> str:
-    """The structure's name and sizes: its options that are numbers, or lists of numbers, of things."""
+    """The structure's name and sizes: its options that are numbers, or lists of numbers, of things.
+
+    ``k`` is one where gates are sparse; else they read all there is.
+    """
     options = structure.to_dict(full=True)
-    sizes = [f"{name} {_size(value)}" for name, value in options.items() if _size(value)]
-    return ", ".join([options["structure"], *sizes])
+    dense = options.get("gating") == "softmax"
+    sizes = [
+        f"{name} {_size(value)}" for name, value in options.items() if _size(value) and not (dense and name == "k")
+    ]
+    gating = [f"gating {options['gating']}"] if "gating" in options and not dense else []
+    return ", ".join([options["structure"], *gating, *sizes])
 
 
 def _size(value: object) -> str:
