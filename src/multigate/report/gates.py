@@ -67,7 +67,9 @@ def served(one: Trained) -> Iterator[Block]:
 
 
 def _level(level: LevelGates, where: str, rows: str) -> Iterator[Block]:
+    # a source that few rows read may have a mean above all its quantiles
     weights = [weight for reader in level.quantiles for quantiles in reader for weight in quantiles]
+    weights += [weight for reader in level.mean for weight in reader]
     ends = min(0.0, *weights), max(weights)
     charts = tuple(_bars(level, reader, ends) for reader in range(len(level.readers)))
     yield Figure(
