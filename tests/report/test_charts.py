@@ -1,11 +1,28 @@
 """Pictures: axes that show the bins, colours that carry a sign, numbers that match."""
 
+import math
+import re
+from types import SimpleNamespace
+from typing import Any, cast
+
+import altair
+import numpy as np
 import pytest
+import vl_convert
 from reading import values
 
+from multigate.analysis.gates import level_gates
+from multigate.analysis.importance import Importance
 from multigate.analysis.reliability import Reliability
-from multigate.report.charts import gate_chart, heat_chart, line_chart, reliability_axes, reliability_chart
+from multigate.report.blocks import Chart, Figure
+from multigate.report.calibration import _told
+from multigate.report.charts import dot_chart, gate_chart, heat_chart, line_chart, reliability_axes, reliability_chart
 from multigate.report.formats import interval, listed, number, share, signed
+from multigate.report.gates import weights
+from multigate.report.image import picture
+from multigate.report.importance import worth
+from multigate.report.origin import _described
+from multigate.sharing import Level, MMoE
 
 
 def curve(predicted: list[float], observed: list[float]) -> Reliability:
@@ -42,6 +59,53 @@ def test_bins_where_nothing_was_observed_stay_on_a_logarithmic_picture() -> None
     assert [row["none"] for row in rows] == [True, False, False, False, False]
     assert all(row["observed"] > 0 and row["low"] > 0 for row in rows)
     assert [row["predicted"] for row in rows] == list(RARE.predicted)
+
+
+def test_what_never_happens_has_no_ratio() -> None:
+    never = curve([0.2, 0.3], [0.0, 0.0]).with_(calibration=math.nan)
+    assert "nan" not in reliability_chart(never).title + _told((never,))
+    assert "t never happens" in _told((never,))
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        dot_chart("", "", [{"name": "a", "series": "mean", "value": 0.5035, "low": None, "high": None}], "", at=0.5035),
+        line_chart("", "", [{"epoch": 1, "value": 0.5035, "series": "a", "best": True}], ""),
+    ],
+)
+def test_a_value_alone_has_ticks_around_it(chart: Chart) -> None:
+    """Its one tick was rounded to 1."""
+    svg = vl_convert.vegalite_to_svg(picture(Figure("", (chart,))), ".".join(altair.SCHEMA_VERSION.split(".")[:2]))
+    ticks = [float(text) for text in re.findall(r">(-?\d*\.\d+)</text>", svg)]
+    assert min(ticks) < 0.5035 < max(ticks)
+    assert max(ticks) - min(ticks) < 0.02
+
+
+def test_a_source_that_few_rows_read_is_within_the_picture() -> None:
+    rows, sources = 400, tuple(f"expert {at}" for at in range(40))
+    gate = np.eye(40, dtype=np.float32)[np.arange(rows) % 40][:, None]  # each reads one source: 95 % read another
+    level = level_gates(Level(("t",), sources, (tuple(True for _ in sources),)), gate)
+    one = SimpleNamespace(inspection=SimpleNamespace(levels=(level,), rows="rows", structure="mmoe"))
+    bars = next(block for block in weights(cast(Any, one)) if isinstance(block, Figure)).charts[0]
+    _, top = bars.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert top >= max(level.mean[0]) > 0
+
+
+def test_a_feature_is_most_important_only_where_its_loss_exceeds_the_noise() -> None:
+    found = [
+        Importance(feature=feature, target=target, metric="auc", loss=loss, sd=0.02)
+        for target, losses in (("click", (0.1, 0.01)), ("buy", (-0.005, -0.03)), ("like", (0.015, 0.0)))
+        for feature, loss in zip(("age", "sex"), losses, strict=True)
+    ]
+    (figure,) = worth(cast(Any, SimpleNamespace(inspection=SimpleNamespace(importance=found))))
+    assert isinstance(figure, Figure)
+    assert figure.says.endswith("age for click, nothing clear for buy and nothing clear for like.")
+
+
+def test_how_many_experts_a_gate_reads_is_told_of_sparse_gates_alone() -> None:
+    assert _described(MMoE(experts=3, hidden=(8,))) == "mmoe, hidden 8, experts 3"
+    assert _described(MMoE(experts=3, hidden=(8,), gating="top_k")) == "mmoe, gating top_k, hidden 8, k 2, experts 3"
 
 
 def test_heat_maps_have_their_numbers_written_in_them() -> None:

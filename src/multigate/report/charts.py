@@ -60,7 +60,7 @@ def line_chart(title: str, description: str, rows: Sequence[Row], y: str, *, x: 
     ticks = alt.Axis(values=list(range(first, last + 1, 1 + last // 7)), format="d", grid=False)
     base = _base(rows).encode(
         x=alt.X("epoch:Q", title=x, axis=ticks, scale=alt.Scale(domain=[first, max(last, first + 1)])),
-        y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+        y=alt.Y("value:Q", title=y, scale=_around([row["value"] for row in rows]), axis=alt.Axis(tickCount=5)),
         color=_coloured(series),
         tooltip=[_shown("series"), _shown("epoch"), _shown("value")],
     )
@@ -86,10 +86,10 @@ def dot_chart(
     )
     if several:
         base = base.encode(yOffset=alt.YOffset("series:N", sort=None))
-    scale = alt.Scale(zero=False, nice=True, padding=8)
+    scale = _around([row[key] for row in rows for key in ("value", "low", "high")] + ([] if at is None else [at]), 8)
     value = alt.X("value:Q", title=x, scale=scale, axis=alt.Axis(tickCount=5))
     layers = [
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x), x2="high"),
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x, scale=scale), x2="high"),
         base.mark_point(size=70, opacity=1, strokeWidth=2).encode(
             x=value,
             shape=_shaped(series),
@@ -100,7 +100,7 @@ def dot_chart(
     ]
     if at is not None:
         rule = _base([{"at": at}]).mark_rule(color=INK, strokeDash=[4, 3], opacity=0.6)
-        layers.insert(0, rule.encode(x=alt.X("at:Q", title=x)))
+        layers.insert(0, rule.encode(x=alt.X("at:Q", title=x, scale=scale)))
     names = len({row["name"] for row in rows})
     return _chart(title, description, alt.layer(*layers), height=names * (16 * len(series) + 12))
 
@@ -322,6 +322,16 @@ def _base(rows: Sequence[Row]) -> Any:
 def _chart(title: str, description: str, picture: Any, *, height: int, least: int = 0, most: int = 0) -> Chart:
     whole = picture.properties(width="container", height=height, description=description)
     return Chart(title, whole.to_dict(validate=False), least, most)
+
+
+def _around(values: Sequence[float | None], padding: int = 0) -> Any:
+    """A scale of these values; around one alone it has a width, or its tick would be rounded to a whole number."""
+    ends = {value for value in map(_finite, values) if value is not None}
+    if len(ends) != 1:
+        return alt.Scale(zero=False, nice=True, padding=padding)
+    (only,) = ends
+    half = 0.01 * (abs(only) or 1.0)
+    return alt.Scale(domain=[only - half, only + half], nice=False)
 
 
 def _colours(series: Sequence[str]) -> Any:
