@@ -38,7 +38,7 @@ from multigate.engine import (
     together,
 )
 from multigate.errors import BundleError, DataError, ExperimentError, MultigateError, nearest
-from multigate.experiment import Experiment, make_experiment
+from multigate.experiment import Experiment, make_experiment, with_structures
 from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
@@ -279,13 +279,9 @@ def _unpickled(structure: type[Structure], files: dict[str, bytes]) -> Bundle:
 
 
 def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]]) -> Bundle:
-    known = {name: kind for kind in structures for name in [kind.model_fields["structure"].default]}
-    data = dict(about["experiment"])
+    data = with_structures(about["experiment"], structures)
     sharing = data.get("sharing", {})
-    own = known.get(sharing.get("structure", "")) if isinstance(sharing, dict) else None
-    if own is not None:
-        data["sharing"] = own.model_validate(sharing)
-    elif sharing and sharing.get("structure") not in STRUCTURES:
+    if sharing and not isinstance(sharing, Structure) and sharing.get("structure") not in STRUCTURES:
         raise BundleError(
             f"bundle {folder} uses structure {sharing.get('structure')!r}, which is not built in; "
             "pass its options class: load(..., structures=[Mine])"

@@ -192,6 +192,14 @@ def make_experiment(data: dict[str, Any], changes: Sequence[str] = (), *, name: 
         raise ExperimentError(refusal(name, error)) from None
 
 
+def with_structures(data: Mapping[str, Any], structures: Sequence[type[Structure]]) -> dict[str, Any]:
+    """Plain values whose ``sharing``, where it is of one of these structures of somebody's own, is its options."""
+    sharing = data.get("sharing")
+    tag = sharing.get("structure") if isinstance(sharing, Mapping) else None
+    own = next((kind for kind in structures if kind.model_fields["structure"].default == tag), None)
+    return dict(data) if own is None else {**data, "sharing": own.model_validate(sharing)}
+
+
 def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Plain values with ``key.inner=value`` settings applied; values are read as YAML."""
     result: dict[str, Any] = dict(data)

@@ -9,7 +9,7 @@ from typing import Any
 
 from multigate.bundle import Bundle, load
 from multigate.errors import ExperimentError, MultigateError, RunError
-from multigate.experiment import Experiment, make_experiment
+from multigate.experiment import Experiment, make_experiment, with_structures
 from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, other_than_a_model
 from multigate.lock import LOCK, locked
 from multigate.sharing import Structure
@@ -47,7 +47,8 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """What it was trained from, every default as it was then."""
-        return make_experiment(stored_values(self.folder), name=str(self.folder / EXPERIMENT))
+        values = with_structures(stored_values(self.folder), self.structures)
+        return make_experiment(values, name=str(self.folder / EXPERIMENT))
 
     def bundle(self) -> Bundle:
         return load(self.folder, structures=self.structures)

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +23,7 @@ from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.data.prepared import prepare
 from multigate.data.rows import join, pick_tasks
-from multigate.errors import ExperimentError
+from multigate.errors import ExperimentError, RunError
 from multigate.evaluate import forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import auc
@@ -112,6 +112,19 @@ def _conditionals_are_compared_too(comparison: Comparison, raw: list[dict[str, A
     shown = io.StringIO()
     Console(file=shown, width=160).print(comparison.table())
     assert "click/gauc" in shown.getvalue()
+
+
+class Mine(MMoE):
+    structure: Literal["mine"] = "mine"  # type: ignore[assignment]
+
+
+def test_a_structure_of_ones_own_is_had_from_a_comparison(feed_experiment: Experiment, tmp_path: Path) -> None:
+    experiment = feed_experiment.with_(sharing=Mine(experts=2, hidden=(4,)), epochs=1)
+    found = compare(experiment, tmp_path, structures=["mine"], seeds=1, boosting=False, quiet=True)
+    assert found.bundle("mine", structures=[Mine]).experiment.sharing == experiment.sharing
+    assert find_subject(tmp_path, structures=[Mine]).name.endswith("(mine, seed 0)")
+    with pytest.raises(RunError, match=r"'mine' is not built in; pass its options class"):
+        found.bundle("mine")
 
 
 def test_a_variant_goes_by_its_name_and_models_know_what_sampling_took(

@@ -22,6 +22,7 @@ from multigate.bundle import Bundle, build_model, load
 from multigate.calibration import Curve
 from multigate.errors import BundleError, ExperimentError
 from multigate.experiment import Experiment
+from multigate.report.trained import open_trained
 from multigate.run import Run, open_run
 from multigate.schema import Category, Number, Schema, Task
 from multigate.sharing import MMoE, OMoE
@@ -247,7 +248,10 @@ def test_a_run_that_was_just_trained_knows_its_structure(typed: Run, tmp_path: P
     run = train(experiment, tmp_path / "run", quiet=True)
     expected = load(run.folder, structures=[Mine]).predict(experiment.train)["click"]
     for one in (run, open_run(run.folder, structures=[Mine])):
+        assert one.experiment.sharing == experiment.sharing
         np.testing.assert_array_equal(one.bundle().predict(experiment.train)["click"], expected)
+        (told,) = open_trained([one], None, None)
+        assert told.looked_at.bundle.experiment.sharing == told.experiment.sharing == experiment.sharing
     with pytest.raises(BundleError, match="'mine', which is not built in; pass its options class"):
         open_run(run.folder).bundle()
 

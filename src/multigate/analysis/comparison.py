@@ -16,13 +16,13 @@ from multigate.analysis.intervals import Summary, mtl_gain, summary
 from multigate.bundle import Bundle, build_model
 from multigate.data.encoder import Encoder
 from multigate.errors import RunError, nearest
-from multigate.experiment import make_experiment
+from multigate.experiment import make_experiment, with_structures
 from multigate.folders import MEMBERS
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.nn.blank import Blank
 from multigate.run import stored_values
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, VARIANTS
+from multigate.sharing import STRUCTURES, VARIANTS, Structure
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST
 from multigate.training.recalibrate import sampling_curves
@@ -78,10 +78,11 @@ class Comparison:
         higher = HIGHER_IS_BETTER[metric.rpartition("/")[2]]
         return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
 
-    def bundle(self, structure: str, seed: int = 0) -> Bundle:
+    def bundle(self, structure: str, seed: int = 0, *, structures: Sequence[type[Structure]] = ()) -> Bundle:
         """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind.
 
-        Corrected for ``negatives_kept``; the curves of ``recalibrate`` are not fitted in a comparison.
+        ``structures`` names structures of your own that it may be of. Corrected for ``negatives_kept``; the curves of
+        ``recalibrate`` are not fitted in a comparison.
         """
         place = self.folder / MEMBERS / f"{structure}-{seed}"
         row = remembered(place)
@@ -89,8 +90,14 @@ class Comparison:
             names = sorted({one["structure"] for one in self.rows} - {BASELINE, BOOSTING})
             found = f"{self.folder} holds no joint model {structure!r} of seed {seed}"
             raise RunError(f"{found}; {nearest(structure, names)}")
-        own = make_experiment(stored_values(self.folder), name=str(self.folder))
-        experiment = own.with_(seed=seed, sharing=json.loads(row["sharing"]))
+        sharing = json.loads(row["sharing"])
+        values = with_structures(stored_values(self.folder) | {"seed": seed, "sharing": sharing}, structures)
+        if isinstance(values["sharing"], dict) and sharing["structure"] not in STRUCTURES:
+            raise RunError(
+                f"{self.folder}: structure {structure!r} is not built in; pass its options class: "
+                "bundle(..., structures=[Mine])"
+            )
+        experiment = make_experiment(values, name=str(self.folder))
         encoder = Encoder.load(self.folder / PREPARED / "encoder")
         with Blank():
             model = build_model(experiment, encoder)

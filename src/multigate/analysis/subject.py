@@ -52,8 +52,8 @@ def find_subject(
 
     Rows come from ``table`` if given, else from the ``part`` prepared beside the model: validation rows unless asked
     otherwise, so that looking at a model does not use up the test rows. Of a comparison it is ``structure`` (MMoE, or
-    else the last joint structure there is) with ``seed``. ``structures`` names structures of your own that a run or
-    bundle may use. Raises ``RunError`` or ``BundleError`` where there is no model, ``DataError`` where there are no
+    else the last joint structure there is) with ``seed``. ``structures`` names structures of your own that it may
+    use. Raises ``RunError`` or ``BundleError`` where there is no model, ``DataError`` where there are no
     such rows.
     """
     folder = Path(path)
@@ -65,7 +65,8 @@ def find_subject(
         if not joint:
             raise RunError(f"{folder} holds no joint model of seed {seed}; inspect one of its runs, or train one")
         chosen = structure or ("mmoe" if "mmoe" in joint else joint[-1])
-        bundle, name = comparison.bundle(chosen, seed), f"{folder} ({chosen}, seed {seed})"
+        bundle = comparison.bundle(chosen, seed, structures=structures)
+        name = f"{folder} ({chosen}, seed {seed})"
     else:
         if table is None and not (folder / PREPARED / "manifest.json").is_file():
             open_run(folder)  # says what is missing where this is no run

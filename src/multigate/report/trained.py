@@ -41,7 +41,7 @@ class Trained:
 
     @cached_property
     def experiment(self) -> Experiment:
-        return make_experiment(stored_values(self.folder), name=str(self.folder))
+        return self.run.experiment if self.run else make_experiment(stored_values(self.folder), name=str(self.folder))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -74,7 +74,8 @@ class Trained:
 
     def subject(self, part: str = "valid", structure: str | None = None) -> Subject:
         """The model with the table's rows, or those of a part."""
-        return find_subject(self.folder, self._table, part=part, structure=structure)
+        own = self.run.structures if self.run else ()
+        return find_subject(self.folder, self._table, part=part, structure=structure, structures=own)
 
     @property
     def parts(self) -> tuple[str, ...]:
