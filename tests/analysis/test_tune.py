@@ -147,6 +147,8 @@ def test_a_trial_that_fails_does_not_count_and_its_point_is_tried_again(tmp_path
 
     with pytest.raises(RunError, match="the disk is full"):
         try_one(one, fails)
+    with pytest.raises(RunError, match="a trial came to nan"):
+        try_one(one, lambda point, tell: math.nan)
     assert finished(one) == []
     assert try_one(one, hill).point == seen[0]
 
@@ -268,5 +270,7 @@ def test_the_first_points_fill_the_space_and_are_never_stopped(tmp_path: Path) -
 def test_a_range_that_goes_down_is_refused() -> None:
     with pytest.raises(ValueError, match="a range goes up"):
         Range(low=2, high=1)
+    with pytest.raises(ValueError, match="whole numbers has whole ends"):
+        Range(low=0.4, high=5, log=True, whole=True)
     with pytest.raises(ValueError, match="from above 0"):
         Range(low=0, high=1, log=True)

@@ -47,6 +47,8 @@ class Range(Options):
     def _is_one(self) -> "Range":
         if not self.low <= self.high or (self.log and self.low <= 0):
             raise ValueError(f"a range goes up, and from above 0 with 'log'; found {self.low:g} to {self.high:g}")
+        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"a range of whole numbers has whole ends; found {self.low:g} to {self.high:g}")
         return self
 
     def at(self, part: float) -> Value:
@@ -180,7 +182,10 @@ def _value(study: Any, trial: Any, search: Search, objective: Objective) -> floa
 
     began = time.perf_counter()
     try:
-        return objective(point, tell)
+        found = objective(point, tell)
+        if not math.isfinite(found):
+            raise RunError(f"a trial came to {found}, from which nothing can be learnt; its point was {point}")
+        return found
     except Stopped:
         trial.set_user_attr("stopped", True)
         return reached + _gain(study, at)
