@@ -159,6 +159,11 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     assert error.endswith("pip install 'multigate[report]'")
 
 
+def test_a_single_run_wants_no_list(trainings: Trainings) -> None:
+    for alone in (trainings.run, trainings.run.folder, str(trainings.run.folder)):
+        assert [one.folder for one in open_trained(alone, None, None)] == [trainings.run.folder]
+
+
 def test_names_tell_runs_apart(trainings: Trainings, html: Html, tmp_path: Path) -> None:
     assert html.tables[0][0][1:] == ["mmoe", "bottom", "cmp"]
     shutil.copytree(trainings.run.folder, tmp_path / "mmoe")

@@ -15,6 +15,8 @@ from multigate.run import Run, open_run, stored_values
 from multigate.training.train import PREPARED
 
 Progress = Callable[[str, int, int | None], None]
+Source = str | Path | Run | Comparison
+"""A run or a comparison, or its folder."""
 
 
 class Trained:
@@ -99,17 +101,16 @@ class Trained:
         return inspect_model(self.looked_at, progress=self._progress)
 
 
-def open_trained(
-    paths: Sequence[str | Path | Run | Comparison], table: Any, progress: Progress | None
-) -> list[Trained]:
-    """Runs and comparisons, each once, under the shortest end of its path that no other has."""
-    sources = {source.folder.resolve(): source for source in map(_open, paths)}
+def open_trained(paths: Source | Sequence[Source], table: Any, progress: Progress | None) -> list[Trained]:
+    """Runs and comparisons, each once, under the shortest end of its path that no other has; or one alone."""
+    each = [paths] if isinstance(paths, str | Path | Run | Comparison) else paths
+    sources = {source.folder.resolve(): source for source in map(_open, each)}
     ways = [folder.parts for folder in sources]
     names = ["/".join(way[-_parts_to_tell(way, ways) :]) for way in ways]
     return [Trained(source, name, table, progress) for source, name in zip(sources.values(), names, strict=True)]
 
 
-def _open(path: str | Path | Run | Comparison) -> Run | Comparison:
+def _open(path: Source) -> Run | Comparison:
     if isinstance(path, Run | Comparison):
         return path
     return open_comparison(path) if (Path(path) / RUNS).is_file() else open_run(path)

@@ -7,18 +7,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from multigate.analysis.comparison import Comparison
 from multigate.errors import MultigateError, RunError
 from multigate.report.blocks import Block, Part, Section, Text
 from multigate.report.formats import listed
 from multigate.report.page import Chapter, render, require_extra
-from multigate.report.trained import Progress, Trained, open_trained
-from multigate.run import Run
+from multigate.report.trained import Progress, Source, Trained, open_trained
 from multigate.writing import write_text
 
 
 def write_report(
-    paths: Sequence[str | Path | Run | Comparison],
+    paths: Source | Sequence[Source],
     out: str | Path,
     *,
     table: Any = None,
