@@ -3,11 +3,14 @@
 import io
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from multigate.analysis.comparison import Comparison
+from multigate.report.blocks import Figure
+from multigate.report.compared import structures
 from multigate.report.formats import bracketed, plus_minus
 from multigate.schema import Number, Schema, Task
 from multigate.tables import metric_table
@@ -64,6 +67,21 @@ def test_unequal_numbers_of_seeds_are_told() -> None:
     assert equal.notes() == []
     Console(width=200, file=shown).print(equal.table())
     assert "seeds: 3;" in shown.getvalue()
+
+
+def test_losses_are_not_called_gains() -> None:
+    schema = Schema(features=[Number("x")], tasks=[Task("y")])
+    cost = dict.fromkeys(("parameters", "multiply_adds", "rows_per_second"), 1.0)
+    means = {"single_task": 0.7, "mmoe": 0.8, "shared_bottom": 0.6}
+    rows = [
+        {"structure": name, "seed": seed, "part": "test", "rows": 9, "y/auc": mean + 0.001 * (seed % 2)} | cost
+        for name, mean in means.items()
+        for seed in range(4)
+    ]
+    one = SimpleNamespace(comparison=Comparison(Path(), schema, rows))
+    (caption,) = (block.says for block in structures(one) if isinstance(block, Figure))
+    assert "Better than the single-task models: mmoe on y/auc (+" in caption
+    assert "Worse than the single-task models: shared_bottom on y/auc (-" in caption
 
 
 def test_a_tiny_error_is_not_shown_as_none_in_the_terminal() -> None:

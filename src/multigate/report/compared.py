@@ -102,15 +102,22 @@ def _with(comparison: Comparison, metric: str, *, also_blank: bool = False) -> l
 
 
 def _told(comparison: Comparison, metrics: Sequence[str]) -> str:
-    """Which gains have an interval that leaves out 0."""
+    """Which gains and losses have an interval that leaves out 0."""
     gains = [(one, name, comparison.gain(one, name)) for name in metrics for one in comparison.structures]
     known = [(one, name, gain) for one, name, gain in gains if gain is not None and gain.n > 1]
     if not known:
         return "Whether sharing gains anything cannot be said from one seed, or without single-task models."
-    clear = [f"{one} on {name} ({signed(gain.mean)})" for one, name, gain in known if gain.clear]
+    clear = [(gain.mean, f"{one} on {name} ({signed(gain.mean)})") for one, name, gain in known if gain.clear]
     if not clear:
         return "No structure's gain over the single-task models has an interval that leaves out 0."
-    return f"Gains over the single-task models whose interval leaves out 0: {listed(clear)}."
+    better, worse = [told for mean, told in clear if mean > 0], [told for mean, told in clear if mean < 0]
+    return "".join(
+        (
+            f"Better than the single-task models: {listed(better)}. " if better else "",
+            f"Worse than the single-task models: {listed(worse)}. " if worse else "",
+            f"Of {len(known)} intervals about {0.05 * len(known):.0f} leave out 0 by chance alone.",
+        )
+    )
 
 
 def _summary(one: Summary) -> tuple[str, str, str]:
