@@ -55,10 +55,14 @@ def test_curves_of_different_lengths_stand_side_by_side_and_the_rest_is_left_alo
         np.testing.assert_allclose(found[:, column], applied(curves[name], logits[:, column].numpy()), rtol=1e-5)
 
 
-def test_platt_is_a_logistic_regression_on_drawn_in_labels() -> None:
-    logits, labels = drawn(3_000)
+@pytest.mark.parametrize(
+    ("shift", "size"), [(-1.0, 1.0), (-9.0, 1.0), (-1.0, 1e-6), (-1.0, 500.0)], ids=["plain", "rare", "narrow", "wide"]
+)
+def test_platt_is_a_logistic_regression_on_drawn_in_labels(shift: float, size: float) -> None:
+    """Also where one label in thousands is 1, and where logits hardly differ or are huge."""
+    logits, labels = drawn(3_000 if shift > -9 else 100_000, shift=shift)
     weights = np.random.default_rng(1).uniform(0.2, 3, len(logits))
-    curve = platt(logits, labels, weights)
+    curve = platt(logits * size, labels, weights)
     assert curve is not None
     # a target t is t of a 1 and 1 - t of a 0
     ones, zeros = ((weights * one).sum() / weights.mean() for one in (labels, 1 - labels))
@@ -68,9 +72,9 @@ def test_platt_is_a_logistic_regression_on_drawn_in_labels() -> None:
         np.repeat([1, 0], len(logits)),
         sample_weight=np.concatenate([weights * target, weights * (1 - target)]),
     )
-    assert curve.slope == pytest.approx(twice.coef_[0, 0], rel=1e-3)
+    assert curve.slope * size == pytest.approx(twice.coef_[0, 0], rel=1e-3)
     assert curve.to[0] == pytest.approx(twice.intercept_[0], rel=1e-3)
-    assert curve.slope == pytest.approx(2, abs=0.2)
+    assert curve.slope * size == pytest.approx(2, abs=0.2)
 
 
 def test_isotonic_pools_as_scikit_learn_does() -> None:

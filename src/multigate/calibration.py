@@ -85,24 +85,29 @@ def platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
     only, or where the fitted line does not rise.
     """
     from scipy.optimize import minimize
+    from scipy.special import expit
 
     logits, labels, weights = _known(logits, labels, weights)
     if len(np.unique(labels)) < 2:
         return None
+    ones, zeros = (float((weights * one).sum()) for one in (labels, 1 - labels))
     # counts of rows, whatever the size of the weights: what is added to them is a row
-    positives, negatives = (float((weights * one).sum() / weights.mean()) for one in (labels, 1 - labels))
+    positives, negatives = ones / weights.mean(), zeros / weights.mean()
     targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    total = weights.sum()
+    # minimise is content with slopes of 1e-5: they are those of standardised logits, per row of the rarer class
+    centre = float(np.average(logits, weights=weights))
+    spread = float(np.sqrt(np.average((logits - centre) ** 2, weights=weights))) or 1.0
+    standard, rarer = (logits - centre) / spread, min(ones, zeros)
 
     def loss(line: Floats) -> tuple[float, Floats]:
-        found = line[0] * logits + line[1]
-        chance = 1 / (1 + np.exp(-found))
-        off = weights * (chance - targets) / total
-        value = float((weights * (np.logaddexp(0, found) - targets * found)).sum() / total)
-        return value, np.array([(off * logits).sum(), off.sum()])
+        found = line[0] * standard + line[1]
+        off = weights * (expit(found) - targets) / rarer
+        value = float((weights * (np.logaddexp(0, found) - targets * found)).sum() / rarer)
+        return value, np.array([(off * standard).sum(), off.sum()])
 
-    slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
-    return Curve(at=(0.0,), to=(float(shift),), slope=float(slope)) if slope > 0 else None
+    steep, shift = minimize(loss, np.array([spread, centre]), jac=True, method="BFGS").x
+    slope = steep / spread
+    return Curve(at=(0.0,), to=(float(shift - slope * centre),), slope=float(slope)) if slope > 0 else None
 
 
 def isotonic(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Curve | None:
