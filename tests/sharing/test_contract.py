@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multigate.nn.factorised import FactorisedLinear
 from multigate.nn.parallel import ParallelLinear
-from multigate.sharing import STRUCTURES, VARIANTS, GatedStructure, MMoE, Shared, Sharing, StackedMMoE, Structure
+from multigate.sharing import STRUCTURES, VARIANTS, GatedStructure, MMoE, Shared, Sharing, Soft, StackedMMoE, Structure
 
 D, ROWS = 12, 9
 TASKS = {2: ("click", "buy"), 20: tuple(f"task{i}" for i in range(20))}
@@ -64,6 +64,20 @@ def test_rows_are_independent(options: Structure, x: Tensor) -> None:
     together = module(x).z
     alone = torch.cat([module(row.unsqueeze(0)).z for row in x])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [*CASES, pytest.param(Soft(penalty="tucker", every=1), id="tucker")])
+def test_half_precision_and_double_are_near_float32(options: Structure, x: Tensor) -> None:
+    """Moved as a whole, without autocast: what it makes has its type, in training and evaluation."""
+    module = build(options)
+    expected = module.eval()(x).z
+    for dtype, near in ((torch.float64, 1e-5), (torch.bfloat16, 0.05)):
+        module.to(dtype)
+        torch.testing.assert_close(module.eval()(x.to(dtype)).z, expected.to(dtype), atol=near, rtol=near)
+        shared = module.train()(x.to(dtype))
+        assert shared.z.dtype == dtype
+        (shared.z.square().sum() + shared.penalty).backward()
+        module.zero_grad()
 
 
 @pytest.mark.parametrize("options", CASES)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable would import the compiler here and now
 
+from multigate.nn.gate import at_least_float32
+
 FLOOR = 1e-6
 """Squared singular values below this part of the largest cannot be told from 0 in float32."""
 
@@ -69,7 +71,7 @@ def trace_norm(*blocks: Tensor) -> Tensor:
     and where values repeat; differentiating a decomposition divides by their differences.
     """
     with torch.autocast(blocks[0].device.type, enabled=False):
-        gram = torch.stack([block @ block.mT for block in blocks]).sum(0)
+        gram = torch.stack([block @ block.mT for block in map(at_least_float32, blocks)]).sum(0)
         with torch.no_grad():
             inverse, values = _inverse_root(gram)
         return ((inverse * gram).sum() + values.sum()) / 2
@@ -84,6 +86,7 @@ def tucker_subgradient(weight: Tensor) -> Tensor:
 
 def polar(matrix: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T, by the Gram matrix of its shorter side; 0 along directions that it does not have."""
+    matrix = at_least_float32(matrix)
     if matrix.shape[0] > matrix.shape[1]:
         return polar(matrix.mT).mT
     with torch.autocast(matrix.device.type, enabled=False):
