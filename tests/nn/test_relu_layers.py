@@ -105,6 +105,13 @@ def test_hooks_into_layers_are_called() -> None:
     assert seen == [(2, N, 8)]
 
 
+def test_hooks_into_gradients_of_layers_are_called() -> None:
+    mlp, seen = ParallelMLP(N, D, (8, 4)), []
+    mlp.layers[1].register_full_backward_hook(lambda layer, inputs, outputs: seen.append(outputs[0].shape))
+    mlp(torch.randn(2, D)).sum().backward()
+    assert seen == [(2, N, 4)]
+
+
 def test_frozen_layers_stay() -> None:
     mlp = ParallelMLP(N, D, (8, 4))
     mlp.layers[0].requires_grad_(False)

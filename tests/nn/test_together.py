@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multigate.nn.gate import Gate, beside, softmax
 from multigate.nn.mixture import mix
@@ -69,22 +69,23 @@ def test_a_loss_of_the_experts_alone_leaves_gates_without_a_pull() -> None:
     assert all((gate.linear.weight.grad == 0).all() for gate in gates)
 
 
-def watched(part: nn.Module) -> list[object]:
-    seen: list[object] = []
-    part.register_forward_hook(lambda *about: seen.append(about))
-    return seen
+HOOKS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
 
 
-@pytest.mark.parametrize("where", ["gate", "linear", "layer"])
-def test_hooks_into_parts_are_called(where: str) -> None:
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("where", ["gate", "linear", "layer", "experts"])
+def test_hooks_into_parts_are_called(where: str, kind: str) -> None:
     experts, gates = parts((5, 4))
-    seen = watched({"gate": gates[0], "linear": gates[1].linear, "layer": experts.layers[0]}[where])
-    x = torch.randn(B, D, dtype=torch.float64)
+    seen: list[object] = []
+    part = {"gate": gates[0], "linear": gates[1].linear, "layer": experts.layers[0], "experts": experts}[where]
+    getattr(part, f"register_{kind}")(lambda *about: seen.append(about))
+    x = torch.randn(B, D, dtype=torch.float64, requires_grad=True)
     made, gated = together(experts, gates, x)
-    assert len(seen) == 1
     expected, weights = apart(experts, gates, x)
     torch.testing.assert_close(made, expected)
     torch.testing.assert_close(gated[0].weights, weights[0])
+    sum(one.square().sum() for one in (made, *(one.weights for one in gated))).backward()
+    assert len(seen) == 1
 
 
 def test_context_is_read_by_gates_alone() -> None:

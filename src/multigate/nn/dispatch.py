@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from multigate.nn.eager import eager
+from multigate.nn.eager import eager, watched
 from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelMLP
 
@@ -25,7 +25,8 @@ def mix_experts(weights: Tensor, experts: ParallelMLP, x: Tensor, *, sparse: boo
     Where ``sparse`` weights are exactly 0 for every reader of a row, the expert need not run on it. In evaluation, on a
     CPU and eagerly, rows are dispatched to experts where that takes less time.
     """
-    if sparse and not (experts.training or _watched(experts)) and eager(weights) and weights.device.type == "cpu":
+    all_run = not sparse or experts.training or watched(*experts.modules())
+    if not all_run and eager(weights) and weights.device.type == "cpu":
         used = (weights != 0).any(1)  # (B, E)
         rows: list[int] = used.sum(0).tolist()
         if dispatch_pays(len(weights), rows, experts.multiply_adds() // experts.n):
@@ -69,8 +70,3 @@ def dispatched(weights: Tensor, experts: ParallelMLP, x: Tensor, used: Tensor, r
         include_last_offset=True,
     )
     return mixed.view(batch, readers, -1)
-
-
-def _watched(experts: ParallelMLP) -> bool:
-    """Whether someone hooks into the experts, who are then called as a whole, as always."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in experts.modules())

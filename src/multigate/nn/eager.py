@@ -1,7 +1,7 @@
-"""Whether tensors are what they seem: operators run one by one, and may look at values and at where they lie."""
+"""Whether a shortcut is open: operators run one by one, may look at values and where they lie, and nobody looks on."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def transformed(x: Tensor) -> bool:
@@ -12,3 +12,11 @@ def transformed(x: Tensor) -> bool:
 def eager(x: Tensor) -> bool:
     """Whether x is computed now: not in a graph being captured, nor under ``torch.func``."""
     return not (torch.compiler.is_compiling() or transformed(x))
+
+
+def watched(*modules: nn.Module) -> bool:
+    """Whether a hook waits for one of these to be called, or for gradients to come back through it."""
+    return any(
+        one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks
+        for one in modules
+    )

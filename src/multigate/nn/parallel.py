@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.chance import dropout
-from multigate.nn.eager import eager, transformed
+from multigate.nn.eager import eager, transformed, watched
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
 from multigate.nn.relu_layers import ReluLayers, lies_by_rows
 
@@ -68,7 +68,7 @@ def is_one(x: Tensor) -> bool:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is a linear map that nobody hooks into or transforms."""
-    if type(layer) is not ParallelLinear or layer._forward_hooks or layer._forward_pre_hooks:
+    if type(layer) is not ParallelLinear or watched(layer):
         return False
     return layer.bias is not None and not transformed(layer.weight)
 
@@ -126,7 +126,7 @@ class ParallelMLP(nn.Module):
 
         None where that takes more than one: see ``ReluLayers``.
         """
-        if not (lies_by_rows(x) and self._by_chain_rule(x)):
+        if watched(self) or not (lies_by_rows(x) and self._by_chain_rule(x)):
             return None
         flat = [weight.flatten(0, -2) for weight in weights]
         made, products = self._relu_layers(x, flat[0] if len(flat) == 1 else torch.cat(flat))

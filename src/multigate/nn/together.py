@@ -6,6 +6,7 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from multigate.nn.dispatch import mix_experts
+from multigate.nn.eager import watched
 from multigate.nn.gate import Gate, Gated, beside
 from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelMLP
@@ -36,6 +37,4 @@ def mixture(experts: ParallelMLP, gate: nn.Module, x: Tensor, context: Tensor | 
 
 def _is_plain(gate: nn.Module) -> TypeGuard[Gate]:
     """Whether a gate is a linear map and a softmax, and nobody hooks into either."""
-    if type(gate) is not Gate:
-        return False
-    return not any(one._forward_hooks or one._forward_pre_hooks for one in (gate, gate.linear))
+    return type(gate) is Gate and not watched(gate, gate.linear)
