@@ -67,6 +67,20 @@ def test_a_damaged_part_is_told_of(tmp_path: Path) -> None:
         ledger.gather()
 
 
+def test_settings_of_a_reproduction_at_work_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process with other settings, before the first part is done, is kept out and changes nothing."""
+
+    def run(settings: Settings, site: Site) -> list[Account]:
+        with pytest.raises(RunError, match="being worked on"):
+            reproduction.reproduce("tried", tmp_path / "out", runs=4)
+        site.ledger.keep("part", [{"run": 1}])
+        return []
+
+    monkeypatch.setitem(reproduction.STUDIES, "tried", Study("Tried", Settings, {}, run))
+    reproduction.reproduce("tried", tmp_path / "out")
+    Ledger(tmp_path / "out", "tried", Settings())
+
+
 def test_the_folder_of_data_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 

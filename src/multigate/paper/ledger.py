@@ -1,7 +1,6 @@
 """The folder of a reproduction: its settings, and a file of results for every part of it that is done."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multigate.errors import RunError
-from multigate.lock import LOCK, locked
+from multigate.lock import LOCK
 from multigate.options import Options
 from multigate.run import difference
 from multigate.writing import told, write_text, writing
@@ -41,12 +40,6 @@ class Ledger:
         with told(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(kept, dump_yaml(now))
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder."""
-        with locked(self.folder):
-            yield
 
     def place(self, part: str, suffix: str = ".parquet") -> Path:
         """The file of a part, or one beside it."""

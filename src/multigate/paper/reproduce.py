@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from multigate.errors import ExperimentError, MultigateError, nearest
 from multigate.experiment import changed
+from multigate.lock import locked
 from multigate.options import Options, explain
 from multigate.paper.account import Account, write_page
 from multigate.paper.census.study import STUDY as CENSUS
@@ -22,6 +23,7 @@ from multigate.report.blocks import Table
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
+from multigate.writing import told
 
 ADDRESS = re.compile(r"://[^@/]*@")
 """User and password within the URL of a database."""
@@ -58,13 +60,16 @@ def reproduce(
     study = STUDIES[name]
     settings = _settings(study, quick, runs, changes)
     report = report or Reporter(quiet=True)
-    ledger = Ledger(out, name, settings, study.may_change)
-    with ledger.locked(), interruptible(lambda: f"the same command goes on from what {out} holds"), report:
+    with told(out):
+        out.mkdir(parents=True, exist_ok=True)
+    # locked before the settings are looked at: results of one process must not go under those of another
+    with locked(out), interruptible(lambda: f"the same command goes on from what {out} holds"), report:
+        ledger = Ledger(out, name, settings, study.may_change)
         chapters = study.run(settings, Site(ledger, data.resolve(), choose_device(device), report))
         report.line(f"results: {ledger.gather()}")
         try:
-            told = [*chapters, _told(name, settings)]
-            report.line(f"page: {write_page(out, study.title, f'Results in {out}.', told)}")
+            whole = [*chapters, _told(name, settings)]
+            report.line(f"page: {write_page(out, study.title, f'Results in {out}.', whole)}")
         except MultigateError as error:
             report.line(f"no page: {error}")
     return chapters
