@@ -74,10 +74,11 @@ def test_settings_of_a_reproduction_at_work_are_left_alone(tmp_path: Path, monke
         with pytest.raises(RunError, match="being worked on"):
             reproduction.reproduce("tried", tmp_path / "out", runs=4)
         site.ledger.keep("part", [{"run": 1}])
-        return []
+        raise RunError("enough")
 
     monkeypatch.setitem(reproduction.STUDIES, "tried", Study("Tried", Settings, {}, run))
-    reproduction.reproduce("tried", tmp_path / "out")
+    with pytest.raises(RunError, match="enough"):
+        reproduction.reproduce("tried", tmp_path / "out")
     Ledger(tmp_path / "out", "tried", Settings())
 
 
