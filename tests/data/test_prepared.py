@@ -193,10 +193,23 @@ def test_a_bit_that_flipped_in_a_shard_is_told_and_not_trained_on(tmp_path, plac
         prepared.train.shards[1]
 
 
+@pytest.mark.parametrize("name", ["encoder.json", "vocabularies.parquet"])
+def test_a_bit_that_flipped_in_the_encoder_is_told_and_not_put_into_a_bundle(tmp_path, name):
+    """A digit of a mean is another digit: rows were encoded by the one, and raw rows would be by the other."""
+    make(tmp_path / "p")
+    path = tmp_path / "p" / "encoder" / name
+    content = bytearray(path.read_bytes())
+    content[content.index(b'"mean": ') + 8 if name == "encoder.json" else 10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=rf"p are damaged.*{name} is not what was written.*delete the folder"):
+        make(tmp_path / "p")
+
+
 def test_rows_prepared_before_there_were_checksums_are_read(tmp_path):
     first = make(tmp_path / "p")
     manifest = first.manifest.copy()
-    assert set(manifest.pop("checksums")) == {path.name for path in (tmp_path / "p").glob("*.safetensors")}
+    encoder, shards = (tmp_path / "p" / "encoder").iterdir(), (tmp_path / "p").glob("*.safetensors")
+    assert set(manifest.pop("checksums")) == {path.name for path in (*encoder, *shards)}
     (tmp_path / "p" / "manifest.json").write_text(json.dumps(manifest))
     again = make(tmp_path / "p")
     assert again.manifest == manifest

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from multigate.analysis.intervals import Summary, mtl_gain, summary
 from multigate.bundle import Bundle, build_model
-from multigate.data.encoder import Encoder
+from multigate.data.prepared import Prepared
 from multigate.errors import RunError, nearest
 from multigate.experiment import make_experiment, with_structures
 from multigate.folders import MEMBERS
@@ -98,7 +98,7 @@ class Comparison:
                 "bundle(..., structures=[Mine])"
             )
         experiment = make_experiment(values, name=str(self.folder))
-        encoder = Encoder.load(self.folder / PREPARED / "encoder")
+        encoder = Prepared(self.folder / PREPARED).encoder
         with Blank():
             model = build_model(experiment, encoder)
         model.load_state_dict(load_weights(place / BEST, torch.device("cpu")))

@@ -138,7 +138,7 @@ class Prepared:
         self.folder = folder
         try:
             self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            self.encoder = Encoder.load(folder / "encoder")
+            self.encoder = self._encoder()
             self.parts = {name: self._part(name, sizes) for name, sizes in self.manifest["parts"].items()}
             """The parts there are, by name."""
         except MultigateError:
@@ -148,6 +148,13 @@ class Prepared:
             raise RunError(
                 f"prepared rows {folder} are damaged ({reason}); delete the folder to prepare anew"
             ) from error
+
+    def _encoder(self) -> Encoder:
+        for path in (self.folder / "encoder").glob("*"):
+            wanted = self.manifest.get("checksums", {}).get(path.name)
+            if wanted is not None and checksum(path) != wanted:
+                raise ValueError(f"{path.name} is not what was written")
+        return Encoder.load(self.folder / "encoder")
 
     def _part(self, name: str, sizes: list[int]) -> Part:
         paths = [_shard_path(self.folder, name, at) for at in range(len(sizes))]
@@ -269,13 +276,14 @@ def _write(
         if not shards:
             own = f"the {name} table {tables[name].name} has no rows; give one with rows" if name in tables else None
             raise DataError(own or why.format(part=name))
+    checksums = {path.name: checksum(path) for path in (folder / "encoder").iterdir()}
     manifest = {
         "format": FORMAT,
         "key": key,
         "encoder": encoder.fingerprint,
         "parts": sizes,
         "rows": {name: sum(one) for name, one in sizes.items()},
-        "checksums": {name: one for writer in writers.values() for name, one in writer.checksums.items()},
+        "checksums": checksums | {name: one for writer in writers.values() for name, one in writer.checksums.items()},
         "tables": {name: table.name for name, table in tables.items()},
         "thresholds": splitter.thresholds,
         "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
@@ -417,7 +425,7 @@ def _shard_path(folder: Path, part: str, at: int) -> Path:
 
 
 def checksum(path: Path) -> str:
-    """XXH3 of a shard's file."""
+    """XXH3 of a file."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return str(xxhash.xxh3_64_hexdigest(content))
 
