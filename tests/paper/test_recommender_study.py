@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss, r2_score, roc_auc_score
 
 from multigate.analysis.intervals import summary
+from multigate.batch import Batch
 from multigate.bundle import build_model
 from multigate.data.prepared import Prepared
 from multigate.datasets.kuairand import OUTCOMES, kuairand_schema
@@ -196,12 +197,29 @@ def weight_sum(model: Model) -> dict[str, float]:
     return {"sum": sum(p.detach().double().abs().sum().item() for p in model.parameters())}
 
 
-def test_points_are_equal_parts_with_the_weights_of_that_moment(feed_experiment: Experiment, tmp_path: Path) -> None:
-    """As a plain loop has them; and stopped at any point and gone on with, a training comes to the same."""
+def test_points_are_equal_parts_with_the_weights_of_that_moment(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a plain loop has them; and stopped at any point and gone on with, a training comes to the same.
+
+    By a clock on which a step takes a second and a look a hundred.
+    """
     experiment, prepared = small_training(feed_experiment, tmp_path / "prepared")
+    clock, plain_step = [0.0], Fit.step
+
+    def step(fitting: Fit, batch: Batch) -> torch.Tensor:
+        clock[0] += 1
+        return plain_step(fitting, batch)
+
+    monkeypatch.setattr(Fit, "step", step)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
     def train(folder: str, look: Look = weight_sum) -> Watched:
-        return train_to_points(experiment, prepared, tmp_path / folder, look, points=4, device=CPU, report=NOTHING)
+        def timed(model: Model) -> dict[str, float]:
+            clock[0] += 100
+            return look(model)
+
+        return train_to_points(experiment, prepared, tmp_path / folder, timed, points=4, device=CPU, report=NOTHING)
 
     torch.manual_seed(experiment.seed)
     (tmp_path / "loop").mkdir()
@@ -222,6 +240,7 @@ def test_points_are_equal_parts_with_the_weights_of_that_moment(feed_experiment:
     whole = train("whole")
     assert {point.rows: point.seen for point in whole.points} == sums
     assert whole.multiply_adds == fitting.model.multiply_adds()
+    assert whole.seconds == steps
 
     looked = []
 
@@ -237,6 +256,7 @@ def test_points_are_equal_parts_with_the_weights_of_that_moment(feed_experiment:
             stopped = train("stopped", stops)
         reached.append(load_checkpoint(tmp_path / "stopped" / CHECKPOINT)[1]["step"])
     assert stopped.points == whole.points
+    assert stopped.seconds == steps, "what was trained before it was stopped counts, and looks do not"
     assert reached == [steps // 2, 3 * steps // 4, steps, steps], "nothing before a point was trained again"
     one, two, three, four = (point.seen["sum"] for point in whole.points)
     assert looked == [one, two, two, three, three, four, four], "each point was reached again as it was"

@@ -54,7 +54,7 @@ def choose_device(name: str) -> torch.device:
 
 
 Observe = Callable[[Fit, Batch], None]
-"""Looks at a training before a step, with the batch of that step on its device."""
+"""Looks at a training before a step, with the batch of that step on its device; the seconds it takes do not count."""
 Watch = Callable[[int, dict[str, float]], None]
 """Told the epochs that are done and the validation metrics after the last of them."""
 
@@ -141,8 +141,10 @@ def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts, observe: 
     try:
         for number, batch in enumerate(batches, start + 1):
             if observe is not None:
+                fitting.seconds += time.perf_counter() - began  # so far, for who saves while looking
                 with torch.random.fork_rng(devices=devices(fitting.device)):
                     observe(fitting, to_device(batch, fitting.device))
+                began = time.perf_counter()
             loss = fitting.step(batch)
             if number % CHECK_EVERY == 0 or number == per_epoch:
                 if not math.isfinite(loss.item()):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,17 +70,16 @@ def train_to_points(
         tuple(Point(rows_read(step, rows, size), seen) for step, seen in sorted(looks.taken.items())),
         sum(parameter.numel() for parameter in fitted.model.parameters()),
         fitted.model.multiply_adds(),
-        fitted.seconds - looks.seconds,
+        fitted.seconds,
     )
 
 
 class _Looks:
-    """Looks taken so far, in a file of their own, and the seconds that those within an epoch took."""
+    """Looks taken so far, in a file of their own."""
 
     def __init__(self, path: Path, look: Callable[[Model], Seen], points: int) -> None:
         self.path, self.look, self.points = path, look, points
-        kept: Any = _read(path) if path.is_file() else {"seconds": 0.0, "taken": {}}
-        self.seconds: float = kept["seconds"]
+        kept: Any = _read(path) if path.is_file() else {"taken": {}}
         self.taken: dict[int, Seen] = {int(step): seen for step, seen in kept["taken"].items()}
 
     def observe(self, fitting: Fit, batch: Batch) -> None:
@@ -89,19 +87,13 @@ class _Looks:
         step = fitting.step_done
         if step in self.taken or step not in steps_of(fitting.steps, self.points):
             return
-        began = time.perf_counter()
         fitting.save()
         self.take(step, fitting.model)
-        self.seconds += time.perf_counter() - began
-        self._write()
 
     def take(self, step: int, model: Model) -> None:
         if step not in self.taken:
             self.taken[step] = self.look(model)
-            self._write()
-
-    def _write(self) -> None:
-        write_text(self.path, json.dumps({"seconds": self.seconds, "taken": self.taken}))
+            write_text(self.path, json.dumps({"taken": self.taken}))
 
 
 def steps_of(steps: int, points: int) -> list[int]:
