@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -308,10 +310,22 @@ def test_monitors_that_cannot_be_are_told_before_training(feed_experiment: Exper
             train(feed_experiment.with_(monitor=monitor), tmp_path / monitor.replace("/", "-"), quiet=True)
 
 
-def test_metrics_and_summary_are_plain_files(feed_experiment: Experiment, tmp_path: Path) -> None:
+def test_metrics_and_summary_are_plain_files(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without TensorBoard, which is looked for once."""
+    looked: list[Path] = []
+
+    @contextmanager
+    def absent(folder: Path) -> Iterator[None]:
+        looked.append(folder)
+        yield None
+
+    monkeypatch.setattr("multigate.training.loop.tensorboard", absent)
     run = train(feed_experiment, tmp_path / "run", quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+    assert looked == [tmp_path / "run"]
     assert run.summary["rows"] == {"train": 4800, "valid": 600, "test": 600}
     assert not list((tmp_path / "run").rglob("*.pkl"))
     assert not list((tmp_path / "run").rglob("*.pt"))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -100,7 +100,8 @@ def fit(
                 scored = fitting.evaluate()
                 tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
                 report.detail(line_of(fitting, scored))
-        board = None
+        board: Any = None
+        opened = False
         fitting.model.train()
         while not fitting.finished:
             _run_epoch(fitting, report, interrupts, observe)
@@ -110,7 +111,8 @@ def fit(
             entry = entry_of(fitting, scored)
             tell(fitting, entry)
             fitting.balance.after_epoch(fitting.losses / len(fitting.loader))
-            board = board or left_open.enter_context(tensorboard(folder))
+            if not opened:
+                board, opened = left_open.enter_context(tensorboard(folder)), True
             for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
                 if value is not None:
                     board.add_scalar(name, value, fitting.step_done)
