@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow.parquet as pq
 import pytest
@@ -189,7 +189,7 @@ class StopAt:
     def __init__(self, kind: type[Fit] | type[Cohort], step: int) -> None:
         self.kind, self.step, self.done = kind, step, 0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self.original = original = self.kind.step
 
         def step(training: Any, batch: Batch) -> torch.Tensor:
@@ -200,6 +200,7 @@ class StopAt:
             return found
 
         self.kind.step = step
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.kind.step = self.original
@@ -224,12 +225,20 @@ def test_seeds_trained_together_are_gone_on_with_together(feed_experiment: Exper
     assert results(compare(experiment, pieces, structures=both, seeds=3, **options)) == whole
 
 
-def test_a_seed_that_was_begun_alone_ends_alone(feed_experiment: Experiment, tmp_path: Path) -> None:
-    experiment = feed_experiment.with_(epochs=1)
-    options = {"structures": ("mmoe",), "boosting": False, "quiet": True}
+@pytest.mark.parametrize(("structure", "models", "step"), [("mmoe", 1, 5), ("single_task", 3, 19 + 5)])
+def test_a_seed_that_was_begun_alone_ends_alone(
+    feed_experiment: Experiment, tmp_path: Path, structure: str, models: int, step: int
+) -> None:
+    """And of the models that make up a run, those that were done are not trained again."""
+    experiment = feed_experiment.with_(epochs=1, schema=feed_experiment.schema.only(["click", "buy"]))
+    options = {"structures": (structure,), "boosting": False, "quiet": True}
     whole = compare(experiment, tmp_path / "whole", seeds=1, **options)
-    with StopAt(Fit, 5), pytest.raises(Interrupted):
+    with StopAt(Fit, step), pytest.raises(Interrupted):
         compare(experiment, tmp_path / "pieces", seeds=1, **options)
+    with StopAt(Fit, 0) as rest:
+        compare(experiment, tmp_path / "pieces", seeds=1, **options)
+    assert rest.done == models * 19 - step
+    assert not list((tmp_path / "pieces").rglob("checkpoint.safetensors"))
     more = compare(experiment, tmp_path / "pieces", seeds=4, **options)
     assert results(more)[0] == results(whole)[0]
     assert [row["seed"] for row in more.rows] == [0, 1, 2, 3]

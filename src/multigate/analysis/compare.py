@@ -180,6 +180,8 @@ def _keep(ground: Ground, name: str, found: Mapping[int, Row]) -> None:
         place = _place(ground.folder, name, seed)
         place.mkdir(parents=True, exist_ok=True)
         write_text(place / RESULT, json.dumps(row, indent=1))
+        for checkpoint in list(place.rglob(CHECKPOINT)):  # kept until now, for a run may be several models
+            checkpoint.unlink()
         _write_rows(ground.folder)
         shown = (
             f"{metric} {row[metric]:.4f}"
@@ -287,11 +289,10 @@ def _fit(
         fits = fit_cohort(experiments, prepared, folders, checkpoint, device=device, report=report, tasks=places)
     part = prepared.test or prepared.valid
     results = []
-    for fitted, folder in zip(fits, folders, strict=True):
+    for fitted in fits:
         batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
         found = spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen)
         metrics = scores(found)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
         results.append((fitted, metrics, unscored(found, metrics)))
     return results
 
