@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multigate.analysis.tune import (
+    KILLS,
     RETRIES,
     STARTUP,
     Choice,
@@ -23,6 +24,7 @@ from multigate.analysis.tune import (
     Range,
     Search,
     Tell,
+    _again,
     begin,
     best,
     finished,
@@ -200,6 +202,32 @@ def test_a_point_whose_process_is_gone_has_failed_as_often_as_before(tmp_path: P
     assert lost is not None
     assert lost.point == trial.params
     assert lost.value == -100.0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_point_whose_process_is_killed_again_and_again_counts_as_hopeless(tmp_path: Path, shared: bool) -> None:
+    one = search(tmp_path)._replace(hopeless=-100.0, shared=shared)
+    begin(one)
+    study = optuna.load_study(study_name=one.name, storage=one.storage)
+    lost = {"rate": 0.0125, "units": 8, "kind": "b"}
+    study.enqueue_trial(lost)
+    for killed in range(KILLS + 1):
+        assert finished(one) == [], killed
+        trial = study.ask()  # and never told
+        trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+        trial.suggest_int("units", 4, 256, log=True)
+        trial.suggest_categorical("kind", ("a", "b"))
+        assert trial.params == lost
+        if shared:  # as another machine does, which has waited for a sign of life
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            _again(one, study, study.trials[trial.number])
+        else:
+            assert begin(one) == ([lost] if killed == KILLS else [])
+    (told,) = finished(one)
+    assert (told.point, told.value, told.stopped) == (lost, -100.0, False)
+    after = try_one(one, hill)
+    assert after is not None
+    assert after.point != lost
 
 
 def test_machines_that_share_a_search_leave_the_trials_of_others_alone(tmp_path: Path) -> None:

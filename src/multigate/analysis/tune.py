@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +28,12 @@ STARTUP = 8
 """Trials at points spread over the space, before the process has something to go by; none of them is stopped."""
 RETRIES = 2
 """Times that a point which failed is tried again before it counts as hopeless."""
-FAILURES = "failures"
-"""Attribute of a trial: how often its point failed before."""
+KILLS = 3
+"""Times that a point whose process was killed is tried again: it may have taken more memory than there is."""
+FAILURES, KILLED = "failures", "killed"
+"""Attributes of a trial: how often its point failed before, and how often its process was killed."""
+SECONDS = "seconds"
+"""Attribute of a trial: how long it took."""
 BEAT, SILENCE = 30, 120
 """Seconds between signs of life of a trial in a database that several machines share, and without one until it counts
 as dead."""
@@ -118,16 +123,19 @@ def require_extra() -> None:
         raise MultigateError("tuning needs optuna, which is not installed: pip install 'multigate[tune]'") from None
 
 
-def begin(search: Search) -> None:
+def begin(search: Search) -> list[Point]:
     """Make the search's place in the database, or go on with the one there is: what a killed process was at comes next.
+
+    Gives back the points that are hopeless from now on, for that came ``KILLS`` times before.
 
     Raises ``RunError`` where the search there is about something else.
     """
     with _study(search) as study:
-        if not search.shared:
-            for trial in _in_state(study, "RUNNING"):
-                study.tell(trial.number, state=_state("FAIL"))
-                _again(study, trial)
+        lost = [] if search.shared else _in_state(study, "RUNNING")
+        for trial in lost:
+            study.tell(trial.number, state=_state("FAIL"))
+            _again(search, study, trial)
+        return [trial.params for trial in lost if _is_hopeless(search, trial)]
 
 
 def try_one(search: Search, objective: Objective, most: int | None = None) -> Trial | None:
@@ -136,7 +144,8 @@ def try_one(search: Search, objective: Objective, most: int | None = None) -> Tr
     A trial is stopped where the best it has told so far is below the median of the trials before it at the same step.
     Its value is then what it had, and what trials that were not stopped gained from there to their end, in the median:
     the process learns from it, and is not misled. A trial that raises anything else does not count, and its point is
-    the next one's; one that failed, and was not asked to stop, ``RETRIES`` times over has the value ``hopeless``.
+    the next one's; one that failed, and was not asked to stop, ``RETRIES`` times over has the value ``hopeless``, as
+    one has whose process was killed ``KILLS`` times over.
     """
     number = -1
 
@@ -170,7 +179,7 @@ def best(trials: list[Trial]) -> Trial:
 def _value(study: Any, trial: Any, search: Search, objective: Objective) -> float:
     """Run a trial: its value, or what it would have come to."""
     point = {name: _suggested(trial, name, one) for name, one in search.space.items()}
-    failures = trial.user_attrs.get(FAILURES, 0)
+    failures, killed = _failures(trial)
     reached, at = -math.inf, 0
 
     def tell(step: int, value: float) -> None:
@@ -193,10 +202,10 @@ def _value(study: Any, trial: Any, search: Search, objective: Objective) -> floa
         failures += isinstance(error, Exception) and not isinstance(error, Interrupted)
         if search.hopeless is not None and failures > RETRIES:
             return search.hopeless
-        study.enqueue_trial(point, user_attrs={FAILURES: failures})
+        study.enqueue_trial(point, user_attrs={FAILURES: failures, KILLED: killed})
         raise
     finally:
-        trial.set_user_attr("seconds", time.perf_counter() - began)
+        trial.set_user_attr(SECONDS, time.perf_counter() - began)
 
 
 def _gain(study: Any, step: int) -> float:
@@ -214,7 +223,7 @@ def _finished(study: Any, search: Search) -> list[Trial]:
             value=trial.value,
             steps=dict(trial.intermediate_values),
             stopped="stopped" in trial.user_attrs,
-            seconds=trial.user_attrs["seconds"],
+            seconds=trial.user_attrs[SECONDS],
         )
         for trial in _in_state(study, "COMPLETE")
     ]
@@ -247,10 +256,34 @@ def _sampler(seed: int, place: int) -> Any:
     return optuna.samplers.GPSampler(seed=own, n_startup_trials=2, warn_independent_sampling=False)
 
 
-def _again(study: Any, trial: Any) -> None:
-    """Have the point of a trial that nobody ended tried next."""
-    if trial.params:
-        study.enqueue_trial(trial.params, user_attrs={FAILURES: trial.user_attrs.get(FAILURES, 0)})
+def _again(search: Search, study: Any, trial: Any) -> None:
+    """Have the point of a trial that nobody ended tried next, or count it as hopeless."""
+    if not trial.params:
+        return
+    failures, killed = _failures(trial)
+    if not _is_hopeless(search, trial):
+        study.enqueue_trial(trial.params, user_attrs={FAILURES: failures, KILLED: killed + 1})
+        return
+    from optuna.trial import create_trial
+
+    study.add_trial(
+        create_trial(
+            params=trial.params,
+            distributions=trial.distributions,
+            value=search.hopeless,
+            user_attrs={FAILURES: failures, KILLED: killed + 1, SECONDS: 0.0},
+        )
+    )
+
+
+def _is_hopeless(search: Search, trial: Any) -> bool:
+    """Whether the point of a trial that was killed is not worth another."""
+    return search.hopeless is not None and _failures(trial)[1] >= KILLS
+
+
+def _failures(trial: Any) -> tuple[int, int]:
+    """How often the point of a trial failed before, and how often its process was killed."""
+    return trial.user_attrs.get(FAILURES, 0), trial.user_attrs.get(KILLED, 0)
 
 
 def _in_state(study: Any, *names: str) -> list[Any]:
@@ -299,7 +332,7 @@ def _storage(search: Search) -> Any:
             engine_kwargs={"connect_args": {"timeout": SILENCE}} if search.storage.startswith("sqlite") else None,
             heartbeat_interval=BEAT if search.shared else None,
             grace_period=SILENCE if search.shared else None,
-            heartbeat_stale_trial_callback=_again,
+            heartbeat_stale_trial_callback=partial(_again, search),
         )
     except (SQLAlchemyError, ImportError) as error:  # not a URL, no driver, nobody there, no database
         reason = str(error).partition("\n")[0]

@@ -136,8 +136,11 @@ def _tune(
     remove(site.ledger.folder / "work" / "search")  # what killed trials left
     ground = _ground(settings, site, "search", prepare_search(rows, _rows_of(site, "search"), site.report))
     searches = {training: _search(settings, site, training, rows.train.num_rows) for training in wanted}
-    for search in searches.values():
-        begin(search)
+    for training, search in searches.items():
+        for point in begin(search):
+            site.report.line(
+                f"{training.name}: hopeless, for its process was killed time and again: {json.dumps(point)}"
+            )
     total = settings.trials * len(wanted)
     while due := _due(searches, settings.trials):
         jobs = [partial(try_one, searches[one], partial(try_point, ground, one), settings.trials) for one in due]
