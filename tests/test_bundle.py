@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import multigate.bundle as bundle_module
 from multigate.bundle import Bundle, build_model, load, sigmoid, softmax
 from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
@@ -476,6 +478,28 @@ def test_a_bundle_takes_the_place_of_another_with_or_without_a_graph(
     }  # fmt: skip
     bundle.save(folder)
     assert load(folder).encoder.fingerprint == bundle.encoder.fingerprint
+
+
+@pytest.mark.parametrize("moment", ["_read_about", "_checksum", "_restored"])
+def test_a_bundle_replaced_while_it_is_read_is_read_again(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What comes back is the new one whole, never the weights of the one with what else there is of the other."""
+    other = copy.deepcopy(bundle.model)
+    torch.nn.init.ones_(other.towers.layers[0].weight)
+    newer = Bundle(bundle.experiment.with_(seed=77), bundle.encoder, other)
+    bundle.save(tmp_path / "b")
+    whole, calls = getattr(bundle_module, moment), count()
+
+    def replaced(*given: Any) -> Any:
+        if next(calls) == 0:  # saving has checksums taken, too
+            newer.save(tmp_path / "b")
+        return whole(*given)
+
+    monkeypatch.setattr(bundle_module, moment, replaced)
+    found = load(tmp_path / "b")
+    assert found.experiment.seed == 77
+    assert torch.equal(found.model.towers.layers[0].weight, other.towers.layers[0].weight)
 
 
 def test_a_folder_without_a_bundle_is_told(tmp_path: Path) -> None:

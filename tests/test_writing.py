@@ -63,6 +63,26 @@ def test_a_folder_is_never_replaced_by_a_file_nor_a_file_by_a_folder(tmp_path: P
     assert names(tmp_path) == ["folder", "folder/thesis"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere two folders cannot change places in one step")
+def test_at_no_moment_is_a_folder_gone_whose_place_another_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process killed there would take both with it, and who reads finds nothing."""
+    path, rename = tmp_path / "x", Path.rename
+
+    def watched(one: Path, other: Path) -> Path:
+        moved = rename(one, other)
+        assert path.is_dir()
+        return moved
+
+    monkeypatch.setattr(Path, "rename", watched)
+    for content in ("one", "two"):
+        with writing(path) as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+    assert names(tmp_path) == ["x", "x/two"]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_threads_that_write_one_path_at_once_do_not_meet(tmp_path: Path, kind: str) -> None:
     """Each holds the path's temporary at the same time as the others; what is there at last is all of one of them."""

@@ -237,15 +237,38 @@ def load(path: str | Path, *, structures: Sequence[type[Structure]] = (), engine
     ``engine`` computes predictions: torch; onnx, the graph that ``Bundle.export`` wrote; or auto, for single rows and
     for tables whichever of them is faster here, torch where there is no graph or no ONNX Runtime.
 
-    Raises ``BundleError`` where a file is missing or altered, or was written by a newer version, and where the engine
-    asked for cannot be had.
+    Where another bundle is put in its place meanwhile, that one is read. Raises ``BundleError`` where a file is missing
+    or altered, or was written by a newer version, and where the engine asked for cannot be had.
     """
     if engine not in ENGINES:
         raise BundleError(f"there is no engine {engine!r}; {nearest(engine, ENGINES)}")
     folder = Path(path)
     if (folder / "bundle" / ABOUT).is_file():
         folder = folder / "bundle"
-    about = _read_about(folder)
+    while True:
+        before = _identity(folder)
+        try:
+            bundle = _load(folder, _read_about(folder), structures, engine)
+        except BundleError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return bundle
+        # another was put in its place meanwhile: what was read may be partly of the one, partly of the other
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Which file ``bundle.json`` is now; None where there is none."""
+    try:
+        found = (folder / ABOUT).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _load(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]], engine: EngineName) -> Bundle:
+    """The bundle in a folder, as long as that stays as it is."""
     try:
         for name, checksum in about["files"].items():
             file = folder / name

@@ -1,5 +1,6 @@
 """Files and folders that appear whole: written beside their place, made durable, moved there."""
 
+import ctypes
 import os
 import shutil
 import threading
@@ -16,6 +17,8 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 LEFTOVERS = ("*.writing", ".*.old")
 """Names of what a killed process was in the middle of."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux's fcntl.h and fs.h."""
 _numbers = count()
 """For names that no two threads of a process share."""
 _placing = threading.Lock()
@@ -132,9 +135,20 @@ def _make_durable(path: Path) -> None:
             os.close(handle)
 
 
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two folders have changed places, in one step as Linux can: so at no moment is one gone."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # another system, or an older C library
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
+
+
 def _put_in_place(temporary: Path, path: Path) -> None:
     if not (temporary.is_dir() and path.is_dir()):
         os.replace(temporary, path)
+        return
+    if _exchanged(temporary, path):
         return
     old = _beside(path, "old")
     remove(old)
