@@ -279,7 +279,7 @@ def test_what_is_gone_of_a_finished_run_is_made_again(feed_experiment: Experimen
     before = contents(folder)
     for gone in (
         ["bundle"], ["bundle/bundle.json"], ["prepared"], ["prepared/encoder"], ["prepared/valid-00000.safetensors"],
-        ["prepared", "bundle"],
+        ["prepared", "bundle"], ["bundle/model.safetensors"], ["bundle/encoder/encoder.json"],
     ):  # fmt: skip
         for name in gone:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from multigate.bundle import ABOUT, GRAPH, WEIGHTS, Bundle, build_model, load
+from multigate.bundle import ABOUT, FILES, GRAPH, WEIGHTS, Bundle, build_model, load
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, open_prepared, prepare
@@ -119,12 +119,10 @@ def _complete(
 
     Raises ``RunError`` where the tables are no longer those it was trained on, or it cannot be known.
     """
-    bundled = (folder / BUNDLE / ABOUT).is_file()
+    bundled = all((folder / BUNDLE / name).is_file() for name in (ABOUT, *FILES))
     prepared = open_prepared(folder / PREPARED) or _prepared_again(experiment, tables, folder, report)
     if bundled:
         return
-    for name in (WEIGHTS, GRAPH, "encoder"):
-        remove(folder / BUNDLE / name)
     with Blank():
         model = build_model(experiment, prepared.encoder).to(device)
     weights = load_weights(folder / BEST, device)
@@ -132,6 +130,8 @@ def _complete(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder / BEST} does not fit the run in {folder}; train again in another folder") from error
+    for name in (ABOUT, WEIGHTS, GRAPH, "encoder"):
+        remove(folder / BUNDLE / name)
     _keep(experiment, prepared, model, device, folder)
 
 
