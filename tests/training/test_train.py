@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from multigate.run import open_run
 from multigate.score import score_table
 from multigate.training.fit import CHECKPOINT, batch_size
 from multigate.training.interrupts import Interrupted
-from multigate.training.train import train
+from multigate.training.train import open_sources, train
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -285,6 +286,28 @@ def test_what_is_gone_of_a_finished_run_is_made_again(feed_experiment: Experimen
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
         train(experiment, folder, resume=True, quiet=True)
         assert contents(folder) == before, gone
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_trained_again(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening tables takes a while, and only after that is the folder locked."""
+    experiment, folder = feed_experiment.with_(epochs=1), tmp_path / "run"
+    with StopAt(5), pytest.raises(Interrupted):
+        train(experiment, folder, quiet=True)
+
+    def opened(*given: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr("multigate.training.train.open_sources", open_sources)
+            train(experiment, folder, resume=True, quiet=True)
+        before.update(contents(folder))
+        return open_sources(*given)
+
+    before: dict[str, bytes] = {}
+    monkeypatch.setattr("multigate.training.train.open_sources", opened)
+    train(experiment, folder, resume=True, quiet=True)
+    assert before.keys() == contents(folder).keys()
+    assert before["summary.json"] == contents(folder)["summary.json"], "its seconds are those of the one training"
 
 
 def test_a_finished_run_is_not_completed_from_other_rows(feed_experiment: Experiment, tmp_path: Path) -> None:

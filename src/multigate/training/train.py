@@ -57,7 +57,8 @@ def train(
     sources = {} if finished else open_sources(experiment, tables or {})
     with interruptible(lambda: _go_on(folder)), claimed(folder, experiment, resume=resume, progress=CHECKPOINT):
         with Reporter(quiet=quiet) as report:
-            if finished:
+            # another process may have finished it while tables were opened here
+            if finished or (resume and (folder / SUMMARY).is_file()):
                 _complete(experiment, tables or {}, folder, chosen, report)
             else:
                 _train(experiment, sources, folder, chosen, report, resume=resume)
