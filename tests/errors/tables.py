@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import gzip
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -52,6 +53,16 @@ def written(name: str, content: str | bytes) -> Make:
         return init(name)
 
     return make
+
+
+def placed(make: Callable[[Path], object], name: str = "rows.csv") -> Make:
+    """What is made under this name, met by ``init``."""
+
+    def place(folder: Path) -> list[str]:
+        make(folder / name)
+        return init(name)
+
+    return place
 
 
 def broken(change: Callable[[bytes], bytes], name: str = "rows.parquet", called: str = "") -> Make:
@@ -257,6 +268,10 @@ CSV_CASES = [
     Case(CSV, "a spreadsheet called .csv", written("rows.csv", b"PK\x03\x04\x14\0"), ("spreadsheet; unpack it",)),
     Case(CSV, "a byte order mark", written("rows.csv", csv().encode("utf-8-sig")), ("name: colour,",), 0,
          "Read; the mark is no part of the first name."),
+    Case(CSV, "a link to what is gone", placed(lambda path: path.symlink_to("gone.csv")),
+         ("rows.csv is a link to gone.csv, which is not there",)),
+    Case(CSV, "a pipe", placed(os.mkfifo), ("rows.csv is no file but a pipe or device",)),
+    Case(CSV, "in the home of nobody", lambda folder: init("~nobody-of-this-name/rows.csv"), ("no home folder",)),
     Case(CSV, "line breaks within quotes", written("rows.csv", csv('"dark\nred",2,1')), ("(41 rows)",), 0,
          "Read; a quoted cell may hold them."),
     Case(CSV, "semicolons", written("rows.csv", csv().replace(",", ";")), ("price: double",), 0,

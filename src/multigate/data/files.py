@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -215,7 +216,10 @@ def _merged(parts: Sequence[_Part], frozen: Mapping[str, pa.DataType]) -> pa.Sch
 
 def _found(given: str) -> list[Path]:
     """The data files that a path, a folder or a glob names, sorted by name."""
-    path = Path(given).expanduser()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError:
+        raise DataError(f"{given}: there is no home folder for its '~'; write the path from / on") from None
     if not given.strip():
         raise DataError("the path of a table is empty; give a file, a folder or a glob")
     if path.is_dir():
@@ -238,6 +242,10 @@ def _found(given: str) -> list[Path]:
         for one in matched:
             _check_suffix(one)
         return matched
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{given} is a link to {os.readlink(path)}, which is not there; mend the link")
+    if path.exists():
+        raise DataError(f"{given} is no file but a pipe or device, which is read once only; write its rows to a file")
     missing = path
     while not missing.parent.is_dir():
         missing = missing.parent
