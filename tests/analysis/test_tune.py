@@ -264,6 +264,17 @@ def test_a_database_that_is_none_is_told_without_its_password(storage: str) -> N
     assert "secret" not in str(told.value)
 
 
+def test_a_database_that_was_damaged_meanwhile_is_told(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    begin(one)
+    try_one(one, hill)
+    content = bytearray((tmp_path / "trials.db").read_bytes())
+    content[8192:40_000] = bytes(40_000 - 8192)
+    (tmp_path / "trials.db").write_bytes(content)
+    with pytest.raises(RunError, match=r"no trials can be kept in .*trials\.db'"):
+        begin(one)
+
+
 def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MultigateError, match=r"pip install 'multigate\[tune\]'"):

@@ -301,6 +301,7 @@ def _study(search: Search) -> Iterator[Any]:
     """The search in its database."""
     require_extra()
     import optuna
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
@@ -317,6 +318,8 @@ def _study(search: Search) -> Iterator[Any]:
             )
             _check_same(study, search)
             yield study
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:  # damaged, locked, a full disk
+            raise _refused(search, error) from error
         finally:
             storage.remove_session()
             storage.engine.dispose()
@@ -334,10 +337,15 @@ def _storage(search: Search) -> Any:
             grace_period=SILENCE if search.shared else None,
             heartbeat_stale_trial_callback=partial(_again, search),
         )
-    except (SQLAlchemyError, ImportError) as error:  # not a URL, no driver, nobody there, no database
-        reason = str(error).partition("\n")[0]
-        place = search.storage.rpartition("@")[2]  # behind user and password
-        raise RunError(f"no trials can be kept in {place!r}: {reason}") from None
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:  # no URL, driver, database
+        raise _refused(search, error) from None
+
+
+def _refused(search: Search, error: Exception) -> RunError:
+    """What a database says that keeps no trials."""
+    reason = str(error.__cause__ or error).partition("\n")[0]
+    place = search.storage.rpartition("@")[2]  # behind user and password
+    return RunError(f"no trials can be kept in {place!r}: {reason}")
 
 
 def _check_same(study: Any, search: Search) -> None:
