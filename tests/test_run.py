@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,14 @@ def test_every_command_tells_the_same_of_a_folder_without_a_model(
 )
 def test_the_first_difference_is_named(before: object, now: object, told: str) -> None:
     assert difference(before, now) == told
+
+
+@pytest.mark.parametrize("made", ["experiment.yaml", "summary.json", "runs"])
+def test_a_command_that_is_advised_can_be_pasted_whatever_the_name_of_the_folder(tmp_path: Path, made: str) -> None:
+    folder = tmp_path / "my runs; 100% (new)"
+    (folder / made).mkdir(parents=True) if made == "runs" else folder.mkdir()
+    if made != "runs":
+        (folder / made).write_text("{")
+    with pytest.raises(RunError) as told:
+        open_run(folder)
+    assert shlex.split(str(told.value).rpartition("multigate ")[2])[-1] == str(folder)

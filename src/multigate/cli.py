@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -86,7 +87,9 @@ def train(
         chosen = chosen.with_(warm_start=str(from_))
     run = run_training(chosen, out, resume=resume, device=device)
     _print(metric_table("Validation, best weights", run.best))
-    typer.echo(f"\nrun: {run.folder}    predict: multigate score {run.folder} TABLE --out predictions.parquet")
+    typer.echo(
+        f"\nrun: {run.folder}    predict: multigate score {quote(str(run.folder))} TABLE --out predictions.parquet"
+    )
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What a folder holds in place of one model, told by the names that stand in it."""
 
 from pathlib import Path
+from shlex import quote
 
 EXPERIMENT = "experiment.yaml"
 """The file that every folder of trainings has, from their beginning on."""
@@ -14,12 +15,13 @@ TRAININGS = "trainings"
 
 def other_than_a_model(folder: Path) -> str | None:
     """What a folder without a whole run is, and which command suits, in one sentence; None where it is unknown."""
+    quoted = quote(str(folder))  # as a shell reads it
     if (folder / MEMBERS).is_dir():
-        return f"{folder} holds a comparison, not one model; show it with: multigate report {folder}"
+        return f"{folder} holds a comparison, not one model; show it with: multigate report {quoted}"
     if (folder / TRAININGS).is_dir():
         return f"{folder} holds related tasks, not one model; see relations.html there, by multigate relate"
     if (folder / SUMMARY).is_file():
-        return f"the bundle of the run in {folder} is gone; make it anew with: multigate train --resume --out {folder}"
+        return f"the bundle of the run in {folder} is gone; make it anew with: multigate train --resume --out {quoted}"
     if (folder / EXPERIMENT).is_file():
-        return f"the run in {folder} did not finish; go on with: multigate train --resume --out {folder}"
+        return f"the run in {folder} did not finish; go on with: multigate train --resume --out {quoted}"
     return None

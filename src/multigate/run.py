@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from multigate.bundle import Bundle, load
@@ -182,5 +183,6 @@ def _read_summary(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise RunError(
-        f"{path} is damaged; restore it, or delete it and train again: multigate train --resume --out {path.parent}"
+        f"{path} is damaged; restore it, or delete it and train again: multigate train --resume --out "
+        f"{quote(str(path.parent))}"
     )

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ def _prepared_again(experiment: Experiment, tables: Mapping[str, Any], folder: P
 def _go_on(folder: Path) -> str:
     """How a training that was stopped is gone on with."""
     if (folder / EXPERIMENT).is_file():
-        return f"go on with: multigate train --resume --out {folder}"
+        return f"go on with: multigate train --resume --out {quote(str(folder))}"
     return "nothing was begun yet, so run the same command again"
 
 
