@@ -87,8 +87,7 @@ def fit(
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
-        if experiment.optimizer.embedding_rate is not None and not fitting.tables.weights:
-            report.detail("optimizer.embedding_rate moves nothing: all tables are dense; set optimizer.embedding")
+        _tell_of_rate(fitting, report)
         if resume and (folder / CHECKPOINT).is_file():
             fitting.restore()
         else:
@@ -130,6 +129,12 @@ def fit(
         rows = prepared.train.rows * fitting.step_done / len(fitting.loader)
         rows_per_second = rows / max(fitting.seconds, 1e-9)
         return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
+
+
+def _tell_of_rate(fitting: Fit, report: Reporter) -> None:
+    """Say so where a learning rate of tables was set, and all tables are dense."""
+    if fitting.experiment.optimizer.embedding_rate is not None and not fitting.tables.weights:
+        report.detail("optimizer.embedding_rate moves nothing: all tables are dense; set optimizer.embedding")
 
 
 def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts, observe: Observe | None) -> None:
