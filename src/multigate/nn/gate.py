@@ -128,9 +128,10 @@ def softmax(logits: Tensor) -> Tensor:
 
 def even_use(readers: int, sources: int, mask: Mask | None, k: int = 1) -> Tensor:
     """What each source would have if every reader spread k (or as many as it may read) evenly. (sources,)."""
-    allowed = torch.ones(readers, sources) if mask is None else torch.tensor(mask, dtype=torch.float32)
+    # never computed on the meta device, where comparisons count costs: it would import the compiler, for seconds
+    allowed = torch.tensor(mask or [[True] * sources] * readers, dtype=torch.float32, device="cpu")
     choices = allowed.sum(1, keepdim=True)
-    return (allowed * choices.clamp(max=k) / choices).sum(0)
+    return (allowed * choices.clamp(max=k) / choices).sum(0).to(torch.get_default_device())
 
 
 def mean_entropy(weights: Tensor) -> Tensor:
