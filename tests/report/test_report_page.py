@@ -6,7 +6,11 @@ import re
 from itertools import pairwise
 
 import altair as alt
+import pytest
+import vl_convert
 from reading import BAD, BAD_TASK, QUOTES, Html, Trainings
+
+from multigate.report.page import render
 
 
 def test_names_and_values_are_text(trainings: Trainings, html: Html) -> None:
@@ -41,6 +45,13 @@ def test_only_our_script_may_run(html: Html) -> None:
     assert f"script-src 'sha256-{digest}';" in policy
     assert policy.startswith("default-src 'none'")
     assert "unsafe-eval" not in policy
+
+
+def test_the_libraries_are_put_together_once_in_a_process(html: Html, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes longer than all the rest of a page."""
+    monkeypatch.setattr(vl_convert, "javascript_bundle", None)
+    again = render("another", "page", [])
+    assert html.scripts[1] in again
 
 
 def test_structure_of_the_page(html: Html) -> None:

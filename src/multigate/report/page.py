@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -42,14 +43,11 @@ def require_extra() -> None:
 
 def render(title: str, about: str, chapters: Sequence[Chapter]) -> str:
     """HTML of a page. Text is escaped; a policy in the page forbids every request and every script but its own."""
-    import altair
-    import vl_convert
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from multigate.report.charts import CONFIG
 
-    major, minor, _ = altair.SCHEMA_VERSION.removeprefix("v").split(".")
-    script = vl_convert.javascript_bundle(DRAW, f"{major}.{minor}")
+    script = _script()
     specs: dict[str, Spec] = {}
 
     def chart_id(chart: Chart) -> str:
@@ -75,6 +73,16 @@ def render(title: str, about: str, chapters: Sequence[Chapter]) -> str:
         chart_id=chart_id,
         charts=lambda: {"specs": specs, "config": CONFIG},
     )
+
+
+@cache
+def _script() -> str:
+    """The Vega libraries and ``DRAW`` in one, put together once in a process: that takes longer than all the rest."""
+    import altair
+    import vl_convert
+
+    major, minor, _ = altair.SCHEMA_VERSION.removeprefix("v").split(".")
+    return vl_convert.javascript_bundle(DRAW, f"{major}.{minor}")
 
 
 def _hash(script: str) -> str:
