@@ -31,10 +31,11 @@ class Stop(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How the process ended: its exit code (negative: the signal that killed it) and standard error."""
+    """How the process ended: its exit code (negative: the signal that killed it), standard error and output."""
 
     code: int
     told: str
+    said: str
 
 
 def run(
@@ -51,21 +52,26 @@ def run(
     Files cannot grow beyond ``largest`` bytes, as on a disk that is full; without ``rights`` it is nobody's process,
     for root may write everywhere.
     """
-    told = folder / "told.txt"
+    told, said = folder / "told.txt", folder / "said.txt"
     told.touch()
-    process = _fast.Process(target=_work, args=([str(word) for word in words], folder, told, stop, largest, rights))
+    said.touch()
+    given = ([str(word) for word in words], folder, told, said, stop, largest, rights)
+    process = _fast.Process(target=_work, args=given)
     process.start()
     process.join(timeout)
     if process.is_alive():
         process.kill()
         raise AssertionError(f"still running after {timeout} s: {told.read_text()}")
-    text = told.read_text()
+    texts = [file.read_text(encoding="utf-8") for file in (told, said)]
     told.unlink()
+    said.unlink()
     assert process.exitcode is not None
-    return Ended(process.exitcode, text)
+    return Ended(process.exitcode, *texts)
 
 
-def _work(words: list[str], folder: Path, told: Path, stop: Stop | None, largest: int | None, rights: bool) -> None:
+def _work(
+    words: list[str], folder: Path, told: Path, said: Path, stop: Stop | None, largest: int | None, rights: bool
+) -> None:
     import torch
 
     from multigate import cli
@@ -73,7 +79,7 @@ def _work(words: list[str], folder: Path, told: Path, stop: Stop | None, largest
     torch.set_num_threads(1)
     os.chdir(folder)
     os.dup2(os.open(told, os.O_WRONLY), 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(said if largest is None else os.devnull, os.O_WRONLY), 1)
     if largest is not None:
         sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # its thread prints a traceback
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # Python ignores SIGXFSZ: writing fails

@@ -22,6 +22,7 @@ from multigate.errors import DataError
 from multigate.experiment import Experiment, read_experiment
 from multigate.training.interrupts import Interrupted
 from multigate.training.progress import Reporter
+from processes import run
 
 
 def multigate(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -31,41 +32,37 @@ def multigate(*words: object, cwd: Path | None = None) -> subprocess.CompletedPr
 
 def test_the_road_from_table_to_predictions(feed_folder: Path, tmp_path: Path) -> None:
     """init, train, score, predict and compare on a table nobody described, every step typed."""
-    done = multigate(
-        "init", feed_folder / "train.parquet", "--set", "tasks=click,buy|click,like,watch_seconds", "--set", "epochs=1"
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    file = tmp_path / "x.yaml"
-    file.write_text(done.stdout)
-    drafted = read_experiment(file)
-    assert drafted.schema.task_names == ("click", "buy", "like", "watch_seconds")
-    assert drafted.schema.tasks[1].given == "click"
-    assert drafted.schema.keys == ("row_id",)
-    assert drafted.schema.time == "time"
 
-    done = multigate("train", file, "--out", tmp_path / "run", "--set", "sharing.experts=2")
-    assert done.returncode == 0, done.stderr
-    assert "click" in done.stdout
-    done = multigate("score", tmp_path / "run", feed_folder / "test.parquet", "--replicates", 20)
-    assert done.returncode == 0, done.stderr
-    assert "buy|click" in done.stdout
-    assert "95 % interval" in done.stdout
-    done = multigate("score", tmp_path / "run", feed_folder / "test.parquet", "--out", tmp_path / "p.parquet")
-    assert done.returncode == 0, done.stderr
+    def typed(*words: object) -> str:
+        ended = run(words, tmp_path)
+        assert ended.code == 0, ended.told
+        return ended.said
+
+    tasks = "tasks=click,buy|click,like,watch_seconds"
+    drafted = typed("init", feed_folder / "train.parquet", "--set", tasks, "--set", "epochs=1")
+    (tmp_path / "x.yaml").write_text(drafted)
+    experiment = read_experiment(tmp_path / "x.yaml")
+    assert experiment.schema.task_names == ("click", "buy", "like", "watch_seconds")
+    assert experiment.schema.tasks[1].given == "click"
+    assert experiment.schema.keys == ("row_id",)
+    assert experiment.schema.time == "time"
+
+    assert "click" in typed("train", "x.yaml", "--out", "run", "--set", "sharing.experts=2")
+    scored = typed("score", "run", feed_folder / "test.parquet", "--replicates", 20)
+    assert "buy|click" in scored
+    assert "95 % interval" in scored
+    typed("score", "run", feed_folder / "test.parquet", "--out", "p.parquet")
     assert pq.read_metadata(tmp_path / "p.parquet").num_rows == 600
-    done = multigate("export", tmp_path / "run", "--out", tmp_path / "served")
+    done = multigate("export", "run", "--out", "served", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = multigate("score", tmp_path / "served", feed_folder / "test.parquet", "--out", tmp_path / "q.parquet")
-    assert done.returncode == 0, done.stderr
+    typed("score", "served", feed_folder / "test.parquet", "--out", "q.parquet")
     plain, served = (pq.read_table(tmp_path / name)["buy|click"].to_numpy() for name in ("p.parquet", "q.parquet"))
     assert np.abs(plain - served).max() < 1e-5
 
-    words = ("compare", file, "--structures", "shared_bottom,mmoe", "--seeds", 1, "--out", tmp_path / "cmp")
-    done = multigate(*words)
-    assert done.returncode == 0, done.stderr
-    assert "mmoe" in done.stdout
-    again = multigate(*words)
-    assert again.stdout == done.stdout, "a finished comparison is read back, not trained again"
+    words = ("compare", "x.yaml", "--structures", "shared_bottom,mmoe", "--seeds", 1, "--out", "cmp")
+    compared = typed(*words)
+    assert "mmoe" in compared
+    assert typed(*words) == compared, "a finished comparison is read back, not trained again"
 
 
 @pytest.mark.parametrize(
@@ -106,11 +103,11 @@ def test_mistakes_get_one_sentence_and_exit_2(tmp_path: Path, words: tuple[str, 
     (tmp_path / "constant.yaml").write_text((tmp_path / "x.yaml").read_text().replace("name: click", "name: constant"))
     (tmp_path / "missing.yaml").write_text((tmp_path / "x.yaml").read_text().replace("name: x", "name: colour"))
     before = sorted(tmp_path.rglob("*"))
-    done = multigate(*words, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert told in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    ended = run(words, tmp_path)
+    assert ended.code == 2, ended.said + ended.told
+    assert "Traceback" not in ended.told
+    assert told in ended.told
+    assert len(ended.told.strip().splitlines()) == 1, ended.told
     assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
 
 
