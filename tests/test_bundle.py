@@ -133,15 +133,9 @@ def test_what_is_neither_a_column_nor_a_value_is_refused(users: Bundle, value: o
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
-def test_a_list_of_rows_is_predicted_as_one_by_one(
-    bundle: Bundle, table: pa.Table, tmp_path: Path, engine: str
-) -> None:
+def test_a_list_of_rows_is_predicted_as_one_by_one(exported: Path, table: pa.Table, engine: str) -> None:
     """In their order, more of them than are computed together, some that know nothing; whatever the engine."""
-    if engine == "onnx":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
-        bundle.export(tmp_path / "served")
-        bundle = load(tmp_path / "served", engine="onnx")
+    bundle = load(exported, engine=engine)
     nothing = dict.fromkeys(bundle.schema.columns(labels=False, carried=False))
     different = [nothing, *table.slice(0, 20).to_pylist(), nothing | {"tags": ["t1", "t2"], "user": 3}]
     assert len({str(row["tags"]) for row in different}) > 2
@@ -579,19 +573,25 @@ class InferenceSession:
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def exported_users(users: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("users") / "served"
+    users.export(folder)
+    return folder
+
+
 @pytest.mark.parametrize("how", BROKEN)
 def test_where_onnx_runtime_is_broken_torch_predicts(
-    users: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    users: Bundle, exported_users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    users.export(tmp_path / "served")
     source, told = BROKEN[how]
     (tmp_path / "onnxruntime.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     with pytest.raises(BundleError, match=f"^ONNX Runtime {told}; "):
-        load(tmp_path / "served", engine="onnx")
+        load(exported_users, engine="onnx")
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    served = load(tmp_path / "served", engine="auto")
+    served = load(exported_users, engine="auto")
     assert (served.engines.row.name, served.engines.table.name) == ("torch", "torch")
     assert served.predict({"user": 3}) == users.predict({"user": 3})
 
