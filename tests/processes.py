@@ -12,11 +12,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_fast = multiprocessing.get_context("forkserver")  # imports torch once for all processes
-_fast.set_forkserver_preload(
-    [f"multigate.{name}" for name in ("cli", "analysis.compare", "score", "tables")]
-    + ["torch._dynamo", "torch.utils.tensorboard", "sklearn.ensemble"]  # what is imported late
-)
+OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "score", "tables")]
+IMPORTED_LATE = ["torch.utils.tensorboard", "sklearn.ensemble", "altair", "optuna", "sqlalchemy.orm", "alembic.command"]
+
+_fast = multiprocessing.get_context("forkserver")  # imports these once for all processes
+_fast.set_forkserver_preload(OURS + IMPORTED_LATE)
 NOBODY = 65534
 
 
