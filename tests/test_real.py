@@ -1,7 +1,5 @@
 """The main job on real data: Census-Income from the published files to predictions, every step typed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +7,15 @@ import pyarrow.parquet as pq
 
 import multigate as mg
 from multigate.score import score_table
+from processes import run
 
 ROOT = Path(__file__).parent.parent
 
 
 def typed(*words: object, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "multigate", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    ended = run(words, cwd)
+    assert ended.code == 0, ended.told
+    return ended.said
 
 
 def test_census_from_fetch_to_predictions(shared_data: Path, tmp_path: Path) -> None:
