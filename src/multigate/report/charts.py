@@ -12,7 +12,8 @@ from multigate.report.blocks import Chart
 
 INK, PAPER = "currentColor", "var(--paper)"
 COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--five)", "var(--six)")
-"""Okabe and Ito's, a little darker or lighter for contrast; variables of the page, so that charts follow its scheme."""
+"""Okabe and Ito's, grey in place of the second blue, a little darker or lighter for contrast; variables of the page, so
+that charts follow its scheme."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 CELL = 50
 """Least width of a heat map's cell in pixels, and half the greatest."""
