@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss, r2_score, roc_auc_score
 
 from multigate.analysis.intervals import summary
+from multigate.analysis.workers import Workers
 from multigate.batch import Batch
 from multigate.bundle import build_model
 from multigate.data.prepared import Prepared
@@ -29,11 +30,12 @@ from multigate.paper.recommender.sources import feed, kuairand
 from multigate.paper.recommender.study import (
     RecommenderStudy,
     best_rate,
-    chosen_rate,
+    chosen_rates,
     ground_for,
+    learners_of,
     run,
-    scored_at,
 )
+from multigate.paper.recommender.training import opened, scored_at
 from multigate.paper.study import Site
 from multigate.report.blocks import Table, Text
 from multigate.training.checkpoint import load_checkpoint
@@ -126,11 +128,12 @@ def test_rows_read_are_counted_as_batches_are_dealt(rows: int, size: int) -> Non
 
 def test_the_scores_are_those_of_scikit_learn(small_kuairand: Path, tmp_path: Path) -> None:
     ground = ground_for(SMALL, site(small_kuairand, tmp_path), kuairand(small_kuairand), 1)
-    model = build_model(ground.experiment, ground.prepared.encoder)
+    prepared = opened(ground.prepared)
+    model = build_model(ground.experiment, prepared.encoder)
     with torch.no_grad():
         model.heads.bias += 0.5  # off the base rate, so that no R2 is what it is by chance
     found = scored_at(ground, range(5), "test", model)
-    (batch,) = ground.prepared.test.batches(10_000)
+    (batch,) = prepared.test.batches(10_000)
     logits = model.eval()(batch.numbers, batch.categories, batch.bags).logits.detach().double()
     for at, task in enumerate(ground.source.schema.task_names):
         y, p = batch.labels[:, at].double().numpy(), torch.sigmoid(logits[:, at]).numpy()
@@ -141,7 +144,7 @@ def test_the_scores_are_those_of_scikit_learn(small_kuairand: Path, tmp_path: Pa
         if task in ground.source.satisfaction:
             assert found[f"{task}/low"] < found[f"{task}/auc"] < found[f"{task}/high"]
         assert found[f"{task}/positives"] == y.sum()
-    alone = scored_at(ground, [2], "valid", build_model(ground.experiment, ground.prepared.encoder, [2]))
+    alone = scored_at(ground, [2], "valid", build_model(ground.experiment, prepared.encoder, [2]))
     assert set(alone) == {"like/auc", "like/r2", "like/mcfadden", "like/positives"}
 
 
@@ -264,17 +267,19 @@ def test_points_are_equal_parts_with_the_weights_of_that_moment(
 
 
 def test_learning_rates_are_chosen_without_a_look_at_test_rows(small_kuairand: Path, tmp_path: Path) -> None:
-    ground = ground_for(SMALL, site(small_kuairand, tmp_path), kuairand(small_kuairand), 1)
-    mmoe = next(learner for learner in ground.learners if learner.name == "mmoe")
-    chosen = chosen_rate(ground, mmoe, SMALL.rates)
-    ledger = ground.site.ledger
-    tuned = {rate: ledger.rows(f"kuairand-mmoe-rate-{rate:g}")[0] for rate in SMALL.rates}
-    assert chosen == max(tuned, key=lambda rate: tuned[rate]["valid/click/auc"][-1])
-    for row in tuned.values():
-        assert row["seed"] >= 1_000
-        assert not any(name.startswith("test/") for name in row)
-    assert chosen_rate(ground, mmoe, (0.3,)) == 0.3, "where there is no choice nothing is trained"
-    assert not ledger.has("kuairand-mmoe-rate-0.3")
+    here = site(small_kuairand, tmp_path)
+    ground = ground_for(SMALL, here, kuairand(small_kuairand), 1)
+    mmoe = [learner for learner in learners_of(SMALL, ground.source) if learner.name == "mmoe"]
+    with Workers(1) as workers:
+        chosen = chosen_rates(ground, mmoe, SMALL.rates, here, workers)["mmoe"]
+        tuned = {rate: here.ledger.rows(f"kuairand-mmoe-rate-{rate:g}")[0] for rate in SMALL.rates}
+        assert chosen == max(tuned, key=lambda rate: tuned[rate]["valid/click/auc"][-1])
+        for row in tuned.values():
+            assert row["seed"] >= 1_000
+            assert not any(name.startswith("test/") for name in row)
+        only = chosen_rates(ground, mmoe, (0.3,), here, workers)
+    assert only == {"mmoe": 0.3}, "where there is no choice nothing is trained"
+    assert not here.ledger.has("kuairand-mmoe-rate-0.3")
 
 
 def test_the_whole_study_goes_on_and_tells_every_structure(small_kuairand: Path, tmp_path: Path) -> None:
@@ -307,6 +312,6 @@ def test_the_whole_study_goes_on_and_tells_every_structure(small_kuairand: Path,
     written = {path: path.stat().st_mtime_ns for path in part.parent.iterdir() if path != part}
     before = here.ledger.rows("kuairand-mmoe-1")[0]
     part.unlink()
-    run(settings, here)
+    run(settings.with_(workers=1), here)  # in this process, where those before were in two
     assert here.ledger.rows("kuairand-mmoe-1")[0]["test/click/auc"] == before["test/click/auc"]
     assert written == {path: path.stat().st_mtime_ns for path in written}, "only what was missing is run"

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,6 +35,8 @@ from multigate.paper.census.rows import (
     sampled,
 )
 from multigate.paper.census.training import CHANCE, Choices, Ground, run_one_hot, run_point, try_point
+from multigate.paper.ledger import Row
+from multigate.paper.parts import run_parts, told
 from multigate.paper.study import Site, Study
 from multigate.writing import remove
 
@@ -145,7 +147,7 @@ def _tune(
     while due := _due(searches, settings.trials):
         jobs = [partial(try_one, searches[one], partial(try_point, ground, one), settings.trials) for one in due]
         here = 0
-        for place, trial in _told(site, "tuning (trials)", total - len(due), total, jobs, workers):
+        for place, trial in told(site, "tuning (trials)", total, jobs, workers):
             if trial is not None:
                 here += 1
                 state = "stopped" if trial.stopped else f"{trial.value:.4f}"
@@ -195,7 +197,7 @@ def _runs(
         for seed in range(settings.runs)
         for one in wanted
     }
-    _keep(site, "runs (runs)", parts, workers)
+    run_parts(site, "runs (runs)", parts, workers, partial(_kept, site))
     return {
         one.name: [site.ledger.rows(f"run-{one.name}-{seed:03d}")[0] for seed in range(settings.runs)] for one in wanted
     }
@@ -221,7 +223,7 @@ def _traps(
         ground = _ground(settings, site, name, trap.prepare(rows, _rows_of(site, name), site.report))
         for seed in range(settings.traps):
             parts[f"trap-{name}-{seed:03d}"] = partial(trap.run, ground, training, chosen[training.name], seed)
-    _keep(site, "traps (runs)", parts, workers)
+    run_parts(site, "traps (runs)", parts, workers, partial(_kept, site))
     return {name: [site.ledger.rows(f"trap-{name}-{seed:03d}")[0] for seed in range(settings.traps)] for name in traps}
 
 
@@ -234,23 +236,8 @@ def _drop_others(site: Site, chosen: Mapping[str, Point]) -> None:
             site.ledger.drop(part)
 
 
-def _keep(site: Site, stage: str, parts: Mapping[str, Job], workers: Workers) -> None:
-    """Run the parts that the ledger does not have."""
-    due = [name for name in parts if not site.ledger.has(name)]
-    jobs = [parts[name] for name in due]
-    for place, row in _told(site, stage, len(parts) - len(due), len(parts), jobs, workers):
-        site.ledger.keep(due[place], [row])
-        site.report.detail(f"{due[place]:<36} {row[row['main'] + '/auc']:.4f}  {row['seconds']:.0f} s")
-
-
-def _told(
-    site: Site, stage: str, over: int, total: int, jobs: Sequence[Job], workers: Workers
-) -> Iterator[tuple[int, Any]]:
-    """Results of jobs, and how far they are."""
-    site.report(stage, over, total)
-    for number, result in enumerate(workers.run(jobs), over + 1):
-        yield result
-        site.report(stage, number, total)
+def _kept(site: Site, part: str, row: Row) -> None:
+    site.report.detail(f"{part:<36} {row[row['main'] + '/auc']:.4f}  {row['seconds']:.0f} s")
 
 
 def _rows_of(site: Site, name: str) -> Path:

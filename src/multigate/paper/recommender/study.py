@@ -1,44 +1,37 @@
 """A recommender (Ma et al. 2018, section 6.4): Table 3 on public rows, and on a simulated feed of any size."""
 
 import math
-import shutil
+import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from multigate.bundle import ROWS, sigmoid
-from multigate.data.prepared import Prepared
-from multigate.data.rows import pick_tasks
-from multigate.evaluate import forward, spaces
+from multigate.analysis.workers import Workers
 from multigate.experiment import Experiment, Optimizer
-from multigate.metrics import auc, bootstrap, normalised_entropy, r2
-from multigate.model import Model, Tower
+from multigate.model import Tower
 from multigate.options import Options
 from multigate.paper.account import Account
 from multigate.paper.ledger import Row
+from multigate.paper.parts import run_parts
 from multigate.paper.recommender.account import tell
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
-from multigate.paper.recommender.points import train_to_points
 from multigate.paper.recommender.sources import Source, feed, kuairand, prepare_once
+from multigate.paper.recommender.training import Ground, Learner, Training, train_one
 from multigate.paper.study import Count, Rate, Site, Study
-from multigate.sharing import Structure
+from multigate.writing import remove
 
-POINTS = 3
-"""Of training, as in Table 3: after 2, 4 and 6 million steps."""
 TUNING_SEED = 1_000_000
 """Of the trainings that choose learning rates: no run that is told of has it."""
-REPLICATES = 200
-"""Draws of test users behind an interval."""
 
 
 class RecommenderStudy(Options):
     """Settings of the study; what the paper does not say is a choice of ours."""
 
+    kuairand: bool = True
+    """Whether there are runs on KuaiRand; where not, the feed alone."""
     runs: int = Field(default=8, ge=2)
-    """Of each structure."""
+    """Of each structure on KuaiRand."""
     epochs: int = Field(default=3, ge=1)
     """Over KuaiRand's training rows. The paper's are seen once, and so are the feed's."""
     batch: int = Field(default=1024, ge=1)
@@ -59,6 +52,8 @@ class RecommenderStudy(Options):
     feed_runs: int = Field(default=3, ge=2)
     feed_rate: Rate = 0.001
     """Learning rate of all structures on the feed."""
+    workers: int | None = Field(default=None, ge=1)
+    """Trainings at a time, each on its part of the processor's cores; by default one for each core, on a GPU one."""
     feed_known: float = Field(default=0.05, gt=0, le=1)
     """Share of the feed's rows whose satisfaction is known: the paper's label is "much sparser"."""
 
@@ -66,56 +61,33 @@ class RecommenderStudy(Options):
 QUICK = {"runs": 3, "epochs": 1, "bottom": (64, 32), "rates": (0.002,)}
 
 
-class Learner(NamedTuple):
-    """A structure that learns all tasks, or one task alone."""
-
-    name: str
-    structure: Structure
-    task: str = ""
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}-{self.task}" if self.task else self.name
-
-
-class Ground(NamedTuple):
-    """What all trainings on one source stand on."""
-
-    source: Source
-    experiment: Experiment
-    prepared: Prepared
-    learners: tuple[Learner, ...]
-    test_rows: int
-    site: Site
-
-
 def run(settings: RecommenderStudy, site: Site) -> list[Account]:
     """Run the parts that are not there yet, and tell what was found."""
-    chapters = _compared(settings, site, kuairand(site.data), settings.runs, settings.epochs)
-    if settings.feed_rows:
-        folder = site.ledger.folder / f"feed-{settings.feed_rows}"
-        streamed = feed(settings.feed_rows, settings.feed_known, folder, site.report)
-        alike = settings.with_(rates=(settings.feed_rate,))
-        chapters += _compared(alike, site, streamed, settings.feed_runs, epochs=1)
+    chapters: list[Account] = []
+    with Workers(settings.workers or (1 if site.device.type == "cuda" else os.cpu_count() or 1)) as workers:
+        if settings.kuairand:
+            chapters += _compared(settings, site, kuairand(site.data), settings.runs, settings.epochs, workers)
+        if settings.feed_rows:
+            folder = site.ledger.folder / f"feed-{settings.feed_rows}"
+            streamed = feed(settings.feed_rows, settings.feed_known, folder, site.report)
+            alike = settings.with_(rates=(settings.feed_rate,))
+            chapters += _compared(alike, site, streamed, settings.feed_runs, 1, workers)
     return chapters
 
 
-def _compared(settings: RecommenderStudy, site: Site, source: Source, runs: int, epochs: int) -> list[Account]:
+def _compared(
+    settings: RecommenderStudy, site: Site, source: Source, runs: int, epochs: int, workers: Workers
+) -> list[Account]:
     """Every structure on a source, seed by seed, so that what is there can be compared wherever it is stopped."""
     ground = ground_for(settings, site, source, epochs)
-    rows: list[Row] = []
-    done, total = 0, runs * len(ground.learners)
-    for seed in range(runs):
-        for learner in ground.learners:
-            rate = chosen_rate(ground, learner, settings.rates)
-            rows.append(_trained(ground, learner, seed, rate, "test"))
-            done += 1
-            site.report(f"{source.name} (trainings)", done, total)
-    return tell(source, rows, settings.rates)
+    learners = learners_of(settings, source)
+    rates = chosen_rates(ground, learners, settings.rates, site, workers)
+    wanted = [Training(one, seed, rates[one.title], "test") for seed in range(runs) for one in learners]
+    return tell(source, list(_train(ground, wanted, site, "runs (trainings)", workers).values()), settings.rates)
 
 
 def ground_for(settings: RecommenderStudy, site: Site, source: Source, epochs: int) -> Ground:
-    """The rows of a source, prepared, and the structures to train on them."""
+    """The rows of a source, prepared, and what all trainings on them have in common."""
     experiment = Experiment(
         schema=source.schema,
         train=source.tables["train"],
@@ -126,23 +98,33 @@ def ground_for(settings: RecommenderStudy, site: Site, source: Source, epochs: i
         epochs=epochs,
         batch_size=settings.batch,
     )
-    learners = []
-    for name, structure in structures_on(settings.bottom, settings.experts, settings.strength).items():
-        alone = source.schema.task_names if name == "single_task" else ("",)
-        learners += [Learner(name, structure, task) for task in alone]
     prepared = prepare_once(source.name, experiment, site)
-    return Ground(source, experiment, prepared, tuple(learners), settings.test_rows, site)
+    work = site.ledger.folder.resolve() / "work"
+    return Ground(source, experiment, prepared.folder.resolve(), settings.test_rows, work, site.device.type)
 
 
-def chosen_rate(ground: Ground, learner: Learner, rates: Sequence[float]) -> float:
-    """The learning rate of a structure: where there is a choice, that of the best of trainings on a seed of their own.
+def learners_of(settings: RecommenderStudy, source: Source) -> list[Learner]:
+    """The structures, and of single task one model for each."""
+    return [
+        Learner(name, structure, task)
+        for name, structure in structures_on(settings.bottom, settings.experts, settings.strength).items()
+        for task in (source.schema.task_names if name == "single_task" else ("",))
+    ]
+
+
+def chosen_rates(
+    ground: Ground, learners: Sequence[Learner], rates: Sequence[float], site: Site, workers: Workers
+) -> dict[str, float]:
+    """By learner, its learning rate: where there is a choice, that of the best of trainings on a seed of their own.
 
     They are looked at on validation rows alone.
     """
     if len(rates) == 1:
-        return rates[0]
-    tuned = [_trained(ground, learner, TUNING_SEED, rate, "valid") for rate in rates]
-    return best_rate(tuned, ground.source.engagement[0])
+        return {one.title: rates[0] for one in learners}
+    wanted = [Training(one, TUNING_SEED, rate, "valid") for one in learners for rate in rates]
+    tuned = _train(ground, wanted, site, "learning rates (trainings)", workers)
+    main = ground.source.engagement[0]
+    return {one.title: best_rate([tuned[of.title] for of in wanted if of.learner is one], main) for one in learners}
 
 
 def best_rate(tuned: Sequence[Row], main: str) -> float:
@@ -155,73 +137,26 @@ def best_rate(tuned: Sequence[Row], main: str) -> float:
     return float(max(tuned, key=last)["learning_rate"])
 
 
-def _trained(ground: Ground, learner: Learner, seed: int, rate: float, on: Literal["valid", "test"]) -> Row:
-    """The row of one training, which is done now if it was not before."""
-    site, source = ground.site, ground.source
-    part = f"{source.name}-{learner.title}-{seed if on == 'test' else f'rate-{rate:g}'}"
-    if not site.ledger.has(part):
-        folder = site.ledger.folder / "work" / part
-        row = _train(ground, learner, seed, rate, on, folder)
-        site.ledger.keep(part, [row])
-        shutil.rmtree(folder, ignore_errors=True)
-        main = learner.task or source.engagement[0]
-        shown = ", ".join(f"{value:.4f}" for value in row[f"{on}/{main}/auc"])
+def _train(ground: Ground, wanted: Sequence[Training], site: Site, what: str, workers: Workers) -> dict[str, Row]:
+    """By title, the row of each training; those that were not done before are done now."""
+    source = ground.source
+    parts = {one.title: f"{source.name}-{one.title}" for one in wanted}
+    jobs = {parts[one.title]: partial(train_one, ground, one, parts[one.title]) for one in wanted}
+
+    def kept(part: str, row: Row) -> None:
+        remove(ground.work / part)
+        main = row["task"] or source.engagement[0]
+        shown = ", ".join(f"{value:.4f}" for value in row.get(f"test/{main}/auc") or row[f"valid/{main}/auc"])
         site.report.line(f"{part}: {main} AUC {shown}; {row['seconds']:.0f} s")
-    return dict(site.ledger.rows(part)[0])
 
-
-def _train(ground: Ground, learner: Learner, seed: int, rate: float, on: Literal["valid", "test"], folder: Path) -> Row:
-    names = ground.source.schema.task_names
-    places = [names.index(learner.task)] if learner.task else list(range(len(names)))
-    optimizer = ground.experiment.optimizer.with_(learning_rate=rate)
-    watched = train_to_points(
-        ground.experiment.with_(sharing=learner.structure, seed=seed, optimizer=optimizer),
-        ground.prepared,
-        folder,
-        partial(scored_at, ground, places, on),
-        points=POINTS,
-        device=ground.site.device,
-        report=ground.site.report,
-        tasks=places if learner.task else None,
-    )
-    seen = {name: [point.seen[name] for point in watched.points] for name in watched.points[-1].seen}
-    return {
-        "data": ground.source.name,
-        "structure": learner.name,
-        "task": learner.task,
-        "seed": seed,
-        "learning_rate": rate,
-        "rows": [point.rows for point in watched.points],
-        **{f"{on}/{name}": values for name, values in seen.items()},
-        "parameters": watched.parameters,
-        "multiply_adds": watched.multiply_adds,
-        "seconds": watched.seconds,
-    }
-
-
-def scored_at(ground: Ground, places: Sequence[int], on: Literal["valid", "test"], model: Model) -> dict[str, float]:
-    """By ``<task>/<metric>``: AUC, of sparse tasks with its interval over users, and two R2 of the probabilities.
-
-    ``r2`` is 1 - sum (y - p)^2 / sum (y - mean y)^2, that of any regression; ``mcfadden`` is 1 - log loss over that of
-    the base rate. The paper does not say which it has.
-    """
-    schema = ground.source.schema.only([ground.source.schema.task_names[place] for place in places])
-    batches = ground.prepared.parts[on].sample(ROWS, ground.test_rows)
-    scored = forward(model, (pick_tasks(batch, list(places)) for batch in batches), ground.site.device)
-    found: dict[str, float] = {}
-    for space in spaces(schema, ground.prepared.encoder, scored, places):
-        if on == "test" and space.name in ground.source.satisfaction:
-            drawn = bootstrap("binary", space.outputs, space.labels, None, space.groups, replicates=REPLICATES)
-            found |= dict(zip((f"{space.name}/low", f"{space.name}/high"), drawn["auc"], strict=True))
-        found |= {
-            f"{space.name}/auc": auc(space.outputs, space.labels),
-            f"{space.name}/r2": r2(sigmoid(space.outputs), space.labels),
-            f"{space.name}/mcfadden": 1 - normalised_entropy(space.outputs, space.labels),
-            f"{space.name}/positives": float(space.labels.sum()),
-        }
-    return found
+    run_parts(site, f"{source.name}, {what}", jobs, workers, kept)
+    return {title: site.ledger.rows(part)[0] for title, part in parts.items()}
 
 
 STUDY = Study(
-    "A recommender: Table 3 on public rows", RecommenderStudy, QUICK, run, may_change=("runs", "feed_runs", "feed_rows")
+    "A recommender: Table 3 on public rows",
+    RecommenderStudy,
+    QUICK,
+    run,
+    may_change=("kuairand", "runs", "feed_runs", "feed_rows", "workers"),
 )
