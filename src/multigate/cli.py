@@ -316,6 +316,15 @@ def _print(renderable: object) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(renderable)
 
 
+def _limit_threads() -> None:
+    """Compute with no more threads than the container is given cores: OpenMP, which torch uses, knows of no quota."""
+    from multigate.cores import usable_cores
+
+    usable = usable_cores()
+    if usable < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable))
+
+
 def main() -> None:
     """Run the command line.
 
@@ -325,6 +334,7 @@ def main() -> None:
     from multigate.training.interrupts import handled
 
     _open_closed_streams()
+    _limit_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal gets what it can show; a file or pipe UTF-8 whatever the locale, for experiments are read so
         if sys.stdout.isatty():

@@ -15,11 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from multigate.cores import usable_cores
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-State = Literal["ok", "none", "missing", "failed"]
-STYLES: dict[State, str] = {"ok": "green", "none": "dim", "missing": "yellow", "failed": "red"}
+State = Literal["ok", "none", "slow", "missing", "failed"]
+STYLES: dict[State, str] = {"ok": "green", "none": "dim", "slow": "yellow", "missing": "yellow", "failed": "red"}
 Verdict = tuple[State, str]
 
 FOR_DEVELOPERS = {"dev", "docs"}
@@ -152,15 +154,17 @@ def processor() -> str:
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{named[0] if named else platform.processor() or platform.machine()}, {usable} cores"
+    return f"{named[0] if named else platform.processor() or platform.machine()}, {usable_cores()} cores"
 
 
 def _threads() -> Verdict:
     import torch
 
-    asked = os.environ.get("OMP_NUM_THREADS", "not set")
-    return "ok", f"torch uses {torch.get_num_threads()}; OMP_NUM_THREADS is {asked}"
+    asked, used, usable = os.environ.get("OMP_NUM_THREADS", "not set"), torch.get_num_threads(), usable_cores()
+    note = f"torch uses {used}; OMP_NUM_THREADS is {asked}"
+    if used > usable:
+        return "slow", f"{note}; this process may use {usable} cores: set OMP_NUM_THREADS={usable}"
+    return "ok", note
 
 
 def _bfloat16() -> Verdict:

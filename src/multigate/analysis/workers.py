@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
 
+from multigate.cores import usable_cores
 from multigate.errors import RunError
 from multigate.training.interrupts import Interrupted
 
@@ -69,7 +70,7 @@ class Workers:
             yield self._next()
 
     def _begin(self, place: int, job: Job) -> None:
-        worker = self._idle.pop() if self._idle else _start(max(1, (os.cpu_count() or 1) // self.n))
+        worker = self._idle.pop() if self._idle else _start(max(1, usable_cores() // self.n))
         self._busy[worker.pipe] = worker, place
         try:
             worker.pipe.send(job)

@@ -1,7 +1,6 @@
 """Census-Income (Ma et al. 2018, section 6.3): seven methods tuned alike, and what became of them. Tables 1 and 2."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from pydantic import Field, field_validator
 from multigate.analysis.boosting import available
 from multigate.analysis.tune import BEAT, Point, Search, Trial, begin, best, finished, require_extra, try_one
 from multigate.analysis.workers import Job, Workers
+from multigate.cores import usable_cores
 from multigate.data.prepared import Prepared, Progress
 from multigate.errors import MultigateError, nearest
 from multigate.options import Options
@@ -113,7 +113,7 @@ def run(settings: CensusStudy, site: Site) -> list[Account]:
     correlations = {main: _correlation(tables, main, site) for main in settings.mains}
     rows = sampled(tables, settings.rows or tables.train.num_rows)
     wanted = trainings(settings.mains, AUXILIARY, settings.methods)
-    with Workers(settings.workers or os.cpu_count() or 1) as workers:
+    with Workers(settings.workers or usable_cores()) as workers:
         trials = _tune(settings, site, wanted, rows, workers)
         chosen = {name: best(found).point for name, found in trials.items()}
         _drop_others(site, chosen)

@@ -1,13 +1,13 @@
 """A recommender (Ma et al. 2018, section 6.4): Table 3 on public rows, and on a simulated feed of any size."""
 
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
 
 from pydantic import Field
 
 from multigate.analysis.workers import Workers
+from multigate.cores import usable_cores
 from multigate.experiment import Experiment, Optimizer
 from multigate.model import Tower
 from multigate.options import Options
@@ -64,7 +64,7 @@ QUICK = {"runs": 3, "epochs": 1, "bottom": (64, 32), "rates": (0.002,)}
 def run(settings: RecommenderStudy, site: Site) -> list[Account]:
     """Run the parts that are not there yet, and tell what was found."""
     chapters: list[Account] = []
-    with Workers(settings.workers or (1 if site.device.type == "cuda" else os.cpu_count() or 1)) as workers:
+    with Workers(settings.workers or (1 if site.device.type == "cuda" else usable_cores())) as workers:
         if settings.kuairand:
             chapters += _compared(settings, site, kuairand(site.data), settings.runs, settings.epochs, workers)
         if settings.feed_rows:

@@ -1,12 +1,12 @@
 """Synthetic tasks (Ma et al. 2018, sections 3 and 5): what relatedness does to sharing. Figures 2 to 5."""
 
-import os
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from multigate.analysis.workers import Workers
+from multigate.cores import usable_cores
 from multigate.datasets.synthetic import Synthetic
 from multigate.options import Options
 from multigate.paper.account import Account
@@ -127,7 +127,7 @@ def run(settings: SyntheticStudy, site: Site) -> list[Account]:
         for name, structure in sizes.items()
         for cosine in settings.cosines
     ]
-    with Workers(settings.workers or (1 if site.device.type == "cuda" else os.cpu_count() or 1)) as workers:
+    with Workers(settings.workers or (1 if site.device.type == "cuda" else usable_cores())) as workers:
         given = {one.name: DEFAULT_RATE for one in paper if one.structure == "small_bottom"}
         tuned = [one for one in paper if one.name not in given]
         rates = given | choose_rates(tuned, settings.rates, settings.pilot, site, workers)
