@@ -8,6 +8,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+EVERY = 30.0
+"""Seconds between lines of one stage where there is no terminal for a bar."""
+
 
 class Reporter:
     """Reports stages of work (reading, encoding, training) and lines worth keeping.
@@ -22,7 +25,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
-        self._began = 0.0
+        self._began = self._told = 0.0
         self._start = 0
 
     def __enter__(self) -> Self:
@@ -56,15 +59,26 @@ class Reporter:
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """``done`` of ``total`` rows of a stage (or what its name says in brackets); a new stage begins a new bar."""
-        if self._bar is None:
+        if self.console.quiet:
             return
+        now = time.perf_counter()
         if stage != self._stage:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._stage, self._began, self._start = stage, time.perf_counter(), done
-            self._task = self._bar.add_task(stage, total=total, rate="")
-        if self._task is not None:
-            seconds = max(time.perf_counter() - self._began, 1e-9)
-            rate = (done - self._start) / seconds
-            unit = stage.rpartition("(")[2].rstrip(")") if stage.endswith(")") else "rows"
-            self._bar.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
+            self._stage, self._began, self._told, self._start = stage, now, now, done
+            if self._bar is not None:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(stage, total=total, rate="")
+        unit = stage.rpartition("(")[2].rstrip(")") if stage.endswith(")") else "rows"
+        rate = _speed((done - self._start) / max(now - self._began, 1e-9), unit)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, rate=rate)
+        elif now - self._told >= EVERY:
+            self._told = now
+            of = "" if total is None else f" of {total:,}"
+            self.line(f"{stage.partition(' (')[0]}: {done:,}{of} {unit}  {rate}")
+
+
+def _speed(rate: float, unit: str) -> str:
+    if rate >= 1:
+        return f"{rate:,.0f} {unit}/s"
+    return f"{1 / rate:,.0f} s each" if rate > 0 else ""
