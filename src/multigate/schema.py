@@ -182,6 +182,11 @@ class Task(Named):
         return self
 
 
+def _are_exact(classes: tuple[str, ...]) -> bool:
+    """Whether they are declared and none is a whole number that a float64 does not hold."""
+    return bool(classes) and all(len(one) <= 15 for one in classes)
+
+
 def _cell_text(value: Any) -> str:
     """A class as the text that a cell of it has: 1.0 is 1, True is true."""
     if isinstance(value, bool):
@@ -326,16 +331,18 @@ class Schema(Options):
         """How text is read that comes once a model is there: ``types``, but nothing that was never seen is refused.
 
         Categories and groups are text, which is spelled as the values of training were; whole numbers may have become
-        fractional ones, as a null makes them in pandas.
+        fractional ones, as a null makes them in pandas, and days times.
         """
         named = {one.source for one in self.features if isinstance(one, Category | Hashed)} | {self.group}
         read = {one.source for one in self.features if not isinstance(one, Category | Hashed)} | {self.time}
         read |= {name for task in self.tasks for name in (task.source, task.sample_weight)} | set(self.keys)
         counted = {one.source for one in self.features if isinstance(one, Number | Time)}
-        counted |= {task.source for task in self.tasks if task.kind != "multiclass"}
+        counted |= {task.source for task in self.tasks if task.kind != "multiclass" or _are_exact(task.classes)}
         types = {name: "string" if name in named - read else kind for name, kind in self.types.items()}
         whole = {name for name, kind in types.items() if kind.startswith(("int", "uint")) and name in counted}
-        return types | dict.fromkeys(whole - set(self.keys), "double")
+        days = {name for name, kind in types.items() if kind.startswith("date") and name in read}
+        later = dict.fromkeys(whole, "double") | dict.fromkeys(days, "timestamp[us]")
+        return types | {name: kind for name, kind in later.items() if name not in self.keys}
 
     def columns(self, *, labels: bool = True, carried: bool = True) -> tuple[str, ...]:
         """Source columns, each once: features', then (on request) labels and their weights, then keys, time, group.

@@ -580,12 +580,12 @@ def test_the_shortest_decimal_of_a_float32_is_the_one_that_numpy_prints(value):
 
 TYPED = {
     "member": "bool", "code": "int64", "share": "double", "x": "double", "many": "int64", "day": "timestamp[us]",
-    "seen": "timestamp[us, tz=UTC]", "y": "int64",
+    "seen": "timestamp[us, tz=UTC]", "date": "date32[day]", "y": "int64",
 }  # fmt: skip
 TYPED_SCHEMA = Schema(
     features=[
         Category("member", min_count=1), Category("code", min_count=1), Hashed("share", buckets=99), Number("x"),
-        Number("many"), Time("day"), Time("seen"),
+        Number("many"), Time("day"), Time("seen"), Time("date"),
     ],
     tasks=BINARY, group="code", types=TYPED,
 )  # fmt: skip
@@ -594,7 +594,7 @@ TYPED_ROWS = pa.RecordBatch.from_pydict(
     {
         "member": [True, False] * 20, "code": list(range(20)) * 2, "share": [at / 4 for at in range(40)],
         "x": [at / 8 for at in range(40)], "many": list(range(40)), "day": pa.array(_days, pa.timestamp("us")),
-        "seen": pa.array(_days, pa.timestamp("us", "UTC")), "y": LABEL * 20,
+        "seen": pa.array(_days, pa.timestamp("us", "UTC")), "date": [at.date() for at in _days], "y": LABEL * 20,
     }
 )  # fmt: skip
 TYPED_ENCODER = Encoder.fit(TYPED_SCHEMA, [TYPED_ROWS])
@@ -606,6 +606,7 @@ CELLS = [
     ("many", [11, "11", "11.0", 11.0], [12.5, "12.5"], []),
     ("day", ["2026-01-05 10:00", "2026-01-05T10:00:00Z", "2026-01-05T10:30:00+05:00", "20260105T1015"], [], []),
     ("seen", ["2026-01-05 10:00", "2026-01-05T10:00:00Z", "2026-01-05T10:30:00+05:00", "20260105T1015"], [], []),
+    ("date", ["2026-01-04", "2026-01-04 00:00:00", "2026-01-04T00:00:00.000Z", "20260104", _days[3].date()], [], []),
 ]
 
 
@@ -688,6 +689,19 @@ def test_seconds_since_1970_may_have_become_fractional_by_a_null(tmp_path):
     (tmp_path / "later.csv").write_text(f"at,n\n,1\n{seconds[1]}.0,1\n")
     batch = next(open_table(tmp_path / "later.csv", schema.later_types()).batches())
     assert encoder.columns(batch, labels=False).categories.tolist() == [[1, 1], [3, 5]]
+
+
+def test_classes_that_were_whole_numbers_may_have_become_fractional_by_a_null(tmp_path):
+    for classes, wanted in ((("0", "1", "2"), "double"), ((str(2**60), str(2**60 + 1)), "int64"), ((), "int64")):
+        task = Task("stars", kind="multiclass", classes=classes)
+        schema = Schema(features=[Category("c")], tasks=[task], types={"stars": "int64"})
+        assert schema.later_types()["stars"] == wanted  # no float64 holds the large ones
+    schema = schema.with_(tasks=(Task("stars", kind="multiclass", classes=("0", "1", "2")),))
+    encoder = Encoder.fit(schema, [batch_of(c=["a", "b"] * 2, stars=[0, 1, 2, 1])])
+    (tmp_path / "later.csv").write_text("c,stars\na,2.0\nb,\na,0.0\n")
+    batch = encoder.columns(next(open_table(tmp_path / "later.csv", schema.later_types()).batches()))
+    assert batch.labels[:, 0].tolist() == [2, 0, 0]
+    assert batch.known[:, 0].tolist() == [True, False, True]
 
 
 surrogates = st.text(st.characters(), max_size=3) | st.sampled_from(["\ud800", "a\0b", "1\ud800", "9" * 5000, "1e400"])
