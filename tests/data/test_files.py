@@ -122,6 +122,16 @@ def test_decimals_and_whole_numbers_are_one_column(decimal: pa.DataType, tmp_pat
             assert [row["n"] for row in rows_of(open_table(paths))] == found
 
 
+def test_whole_numbers_beyond_int64_are_read_from_lists() -> None:
+    hashes = [2**63 + 10, None, 5]
+    source = open_table({"user": hashes})
+    assert type_name(source.schema.field("user").type) == "uint64"
+    assert rows_of(source) == [{"user": one} for one in hashes]
+    for wrong in ([2**64, 1], [2**63, -1]):
+        with pytest.raises(DataError, match="column 'user' cannot be read"):
+            open_table({"user": wrong})
+
+
 def test_files_that_differ_are_refused_by_file_and_column(tmp_path: Path) -> None:
     first = write_parquet(tmp_path, "a.parquet", n=[1])
     with pytest.raises(DataError, match=r"b\.parquet: column 'n' is string, but int64"):

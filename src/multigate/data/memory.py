@@ -106,7 +106,13 @@ def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]
 
 
 def _as_array(values: Any) -> pa.Array:
-    return pa.array(list(values) if getattr(values, "ndim", 1) > 1 else values, from_pandas=True)
+    values = list(values) if getattr(values, "ndim", 1) > 1 else values
+    try:
+        return pa.array(values, from_pandas=True)
+    except OverflowError:  # Arrow takes Python's whole numbers for int64, and hashes are uint64
+        with contextlib.suppress(*UNREADABLE):
+            return pa.array(values, pa.uint64(), from_pandas=True)
+        raise
 
 
 def plain_table(table: pa.Table) -> pa.Table:
