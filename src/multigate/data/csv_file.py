@@ -23,6 +23,8 @@ _QUOTED = re.compile(r'(?<![^,;\t|\n])"(?:[^"]|"")*"')
 class CsvFile:
     """One file as a part of a table; types that are not ``frozen`` are inferred."""
 
+    guessed = True
+
     def __init__(self, path: Path, frozen: Mapping[str, pa.DataType]) -> None:
         self.name = str(path)
         self.rows: int | None = None

@@ -5,7 +5,7 @@ import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,7 @@ from multigate.data.beginnings import check_parquet
 from multigate.data.conversion import converted
 from multigate.data.csv_file import CsvFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
+from multigate.data.partition import Part, keys_of, partitioned
 from multigate.data.types import check_names, common_type, converts, is_text, parse_type, plain_type, type_name
 from multigate.errors import DataError, nearest, one_line
 
@@ -34,7 +35,7 @@ class Source:
     def __init__(
         self,
         name: str,
-        parts: Sequence["_Part"],
+        parts: Sequence[Part],
         fingerprint: str,
         types: Mapping[str, str] = {},
         unreadable: Mapping[str, DataError] = {},
@@ -106,29 +107,23 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
     listed = isinstance(data, Sequence) and all(isinstance(one, str | Path) for one in data)
     if isinstance(data, str | Path) or (listed and len(data)):
         given = [data] if isinstance(data, str | Path) else list(data)
-        paths = [path for one in given for path in _found(str(one))]
+        found = {one: _found(str(one)) for one in given}
+        paths = [path for one in given for path in found[one]]
+        keys = [keys_of(path, _root(str(one))) for one in given for path in found[one]]
         frozen = {column: parse_type(text) for column, text in types.items()}
-        parts = [_ParquetFile(path) if _suffix(path) in PARQUET else CsvFile(path, frozen) for path in paths]
+        files = [_ParquetFile(path) if _suffix(path) in PARQUET else CsvFile(path, frozen) for path in paths]
+        parts = partitioned(files, keys, frozen)
         stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
         return Source(name, parts, xxhash.xxh3_128_hexdigest(repr(stamps).encode()), types)
-    found, unreadable = in_memory(data)
-    table = plain_table(found)
+    columns, unreadable = in_memory(data)
+    table = plain_table(columns)
     return Source("table", [Memory(table)], content_hash(table), types, unreadable)
 
 
-class _Part(Protocol):
-    """One file, or one table in memory."""
-
-    name: str
-    schema: pa.Schema
-    rows: int | None
-
-    def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        """Batches of the columns wanted, in that order; only CSV already has the types wanted."""
-
-
 class _ParquetFile:
+    guessed = False
+
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
@@ -183,11 +178,11 @@ def _dictionary_columns(file: pq.ParquetFile) -> list[str]:
     return names
 
 
-def _merged(parts: Sequence[_Part], frozen: Mapping[str, pa.DataType]) -> pa.Schema:
+def _merged(parts: Sequence[Part], frozen: Mapping[str, pa.DataType]) -> pa.Schema:
     """The columns that all parts share, in the order of the first, wide enough for every part."""
     first = parts[0]
     # a CSV file has no types: where its guesses differ from those of another the column is text
-    guessed = all(isinstance(part, CsvFile) for part in parts)
+    guessed = all(part.guessed for part in parts)
     types = dict(zip(first.schema.names, first.schema.types, strict=True))
     for part in parts[1:]:
         for name in part.schema.names:
@@ -253,6 +248,16 @@ def _found(given: str) -> list[Path]:
     raise DataError(
         f"there is no {given}: folder {missing.parent} has no {missing.name!r}; {nearest(missing.name, names)}"
     )
+
+
+def _root(given: str) -> Path:
+    """The folder below which folders may name columns: the one given, or where a glob begins."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return path
+    while glob.has_magic(str(path)) and not path.is_file():
+        path = path.parent
+    return path.parent if path.is_file() else path
 
 
 def _hidden(path: Path) -> bool:

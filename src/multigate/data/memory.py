@@ -22,6 +22,8 @@ UNREADABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 class Memory:
     """One table as the only part of itself."""
 
+    guessed = False
+
     def __init__(self, table: pa.Table) -> None:
         self.name = "table"
         self.schema = table.schema
