@@ -158,6 +158,8 @@ def test_keys_time_group_and_types() -> None:
         "click": "int64",
         "order_id": "int64",
     }
+    assert inspect(patient_id=RNG.integers(0, 300, ROWS), session_id=words(300)).schema.group == "patient_id"
+    assert inspect(inpatient=words(300)).schema.group is None
     assert inspect(user=words(3)).schema.group is None
     assert inspect(union_member=words(300), date=20240501 + RNG.integers(0, 30, ROWS)).schema.group is None
     assert inspect(date=20240501 + RNG.integers(0, 30, ROWS)).schema.time == "date"

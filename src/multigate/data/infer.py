@@ -20,7 +20,7 @@ from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Bag, Category, Feature, Hashed, Schema, Task
 
-_GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
+_GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
 
 
