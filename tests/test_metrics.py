@@ -204,6 +204,20 @@ def test_undefined_is_nan_and_never_an_error(case):
     bootstrap("multiclass", logits, labels, replicates=5)
 
 
+def test_one_prediction_that_is_no_number_leaves_no_metric_of_its_rows():
+    labels, groups = np.array([0, 1, 0, 1, 0, 1]), np.array([3, 3, 5, 5, 8, 8])
+    for row in range(6):
+        logits = np.arange(6.0)
+        logits[row] = math.nan
+        assert math.isnan(metrics.gauc(logits, labels, groups))
+        found = score_task("binary", logits, labels, None, groups)
+        assert all(math.isnan(found[name]) for name in set(found) - {"calibration"}), found
+        logits = np.stack([np.arange(6.0), logits, np.zeros(6)], axis=1)
+        found = score_task("multiclass", logits, labels)
+        assert math.isnan(found["accuracy"])
+        assert math.isnan(found["log_loss"])
+
+
 @pytest.mark.parametrize("constant", [0.1, 1e9 / 3])
 def test_r2_of_equal_labels_is_nan(constant):
     labels = np.full(7, constant)

@@ -38,7 +38,9 @@ def loop_losses(tasks, logits, labels, known, weights) -> list[float]:
     return totals
 
 
-@pytest.mark.parametrize("tasks", [TASKS, TASKS[:1] + TASKS[:1]], ids=["mixed", "binary"])
+@pytest.mark.parametrize(
+    "tasks", [TASKS, TASKS[:1] * 2, TASKS[1:2], TASKS[2:]], ids=["mixed", "binary", "regression", "multiclass"]
+)
 def test_losses_equal_plain_loops(tasks) -> None:
     rows, outputs = 11, sum(task.outputs for task in tasks)
     logits, weights = torch.randn(rows, outputs), torch.rand(rows, len(tasks)) * 3
@@ -133,6 +135,39 @@ def test_counterfactual_risks_equal_plain_loops(kinds: tuple[str, str], autocast
         losses = Objective(CHAIN, risks)(logits, labels, known, weights, conditionals=conditionals, imputed=imputed)
     torch.testing.assert_close(losses - joint, torch.tensor(loop_risks(risks, *(one.tolist() for one in rows))))
     assert torch.equal(Objective(CHAIN, risks)(logits, labels, known, weights), joint), "without conditionals: as ever"
+
+
+def test_tasks_that_are_all_binary_keep_their_own_losses_beside_a_risk() -> None:
+    """They are then not summed by ``CrossEntropy``, but by a branch that nothing else takes."""
+    tasks, risk = (TASKS[0], TASKS[0]), Risk(task=1, parent=0, kind="ips", weight=1, clip=0.1)
+    logits, weights = torch.randn(9, 2), torch.rand(9, 2)
+    known = torch.rand(9, 2) < 0.7
+    labels = torch.randint(0, 2, (9, 2)).float() * known
+    losses = Objective(tasks, [risk])(logits, labels, known, weights)
+    expected = loop_losses(tasks, logits.tolist(), labels.tolist(), known.tolist(), weights.tolist())
+    torch.testing.assert_close(losses, torch.tensor(expected))
+
+
+def test_a_parent_that_never_was_1_leaves_a_finite_risk() -> None:
+    """Its mean is 0, and so would be the least propensity; a click may come after all."""
+    tasks = (TASKS[0], TaskColumn(name="buy", kind="binary"))
+    objective = Objective(tasks, [Risk(task=1, parent=0, kind="ips", weight=1, clip=0.1)])
+    logits, ones = torch.tensor([[-200.0, 0.0]]), torch.ones(1, 2)
+    conditionals = torch.zeros(1, 2, requires_grad=True)
+    losses = objective(logits, ones, ones.bool(), ones, conditionals=conditionals)
+    losses[1].backward()
+    assert losses.isfinite().all()
+    assert conditionals.grad.isfinite().all()
+
+
+def test_risks_are_float32_though_towers_are_not() -> None:
+    logits, labels, known, weights, conditionals, imputed = chain_rows(40)
+    conditionals, imputed = conditionals.bfloat16(), imputed.bfloat16()
+    objective = Objective(CHAIN, RISKS)
+    losses = objective(logits, labels, known, weights, conditionals=conditionals, imputed=imputed)
+    exact = objective(logits, labels, known, weights, conditionals=conditionals.float(), imputed=imputed.float())
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, exact)
 
 
 def test_risks_move_the_conditional_and_what_is_imputed_but_not_the_propensity() -> None:
