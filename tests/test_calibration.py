@@ -77,6 +77,17 @@ def test_platt_is_a_logistic_regression_on_drawn_in_labels(shift: float, size: f
     assert curve.slope * size == pytest.approx(2, abs=0.2)
 
 
+@pytest.mark.parametrize("logit", [-1.3, 0.1, 0.3, 2.5])
+def test_platt_of_one_logit_is_its_share_of_positives(logit: float) -> None:
+    """A model that collapsed. What rounding makes of a deviation of 0 is no spread: slopes came out at 1e15."""
+    labels = np.array([1.0] * 6 + [0.0] * 14)
+    curve = platt(np.full(20, logit), labels)
+    assert curve is not None
+    rate = (6 * 7 / 8 + 14 * 1 / 16) / 20  # the labels drawn in
+    np.testing.assert_allclose(sigmoid(applied(curve, np.full(3, logit))), rate, rtol=1e-4)
+    assert 0 < curve.slope <= 1
+
+
 def test_isotonic_pools_as_scikit_learn_does() -> None:
     """On 40 distinct logits every logit is a bin of its own, so that blocks are those of the plain regression."""
     random = np.random.default_rng(3)

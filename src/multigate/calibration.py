@@ -96,7 +96,7 @@ def platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
     targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     # minimise is content with slopes of 1e-5: they are those of standardised logits, per row of the rarer class
     centre = float(np.average(logits, weights=weights))
-    spread = float(np.sqrt(np.average((logits - centre) ** 2, weights=weights))) or 1.0
+    spread = float(np.sqrt(np.average((logits - centre) ** 2, weights=weights))) if np.ptp(logits) else 1.0
     standard, rarer = (logits - centre) / spread, min(ones, zeros)
 
     def loss(line: Floats) -> tuple[float, Floats]:
