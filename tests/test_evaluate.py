@@ -3,11 +3,15 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from sklearn.metrics import r2_score, roc_auc_score
 
 import multigate as mg
+from multigate.batch import Batch, Layout, NumberColumn, TaskColumn
 from multigate.data.encoder import Encoder
-from multigate.evaluate import Scored, intervals, scores, spaces
+from multigate.evaluate import Scored, forward, intervals, scores, spaces
+from multigate.model import Model, Tower
+from multigate.sharing import SharedBottom
 
 
 def scored_by(schema: mg.Schema, table: pa.Table, outputs: np.ndarray) -> tuple[Encoder, Scored]:
@@ -51,3 +55,46 @@ def test_rows_without_a_group_are_no_group() -> None:
     alone = intervals([one._replace(groups=None) for one in found])["click/log_loss"]
     # 2,800 of 4,000 rows are drawn one by one: as one group they would be in a replicate twice or not at all
     assert high - low < 2 * (alone[1] - alone[0])
+
+
+def test_a_conditional_is_scored_where_the_parent_is_1_and_both_labels_are_known() -> None:
+    random = np.random.default_rng(0)
+    click = [[None, 0, 1, 1][i] for i in random.integers(0, 4, 600)]
+    buy = [None if random.random() < 0.3 else int(one == 1 and random.random() < 0.5) for one in click]
+    schema = mg.Schema(features=[mg.Number("x")], tasks=[mg.Task("click"), mg.Task("buy", given="click")])
+    outputs = random.standard_normal((600, 4)).astype(np.float32)
+    encoder, scored = scored_by(schema, pa.table({"x": range(600), "click": click, "buy": buy}), outputs[:, :2])
+    found = {one.name: one for one in spaces(schema, encoder, scored._replace(conditionals=outputs[:, 2:]))}
+    assert list(found) == ["click", "buy", "buy|click"]
+    rows = [i for i in range(600) if click[i] == 1 and buy[i] is not None]
+    assert 150 < len(rows) < sum(one == 1 for one in click)
+    np.testing.assert_array_equal(found["buy|click"].outputs, outputs[rows, 3])
+    np.testing.assert_array_equal(found["buy|click"].labels, [buy[i] for i in rows])
+    rows = [i for i in range(600) if click[i] is not None]
+    np.testing.assert_array_equal(found["click"].outputs, outputs[rows, 0])
+
+
+def test_a_model_in_training_is_scored_without_its_dropout_and_goes_on_with_it() -> None:
+    layout = Layout(
+        numbers=(NumberColumn(feature="x"),),
+        categories=(),
+        bags=(),
+        tables={},
+        tasks=(TaskColumn(name="click", kind="binary"), TaskColumn(name="buy", kind="binary")),
+    )
+    model = Model(layout, SharedBottom(dropout=0.5), tower=Tower(hidden=(8,)), parents=(None, 0), order=(0, 1))
+    numbers, ids = torch.randn(30, 1), torch.zeros(30, 0, dtype=torch.int32)
+    labels, known = torch.zeros(30, 2), torch.ones(30, 2, dtype=torch.bool)
+    parts = [
+        Batch(numbers[rows], ids[rows], (), labels[rows], known[rows], labels[rows] + 1, rows)
+        for rows in torch.arange(30).split(13)
+    ]
+    wanted = model.eval()(numbers, ids, ())
+    for training in (True, False):
+        model.train(training)
+        found = forward(model, parts, torch.device("cpu"))
+        assert model.training == training
+        np.testing.assert_allclose(found.logits, wanted.logits.detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.conditionals, wanted.conditionals.detach(), rtol=1e-4, atol=1e-5)
+        assert found.groups.tolist() == list(range(30))
+    assert abs(found.logits - found.conditionals)[:, 1].min() > 0.1

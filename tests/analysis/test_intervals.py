@@ -3,10 +3,11 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from multigate.analysis.intervals import mtl_gain, paired_difference, summary
+from multigate.analysis.intervals import mtl_gain, paired_difference, resampled, summary
 from multigate.errors import ExperimentError
 
 # Two-sided 95 % quantiles of Student's t as printed in tables, by degrees of freedom.
@@ -70,3 +71,26 @@ def test_a_gain_is_positive_whichever_way_the_metric_points():
 def test_unmatched_seeds_are_refused():
     with pytest.raises(ExperimentError, match="found 3 and 2 runs"):
         paired_difference([1, 2, 3], [1, 2])
+
+
+def test_resampled_runs_of_one_seed_are_drawn_together():
+    """Against a loop over draws: with both samples on the same seeds, what these share leaves no trace."""
+    draw, random_ = random.Random(2), np.random.default_rng(5)
+    seeds = [draw.gauss(0, 1) for _ in range(8)]
+    a, b = ([seed + draw.gauss(0, 0.05) for seed in seeds] for _ in range(2))
+    looped = []
+    for picked in random_.integers(0, 8, (300, 8)).tolist():
+        looped.append(sum(a[i] for i in picked) / 8 - sum(b[i] for i in picked) / 8)
+    found = resampled(lambda one, other: one.mean(1) - other.mean(1), a, b, draws=300, seed=5, level=0.8)
+    assert found == pytest.approx(np.quantile(looped, [0.1, 0.9]))
+    assert found[1] - found[0] < 0.1
+    low, high = resampled(lambda one: one.mean(1), a, seed=5)
+    assert high - low > 0.5
+    assert low < sum(a) / 8 < high
+
+
+@pytest.mark.parametrize(("runs", "told"), [(5, False), (6, True)])
+def test_few_runs_give_no_resampled_interval(runs, told):
+    many, few = [float(i) for i in range(8)], [float(i) for i in range(runs)]
+    assert math.isfinite(resampled(lambda drawn: drawn.mean(1), few)[0]) == told
+    assert math.isfinite(resampled(lambda one, other: one.mean(1), few, many[:runs])[1]) == told

@@ -93,6 +93,9 @@ def test_differences_equal_scores_of_each_model_and_a_loop_over_users(linear):
     assert (auc.low, auc.high) == pytest.approx(np.quantile(looped, [0.025, 0.975]), abs=1e-6)
     assert auc.clear
     assert auc.high < 0, "noise costs accuracy"
+    turned = {(one.target, one.metric): one for one in paired_differences(b, a, replicates=30, seed=7)}["click", "auc"]
+    assert turned.clear
+    assert turned.low > 0
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, GROUPED], ids=["rows", "groups"])

@@ -363,6 +363,27 @@ def test_gradnorm_begins_each_task_with_its_first_labels() -> None:
     assert balancer.first.tolist() == [1, 2, 3]
 
 
+def test_gradnorm_learns_as_if_absent_tasks_were_not_there() -> None:
+    """Whatever loss and gradient one is given: only the scale to a mean of 1 then counts it too."""
+    of_two, of_three = GradNorm().build(tasks(2)), GradNorm().build(tasks(3))
+    for balancer in (of_two, of_three):
+        balancer.first.fill_(1)
+    lengths = torch.tensor([0.75, 50.0, 1.25])
+    of_two.weights(torch.tensor([0.8, 1.2]), lengths[[0, 2]].square().diag(), torch.tensor([True, True]))
+    of_three.weights(torch.tensor([0.8, 9.0, 1.2]), lengths.square().diag(), torch.tensor([True, False, True]))
+    torch.testing.assert_close(of_three.learnt[0] / of_three.learnt[2], of_two.learnt[0] / of_two.learnt[1])
+    assert of_two.learnt[0] < 1 < of_two.learnt[1]
+    torch.testing.assert_close(of_three.learnt.sum(), torch.tensor(3.0))
+    torch.testing.assert_close(of_three.learnt[1], torch.tensor(1.0))
+
+
+def test_gradnorms_weights_never_fall_to_zero() -> None:
+    balancer = GradNorm(learning_rate=5).build(tasks(2))
+    balancer.weights(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 0.25]).diag(), torch.tensor([True, True]))
+    assert balancer.learnt[0] > 0, "a step of 5 down from 1"
+    torch.testing.assert_close(balancer.learnt, 2 * torch.tensor([1e-3, 6.0]) / 6.001)
+
+
 @pytest.mark.parametrize(("alpha", "gains"), [(0.0, False), (1.0, False), (1.5, True)])
 def test_gradnorms_alpha_says_how_long_the_gradient_of_a_laggard_should_be(alpha: float, gains: bool) -> None:
     """Losses .8 and 1.2 of the first ones: 1.25 is above 1.2^0 and 1.2^1 of the mean length, below 1.2^1.5 of it."""

@@ -167,3 +167,15 @@ def test_columns_for_gates_reach_every_level_and_no_expert(x: Tensor) -> None:
 def test_more_levels_than_layers_are_refused() -> None:
     with pytest.raises(SettingError, match=r"3 levels want at least as many widths in 'hidden', found 2: \(8, 4\)"):
         PLE(hidden=(8, 4), levels=3)
+
+
+def test_the_entropy_penalty_adds_up_over_tasks_and_shared_modules(x: Tensor) -> None:
+    """Of each level the mean entropy of the tasks' gates and that of the shared module's."""
+    ple = PLE(experts=M, shared=S, hidden=(6, 5, 4), levels=3, entropy_penalty=0.1).build(D, TASKS)
+    found = ple(x)
+    expected = 0.0
+    for level, gates in enumerate(found.gates):
+        rows = -torch.special.xlogy(gates, gates).sum(-1)
+        expected += rows[:, :T].mean().item() + (rows[:, T].mean().item() if level < 2 else 0)
+    assert found.penalty.item() == pytest.approx(0.1 * expected, rel=1e-5)
+    assert ple.eval()(x).penalty == 0
