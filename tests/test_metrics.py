@@ -1,7 +1,6 @@
 """Metrics against scikit-learn, closed forms, plain loops and repeated rows; intervals against simulated truth."""
 
 import math
-import time
 from statistics import NormalDist
 
 import numpy as np
@@ -331,13 +330,6 @@ def test_intervals_over_groups_cover_where_those_over_rows_do_not():
     truth = NormalDist().cdf(0.5)
     assert coverage(users, truth) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 400))
     assert coverage(ungrouped, truth, sets=100) < 0.85
-
-
-def test_a_hundred_thousand_rows_take_seconds():
-    logits, labels, weights, groups = binary(9, rows=100_000, groups=10_000)
-    start = time.process_time()
-    bootstrap("binary", logits, labels, weights, groups, replicates=200)
-    assert time.process_time() - start < 10  # 1 s alone on one core
 
 
 def test_infinite_predictions_have_metrics_and_intervals_without_a_warning() -> None:

@@ -4,7 +4,6 @@ import datetime as dt
 import decimal
 import math
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -393,9 +392,7 @@ def test_any_table_gives_a_schema_that_encodes_it_or_an_error_of_ours(table: pa.
 
 def test_census_is_read_as_its_documentation_says(shared_data: Path) -> None:
     tasks = [Task("income", column="income_50k"), Task("marital", column="marital_stat", positive="Never married")]
-    start = time.perf_counter()
     findings = inspect_table(open_table(shared_data / "census-income" / "train.parquet"), tasks)
-    assert time.perf_counter() - start < 20  # about 2 s where nothing else runs
     assert findings.rows == 199_523
     assert [note.column for note in findings.left_out] == ["instance_weight"]
     assert findings.leaks == ()
