@@ -136,6 +136,17 @@ def related(folder: Path) -> None:
     compared(folder, "trainings")
 
 
+def flipped(path: str) -> Callable[[Path], None]:
+    """The last byte of a file, another by one bit."""
+
+    def flip(folder: Path) -> None:
+        content = bytearray((folder / path).read_bytes())
+        content[-1] ^= 1
+        (folder / path).write_bytes(content)
+
+    return flip
+
+
 def climbing(folder: Path) -> None:
     (folder / "run/bundle/model.safetensors").rename(folder / "outside")
     os.symlink(folder / "outside", folder / "run/bundle/model.safetensors")
@@ -227,6 +238,8 @@ SYSTEM: list[Case] = [
          ("experiment changed", "epochs: 1, now 5")),
     Case(RUNS, "its experiment.yaml torn", unfinished(torn("run/experiment.yaml", 34)), ("run/experiment.yaml",)),
     Case(RUNS, "its checkpoint torn", unfinished(torn("run/checkpoint.safetensors")), ("checkpoint", "cannot be read")),
+    Case(RUNS, "a bit of its checkpoint flipped", unfinished(flipped("run/checkpoint.safetensors")),
+         ("checkpoint", "not what was written", "delete it")),
     Case(RUNS, "its prepared rows torn", unfinished(torn("run/prepared/train-00000.safetensors")),
          ("train-00000.safetensors", "delete")),
     Case(RUNS, "its prepared rows without their encoder",

@@ -23,7 +23,7 @@ PLACES = {
     "a step": Stop("training.fit:Fit.step", 9),
     "the first evaluation": Stop("training.fit:Fit.evaluate"),
     "the last evaluation": Stop("training.fit:Fit.evaluate", 2),
-    "saving the best": Stop("training.fit:save_file", 2),
+    "saving the best": Stop("training.checkpoint:save_file", 3),
     "saving a checkpoint": Stop("training.fit:save_checkpoint"),
     "the best weights read back": Stop("training.loop:load_weights"),
     "saving the bundle": Stop("bundle:save_file"),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from multigate.balance import task_gramian
@@ -18,17 +17,15 @@ from multigate.data.rows import pick_tasks
 from multigate.errors import RunError
 from multigate.evaluate import Monitor, forward, scores, spaces, to_device
 from multigate.experiment import Experiment
-from multigate.model import Model
 from multigate.objective import Objective
 from multigate.run import METRICS, difference, keep_history
-from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from multigate.training.diverged import diverged
 from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import Average, build_optimizer, clip, rate_at
 from multigate.training.randomness import random_state, set_random_state
 from multigate.training.tables import TableOptimizer, large_tables
 from multigate.unscored import NO_NUMBERS, listed_reasons, unscored
-from multigate.writing import writing
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 STEPS = 150
@@ -138,8 +135,7 @@ class Fit:
             raise self._no_choice()
         if not self.best or value > self.best_value:
             self.best_value, self.best, self.stale = value, metrics, 0
-            with writing(self.folder / BEST) as temporary:
-                save_file(_weights(self.model), temporary)
+            save_weights(self.folder / BEST, self.model.state_dict())
         else:
             self.stale += 1
         if self.average is not None:
@@ -161,7 +157,7 @@ class Fit:
         return RunError(f"monitor {name!r} cannot be computed on the validation rows: {because}; {advice}")
 
     def save(self) -> None:
-        tensors = {f"model/{name}": tensor for name, tensor in _weights(self.model).items()}
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"balance/{name}": tensor for name, tensor in self.balance.state_dict().items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()}
         tensors |= {f"tables/{name}": tensor for name, tensor in self.tables.tensors().items()}
@@ -242,7 +238,3 @@ def precision(name: str, device: torch.device) -> str:
         return name
     native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if native else "float32"
-
-
-def _weights(model: Model) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
