@@ -1,11 +1,13 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -127,6 +129,57 @@ def test_the_same_key_reuses_and_another_one_rewrites(tmp_path):
     make(folder)
     assert digest(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_files_are_known_by_their_bytes_wherever_they_are(tmp_path):
+    """The same at another place and time are opened, and others of the same size and time are not."""
+    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
+    pq.write_table(table(1000), here)
+    make(tmp_path / "p", train=str(here))
+    before = digest(tmp_path / "p")
+    shutil.copyfile(here, there)
+    make(tmp_path / "p", train=str(there), replace=False)
+    os.utime(here, ns=(1, 1))
+    make(tmp_path / "p", train=str(here), replace=False)
+    assert digest(tmp_path / "p") == before
+    pq.write_table(table(1000).set_column(4, "y", pc.subtract(1, table(1000)["y"])), there)
+    assert there.stat().st_size == here.stat().st_size
+    os.utime(there, ns=(1, 1))
+    with pytest.raises(RunError, match="tables changed"):
+        make(tmp_path / "p", train=str(there), replace=False)
+    make(tmp_path / "p", train=str(there))
+    assert digest(tmp_path / "p") != before
+
+
+def test_the_order_of_files_and_where_each_ends_is_content(tmp_path):
+    for name, rows in (("a", 300), ("b", 700), ("c", 1000)):
+        pq.write_table(table(rows, seed=rows), tmp_path / f"{name}.parquet")
+    places = [["a", "b", "c"], ["b", "a", "c"], ["c", "a", "b"], ["a", "b"]]
+    contents = {open_table([tmp_path / f"{name}.parquet" for name in names]).content() for names in places}
+    assert len(contents) == 4
+    assert open_table(tmp_path / "a.parquet").content() == open_table([str(tmp_path / "a.parquet")]).content()
+
+
+def test_what_folders_say_of_files_is_content(tmp_path):
+    for folder in ("one/year=2023", "two/year=2024", "three/year=2023"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(table(300), tmp_path / folder / "a.parquet")
+    one, two, three = (open_table(tmp_path / name).content() for name in ("one", "two", "three"))
+    assert one == three != two
+
+
+def test_rows_prepared_before_their_content_was_known_are_known_by_place_and_time(tmp_path):
+    path = tmp_path / "here.parquet"
+    pq.write_table(table(1000), path)
+    first = make(tmp_path / "p", train=str(path))
+    manifest = {name: value for name, value in first.manifest.items() if name != "content"}
+    (tmp_path / "p" / "manifest.json").write_text(json.dumps(manifest))
+    again = make(tmp_path / "p", train=str(path), replace=False)
+    assert again.content == first.manifest["key"]
+    assert first.is_known_as(again.content)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(RunError, match="tables changed"):
+        make(tmp_path / "p", train=str(path), replace=False)
 
 
 def test_a_failure_leaves_nothing_behind_and_an_old_folder_alone(tmp_path):

@@ -288,6 +288,42 @@ def test_what_is_gone_of_a_finished_run_is_made_again(feed_experiment: Experimen
         assert contents(folder) == before, gone
 
 
+def test_a_project_that_is_copied_elsewhere_between_a_stop_and_resume_goes_on(
+    feed_experiment: Experiment, feed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables are where they were to the folder, and hold what they held; their copies are younger."""
+    experiment = feed_experiment.with_(train="train.parquet", valid="valid.parquet", test=None, epochs=1)
+    for name in ("train.parquet", "valid.parquet"):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        shutil.copy(feed_folder / name, tmp_path / "here" / name)
+    monkeypatch.chdir(tmp_path / "here")
+    train(experiment, "whole", quiet=True)
+    with StopAt(5), pytest.raises(Interrupted):
+        train(experiment, "pieces", quiet=True)
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "here" / "pieces")
+    monkeypatch.chdir(tmp_path / "there")
+    prepared = {path: path.stat().st_mtime_ns for path in Path("pieces/prepared").rglob("*")}
+    train(experiment, "pieces", resume=True, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in Path("pieces/prepared").rglob("*")} == prepared
+    assert_bit_equal(weights(Path("pieces")), weights(tmp_path / "here" / "whole"))
+
+
+def test_rows_prepared_anew_at_another_place_are_those_of_the_checkpoint(
+    feed_experiment: Experiment, feed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = feed_experiment.with_(train="train.parquet", valid=None, test=None, epochs=1)
+    (tmp_path / "here").mkdir()
+    shutil.copy(feed_folder / "train.parquet", tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    with StopAt(5), pytest.raises(Interrupted):
+        train(experiment, "run", quiet=True)
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    shutil.rmtree("run/prepared")
+    assert train(experiment, "run", resume=True, quiet=True).best
+
+
 def test_a_run_that_another_process_finishes_meanwhile_is_not_trained_again(
     feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from multigate.data.beginnings import check_parquet
 from multigate.data.conversion import converted
 from multigate.data.csv_file import CsvFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
-from multigate.data.partition import Part, keys_of, partitioned
+from multigate.data.partition import Keys, Part, keys_of, partitioned
 from multigate.data.types import check_names, common_type, converts, is_text, parse_type, plain_type, type_name
 from multigate.errors import DataError, nearest, one_line
 
@@ -27,7 +28,8 @@ class Source:
     """A table that can be read again and again as record batches, rows always in the same order.
 
     ``name`` is for people; ``rows`` is None where it is not known without reading (CSV); ``fingerprint`` changes
-    when the content may have (paths, sizes and modification times; the content itself for a table in memory);
+    when the content may have (paths, sizes and modification times; the content itself for a table in memory), and
+    ``content()``, which reads the files, only when it has;
     ``at_hand`` says that reading again costs nothing (a table in memory whose text, if any, is coded); ``unreadable``
     are columns of a table in memory that are not in ``schema``, with the error for who asks for one.
     """
@@ -39,6 +41,7 @@ class Source:
         fingerprint: str,
         types: Mapping[str, str] = {},
         unreadable: Mapping[str, DataError] = {},
+        files: Sequence[tuple[Path, Keys]] = (),
     ) -> None:
         frozen = {column: parse_type(text) for column, text in types.items()}
         self.name = name
@@ -49,11 +52,22 @@ class Source:
         self.rows = None if None in counts else sum(count for count in counts if count is not None)
         plain_text = any(is_text(kind) and not pa.types.is_dictionary(kind) for kind in self.schema.types)
         self.at_hand = not plain_text and all(isinstance(part, Memory) for part in parts)
-        self._parts = parts
+        self._parts, self._files = parts, files
         if not self.schema.names:
             raise DataError(f"{name} has no columns; give at least one feature and one label")
         if self.rows == 0:
             raise DataError(f"{name} has column names but no rows; give a table with at least one row")
+
+    def content(self) -> str:
+        """Checksum of the files' bytes, and of what their folders say, in their order, wherever they are; of a table in
+        memory its fingerprint.
+
+        Raises ``DataError`` where a file cannot be read any more.
+        """
+        if not self._files:
+            return self.fingerprint
+        told = [(_suffix(path), _bytes_of(path), *keys.items()) for path, keys in self._files]
+        return xxhash.xxh3_128_hexdigest(repr(told).encode())
 
     def batches(
         self, columns: Sequence[str] | None = None, rows: int = 65_536, *, as_read: bool = False
@@ -115,7 +129,8 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
         parts = partitioned(files, keys, frozen)
         stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
-        return Source(name, parts, xxhash.xxh3_128_hexdigest(repr(stamps).encode()), types)
+        fingerprint = xxhash.xxh3_128_hexdigest(repr(stamps).encode())
+        return Source(name, parts, fingerprint, types, files=list(zip(paths, keys, strict=True)))
     columns, unreadable = in_memory(data)
     table = plain_table(columns)
     return Source("table", [Memory(table)], content_hash(table), types, unreadable)
@@ -258,6 +273,15 @@ def _root(given: str) -> Path:
     while glob.has_magic(str(path)) and not path.is_file():
         path = path.parent
     return path.parent if path.is_file() else path
+
+
+def _bytes_of(path: Path) -> str:
+    """Checksum of a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the file") from None
 
 
 def _hidden(path: Path) -> bool:

@@ -56,6 +56,8 @@ class Table(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    def content(self) -> str: ...
+
     @property
     def at_hand(self) -> bool: ...
 
@@ -161,6 +163,15 @@ class Prepared:
         return Part(name, paths, sizes, self.manifest.get("checksums", {}))  # older rows have none
 
     @property
+    def content(self) -> str:
+        """What says that two folders hold the same rows, wherever their tables are."""
+        return str(self.manifest.get("content", self.manifest["key"]))  # older rows know their tables by place and time
+
+    def is_known_as(self, content: object) -> bool:
+        """Whether that is their ``content``, now or as it was told before there was one."""
+        return content in (self.content, self.manifest["key"])
+
+    @property
     def whole(self) -> bool:
         """Whether all shards are there."""
         return all(part.shards.there for part in self.parts.values())
@@ -187,7 +198,7 @@ def open_prepared(folder: Path) -> Prepared | None:
 
     Raises ``RunError`` where they are damaged, or something else is there.
     """
-    if _key_in(folder) is None or not (folder / "encoder").is_dir():
+    if _manifest_in(folder) is None or not (folder / "encoder").is_dir():
         return None
     prepared = Prepared(folder)
     return prepared if prepared.whole else None
@@ -210,7 +221,8 @@ def prepare(
 
     Validation and test rows are split off ``train`` unless they have a table of their own. A folder prepared before
     from the same schema, split and tables is opened at once, unless files are missing; one prepared from others is
-    replaced once the new one is whole, or, without ``replace``, refused.
+    replaced once the new one is whole, or, without ``replace``, refused. Files of another place or time are the same
+    tables where their bytes are, which are read to know it.
 
     Raises:
         DataError: a column or cell is not what the schema says, or a part has no rows.
@@ -220,19 +232,25 @@ def prepare(
     split = split.without(valid=valid is not None, test=test is not None)
     if valid is None and "valid" not in split.parts:
         raise DataError("the split leaves no valid rows: its valid is 0 and there is no valid table; give one of them")
-    key = _key(schema, split, tables, shard_rows, base)
-    found = _key_in(folder)
-    opened = open_prepared(folder) if found == key else None
+    keyed = partial(_key, schema, split, shard_rows, base)
+    keys = {"key": keyed({name: table.fingerprint for name, table in tables.items()})}
+    found = _manifest_in(folder)
+    same = found is not None and found["key"] == keys["key"]
+    opened = open_prepared(folder) if same else None
+    if opened is None:
+        keys["content"] = keyed({name: table.content() for name, table in tables.items()})
+    if found is not None and not same and found.get("content") == keys["content"]:
+        same, opened = True, open_prepared(folder)
     if opened is not None:
         return opened
-    if found not in (None, key) and not replace:
+    if found is not None and not same and not replace:
         raise RunError(f"the tables changed since {folder} was prepared; change them back, or use another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         with Kept(temporary, KEPT) as kept:
-            _write(schema, tables, split, base, temporary, key, shard_rows, kept, progress or _silent)
+            _write(schema, tables, split, base, temporary, keys, shard_rows, kept, progress or _silent)
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -245,7 +263,7 @@ def _write(
     split: Split,
     base: Encoder | None,
     folder: Path,
-    key: str,
+    keys: dict[str, str],
     shard_rows: int,
     kept: Kept,
     progress: Progress,
@@ -279,7 +297,7 @@ def _write(
     checksums = {path.name: checksum(path) for path in (folder / "encoder").iterdir()}
     manifest = {
         "format": FORMAT,
-        "key": key,
+        **keys,
         "encoder": encoder.fingerprint,
         "parts": sizes,
         "rows": {name: sum(one) for name, one in sizes.items()},
@@ -448,24 +466,25 @@ def _read_shard(path: Path, wanted: str | None) -> Batch:
     return Batch(bags=bags, **found)
 
 
-def _key(schema: Schema, split: Split, tables: dict[str, Table], shard_rows: int, base: Encoder | None) -> str:
+def _key(schema: Schema, split: Split, shard_rows: int, base: Encoder | None, tables: dict[str, str]) -> str:
+    """What says that rows are these, given what says it of their tables."""
     content = {
         "format": FORMAT,
         "shard_rows": shard_rows,
         "schema": schema.model_dump(mode="json"),
         "split": split.model_dump(mode="json"),
-        "tables": {name: table.fingerprint for name, table in tables.items()},
+        "tables": tables,
         "base": None if base is None else base.fingerprint,
     }
     return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))
 
 
-def _key_in(folder: Path) -> str | None:
-    """The key of prepared rows in a folder, None where there are none; ``RunError`` where there is something else."""
+def _manifest_in(folder: Path) -> dict[str, Any] | None:
+    """What prepared rows in a folder are, None where there are none; ``RunError`` where there is something else."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if isinstance(manifest, dict) and "encoder" in manifest:
-            return str(manifest["key"])
+            return manifest | {"key": str(manifest["key"])}
     except NotADirectoryError:
         raise RunError(f"{folder} is a file, wanted a folder for prepared rows; choose another name") from None
     except FileNotFoundError:

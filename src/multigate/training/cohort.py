@@ -191,7 +191,7 @@ class Cohort:
             "step": self.replicas.step_done,
             "epoch": self.epoch,
             "runs": [{name: getattr(run, name) for name in moving} for run in self.runs],
-            "prepared": self.prepared.manifest["key"],
+            "prepared": self.prepared.content,
             "experiments": [one.to_dict(full=True) for one in self.experiments],
         }
         save_checkpoint(self.checkpoint, tensors, state)
@@ -206,7 +206,7 @@ class Cohort:
         changed = difference(state.get("experiments"), [one.to_dict(full=True) for one in self.experiments])
         if changed:
             raise RunError(f"{self.checkpoint} is of other experiments ({changed}); delete it to train these anew")
-        if state.get("prepared") != self.prepared.manifest["key"]:
+        if not self.prepared.is_known_as(state.get("prepared")):
             raise RunError(f"the tables changed since {self.checkpoint} was saved; train them in another folder")
         try:
             named = {

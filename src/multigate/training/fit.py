@@ -171,7 +171,7 @@ class Fit:
             "best": self.best,
             "stale": self.stale,
             "seconds": self.seconds,
-            "prepared": self.prepared.manifest["key"],
+            "prepared": self.prepared.content,
             "experiment": self.experiment.to_dict(full=True),
             "average_steps": self.average.steps if self.average is not None else 0,
         }
@@ -196,7 +196,7 @@ class Fit:
                 f"the experiment changed since the run in {self.folder} began ({changed}); "
                 "change it back, or train in another folder"
             )
-        if state.get("prepared") != self.prepared.manifest["key"]:
+        if not self.prepared.is_known_as(state.get("prepared")):
             raise RunError(f"the tables changed since the run in {self.folder} began; train them in another folder")
         try:
             self._put_back(tensors, state)
