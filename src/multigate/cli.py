@@ -24,7 +24,7 @@ app = typer.Typer(
 NO_MEMORY = re.compile(r"can't allocate memory|out of memory")
 """How torch says it."""
 STOPPED = 130
-"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP, as shells have it."""
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
@@ -328,8 +328,8 @@ def _limit_threads() -> None:
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done; 2 something is wrong, told in one sentence; 130 stopped by Ctrl-C or SIGTERM; 1 a fault of this
-    program, or nobody reads what it prints.
+    Exit codes: 0 done; 2 something is wrong, told in one sentence; 130 stopped by Ctrl-C, SIGTERM or SIGHUP (the
+    terminal was closed); 1 a fault of this program, or nobody reads what it prints.
     """
     from multigate.training.interrupts import handled
 

@@ -12,6 +12,7 @@ import pytest
 
 from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.experiment import Experiment
+from multigate.training.interrupts import handled
 from processes import Stop, run
 
 PLACES = {
@@ -138,6 +139,59 @@ def test_a_second_signal_stops_at_once(folder: Path, what: str) -> None:
     assert "stopped; go on with" in ended.told
     assert not half_written(folder)
     goes_on(folder, out)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
+def test_a_terminal_that_hangs_up_twice_lets_a_training_save(folder: Path) -> None:
+    """The system and the shell each send the signal."""
+    stop = PLACES["a step"]._replace(signals=(signal.SIGHUP, signal.SIGHUP))
+    ended = run(["train", "x.yaml", "--out", "hung-up", "--device", "cpu"], folder, stop)
+    assert ended.code == 130, ended.told
+    assert ended.told.splitlines()[-1] == (
+        "stopped at step 9 of 20; go on with: multigate train --resume --out hung-up"
+    )
+    goes_on(folder, "hung-up")
+
+
+CLOSED = """
+import os, pty, sys
+
+process, terminal = pty.fork()
+if process == 0:
+    os.execv(sys.executable, [sys.executable, "-m", "multigate", *sys.argv[1:]])
+shown = b""
+while b"epoch" not in shown:
+    shown += os.read(terminal, 4096)
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
+def test_a_training_whose_terminal_is_closed_saves(folder: Path) -> None:
+    """What it would print cannot be printed any more."""
+    words = ["train", "x.yaml", "--set", "epochs=2000", "--set", "patience=null", "--out", "closed", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "130\n", done.stderr
+    assert (folder / "closed" / "checkpoint.safetensors").is_file()
+    assert not half_written(folder / "closed")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
+def test_hanging_up_stays_ignored_where_it_was() -> None:
+    """As ``nohup`` starts a command."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled(signal.default_int_handler):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with handled(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("when", KILLS)

@@ -1,15 +1,19 @@
-"""Ctrl-C and SIGTERM: within a training finish the step and save, elsewhere stop at once; a second one always does."""
+"""Ctrl-C, SIGTERM and SIGHUP (the terminal was closed): within a training finish the step and save, elsewhere stop at
+once; a second one always does, but for SIGHUP, which the system and the shell send both."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from multigate.errors import RunError
 
 Handler = Callable[[int, FrameType | None], Any]
+HANG_UP = getattr(signal, "SIGHUP", None)
+"""There is none on Windows."""
 
 
 class Interrupted(RunError):
@@ -18,7 +22,7 @@ class Interrupted(RunError):
 
 @contextmanager
 def interruptible(advice: Callable[[], str]) -> Iterator[None]:
-    """While entered SIGTERM does what Ctrl-C does, and both end as ``Interrupted``, with ``advice()`` to go on by."""
+    """While entered all of them do what Ctrl-C does, and end as ``Interrupted``, with ``advice()`` to go on by."""
     with handled(signal.default_int_handler):
         try:
             yield
@@ -47,24 +51,44 @@ class Interrupts:
             raise Interrupted("stopped")
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number != HANG_UP:
             raise KeyboardInterrupt
         self.asked = True
 
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """Ctrl-C and SIGTERM handled so while entered; signals reach the main thread only, elsewhere nothing changes.
+    """These signals handled so while entered; they reach the main thread only, elsewhere nothing changes.
 
-    Nor does a signal that C code takes (Python inside another program), for Python could not give it back.
+    Nor does a signal that C code takes (Python inside another program), for Python could not give it back, nor SIGHUP
+    where it is ignored (``nohup``).
     """
+
+    def hung_up(number: int, frame: FrameType | None) -> Any:
+        _leave_the_terminal()
+        return handler(number, frame)
+
     before: dict[signal.Signals, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not None:
                     before[number] = signal.signal(number, handler)
+            if HANG_UP is not None and signal.getsignal(HANG_UP) not in (None, signal.SIG_IGN):
+                before[HANG_UP] = signal.signal(HANG_UP, hung_up)
         yield
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def _leave_the_terminal() -> None:
+    """Let what is printed go nowhere where the terminal it went to is gone: it would fail, and saving with it."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
