@@ -72,8 +72,9 @@ class TaskColumn(Options):
     known_rate: float = 1.0
     """Share of training rows with a known label, at least a tiny positive number."""
     mean: float = 0.0
-    """Mean of the known encoded labels: the base rate of a binary task."""
+    """Mean of the known encoded labels, by their weights: the base rate of a binary task."""
     class_rates: tuple[float, ...] = ()
+    """Of each class, by the labels' weights (multiclass only)."""
 
 
 class Layout(Options):

@@ -282,7 +282,7 @@ def _base_logits(tasks: Sequence[TaskColumn], parents: Sequence[int | None], i: 
     """Outputs that predict the base rate of task i (given its parent), one per output."""
     task = tasks[i]
     if task.kind == "regression":
-        return [0.0]
+        return [task.mean]
     if task.kind == "multiclass":
         return [math.log(max(rate, 1e-6)) for rate in task.class_rates] or [0.0] * task.outputs
     parent = parents[i]

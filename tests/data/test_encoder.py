@@ -23,6 +23,7 @@ from multigate.data.rows import cut, join
 from multigate.data.types import type_name
 from multigate.data.vocabulary import Vocabulary
 from multigate.errors import DataError, ExperimentError
+from multigate.model import Heads
 from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
 
 LABEL = [0, 1]
@@ -955,3 +956,31 @@ def test_the_rate_of_a_binary_task_goes_by_its_weights_where_a_chain_has_the_sam
     weights = w if by_weight else np.ones(500)
     expected = [np.average(np.array(one, dtype=bool), weights=weights) for one in (click, buy)]
     assert [one.average for one in whole.stats] == pytest.approx(expected, rel=1e-6)  # weights are float32
+
+
+def test_classes_and_targets_start_at_what_their_weights_say() -> None:
+    random = np.random.default_rng(0)
+    kind, w, price = random.integers(0, 3, 500), random.gamma(1, 3, 500).round(3), random.normal(5, 2, 500).round(3)
+    table = pa.table({"x": random.normal(size=500), "w": w, "kind": kind.astype(str), "price": price, "raw": price})
+    tasks = [
+        Task("kind", kind="multiclass", sample_weight="w"),
+        Task("price", kind="regression", sample_weight="w"),
+        Task("raw", kind="regression", transform="none", sample_weight="w"),
+    ]
+    schema = Schema(features=[Number("x")], tasks=tasks)
+    whole, cut_up = (Encoder.fit(schema, table.to_batches(max_chunksize=rows)) for rows in (500, 7))
+    assert whole.stats == cut_up.stats
+    classes, standard, raw = whole.layout.tasks
+    expected = [w[kind == one].sum() / w.sum() for one in range(3)]
+    assert classes.class_rates == pytest.approx(expected, rel=1e-6)  # weights are float32
+    assert whole.stats[1].mean == pytest.approx(price.mean())
+    assert standard.mean == pytest.approx((np.average(price, weights=w) - price.mean()) / price.std(), rel=1e-5)
+    assert raw.mean == pytest.approx(np.average(price, weights=w), rel=1e-6)
+    start = Heads(whole.layout.tasks, (None, None, None), 8).bias.detach().numpy()
+    assert np.exp(start[:3]) == pytest.approx(expected, rel=1e-5)
+    assert start[3:] == pytest.approx([standard.mean, raw.mean], rel=1e-5)
+
+
+def test_without_weights_an_encoder_is_written_as_before_there_were_shares() -> None:
+    assert any(one.counts for one in ENCODER.stats)
+    assert all("shares" not in one.model_dump(mode="json") for one in ENCODER.stats if not one.shares)

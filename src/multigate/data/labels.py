@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from multigate.batch import TaskColumn
@@ -41,10 +42,17 @@ class LabelStats(Options):
     sd: float = 1.0
     """Of a regression target after ``log1p``; 0 and 1 where it is not standardised."""
     average: float = 0.0
-    """Mean of the known encoded labels; of a binary task by weight, if all of its chain are weighed alike."""
+    """Mean of the known encoded labels, by weight; of a binary task only if all of its chain are weighed alike."""
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     """Known rows of each class."""
+    shares: tuple[float, ...] = ()
+    """Of each class in the weights of known labels; none without weights."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_shares(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        return values if self.shares else {name: value for name, value in values.items() if name != "shares"}
 
 
 class LabelReader:
@@ -171,9 +179,10 @@ class LabelFit:
         self._weight = np.zeros(len(schema.tasks))
         self._moments = Moments(len(schema.tasks))
         self._weighed = Moments(2 * len(schema.tasks))
-        """Of the weights of known labels, and of these times the labels; of binary tasks whose rates go by weight."""
-        self._by_weight = _rates_by_weight(schema)
+        """Of the weights of known labels, and of these times the labels; of tasks whose means go by weight."""
+        self._by_weight = _means_by_weight(schema)
         self._counts: list[np.ndarray] = [np.zeros(2, dtype=np.int64) for _ in schema.tasks]
+        self._shares: list[np.ndarray] = [np.zeros(2) for _ in schema.tasks]
 
     def add(self, rows: int, column: Column) -> None:
         labels, known, violations = self._reader.read(rows, column)
@@ -186,21 +195,22 @@ class LabelFit:
         self._moments.add(np.where(known, labels, np.nan))
         for at, task in enumerate(self.schema.tasks):
             if task.kind != "regression":
-                held = np.bincount(labels[at, known[at]].astype(np.int64), minlength=len(self._counts[at]))
-                held[: len(self._counts[at])] += self._counts[at]
-                self._counts[at] = held
+                found = labels[at, known[at]].astype(np.int64)
+                self._counts[at] = _added(self._counts[at], np.bincount(found))
+                if task.kind == "multiclass" and task.sample_weight is not None:
+                    self._shares[at] = _added(self._shares[at], np.bincount(found, weights=weights[at, known[at]]))
 
     def finish(self) -> tuple[LabelStats, ...]:
         """Statistics per task, or ``DataError`` where a task cannot be learnt from these rows."""
         count, mean, sd = self._moments.finish()
         of_weights, of_products = np.split(self._weighed.finish()[1], 2)
-        mean = np.divide(of_products, of_weights, out=mean, where=self._by_weight & (of_weights > 0))
+        average = np.divide(of_products, of_weights, out=mean.copy(), where=self._by_weight & (of_weights > 0))
         return tuple(
-            self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]))
+            self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]), float(average[at]))
             for at, task in enumerate(self.schema.tasks)
         )
 
-    def _finish(self, at: int, task: Task, known: int, mean: float, sd: float) -> LabelStats:
+    def _finish(self, at: int, task: Task, known: int, mean: float, sd: float, average: float) -> LabelStats:
         counts = self._counts[at]
         constant = sd == 0 if task.kind == "regression" else int((counts > 0).sum()) < 2
         if self._base is None and (known == 0 or constant):
@@ -221,19 +231,26 @@ class LabelFit:
                 f"wanted a weight above 0 on some training row with a label of task {task.name!r}, found none; "
                 "correct the weights, or leave sample_weight out",
             )
-        mean = mean if known else 0.0
+        mean, average = (mean, average) if known else (0.0, 0.0)
         violations = int(self._violations[at])
         if task.kind == "binary":
             self._check_funnel(task, violations, int(counts[1]))
             return LabelStats(
-                name=task.name, known=known, positives=int(counts[1]), violations=violations, average=mean
+                name=task.name, known=known, positives=int(counts[1]), violations=violations, average=average
             )
         if task.kind == "multiclass":
             index = self._reader.classes[task.name]
             classes = tuple(index) if task.classes or self._base is not None else tuple(sorted(index))
             held = [int(counts[index[one]]) if index[one] < len(counts) else 0 for one in classes]
             average = sum(index * many for index, many in enumerate(held)) / max(known, 1)
-            return LabelStats(name=task.name, known=known, average=average, classes=classes, counts=tuple(held))
+            shares: tuple[float, ...] = ()
+            if task.sample_weight is not None and known:
+                of = self._shares[at] / self._shares[at].sum()
+                # rounded, for sums depend a little on how the rows came
+                shares = tuple(round(float(of[index[one]]), 12) if index[one] < len(of) else 0.0 for one in classes)
+            return LabelStats(
+                name=task.name, known=known, average=average, classes=classes, counts=tuple(held), shares=shares
+            )
         if self._base is not None:
             return self._base[at].with_(known=known)
         if task.transform == "none":
@@ -243,8 +260,8 @@ class LabelFit:
                     f"labels of task {task.name!r} are too large to be fitted as they are "
                     f"(mean {mean:.3g}, deviation {sd:.3g}); use transform: standard",
                 )
-            return LabelStats(name=task.name, known=known, average=mean)
-        return LabelStats(name=task.name, known=known, mean=mean, sd=sd)
+            return LabelStats(name=task.name, known=known, average=average)
+        return LabelStats(name=task.name, known=known, mean=mean, sd=sd, average=(average - mean) / sd)
 
     def _check_funnel(self, task: Task, violations: int, positives: int) -> None:
         if self.schema.funnel == "loose" or violations <= MOST_VIOLATIONS * positives:
@@ -256,8 +273,16 @@ class LabelFit:
         )
 
 
-def _rates_by_weight(schema: Schema) -> np.ndarray:
-    """(T,) bool: binary tasks whose weights are a column, the same for all tasks that ``given`` joins to them."""
+def _added(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The sum of two vectors, the shorter one filled with zeros."""
+    longer, shorter = (one, other) if len(one) > len(other) else (other, one)
+    longer = longer.copy()
+    longer[: len(shorter)] += shorter
+    return longer
+
+
+def _means_by_weight(schema: Schema) -> np.ndarray:
+    """(T,) bool: tasks with a mean whose weights are a column, the same for all tasks ``given`` joins to them."""
     columns: dict[int, set[str | None]] = {}
     roots: dict[int, int] = {}
     parents = schema.parents()
@@ -267,7 +292,7 @@ def _rates_by_weight(schema: Schema) -> np.ndarray:
         columns.setdefault(roots[at], set()).add(schema.tasks[at].sample_weight)
     return np.array(
         [
-            task.kind == "binary" and task.sample_weight is not None and len(columns[roots[at]]) == 1
+            task.kind != "multiclass" and task.sample_weight is not None and len(columns[roots[at]]) == 1
             for at, task in enumerate(schema.tasks)
         ]
     )
@@ -312,7 +337,7 @@ class Labels:
                 outputs=len(one.classes) if task.kind == "multiclass" else 1,
                 known_rate=max(one.known, 1) / max(self._rows, 1),
                 mean=one.average,
-                class_rates=tuple(many / max(one.known, 1) for many in one.counts),
+                class_rates=one.shares or tuple(many / max(one.known, 1) for many in one.counts),
             )
             for one, task in zip(self.stats, self.schema.tasks, strict=True)
         )
