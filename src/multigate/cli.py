@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -344,6 +345,7 @@ def main() -> None:
     try:
         with handled(signal.default_int_handler):
             try:
+                _check_words(sys.argv[1:])
                 app()
             finally:
                 sys.stdout.flush()
@@ -358,6 +360,15 @@ def main() -> None:
         except OSError:  # or Python would try again when it ends, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise ``DataError`` where a word is no text: neither Arrow nor YAML can have such a path."""
+    from multigate.errors import DataError
+
+    for word in words:
+        if not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
+            raise DataError(f"{word!a} holds bytes that are not UTF-8; rename it, or choose another name")
 
 
 def _open_closed_streams() -> None:

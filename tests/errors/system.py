@@ -224,6 +224,8 @@ SYSTEM: list[Case] = [
     Case(RUNS, "the folder of the tables", occupied([*TRAIN, "--out", "."]), ("not empty", "another folder")),
     Case(RUNS, "a file", occupied([*TRAIN, "--out", "out/thesis.tex"]), ("thesis.tex is a file",)),
     Case(RUNS, "below a file", occupied([*TRAIN, "--out", "out/thesis.tex/run"]), ("cannot write", "Not a directory")),
+    Case(RUNS, "a name that is not UTF-8", occupied([*TRAIN, "--out", "caf\udce9"]),
+         (r"'caf\udce9'", "not UTF-8", "another name")),
     Case(RUNS, "there already", trained(lambda folder: None, *TRAIN, "--out", "run"), ("holds a run", "--resume")),
     Case(RUNS, "started with another experiment",
          unfinished(lambda folder: None, "run/experiment.yaml", "--set", "epochs=9"),
