@@ -31,6 +31,17 @@ def test_one_value_has_a_mean_only():
     assert not found.clear
 
 
+@pytest.mark.parametrize("values", [[0.7, 0.7], [0.1] * 3, [0.9 - 0.8, 0.8 - 0.7], [-0.2] * 20, [0.0, 0.0]])
+def test_equal_values_do_not_tell_how_seeds_differ(values):
+    """An AUC of few rows takes few values: two seeds that have the same one are no proof of anything."""
+    found = summary(values)
+    assert found.mean == pytest.approx(values[0])
+    assert found.sd == 0
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert not found.clear
+
+
 @pytest.mark.parametrize("values", [[], [0.5, math.nan, 0.7]])
 def test_no_values_or_an_undefined_one_give_nan(values):
     found = summary(values)

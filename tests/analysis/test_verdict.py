@@ -8,7 +8,7 @@ from multigate.analysis.relations import Advice, Estimate, Gain, Pair, Skill, es
 from multigate.analysis.verdict import decide, group
 
 UP, DOWN, NEITHER = (0.010, 0.011, 0.012), (-0.012, -0.010, -0.011), (0.010, -0.011, 0.002)
-FURTHER, NOTHING = (0.020, 0.021, 0.022), (0.001, -0.001, 0.0005)
+FURTHER, NOTHING = (0.020, 0.022, 0.021), (0.001, -0.001, 0.0005)
 SAME, SOME, DIFFERENT = 0.9, 0.5, 0.1
 
 

@@ -1,6 +1,7 @@
 """A comparison: what several structures, trained on the same rows, seeds and budget, came to."""
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,11 @@ class Comparison:
         if gain is None:
             return ""
         text = f"{gain.mean:+.4f}"
-        return text if gain.n == 1 else f"{text} [{gain.low:+.4f}, {gain.high:+.4f}]{' *' if gain.clear else '  '}"
+        return (
+            text
+            if math.isnan(gain.low)
+            else f"{text} [{gain.low:+.4f}, {gain.high:+.4f}]{' *' if gain.clear else '  '}"
+        )
 
     def _cost(self) -> Table:
         table = Table(caption="* the interval lies on one side of zero", caption_justify="left")
@@ -232,7 +237,7 @@ def read_result(file: Path) -> Row:
 
 
 def _numbers(one: Summary) -> tuple[str, str, str]:
-    """Mean, sd and interval; of one seed there is only the value itself."""
+    """Mean, sd and interval; of one seed there is only the value itself, and of equal ones no interval."""
     if one.n == 1:
         return f"{one.mean:.4f}", "", ""
-    return f"{one.mean:.4f}", f"{one.sd:.4f}", f"[{one.low:.4f}, {one.high:.4f}]"
+    return f"{one.mean:.4f}", f"{one.sd:.4f}", "" if math.isnan(one.low) else f"[{one.low:.4f}, {one.high:.4f}]"

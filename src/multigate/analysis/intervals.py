@@ -12,6 +12,8 @@ from multigate.errors import ExperimentError
 from multigate.metrics import FEWEST
 
 Floats = NDArray[np.float64]
+ROUNDING = 1e-12
+"""Share of values within which they are the same."""
 
 
 class Summary(NamedTuple):
@@ -32,7 +34,8 @@ class Summary(NamedTuple):
 def summary(values: Sequence[float], level: float = 0.95) -> Summary:
     """Mean, standard deviation (n - 1) and two-sided Student-t interval of ``values``, one from each seed.
 
-    One value has no deviation and no interval, none has no mean: NaN, as in any sum with a NaN in it.
+    One value has no deviation and no interval, none has no mean: NaN, as in any sum with a NaN in it. Nor have values
+    that are all the same an interval: they do not tell how seeds differ, and it would have no width.
     """
     n = len(values)
     if n == 0 or any(math.isnan(value) for value in values):
@@ -43,6 +46,8 @@ def summary(values: Sequence[float], level: float = 0.95) -> Summary:
     from scipy.special import stdtrit
 
     sd = statistics.stdev(values, mean)
+    if max(values) - min(values) <= ROUNDING * max(map(abs, values)):
+        return Summary(mean, 0.0, math.nan, math.nan, n)
     half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
     return Summary(mean, sd, mean - half, mean + half, n)
 

@@ -140,4 +140,4 @@ def estimate(values: Sequence[float | None]) -> Estimate | None:
     if not found:
         return None
     mean, _, low, high, n = summary(found)
-    return Estimate(mean=mean, low=None if n == 1 else low, high=None if n == 1 else high, seeds=n)
+    return Estimate(mean=mean, low=None if math.isnan(low) else low, high=None if math.isnan(high) else high, seeds=n)

@@ -1,5 +1,6 @@
 """Several runs, or the structures of a comparison, side by side."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from multigate.analysis.comparison import BASELINE, Comparison, spread
@@ -130,7 +131,7 @@ def _gain(gain: Summary | None) -> tuple[str, str]:
     if gain is None:
         return "", ""
     star = " *" if gain.clear else ""
-    return signed(gain.mean), "" if gain.n == 1 else f"{signed(gain.low)} to {signed(gain.high)}{star}"
+    return signed(gain.mean), "" if math.isnan(gain.low) else f"{signed(gain.low)} to {signed(gain.high)}{star}"
 
 
 def _split(name: str) -> tuple[str, str]:
