@@ -38,13 +38,13 @@ from multigate.engine import (
     together,
 )
 from multigate.errors import BundleError, DataError, ExperimentError, MultigateError, nearest
-from multigate.experiment import Experiment, make_experiment, with_structures
+from multigate.experiment import Experiment, make_experiment, unknown_structure, with_structures
 from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
 from multigate.nn.blank import Blank
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, Structure
+from multigate.sharing import Structure
 from multigate.writing import told, writing
 
 FORMAT = 1
@@ -303,12 +303,9 @@ def _unpickled(structure: type[Structure], files: dict[str, bytes]) -> Bundle:
 
 def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]]) -> Bundle:
     data = with_structures(about["experiment"], structures)
-    sharing = data.get("sharing", {})
-    if sharing and not isinstance(sharing, Structure) and sharing.get("structure") not in STRUCTURES:
-        raise BundleError(
-            f"bundle {folder} uses structure {sharing.get('structure')!r}, which is not built in; "
-            "pass its options class: load(..., structures=[Mine])"
-        )
+    unknown = unknown_structure(f"bundle {folder}", data)
+    if unknown is not None:
+        raise BundleError(unknown)
     balance = data.get("balance")
     if isinstance(balance, dict) and balance.get("method") not in BALANCES:
         del data["balance"]  # one of somebody's own, which only training needed

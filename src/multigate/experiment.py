@@ -200,6 +200,15 @@ def with_structures(data: Mapping[str, Any], structures: Sequence[type[Structure
     return dict(data) if own is None else {**data, "sharing": own.model_validate(sharing)}
 
 
+def unknown_structure(name: str, data: Mapping[str, Any]) -> str | None:
+    """What is said where ``with_structures`` has left a structure in plain values that is not built in."""
+    sharing = data.get("sharing")
+    if not sharing or isinstance(sharing, Structure) or sharing.get("structure") in STRUCTURES:
+        return None
+    tag = sharing.get("structure")
+    return f"{name} uses structure {tag!r}, which is not built in; pass its options class: structures=[Mine]"
+
+
 def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Plain values with ``key.inner=value`` settings applied; values are read as YAML."""
     result: dict[str, Any] = dict(data)

@@ -123,7 +123,10 @@ def test_a_structure_of_ones_own_is_had_from_a_comparison(feed_experiment: Exper
     found = compare(experiment, tmp_path, structures=["mine"], seeds=1, boosting=False, quiet=True)
     assert found.bundle("mine", structures=[Mine]).experiment.sharing == experiment.sharing
     assert find_subject(tmp_path, structures=[Mine]).name.endswith("(mine, seed 0)")
-    with pytest.raises(RunError, match=r"'mine' is not built in; pass its options class"):
+    with pytest.raises(
+        RunError,
+        match=r"comparison .* uses structure 'mine', which is not built in; pass its options class: structures=",
+    ):
         found.bundle("mine")
 
 

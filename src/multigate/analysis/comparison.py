@@ -17,7 +17,7 @@ from multigate.analysis.intervals import Summary, mtl_gain, summary
 from multigate.bundle import Bundle, build_model
 from multigate.data.prepared import Prepared
 from multigate.errors import RunError, nearest
-from multigate.experiment import make_experiment, with_structures
+from multigate.experiment import make_experiment, unknown_structure, with_structures
 from multigate.folders import MEMBERS
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.nn.blank import Blank
@@ -93,11 +93,9 @@ class Comparison:
             raise RunError(f"{found}; {nearest(structure, names)}")
         sharing = json.loads(row["sharing"])
         values = with_structures(stored_values(self.folder) | {"seed": seed, "sharing": sharing}, structures)
-        if isinstance(values["sharing"], dict) and sharing["structure"] not in STRUCTURES:
-            raise RunError(
-                f"{self.folder}: structure {structure!r} is not built in; pass its options class: "
-                "bundle(..., structures=[Mine])"
-            )
+        unknown = unknown_structure(f"comparison {self.folder}", values)
+        if unknown is not None:
+            raise RunError(unknown)
         experiment = make_experiment(values, name=str(self.folder))
         encoder = Prepared(self.folder / PREPARED).encoder
         with Blank():
