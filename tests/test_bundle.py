@@ -168,6 +168,26 @@ def test_a_wrong_row_of_a_list_is_named(bundle: Bundle, table: pa.Table) -> None
                 bundle.predict([*[row] * before, wrong, row])
 
 
+def test_rows_that_others_sent_are_rows_whatever_they_hold(bundle: Bundle, table: pa.Table, tmp_path: Path) -> None:
+    """Not tables where all their cells are lists, nor paths where they are text."""
+    rows = table.slice(0, 3).to_pylist()
+    for row in rows:
+        assert bundle.predict_row(row, gates=True) == bundle.predict(row, gates=True)
+    for name, values in bundle.predict(rows).items():
+        assert np.array_equal(bundle.predict_rows(rows)[name], values)
+    lists = {name: [value] for name, value in rows[0].items()}
+    assert len(bundle.predict(lists)["click"]) == 1
+    with pytest.raises(DataError, match=r"^column 'user': wanted a single value, found \["):
+        bundle.predict_row(lists)
+    with pytest.raises(DataError, match=r"^row 1: column 'user': wanted a single value, found \["):
+        bundle.predict_rows([lists])
+    path = str(tmp_path / "rows.parquet")
+    pq.write_table(table, path)
+    assert len(bundle.predict([path])["click"]) == len(table)
+    with pytest.raises(DataError, match=r"^row 1: wanted a dict of values, found str; "):
+        bundle.predict_rows([path])
+
+
 def test_conditionals_multiply(bundle: Bundle, table: pa.Table) -> None:
     named = bundle.predict(table)
     np.testing.assert_allclose(named["buy"], named["buy|click"] * named["click"], rtol=1e-5)

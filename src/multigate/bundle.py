@@ -132,16 +132,25 @@ class Bundle:
         """
         if isinstance(rows, Mapping):
             if not all(_is_column(value) for value in rows.values()):
-                named = self._named(self.engines.row(self.encoder.arrays(rows)), gates=gates)
-                return {name: value.tolist()[0] for name, value in named.items()}
+                return self.predict_row(rows, gates=gates)
             # of a tensor Arrow would read every value as a tensor of its own
             rows = {name: one.numpy(force=True) if isinstance(one, Tensor) else one for name, one in rows.items()}
         if _are_rows(rows):
-            parts = [self._named(self.engines.table(some), gates=gates) for some in self._read(rows)]
-        else:
-            answers = self.engines.table.over(self.batches(rows))
-            parts = [self._named(one, gates=gates) for one, _ in answers]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+            return self.predict_rows(rows, gates=gates)
+        answers = self.engines.table.over(self.batches(rows))
+        return _joined([self._named(one, gates=gates) for one, _ in answers])
+
+    def predict_row(self, row: Mapping[str, Any], *, gates: bool = False) -> dict[str, Any]:
+        """``predict`` of one row, also where every cell of it is a list: plain values, a list of weights per gate."""
+        named = self._named(self.engines.row(self.encoder.arrays(row)), gates=gates)
+        return {name: value.tolist()[0] for name, value in named.items()}
+
+    def predict_rows(self, rows: Sequence[Mapping[str, Any]], *, gates: bool = False) -> Predictions:
+        """``predict`` of rows that others sent: whatever stands in the list, nothing is read as a path.
+
+        Raises ``DataError`` for the first row that is no dict.
+        """
+        return _joined([self._named(self.engines.table(some), gates=gates) for some in self._read(rows)])
 
     def predict_batches(self, rows: Any) -> Iterator[tuple[Predictions, pa.RecordBatch]]:
         """Predictions and the rows' key columns, a few thousand rows at a time: for tables of any length."""
@@ -399,6 +408,11 @@ def softmax(logits: Floats) -> Floats:
     with np.errstate(invalid="ignore", over="ignore"):  # infinite logits have no probabilities, as in torch
         powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of rows one after the other; nothing where there are no parts."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _are_rows(rows: Any) -> bool:
