@@ -9,15 +9,17 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import count
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "score", "tables")]
+OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "score", "tables", "serve.app")]
 IMPORTED_LATE = ["torch.utils.tensorboard", "sklearn.ensemble", "altair", "optuna", "sqlalchemy.orm", "alembic.command"]
 
 _fast = multiprocessing.get_context("forkserver")  # imports these once for all processes
 _fast.set_forkserver_preload(OURS + IMPORTED_LATE)
 NOBODY = 65534
+TOLD, SAID = "told.txt", "said.txt"
 
 
 class Stop(NamedTuple):
@@ -52,19 +54,32 @@ def run(
     Files cannot grow beyond ``largest`` bytes, as on a disk that is full; without ``rights`` it is nobody's process,
     for root may write everywhere.
     """
-    told, said = folder / "told.txt", folder / "said.txt"
+    process = begin(words, folder, stop, largest=largest, rights=rights)
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError(f"still running after {timeout} s: {(folder / TOLD).read_text()}")
+    return ended(process, folder)
+
+
+def begin(
+    words: Sequence[object], folder: Path, stop: Stop | None = None, *, largest: int | None = None, rights: bool = True
+) -> ForkServerProcess:
+    """The same, but do not wait for its end."""
+    told, said = folder / TOLD, folder / SAID
     told.touch()
     said.touch()
     given = ([str(word) for word in words], folder, told, said, stop, largest, rights)
     process = _fast.Process(target=_work, args=given)
     process.start()
-    process.join(timeout)
-    if process.is_alive():
-        process.kill()
-        raise AssertionError(f"still running after {timeout} s: {told.read_text()}")
-    texts = [file.read_text(encoding="utf-8") for file in (told, said)]
-    told.unlink()
-    said.unlink()
+    return process
+
+
+def ended(process: ForkServerProcess, folder: Path) -> Ended:
+    """How a process that is over ended; the files it wrote to are gone then."""
+    texts = [(folder / name).read_text(encoding="utf-8") for name in (TOLD, SAID)]
+    for name in (TOLD, SAID):
+        (folder / name).unlink()
     assert process.exitcode is not None
     return Ended(process.exitcode, *texts)
 

@@ -167,6 +167,22 @@ def export(
 
 
 @app.command()
+def serve(
+    runs: Annotated[
+        list[str], typer.Argument(help="Run or bundle folders, each under its name or as NAME=PATH.", metavar="RUN...")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any that is free.")] = 8080,
+    engine: Annotated[str, typer.Option(help="auto, onnx or torch.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each computing on one thread.")] = 1,
+) -> None:
+    """Answer requests for predictions over HTTP: rows as JSON, or the Open Inference Protocol."""
+    from multigate.serve.server import serve as run_server
+
+    run_server(runs, host=host, port=port, engine=engine, workers=workers)
+
+
+@app.command()
 def relate(
     experiment: ExperimentFile,
     pairs: Annotated[str | None, typer.Option(help="Pairs to train, as a+b,c+d; all if not given.")] = None,

@@ -17,6 +17,7 @@ from case import Case, Make
 YAML = "Experiment files"
 RUNS = "Run folders"
 BUNDLES = "Bundles"
+SERVING = "Serving"
 PREDICTIONS = "Files of predictions"
 
 TEXT = """schema:
@@ -288,6 +289,12 @@ SYSTEM: list[Case] = [
          bundled("encoder/vocabularies.parquet", lambda _: b"PAR1"), ("does not fit together",)),
     Case(BUNDLES, "loaded with engine 'onnx', not exported", loaded("onnx"), ("has no graph", "Bundle.export")),
     Case(BUNDLES, "loaded with an engine that is none", loaded("onyx"), ("did you mean 'onnx'?",)),
+
+    Case(SERVING, "two models of one name", lambda folder: ["serve", "a/run", "b/run"],
+         ("two models would be named 'run'", "NAME=b/run")),
+    Case(SERVING, "a run that is not there", lambda folder: ["serve", "run", "--port", "0"], ("no folder run",)),
+    Case(SERVING, "at an address that is not this machine's",
+         lambda folder: ["serve", "run", "--host", "192.0.2.1"], ("at port 8080 of '192.0.2.1'", "another --port")),
 
     Case(PREDICTIONS, "not Parquet", trained(lambda folder: None, *SCORE, "--out", "p.csv"), ("p.parquet",)),
     Case(PREDICTIONS, "a folder",

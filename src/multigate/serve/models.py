@@ -1,0 +1,40 @@
+"""The models that are served, by name: each a run or a bundle."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from multigate.bundle import Bundle, EngineName, load
+from multigate.engine import Engines
+from multigate.errors import RunError
+
+NAMED = re.compile(r"([^/\\=]+)=(.+)", re.DOTALL)
+
+
+def name_models(named: Sequence[str | Path]) -> dict[str, Path]:
+    """Folders by the names of their models: ``NAME=PATH``, or a path whose last folder gives the name.
+
+    Raises ``RunError`` where there is none, a path names nothing, or two models have one name.
+    """
+    if not named:
+        raise RunError("there is nothing to serve; name a run or a bundle")
+    paths: dict[str, Path] = {}
+    for one in map(str, named):
+        given = None if Path(one).exists() else NAMED.fullmatch(one)
+        name, path = (given[1], Path(given[2])) if given else (Path(one).resolve().name, Path(one))
+        if not name:
+            raise RunError(f"{one} has no name of its own; give it one: NAME={one}")
+        if name in paths:
+            raise RunError(f"two models would be named {name!r}; give one of them another: NAME={one}")
+        paths[name] = path
+    return paths
+
+
+def load_models(paths: Mapping[str, Path], engine: str) -> dict[str, Bundle]:
+    """The bundles; with engine ``auto`` each computes all with what is faster on one row. Raises as ``load`` does."""
+    known = cast(EngineName, engine)  # load checks it
+    models = {name: load(path, engine=known) for name, path in paths.items()}
+    for bundle in models.values():
+        bundle.engines = Engines(bundle.engines.row, bundle.engines.row)
+    return models

@@ -1,0 +1,172 @@
+"""One process that serves, and several that take requests from one port."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from multigate.bundle import Bundle
+from multigate.errors import MultigateError, RunError
+from multigate.serve.models import load_models
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+
+PATIENCE = 30
+"""Seconds that requests in flight have once a process is asked to stop."""
+IDLE = 75
+"""Seconds that a connection may lie idle: more than the minute that balancers before a server keep theirs."""
+
+
+class Job(NamedTuple):
+    """What a process serves: folders by the names of their models, and what computes each."""
+
+    paths: dict[str, Path]
+    engines: dict[str, str]
+
+
+def run(bundles: Mapping[str, Bundle], listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve in this process, on one thread; returns, or raises ``KeyboardInterrupt``, once a signal has come."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        server = _server(bundles)
+        listening.listen()
+        ready()
+        server.run([listening])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _server(bundles: Mapping[str, Bundle]) -> "Server":
+    from uvicorn import Config, Server
+
+    from multigate.serve.app import application
+
+    return Server(
+        Config(
+            application(bundles),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=IDLE,
+            timeout_graceful_shutdown=PATIENCE,
+        )
+    )
+
+
+class _Worker(NamedTuple):
+    process: SpawnProcess
+    pipe: "Connection[Any, Any]"
+
+
+def run_several(job: Job, listening: socket.socket, workers: int, ready: Callable[[], None]) -> None:
+    """Serve in processes of their own, and replace one that dies, until ``KeyboardInterrupt``.
+
+    Raises ``RunError`` where one does not get as far as to serve.
+    """
+    with _shared_metrics():
+        held: list[_Worker] = []
+        try:
+            for _ in range(workers):
+                held.append(_start(job, listening))
+            for worker in held:
+                _await(worker)
+            ready()
+            while True:
+                wait([worker.process.sentinel for worker in held])
+                for at, worker in enumerate(held):
+                    if not worker.process.is_alive():
+                        code = worker.process.exitcode
+                        print(f"a process ended with exit code {code}; another takes its place", file=sys.stderr)
+                        worker.pipe.close()
+                        held[at] = _start(job, listening)
+                        _await(held[at])
+        finally:
+            listening.close()
+            _end(held)
+
+
+@contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """While entered, processes that are started add up their metrics in one folder."""
+    name = "PROMETHEUS_MULTIPROC_DIR"
+    if name in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="multigate-metrics-") as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            del os.environ[name]
+
+
+def _start(job: Job, listening: socket.socket) -> _Worker:
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_work, args=(job, listening, there), daemon=True)
+    process.start()
+    there.close()
+    return _Worker(process, here)
+
+
+def _await(worker: _Worker) -> None:
+    """Wait until it listens; raise what keeps it from that."""
+    try:
+        error = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        raise RunError(
+            f"a process of the server ended with exit code {worker.process.exitcode} while it started (a killed one "
+            "may have needed more memory than there is); serve with fewer --workers"
+        ) from None
+    if error is not None:
+        raise error
+
+
+def _end(held: list[_Worker]) -> None:
+    for worker in held:
+        worker.process.terminate()
+    for worker in held:
+        worker.process.join(PATIENCE + 5)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.pipe.close()
+
+
+def _work(job: Job, listening: socket.socket, pipe: "Connection[Any, Any]") -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C is the parent's
+    try:
+        bundles = {name: load_models({name: job.paths[name]}, engine)[name] for name, engine in job.engines.items()}
+    except MultigateError as error:
+        pipe.send(RunError(str(error)))
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    server = _server(bundles)
+    Thread(target=_stop_with_parent, args=(pipe, server), daemon=True).start()
+    pipe.send(None)
+    with suppress(KeyboardInterrupt):
+        server.run([listening])
+
+
+def _stop_with_parent(pipe: "Connection[Any, Any]", server: "Server") -> None:
+    with suppress(EOFError, OSError):
+        pipe.recv()  # nothing is ever sent: it ends when the other side does
+    server.should_exit = True

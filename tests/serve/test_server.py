@@ -1,0 +1,214 @@
+"""The server as people run it: addresses, models, signals, processes, and what it tells of itself."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Serving, read, serving
+
+from conftest import Rows
+from multigate.bundle import Bundle, load
+from multigate.errors import RunError
+from multigate.serve.app import application
+from multigate.serve.models import name_models
+from multigate.serve.server import serve
+from processes import run
+
+
+def samples(page: str) -> dict[str, float]:
+    """What a page of metrics counts, by name and labels."""
+    return {
+        "/".join([one.name, *(value for _, value in sorted(one.labels.items()))]): one.value
+        for family in text_string_to_metric_families(page)
+        for one in family.samples
+    }
+
+
+def test_it_tells_what_there_is(server: Serving, rows: Rows) -> None:
+    assert read(server.client.get("/models")) == {"models": ["shop"]}
+    about = read(server.client.get("/schema"))
+    assert about == read(server.client.get("/models/shop/schema"))
+    features = {one["name"]: one for one in about["features"]}
+    assert list(features) == list(rows[0]), "what serving does not want is not named"
+    assert features["user"] == {"name": "user", "column": "user", "kind": "category", "type": "int64", "vocabulary": 39}
+    assert (features["word"]["buckets"], features["face"]["size"], features["tags"]["vocabulary"]) == (50, 2, 9)
+    assert about["tasks"][1] == {"name": "buy", "kind": "binary", "given": "click"}
+    assert about["predictions"][:3] == ["click", "buy", "buy|click"]
+    interface = read(server.client.get("/openapi.json"))
+    assert {"/predict", "/schema", "/metrics", "/v2/models/{name}/infer"} <= interface["paths"].keys()
+    asked = interface["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert asked["anyOf"][0]["anyOf"][1]["required"] == list(rows[0])
+    assert server.client.get("/docs").status_code == 200
+
+
+def test_an_address_where_nothing_is_answers_in_one_sentence(server: Serving) -> None:
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("GET", "/predict", 405),
+        ("POST", "/models/x/predict", 404),
+    ):
+        answer = server.client.request(method, path)
+        assert answer.status_code == status
+        assert read(answer).keys() == {"error"}
+
+
+def test_requests_rows_and_errors_are_counted(server: Serving, rows: Rows) -> None:
+    before = samples(server.client.get("/metrics").text)
+    server.client.post("/predict", json={"rows": rows[:7]})
+    server.client.post("/predict", json=rows[0])
+    server.client.post("/predict", content=b"nothing")
+    server.client.post("/v2/models/shop/infer", json={})
+    after = samples(server.client.get("/metrics").text)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown["multigate_requests_total/predict/shop/200"] == 2
+    assert grown["multigate_requests_total/predict/shop/400"] == 1
+    assert grown["multigate_requests_total/infer/shop/400"] == 1
+    assert grown["multigate_rows_total/shop"] == 8
+    assert grown["multigate_seconds_count/shop"] == grown["multigate_seconds_bucket/+Inf/shop"] == 4
+    assert 0 < grown["multigate_seconds_sum/shop"] < 60
+
+
+def test_a_fault_of_the_server_shows_no_traceback(folder: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer says whose fault it is, and it is counted; the server gets the error itself."""
+    broken = load(folder / "shop")
+    monkeypatch.setattr(broken, "predict_row", lambda row, gates: 1 / 0)
+    app = application({"shop": broken})
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.post("/predict", json=rows[0]), await client.get("/metrics")
+
+    answer, page = asyncio.run(ask())
+    assert answer.status_code == 500
+    assert read(answer).keys() == {"error"}
+    assert "ZeroDivision" not in answer.text
+    assert samples(page.text)["multigate_requests_total/predict/shop/500"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_in_flight_is_finished(folder: Path, tmp_path: Path, bundle: Bundle, rows: Rows, number: int) -> None:
+    """Half of a request is there when the signal comes: new ones are refused, this one is answered."""
+    body = json.dumps({"rows": rows}).encode()
+    with serving(tmp_path, folder / "shop", "--engine", "torch") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body[:100])
+            server.client.get("/v2/health/live")  # the other has been read by then
+            server.client.close()
+            server.signal(number)
+            refused = False
+            while not refused:
+                try:
+                    socket.create_connection((host, int(port)), timeout=1).close()
+                except OSError:
+                    refused = True
+            connection.sendall(body[100:])
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        found = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert [one["click"] for one in found["predictions"]] == bundle.predict(rows)["click"].tolist()
+        end = server.end()
+    assert end.code == 130
+    assert end.told.splitlines()[1:] == ["stopped; requests in flight were answered"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_several_models_and_processes(folder: Path, tmp_path: Path, rows: Rows) -> None:
+    """Two models, one compiled, in two processes: all answer alike, their counts add up, one that dies is replaced."""
+    load(folder / "shop").export(tmp_path / "compiled")
+    bundles = {"a": load(tmp_path / "compiled", engine="onnx"), "compiled": load(tmp_path / "compiled", engine="onnx")}
+    words = ("a=compiled", "compiled", "--engine", "onnx", "--workers", 2)
+    with serving(tmp_path, *words) as server:
+
+        def ask(at: int) -> int:
+            name = ("a", "compiled")[at % 2]
+            answer = httpx.post(f"{server.url}/models/{name}/predict", json=rows[at], timeout=60)
+            assert read(answer) == {"predictions": [bundles[name].predict(rows[at])]}
+            return at
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(list(pool.map(ask, range(40)))) == 40
+        pages = [samples(httpx.get(f"{server.url}/metrics").text) for _ in range(4)]
+        assert {page["multigate_rows_total/a"] for page in pages} == {20}
+        assert read(server.client.get("/models/a/schema"))["engine"] == "onnx"
+        for path in ("/predict", "/schema"):
+            answer = server.client.request("POST" if path == "/predict" else "GET", path)
+            assert answer.status_code == 404
+            assert read(answer) == {"error": "there are several models; ask one of /models/a, /models/compiled"}
+        server.client.close()
+        one, other = children(server)
+        os.kill(one, signal.SIGKILL)
+        while children(server) in ([one, other], [other]):
+            time.sleep(0.05)
+        assert [ask(at) for at in range(4)] == [0, 1, 2, 3]
+        last = children(server)
+        server.signal(signal.SIGTERM)
+        end = server.end()
+    assert end.code == 130, end.told
+    assert end.told.splitlines()[1:] == [
+        "a process ended with exit code -9; another takes its place",
+        "stopped; requests in flight were answered",
+    ]
+    for child in last:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+def children(server: Serving) -> list[int]:
+    """The processes that serve."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == server.process.pid and "spawn_main" in (process / "cmdline").read_text():
+                found.append(int(process.name))
+    return sorted(found)
+
+
+def test_what_cannot_be_served_ends_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy, host = f"cannot listen at port {port} of '127.0.0.1' (", "192.0.2.1"
+        for words, told in (
+            ((folder / "shop", "--port", port), f"{busy}Address already in use); "),
+            ((folder / "shop", "--host", host), f"cannot listen at port 0 of {host!r} ("),
+            ((folder / "shop", "--host", "a" * 70), "cannot listen at port 0 of 'aaaa"),
+            ((folder / "nothing",), f"there is no folder {folder / 'nothing'}; name that of a run or a bundle"),
+            ((folder / "shop", "--engine", "onx"), "there is no engine 'onx'; did you mean 'onnx'?"),
+            ((folder / "shop", "--engine", "onnx"), f"bundle {folder / 'shop'} has no graph for engine 'onnx'; "),
+            ((folder / "shop", folder / "shop"), "two models would be named 'shop'; give one of them another: NAME="),
+        ):
+            end = run(("serve", "--port", 0, *words), tmp_path)
+            assert end.code == 2
+            assert end.told.startswith(f"error: {told}")
+            assert len(end.told.splitlines()) == 1
+
+
+def test_models_are_named_by_their_folders_or_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    named = name_models([tmp_path / "x" / ".." / "runs", f"mine={tmp_path / 'a=b'}", tmp_path / "a=b"])
+    assert named == {
+        "runs": tmp_path / "x" / ".." / "runs",
+        "mine": tmp_path / "a=b",
+        "a=b": tmp_path / "a=b",
+    }
+    for wrong, told in (((), "nothing to serve"), (("/",), "no name of its own"), (("m=a", "m=b"), "named 'm'")):
+        with pytest.raises(RunError, match=told):
+            name_models(wrong)
+
+
+def test_a_missing_package_comes_with_its_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(RunError, match=r"serving needs the package uvicorn; pip install 'multigate\[serve\]'"):
+        serve([folder / "shop"])
