@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from serving import Serving, read, serving
 from conftest import Rows
 from multigate.bundle import Bundle, load
 from multigate.errors import RunError
+from multigate.serve import server as server_module
 from multigate.serve.app import application
 from multigate.serve.models import name_models
 from multigate.serve.server import serve
@@ -193,6 +195,27 @@ def test_what_cannot_be_served_ends_in_one_sentence(folder: Path, tmp_path: Path
             assert end.code == 2
             assert end.told.startswith(f"error: {told}")
             assert len(end.told.splitlines()) == 1
+
+
+def test_of_two_that_start_at_once_one_gets_the_port(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is bound to it as well, while neither listens, and listens first."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        loading = server_module.load_models
+
+        def load_while_it_listens(*given: Any) -> Any:
+            other.listen()
+            return loading(*given)
+
+        monkeypatch.setattr(server_module, "load_models", load_while_it_listens)
+        with pytest.raises(
+            RunError, match=rf"cannot listen at port {port} of '127.0.0.1' \(Address already in use\); "
+        ):
+            serve([folder / "shop"], port=port, engine="torch")
 
 
 def test_models_are_named_by_their_folders_or_by_hand(tmp_path: Path) -> None:

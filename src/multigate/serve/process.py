@@ -34,14 +34,16 @@ class Job(NamedTuple):
 
 
 def run(bundles: Mapping[str, Bundle], listening: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve in this process, on one thread; returns, or raises ``KeyboardInterrupt``, once a signal has come."""
+    """Serve in this process, on one thread; returns, or raises ``KeyboardInterrupt``, once a signal has come.
+
+    ``ready`` is called when all is there to take requests.
+    """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         server = _server(bundles)
-        listening.listen()
         ready()
         server.run([listening])
     finally:
@@ -124,7 +126,7 @@ def _start(job: Job, listening: socket.socket) -> _Worker:
 
 
 def _await(worker: _Worker) -> None:
-    """Wait until it listens; raise what keeps it from that."""
+    """Wait until all is there to serve; raise what keeps it from that."""
     try:
         error = worker.pipe.recv()
     except (EOFError, OSError):

@@ -33,11 +33,19 @@ def serve(
     with interruptible(lambda: "requests in flight were answered"), _bound(host, port) as listening:
         bundles = load_models(paths, engine)
         job = Job(paths, {name: bundle.engines.row.name for name, bundle in bundles.items()})
+
+        def ready() -> None:
+            try:
+                listening.listen()
+            except OSError as error:  # another has bound it as well, and was quicker
+                raise _refused(host, port, error) from error
+            _tell(list(paths), listening)
+
         if workers == 1:
-            run(bundles, listening, lambda: _tell(list(paths), listening))
+            run(bundles, listening, ready)
         else:
             del bundles
-            run_several(job, listening, workers, lambda: _tell(list(paths), listening))
+            run_several(job, listening, workers, ready)
 
 
 def _check_packages() -> None:
