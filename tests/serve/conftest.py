@@ -8,27 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from serving import Serving, serving
+from serving import SCHEMA, Rows, Serving, serving
 
 from multigate.bundle import Bundle, build_model, load
 from multigate.data.encoder import Encoder
 from multigate.experiment import Experiment
-from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
 from multigate.sharing import MMoE
-
-Rows = list[dict[str, Any]]
-
-SCHEMA = Schema(
-    features=(
-        Category("user"), Hashed("word", buckets=50), Category("member"), Number("price", transform="log"),
-        Bag("tags"), Vector("face", size=2), Time("when"), Number("place", use="bias:click"),
-    ),
-    tasks=(
-        Task("click"), Task("buy", given="click"), Task("seconds", kind="regression"),
-        Task("mood", kind="multiclass"),
-    ),
-    types={"user": "int64", "member": "bool"},
-)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

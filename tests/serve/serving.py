@@ -1,4 +1,4 @@
-"""A server in a process of its own, as ``multigate serve`` starts it, and who asks it."""
+"""What is served, a server in a process of its own, as ``multigate serve`` starts it, and who asks it."""
 
 import json
 import os
@@ -12,7 +12,23 @@ from typing import Any, NamedTuple, NoReturn
 
 import httpx
 
+from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
 from processes import TOLD, Ended, begin, ended
+
+Rows = list[dict[str, Any]]
+
+SCHEMA = Schema(
+    features=(
+        Category("user"), Hashed("word", buckets=50), Category("member"), Number("price", transform="log"),
+        Bag("tags"), Vector("face", size=2), Time("when"), Number("place", use="bias:click"),
+    ),
+    tasks=(
+        Task("click"), Task("buy", given="click"), Task("seconds", kind="regression"),
+        Task("mood", kind="multiclass"),
+    ),
+    types={"user": "int64", "member": "bool"},
+)  # fmt: skip
+"""Every kind of feature and task."""
 
 
 class Serving(NamedTuple):

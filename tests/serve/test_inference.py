@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import Serving, read
+from serving import Rows, Serving, read
 
-from conftest import Rows
 from multigate.bundle import Bundle
 from multigate.errors import DataError
 from multigate.serve.inference import infer

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from serving import Serving, read
+from serving import SCHEMA, Rows, Serving, read
 
-from conftest import SCHEMA, Rows
 from multigate.bundle import Bundle, build_model
 from multigate.data.encoder import Encoder
 from multigate.errors import DataError

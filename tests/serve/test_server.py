@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Serving, read, serving
+from serving import Rows, Serving, read, serving
 
-from conftest import Rows
 from multigate.bundle import Bundle, load
 from multigate.errors import RunError
 from multigate.serve import server as server_module
