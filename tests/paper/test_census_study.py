@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from multigate.analysis.tune import Trial
+from multigate.analysis.search import Trial
 from multigate.datasets.census_income import write_census
 from multigate.errors import ExperimentError, RunError
 from multigate.options import Options

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss, r2_score, roc_auc_score
 
 from multigate.analysis.intervals import summary
+from multigate.analysis.trials import opened
 from multigate.analysis.workers import Workers
 from multigate.batch import Batch
 from multigate.bundle import build_model
@@ -35,7 +36,7 @@ from multigate.paper.recommender.study import (
     learners_of,
     run,
 )
-from multigate.paper.recommender.training import opened, scored_at
+from multigate.paper.recommender.training import scored_at
 from multigate.paper.study import Site
 from multigate.report.blocks import Table, Text
 from multigate.training.checkpoint import load_checkpoint

@@ -1,7 +1,6 @@
 """The parts of a study that are not done yet: trainings, side by side in processes, each kept as it ends."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from multigate.analysis.workers import Job, Workers
 from multigate.paper.ledger import Row
@@ -13,15 +12,9 @@ def run_parts(
 ) -> None:
     """Run the parts that the ledger does not have, and keep the row of each; ``kept`` is told its name and row."""
     due = [name for name in parts if not site.ledger.has(name)]
-    for place, row in told(site, stage, len(parts), [parts[name] for name in due], workers):
+    over = len(parts) - len(due)
+    site.report(stage, over, len(parts))
+    for number, (place, row) in enumerate(workers.run([parts[name] for name in due]), over + 1):
         site.ledger.keep(due[place], [row])
         kept(due[place], row)
-
-
-def told(site: Site, stage: str, total: int, jobs: Sequence[Job], workers: Workers) -> Iterator[tuple[int, Any]]:
-    """The place and the result of each job. The bar says how many of ``total`` are done, of which jobs are the last."""
-    over = total - len(jobs)
-    site.report(stage, over, total)
-    for number, result in enumerate(workers.run(jobs), over + 1):
-        yield result
-        site.report(stage, number, total)
+        site.report(stage, number, len(parts))

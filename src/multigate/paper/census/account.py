@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from multigate.analysis.intervals import Summary, paired_difference, summary
-from multigate.analysis.tune import Trial, best
+from multigate.analysis.search import Trial, best
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.census.methods import BOOSTING, METHODS, SINGLE, Training
 from multigate.paper.census.rows import AUXILIARY

@@ -1,7 +1,6 @@
 """Census-Income (Ma et al. 2018, section 6.3): seven methods tuned alike, and what became of them. Tables 1 and 2."""
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from multigate.analysis.boosting import available
-from multigate.analysis.tune import BEAT, Point, Search, Trial, begin, best, finished, require_extra, try_one
+from multigate.analysis.search import Point, Search, Trial, begin, best, finished, require_extra
+from multigate.analysis.trials import Sought, make_trials
 from multigate.analysis.workers import Job, Workers
 from multigate.cores import usable_cores
 from multigate.data.prepared import Prepared, Progress
@@ -36,7 +36,7 @@ from multigate.paper.census.rows import (
 )
 from multigate.paper.census.training import CHANCE, Choices, Ground, run_one_hot, run_point, try_point
 from multigate.paper.ledger import Row
-from multigate.paper.parts import run_parts, told
+from multigate.paper.parts import run_parts
 from multigate.paper.study import Site, Study
 from multigate.writing import remove
 
@@ -143,26 +143,13 @@ def _tune(
             site.report.line(
                 f"{training.name}: hopeless, for its process was killed time and again: {json.dumps(point)}"
             )
-    total = settings.trials * len(wanted)
-    while due := _due(searches, settings.trials):
-        jobs = [partial(try_one, searches[one], partial(try_point, ground, one), settings.trials) for one in due]
-        here = 0
-        for place, trial in told(site, "tuning (trials)", total, jobs, workers):
-            if trial is not None:
-                here += 1
-                state = "stopped" if trial.stopped else f"{trial.value:.4f}"
-                site.report.detail(f"{due[place].name:<28} trial {trial.number:>3}  {state:>8}  {trial.seconds:.0f} s")
-        if not here:
-            time.sleep(BEAT)  # the last trials are other machines'
+    sought = [Sought(search, partial(try_point, ground, one), settings.trials) for one, search in searches.items()]
+    for place, trial in make_trials(sought, workers, site.report):
+        state = "stopped" if trial.stopped else f"{trial.value:.4f}"
+        site.report.detail(f"{wanted[place].name:<28} trial {trial.number:>3}  {state:>8}  {trial.seconds:.0f} s")
     trials = {one.name: finished(search, settings.trials) for one, search in searches.items()}
     site.ledger.keep("trials", [_trial_row(one, trial) for one in wanted for trial in trials[one.name]])
     return trials
-
-
-def _due(searches: Mapping[Training, Search], trials: int) -> list[Training]:
-    """What is still to be tried: a trial of each training, then a second of each, and so on."""
-    done = {training: len(finished(search, trials)) for training, search in searches.items()}
-    return [training for place in range(trials) for training in searches if done[training] <= place]
 
 
 def _search(settings: CensusStudy, site: Site, training: Training, rows: int) -> Search:
@@ -178,8 +165,9 @@ def _search(settings: CensusStudy, site: Site, training: Training, rows: int) ->
 
 
 def _trial_row(training: Training, trial: Trial) -> dict[str, Any]:
-    told = trial._asdict() | {"point": json.dumps(trial.point), "steps": list(trial.steps.values())}
-    return {"method": training.method, "main": training.tasks[0], **told}
+    told = {name: getattr(trial, name) for name in ("number", "value", "stopped", "seconds")}
+    point, steps = json.dumps(trial.point), list(trial.steps.values())
+    return {"method": training.method, "main": training.tasks[0], **told, "point": point, "steps": steps}
 
 
 def _runs(

@@ -5,9 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from multigate.analysis.boosting import boosting_baseline
-from multigate.analysis.tune import Point, Tell
+from multigate.analysis.search import Point, Tell
+from multigate.analysis.trials import opened, trained
 from multigate.batch import Batch
 from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
@@ -36,8 +35,6 @@ from multigate.training.diverged import Diverged
 from multigate.training.loop import choose_device, fit
 from multigate.training.progress import Reporter
 
-QUARTERS = 4
-"""A trial tells its value after each quarter of its own length: there all are at the same place of their schedule."""
 CHANCE = 0.5
 """AUC of a training that came to what is no number, and of a trial that fails again and again."""
 
@@ -67,25 +64,13 @@ def try_point(ground: Ground, training: Training, point: Point, tell: Tell) -> f
     """A trial: the best validation AUC of the first task over the epochs."""
     if training.method == BOOSTING:
         return _boosted(ground, training, point, 0).valid
-    prepared = _opened(ground.prepared)
-    epochs, name = int(point["epochs"]), f"{training.tasks[0]}/auc"
-
-    def watch(epoch: int, metrics: dict[str, float]) -> None:
-        quarter = QUARTERS * epoch // epochs
-        if epoch < epochs and quarter > QUARTERS * (epoch - 1) // epochs:
-            tell(quarter, metrics[name])
-
-    ground.work.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=ground.work) as folder:
-        try:
-            fitted = fit(
-                experiment_of(training, point, ground.choices, prepared, seed=0), prepared, Path(folder),
-                device=choose_device(ground.device), report=Reporter(quiet=True),
-                tasks=places(prepared, training.tasks), watch=watch,
-            )  # fmt: skip
-        except Diverged:
-            return CHANCE
-    return fitted.best[name]
+    prepared = opened(ground.prepared)
+    experiment = experiment_of(training, point, ground.choices, prepared, seed=0)
+    chosen = places(prepared, training.tasks)
+    try:
+        return trained(experiment, prepared, ground.work, choose_device(ground.device), tell, chosen).value
+    except Diverged:
+        return CHANCE
 
 
 def run_point(ground: Ground, training: Training, point: Point, seed: int) -> dict[str, Any]:
@@ -128,7 +113,7 @@ def _test_rows(prepared: Prepared) -> Iterable[Batch]:
 
 def _run(ground: Ground, training: Training, point: Point, seed: int, scored_on: Mapping[str, Rows]) -> dict[str, Any]:
     """Train, or go on, and score: what it cost, and metrics under the names of what they are on."""
-    prepared, device = _opened(ground.prepared), choose_device(ground.device)
+    prepared, device = opened(ground.prepared), choose_device(ground.device)
     folder = ground.work / f"{training.name}-{xxhash.xxh3_64_hexdigest(json.dumps(point).encode())}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -187,7 +172,7 @@ class _Boosted(NamedTuple):
 
 
 def _boosted(ground: Ground, training: Training, point: Point, seed: int) -> _Boosted:
-    prepared = _opened(ground.prepared)
+    prepared = opened(ground.prepared)
     began = time.perf_counter()
     chosen, name = places(prepared, training.tasks), training.tasks[0]
     train, valid = (pick_tasks(join(list(part.batches(ROWS))), chosen) for part in (prepared.train, prepared.valid))
@@ -200,9 +185,3 @@ def _boosted(ground: Ground, training: Training, point: Point, seed: int) -> _Bo
 
 def _auc(outputs: np.ndarray, labels: Tensor) -> float:
     return auc(outputs, labels[:, 0].numpy())
-
-
-@cache
-def _opened(folder: Path) -> Prepared:
-    """Prepared rows, mapped into memory once for each process."""
-    return Prepared(folder)

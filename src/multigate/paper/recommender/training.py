@@ -1,12 +1,12 @@
 """One training of the recommender study, as a process does it."""
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from multigate.analysis.trials import opened
 from multigate.bundle import ROWS, sigmoid
-from multigate.data.prepared import Prepared
 from multigate.data.rows import pick_tasks
 from multigate.evaluate import forward, spaces
 from multigate.experiment import Experiment
@@ -115,9 +115,3 @@ def scored_at(ground: Ground, places: Sequence[int], on: On, model: Model) -> di
             f"{space.name}/positives": float(space.labels.sum()),
         }
     return found
-
-
-@cache
-def opened(folder: Path) -> Prepared:
-    """Prepared rows, mapped into memory once for each process."""
-    return Prepared(folder)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multigate.analysis.tune import (
+from multigate.analysis.search import (
     KILLS,
     RETRIES,
     STARTUP,

@@ -1,4 +1,4 @@
-"""Tuning: the settings that make a number largest, found by a Gaussian process and kept in a database.
+"""A search: the settings that make a number largest, found by a Gaussian process and kept in a database.
 
 Names of ``optuna``, the extra ``tune``, are imported late.
 """
@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,10 +30,11 @@ RETRIES = 2
 """Times that a point which failed is tried again before it counts as hopeless."""
 KILLS = 3
 """Times that a point whose process was killed is tried again: it may have taken more memory than there is."""
+GONE = f"its process was killed {KILLS + 1} times; it may take more memory than there is"
 FAILURES, KILLED = "failures", "killed"
 """Attributes of a trial: how often its point failed before, and how often its process was killed."""
-SECONDS = "seconds"
-"""Attribute of a trial: how long it took."""
+SECONDS, METRICS, HOPELESS = "seconds", "metrics", "hopeless"
+"""Attributes of a trial: how long it took, what else it came to, and why it has the value of hopeless points."""
 BEAT, SILENCE = 30, 120
 """Seconds between signs of life of a trial in a database that several machines share, and without one until it counts
 as dead."""
@@ -81,9 +82,20 @@ class Stopped(Exception):
     """A trial is behind the others, and is not worth its end."""
 
 
+class Hopeless(Exception):
+    """A trial that cannot be, or came to nothing, and why: it has the value of the search's hopeless points."""
+
+
+class Valued(NamedTuple):
+    """The value of a trial, and what else it came to, to be kept beside it."""
+
+    value: float
+    metrics: Mapping[str, float]
+
+
 Tell = Callable[[int, float], None]
 """Told how far a trial is, in steps that mean the same in all trials, and its value there; raises ``Stopped``."""
-Objective = Callable[[Point, Tell], float]
+Objective = Callable[[Point, Tell], Valued | float]
 """What is to be made large. It lets ``Stopped`` pass."""
 
 
@@ -96,6 +108,10 @@ class Trial(NamedTuple):
     steps: dict[int, float]
     stopped: bool
     seconds: float
+    metrics: Mapping[str, float] = {}
+    """What else it came to; nothing where it was stopped."""
+    hopeless: str = ""
+    """Why it has the value of hopeless points; empty for others."""
 
 
 class Search(NamedTuple):
@@ -112,7 +128,7 @@ class Search(NamedTuple):
     seed: int = 0
     shared: bool = False
     hopeless: float | None = None
-    """The value of a point that fails again and again; None where it is to be tried for ever."""
+    """The value of a point that raises ``Hopeless`` or fails again and again; None where it is tried for ever."""
 
 
 def require_extra() -> None:
@@ -123,10 +139,11 @@ def require_extra() -> None:
         raise MultigateError("tuning needs optuna, which is not installed: pip install 'multigate[tune]'") from None
 
 
-def begin(search: Search) -> list[Point]:
+def begin(search: Search, first: Sequence[Point] = ()) -> list[Point]:
     """Make the search's place in the database, or go on with the one there is: what a killed process was at comes next.
 
-    Gives back the points that are hopeless from now on, for that came ``KILLS`` times before.
+    Points that are to be tried ``first`` are, in their order, each once. Gives back the points that are hopeless from
+    now on, for that came ``KILLS`` times before.
 
     Raises ``RunError`` where the search there is about something else.
     """
@@ -135,6 +152,8 @@ def begin(search: Search) -> list[Point]:
         for trial in lost:
             study.tell(trial.number, state=_state("FAIL"))
             _again(search, study, trial)
+        for point in first:
+            study.enqueue_trial(point, skip_if_exists=True)
         return [trial.params for trial in lost if _is_hopeless(search, trial)]
 
 
@@ -191,16 +210,19 @@ def _value(study: Any, trial: Any, search: Search, objective: Objective) -> floa
 
     began = time.perf_counter()
     try:
-        found = objective(point, tell)
-        if not math.isfinite(found):
-            raise RunError(f"a trial came to {found}, from which nothing can be learnt; its point was {point}")
-        return found
+        told = objective(point, tell)
+        found = told if isinstance(told, Valued) else Valued(told, {})
+        if not math.isfinite(found.value):
+            raise RunError(f"a trial came to {found.value}, from which nothing can be learnt; its point was {point}")
+        trial.set_user_attr(METRICS, {name: one for name, one in found.metrics.items() if math.isfinite(one)})
+        return found.value
     except Stopped:
         trial.set_user_attr("stopped", True)
         return reached + _gain(study, at)
     except BaseException as error:
         failures += isinstance(error, Exception) and not isinstance(error, Interrupted)
-        if search.hopeless is not None and failures > RETRIES:
+        if search.hopeless is not None and (isinstance(error, Hopeless) or failures > RETRIES):
+            trial.set_user_attr(HOPELESS, str(error))
             return search.hopeless
         study.enqueue_trial(point, user_attrs={FAILURES: failures, KILLED: killed})
         raise
@@ -224,6 +246,8 @@ def _finished(study: Any, search: Search) -> list[Trial]:
             steps=dict(trial.intermediate_values),
             stopped="stopped" in trial.user_attrs,
             seconds=trial.user_attrs[SECONDS],
+            metrics=trial.user_attrs.get(METRICS, {}),
+            hopeless=trial.user_attrs.get(HOPELESS, ""),
         )
         for trial in _in_state(study, "COMPLETE")
     ]
@@ -258,11 +282,12 @@ def _sampler(seed: int, place: int) -> Any:
 
 def _again(search: Search, study: Any, trial: Any) -> None:
     """Have the point of a trial that nobody ended tried next, or count it as hopeless."""
-    if not trial.params:
+    point = trial.system_attrs.get("fixed_params", {}) | trial.params  # it may have been killed before it was at all
+    if not point:
         return
     failures, killed = _failures(trial)
     if not _is_hopeless(search, trial):
-        study.enqueue_trial(trial.params, user_attrs={FAILURES: failures, KILLED: killed + 1})
+        study.enqueue_trial(point, user_attrs={FAILURES: failures, KILLED: killed + 1})
         return
     from optuna.trial import create_trial
 
@@ -271,7 +296,7 @@ def _again(search: Search, study: Any, trial: Any) -> None:
             params=trial.params,
             distributions=trial.distributions,
             value=search.hopeless,
-            user_attrs={FAILURES: failures, KILLED: killed + 1, SECONDS: 0.0},
+            user_attrs={FAILURES: failures, KILLED: killed + 1, SECONDS: 0.0, HOPELESS: GONE},
         )
     )
 
@@ -358,5 +383,6 @@ def _check_same(study: Any, search: Search) -> None:
     changed = difference(json.loads(kept), now)
     if changed:
         raise RunError(
-            f"{search.storage} holds a search {search.name!r} about something else ({changed}); name another storage"
+            f"{search.storage} holds a search {search.name!r} about something else ({changed}); choose another folder "
+            "or storage"
         )
