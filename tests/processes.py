@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "score", "tables", "serve.app")]
+OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "analysis.tune", "score", "tables", "serve.app")]
 IMPORTED_LATE = ["torch.utils.tensorboard", "sklearn.ensemble", "altair", "optuna", "sqlalchemy.orm", "alembic.command"]
 
 _fast = multiprocessing.get_context("forkserver")  # imports these once for all processes
@@ -47,14 +47,15 @@ def run(
     *,
     largest: int | None = None,
     rights: bool = True,
+    without: Sequence[str] = (),
     timeout: float = 120,
 ) -> Ended:
     """Run ``multigate`` with these words.
 
     Files cannot grow beyond ``largest`` bytes, as on a disk that is full; without ``rights`` it is nobody's process,
-    for root may write everywhere.
+    for root may write everywhere. Modules that it is ``without`` are not installed, for all it knows.
     """
-    process = begin(words, folder, stop, largest=largest, rights=rights)
+    process = begin(words, folder, stop, largest=largest, rights=rights, without=without)
     process.join(timeout)
     if process.is_alive():
         process.kill()
@@ -63,13 +64,19 @@ def run(
 
 
 def begin(
-    words: Sequence[object], folder: Path, stop: Stop | None = None, *, largest: int | None = None, rights: bool = True
+    words: Sequence[object],
+    folder: Path,
+    stop: Stop | None = None,
+    *,
+    largest: int | None = None,
+    rights: bool = True,
+    without: Sequence[str] = (),
 ) -> ForkServerProcess:
     """The same, but do not wait for its end."""
     told, said = folder / TOLD, folder / SAID
     told.touch()
     said.touch()
-    given = ([str(word) for word in words], folder, told, said, stop, largest, rights)
+    given = ([str(word) for word in words], folder, told, said, stop, largest, rights, without)
     process = _fast.Process(target=_work, args=given)
     process.start()
     return process
@@ -85,7 +92,14 @@ def ended(process: ForkServerProcess, folder: Path) -> Ended:
 
 
 def _work(
-    words: list[str], folder: Path, told: Path, said: Path, stop: Stop | None, largest: int | None, rights: bool
+    words: list[str],
+    folder: Path,
+    told: Path,
+    said: Path,
+    stop: Stop | None,
+    largest: int | None,
+    rights: bool,
+    without: Sequence[str],
 ) -> None:
     import torch
 
@@ -101,6 +115,8 @@ def _work(
     if not rights and os.getuid() == 0:
         codecs.lookup("utf-8-sig")  # nobody may not be able to read Python's own files
         os.setuid(NOBODY)
+    for name in without:
+        sys.modules[name] = None  # type: ignore[assignment]
     if stop is not None:
         _arm(stop)
     sys.argv = ["multigate", *words]

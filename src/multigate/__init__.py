@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from multigate.analysis.relate import open_relations as open_relations
     from multigate.analysis.relate import relate as relate
     from multigate.analysis.subject import find_subject as find_subject
+    from multigate.analysis.tune import tune as tune
     from multigate.bundle import Bundle as Bundle
     from multigate.bundle import load as load
     from multigate.data.infer import infer_schema as infer_schema
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from multigate.experiment import Experiment as Experiment
     from multigate.experiment import read_experiment as read_experiment
     from multigate.report.related import write_relations as write_relations
+    from multigate.report.tuned import write_tuning as write_tuning
     from multigate.report.write import write_report as write_report
     from multigate.run import Run as Run
     from multigate.run import open_run as open_run
@@ -51,6 +53,7 @@ _HOMES = {
     "open_relations": "analysis.relate",
     "relate": "analysis.relate",
     "find_subject": "analysis.subject",
+    "tune": "analysis.tune",
     "Bundle": "bundle",
     "load": "bundle",
     "infer_schema": "data.infer",
@@ -59,6 +62,7 @@ _HOMES = {
     "Experiment": "experiment",
     "read_experiment": "experiment",
     "write_relations": "report.related",
+    "write_tuning": "report.tuned",
     "write_report": "report.write",
     "Run": "run",
     "open_run": "run",

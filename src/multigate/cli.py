@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import signal
 import sys
 import traceback
@@ -22,8 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-NO_MEMORY = re.compile(r"can't allocate memory|out of memory")
-"""How torch says it."""
 SPINS = "10000"
 """Rounds that a thread which has nothing to do waits for work before it sleeps: a fraction of a millisecond. By itself
 GNU's OpenMP takes 300,000, which on a machine that others use too keeps the core from the thread that is waited for."""
@@ -155,6 +152,56 @@ def compare(
         read_experiment(experiment, set_ or ()), out, structures=names, seeds=seeds, device=device
     )
     _print(comparison.table())
+
+
+@app.command()
+def tune(
+    experiment: ExperimentFile,
+    out: Annotated[Path, typer.Option(help="Folder of the trials; called again it goes on.")] = Path("runs/tune"),
+    trials: Annotated[int, typer.Option(min=1, help="How many, the experiment as given among them.")] = 30,
+    try_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try", metavar="KEY=VALUES", help="Values of a field, as low..high or a,b; repeated. Else the usual ones."
+        ),
+    ] = None,
+    goal: Annotated[
+        str | None, typer.Option(metavar="TASK/METRIC", help="What trials are judged by, else the monitor.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Part of the training rows that trials learn from.")] = 1.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core if not given.")] = None,
+    set_: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Try settings of an experiment on validation rows, and write the best of them as an experiment file."""
+    from multigate.analysis.space import read_try
+    from multigate.analysis.tune import tune as run_tuning
+    from multigate.errors import ExperimentError, MultigateError
+    from multigate.experiment import read_experiment
+    from multigate.folders import BEST
+    from multigate.report.tuned import write_tuning
+
+    wanted: dict[str, str] = {}
+    for key, values in map(read_try, try_ or ()):
+        if key in wanted:
+            raise ExperimentError(f"--try names {key} twice; give all its values at once")
+        wanted[key] = values
+    tuning = run_tuning(
+        read_experiment(experiment, set_ or ()),
+        wanted or None,
+        out=out,
+        trials=trials,
+        goal=goal,
+        share=share,
+        workers=workers,
+        device=device,
+    )
+    _print(tuning.table())
+    typer.echo(f"\nexperiment: {out / BEST}    train: multigate train {quote(str(out / BEST))} --out runs/best")
+    try:
+        typer.echo(f"page: {write_tuning(tuning, out / 'tune.html')}")
+    except MultigateError as error:
+        typer.echo(f"no page: {error}", err=True)
 
 
 @app.command()
@@ -418,7 +465,7 @@ def _tell(error: BaseException) -> int:
 
 def _sentence(error: BaseException) -> str | None:
     """What people can do something about, in one sentence; None for a fault of this program."""
-    from multigate.errors import MultigateError
+    from multigate.errors import MultigateError, is_memory_gone
     from multigate.writing import reason
 
     arrow = sys.modules.get("pyarrow")  # not imported for the sake of an error
@@ -430,7 +477,7 @@ def _sentence(error: BaseException) -> str | None:
             return "stopped; run the same command again"
         case OSError():
             return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
-        case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or NO_MEMORY.search(text):
+        case _ if is_memory_gone(error):
             return "there is not enough memory; lower batch_size or the sizes in sharing, or free some memory"
         case _ if arrow is not None and isinstance(error, arrow.ArrowException):
             return f"a table cannot be handled: {text}; write it again, or in another format"

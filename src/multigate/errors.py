@@ -1,7 +1,11 @@
 """What goes wrong, in one sentence: what was wanted, what was found, what to do."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+NO_MEMORY = re.compile(r"can't allocate memory|out of memory")
+"""How torch says it."""
 
 
 class MultigateError(Exception):
@@ -42,3 +46,9 @@ def one_line(error: Exception) -> str:
     """What an error says, in one line of 300 characters at most."""
     text = str(error) if isinstance(error, UnicodeError) else "; ".join(str(one) for one in error.args)
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()[:300]
+
+
+def is_memory_gone(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory."""
+    text = " ".join(str(error).split())
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(text)))

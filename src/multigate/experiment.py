@@ -75,6 +75,33 @@ class Optimizer(Options):
         return values | {"weight_decay": self.decay} if "weight_decay" in values else values
 
 
+def as_structure(value: Any) -> Any:
+    """The structure of a name or of plain values; anything else as it is. Raises ``ValueError``."""
+    if isinstance(value, str):
+        value = {"structure": value}
+    if isinstance(value, Mapping):
+        name = value.get("structure", "mmoe")
+        if not isinstance(name, str) or name not in (*STRUCTURES, *VARIANTS):
+            raise ValueError(f"there is no structure {name!r}; {nearest(str(name), (*STRUCTURES, *VARIANTS))}")
+        if name in VARIANTS:
+            variant = VARIANTS[name]
+            return type(variant).model_validate(variant.to_dict() | dict(value) | {"structure": variant.name})
+        return STRUCTURES[name].model_validate(dict(value))
+    return value
+
+
+def as_balance(value: Any) -> Any:
+    """The balance of a name or of plain values; anything else as it is. Raises ``ValueError``."""
+    if isinstance(value, str):
+        value = {"method": value}
+    if isinstance(value, Mapping):
+        name = value.get("method", "fixed")
+        if not isinstance(name, str) or name not in BALANCES:
+            raise ValueError(f"there is no balance {name!r}; {nearest(str(name), BALANCES)}")
+        return BALANCES[name].model_validate(dict(value))
+    return value
+
+
 with warnings.catch_warnings():
     # pydantic warns that the field shadows its own deprecated BaseModel.schema
     warnings.simplefilter("ignore", UserWarning)
@@ -116,29 +143,12 @@ with warnings.catch_warnings():
         @field_validator("sharing", mode="before")
         @classmethod
         def _structure_by_name(cls, value: Any) -> Any:
-            if isinstance(value, str):
-                value = {"structure": value}
-            if isinstance(value, Mapping):
-                name = value.get("structure", "mmoe")
-                if not isinstance(name, str) or name not in (*STRUCTURES, *VARIANTS):
-                    raise ValueError(f"there is no structure {name!r}; {nearest(str(name), (*STRUCTURES, *VARIANTS))}")
-                if name in VARIANTS:
-                    variant = VARIANTS[name]
-                    return type(variant).model_validate(variant.to_dict() | dict(value) | {"structure": variant.name})
-                return STRUCTURES[name].model_validate(dict(value))
-            return value
+            return as_structure(value)
 
         @field_validator("balance", mode="before")
         @classmethod
         def _balance_by_name(cls, value: Any) -> Any:
-            if isinstance(value, str):
-                value = {"method": value}
-            if isinstance(value, Mapping):
-                name = value.get("method", "fixed")
-                if not isinstance(name, str) or name not in BALANCES:
-                    raise ValueError(f"there is no balance {name!r}; {nearest(str(name), BALANCES)}")
-                return BALANCES[name].model_validate(dict(value))
-            return value
+            return as_balance(value)
 
         @field_validator("tower", mode="before")
         @classmethod

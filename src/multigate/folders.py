@@ -12,6 +12,9 @@ MEMBERS = "runs"
 TRAININGS = "trainings"
 """The folder that only relations of tasks have: one folder in it for each training behind them."""
 
+TRIALS, BEST = "trials.db", "best.yaml"
+"""The database that only a tuning has, of its trials, and the experiment of the best of them."""
+
 
 def other_than_a_model(folder: Path) -> str | None:
     """What a folder without a whole run is, and which command suits, in one sentence; None where it is unknown."""
@@ -20,6 +23,9 @@ def other_than_a_model(folder: Path) -> str | None:
         return f"{folder} holds a comparison, not one model; show it with: multigate report {quoted}"
     if (folder / TRAININGS).is_dir():
         return f"{folder} holds related tasks, not one model; see relations.html there, by multigate relate"
+    if (folder / TRIALS).is_file():
+        best = quote(str(folder / BEST))
+        return f"{folder} holds trials, not one model; train the best of them with: multigate train {best}"
     if (folder / SUMMARY).is_file():
         return f"the bundle of the run in {folder} is gone; make it anew with: multigate train --resume --out {quoted}"
     if (folder / EXPERIMENT).is_file():

@@ -11,7 +11,7 @@ from typing import Any
 from multigate.bundle import Bundle, load
 from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment, with_structures
-from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, other_than_a_model
+from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, other_than_a_model
 from multigate.lock import LOCK, locked
 from multigate.sharing import Structure
 from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
@@ -130,12 +130,14 @@ def _claim(folder: Path, experiment: Experiment, *, resume: bool, progress: str)
     if not fresh:
         if not (folder / EXPERIMENT).is_file():
             raise RunError(f"{folder} is not empty and holds no run; choose another folder")
-        if progress in (MEMBERS, TRAININGS) and ((folder / SUMMARY).exists() or (folder / METRICS).exists()):
-            raise RunError(f"{folder} holds one run, made by 'multigate train'; choose another folder to compare in")
+        if progress in (MEMBERS, TRAININGS, TRIALS) and ((folder / SUMMARY).exists() or (folder / METRICS).exists()):
+            raise RunError(f"{folder} holds one run, made by 'multigate train'; choose another folder for others")
         if progress != MEMBERS and (folder / MEMBERS).is_dir():
             raise RunError(f"{folder} holds a comparison; choose another folder, or go on with it by multigate compare")
         if progress != TRAININGS and (folder / TRAININGS).is_dir():
             raise RunError(f"{folder} holds related tasks; choose another folder, or go on with it by multigate relate")
+        if progress != TRIALS and (folder / TRIALS).exists():
+            raise RunError(f"{folder} holds trials; choose another folder, or go on with them by multigate tune")
         if not resume:
             raise RunError(f"{folder} holds a run already; choose another folder, or go on with it by --resume")
         changed = difference(stored_values(folder), experiment.to_dict(full=True))

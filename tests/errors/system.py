@@ -128,6 +128,10 @@ def moved(folder: Path) -> None:
 
 def compared(folder: Path, made: str = "runs") -> None:
     (folder / "run" / made).mkdir()
+    emptied(folder)
+
+
+def emptied(folder: Path) -> None:
     shutil.rmtree(folder / "run/bundle")
     for name in ("summary.json", "metrics.jsonl"):
         (folder / "run" / name).unlink()
@@ -146,6 +150,16 @@ def flipped(path: str) -> Callable[[Path], None]:
         (folder / path).write_bytes(content)
 
     return flip
+
+
+def tuned(folder: Path) -> None:
+    (folder / "run/trials.db").touch()
+    emptied(folder)
+
+
+def trying(*tries: str) -> Make:
+    """``tune`` of an experiment with values of these fields."""
+    return yaml(TEXT, ["tune", "x.yaml", *(word for one in tries for word in ("--try", one))])
 
 
 def climbing(folder: Path) -> None:
@@ -218,6 +232,12 @@ SYSTEM: list[Case] = [
     Case(YAML, "own tables for one network", yaml(TEXT + "sharing: shared_bottom\nembedding: {tables: own}\n"),
          ("'shared_bottom'", "single_task")),
     Case(YAML, "a balance there is not", yaml(TEXT + "balance: pcgard\n"), ("'pcgard'", "did you mean 'pcgrad'?")),
+    Case(YAML, "a field to try that there is not", trying("sharing.expert=2..16"), ("did you mean 'experts'?",)),
+    Case(YAML, "a value to try that cannot be", trying("embedding.dropout=0..1.5"), ("dropout=1.5", "less than 1")),
+    Case(YAML, "a structure to try that there is not", trying("sharing=mmoe,pel"), ("did you mean 'ple'?",)),
+    Case(YAML, "one value to try", trying("epochs=8"), ("nothing to choose from", "two or more")),
+    Case(YAML, "what all trials share, to try", trying("split.valid=0.1..0.3"), ("split.valid", "encoded once")),
+    Case(YAML, "a range that is none, to try", trying("epochs=few..many"), ("between two numbers",)),
     Case(YAML, "columns named on, no and 007",
          named_like_words, ("click",), 0, "they are read as they are written, without quotes"),
 
@@ -234,6 +254,9 @@ SYSTEM: list[Case] = [
     Case(RUNS, "a comparison there", trained(compared, *TRAIN, "--out", "run"), ("holds a comparison",)),
     Case(RUNS, "one run there, a comparison wanted", trained(lambda folder: None, "compare", "x.yaml", "--out", "run"),
          ("holds one run",)),
+    Case(RUNS, "one run there, trials wanted", trained(lambda folder: None, "tune", "x.yaml", "--out", "run"),
+         ("holds one run",)),
+    Case(RUNS, "trials there", trained(tuned, *TRAIN, "--out", "run"), ("holds trials", "multigate tune")),
     Case(RUNS, "nothing to go on with", lambda folder: ["train", "--resume", "--out", "run"],
          ("there is no run in run",)),
     Case(RUNS, "its experiment.yaml edited by hand",
@@ -267,6 +290,7 @@ SYSTEM: list[Case] = [
          ("bundle of the run in run is gone", "--resume --out run")),
     Case(BUNDLES, "a comparison", trained(compared, *SCORE), ("holds a comparison", "multigate report")),
     Case(BUNDLES, "related tasks", trained(related, *SCORE), ("holds related tasks", "multigate relate")),
+    Case(BUNDLES, "trials", trained(tuned, *SCORE), ("holds trials", "multigate train run/best.yaml")),
     Case(BUNDLES, "a file missing",
          trained(lambda folder: (folder / "run/bundle/model.safetensors").unlink(), *SCORE), ("lacks its file",)),
     Case(BUNDLES, "a file altered", trained(torn("run/bundle/model.safetensors"), *SCORE), ("altered or damaged",)),

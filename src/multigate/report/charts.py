@@ -291,6 +291,30 @@ def curve_chart(title: str, description: str, rows: Sequence[Row], x: str, y: st
     return _chart(title, description, alt.layer(*layers), height=200)
 
 
+def scatter_chart(
+    title: str, description: str, rows: Sequence[Row], x: str, y: str, *, words: bool = False, log: bool = False
+) -> Chart:
+    """A dot per row of ``x``, a number or a word, ``value`` and ``series``."""
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    if words:
+        across = alt.X("x:N", sort=None, title=x, axis=alt.Axis(labelAngle=-40, ticks=False))
+    else:
+        scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=8)
+        across = alt.X("x:Q", title=x, scale=scale, axis=alt.Axis(tickCount=5, format="~g", labelOverlap=True))
+    picture = (
+        _base(rows)
+        .mark_point(filled=True, size=50, opacity=0.8)
+        .encode(
+            x=across,
+            y=alt.Y("value:Q", title=y, scale=_around([row["value"] for row in rows]), axis=alt.Axis(tickCount=5)),
+            color=_coloured(series),
+            shape=_shaped(series),
+            tooltip=[alt.Tooltip("x:N", title=x), _shown("value"), _shown("series")],
+        )
+    )
+    return _chart(title, description, picture, height=200)
+
+
 def histogram_chart(
     title: str, description: str, counts: Mapping[str, Sequence[float]], width: float, x: str, y: str
 ) -> Chart:

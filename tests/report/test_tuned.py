@@ -1,0 +1,85 @@
+"""The page about a tuning, read back: its charts are valid and hold the trials, and text is text."""
+
+from pathlib import Path
+
+import altair as alt
+import pytest
+from reading import BAD, Html, values
+
+from multigate.analysis.search import Choice, Range, Space, Trial
+from multigate.analysis.tuning import Tuning
+from multigate.experiment import make_experiment
+from multigate.report.tuned import write_tuning
+
+GIVEN = make_experiment(
+    {"schema": {"features": [{"name": "x", "kind": "number"}], "tasks": [{"name": "a"}]}, "monitor": "a/log_loss"}
+)
+SPACE: Space = {
+    "optimizer.learning_rate": Range(low=1e-4, high=1e-1, log=True),
+    "sharing": Choice(values=("mmoe", "shared_bottom")),
+    "sharing.experts": Range(low=2, high=8, whole=True),
+}
+
+
+def trial(number: int, rate: float, structure: str, loss: float, stopped: bool = False, hopeless: str = "") -> Trial:
+    point = {"optimizer.learning_rate": rate, "sharing": structure, "sharing.experts": 8 - number}
+    return Trial(number, point, -loss, {}, stopped, 2.0, {} if stopped or hopeless else {"a/log_loss": loss}, hopeless)
+
+
+TRIALS = [
+    trial(0, 0.002, "mmoe", 0.5),
+    trial(1, 0.1, "mmoe", 0.7, hopeless=BAD),
+    trial(2, 0.01, "shared_bottom", 0.3, stopped=True),
+    trial(3, 0.02, "mmoe", 0.4),
+    trial(4, 0.03, "mmoe", 0.45),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Html:
+    folder = tmp_path_factory.mktemp("page")
+    path = write_tuning(Tuning(folder, GIVEN, SPACE, TRIALS), folder / "tune.html")
+    return Html(path.read_text(encoding="utf-8"))
+
+
+def test_of_a_loss_the_smallest_of_whole_trials_is_best(page: Html) -> None:
+    assert ["optimizer.learning_rate", "0.002", "0.02"] in page.rows("optimizer.learning_rate")
+    assert ["a/log_loss", "0.5000", "0.4000"] in page.rows("a/log_loss")
+    assert any("A gain of 0.1000" in text for text in page.texts["p"])
+    path = [(row["epoch"], row["value"]) for row in values(page.specs[0]) if "epoch" in row]
+    assert path == [(0, 0.5), (1, 0.5), (2, 0.5), (3, 0.4), (4, 0.4)], "what was stopped or failed is no best"
+
+
+def test_charts_hold_the_trials_that_came_to_something_and_have_the_setting(page: Html) -> None:
+    alt.LayerChart.from_dict(page.specs[0], validate=True)
+    rates, structures, experts = page.specs[1:]
+    for spec in (rates, structures, experts):
+        alt.Chart.from_dict(spec, validate=True)
+    assert [(row["x"], row["value"], row["series"]) for row in values(rates)] == [
+        (0.002, 0.5, "as given"),
+        (0.01, 0.3, "stopped"),
+        (0.02, 0.4, "best"),
+        (0.03, 0.45, "others"),
+    ]
+    assert rates["encoding"]["x"]["scale"]["type"] == "log"
+    assert [row["x"] for row in values(structures)] == ["mmoe", "shared_bottom", "mmoe", "mmoe"]
+    assert [row["x"] for row in values(experts)] == [8, 5, 4], "a shared bottom has none"
+
+
+def test_every_trial_is_told_and_its_text_is_text(page: Html) -> None:
+    assert [row[0] for row in page.rows() if row and row[0].isdecimal()] == list("01234")
+    assert page.rows("1")[0][-1] == f"failed: {BAD}"
+    assert page.rows("2")[0][1:4] == ["0.01", "shared_bottom", "-"]
+    assert len(page.scripts) == 2, "the charts' data and the page's own script"
+
+
+def test_a_table_is_the_same_for_the_terminal(tmp_path: Path) -> None:
+    tuning = Tuning(tmp_path, GIVEN, SPACE, TRIALS)
+    assert tuning.best is tuning.trials[3]
+    assert tuning.gain == pytest.approx(0.1)
+    tuning.write()
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert [row["goal"] for row in rows] == [0.5, None, 0.3, 0.4, 0.45]
+    assert [row["sharing.experts"] for row in rows] == [8, 7, None, 5, 4]
