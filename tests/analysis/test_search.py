@@ -20,10 +20,12 @@ from multigate.analysis.search import (
     RETRIES,
     STARTUP,
     Choice,
+    Hopeless,
     Point,
     Range,
     Search,
     Tell,
+    Valued,
     _again,
     begin,
     best,
@@ -228,6 +230,48 @@ def test_a_point_whose_process_is_killed_again_and_again_counts_as_hopeless(tmp_
     after = try_one(one, hill)
     assert after is not None
     assert after.point != lost
+
+
+def test_points_that_are_wanted_first_are_tried_first_and_once(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    wanted: list[Point] = [{"rate": 1e-3, "units": 32, "kind": "b"}, {"rate": 1e-2, "units": 4, "kind": "a"}]
+    begin(one, wanted[:1])
+    begin(one, wanted)
+    for _ in range(3):
+        try_one(one, hill)
+    begin(one, wanted)
+    try_one(one, hill)
+    found = points(one)
+    assert found[:2] == wanted
+    assert found.count(wanted[0]) == found.count(wanted[1]) == 1
+
+
+def test_a_point_whose_process_was_killed_before_it_was_at_it_still_comes(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    wanted: Point = {"rate": 1e-3, "units": 32, "kind": "b"}
+    begin(one, [wanted])
+    optuna.load_study(study_name=one.name, storage=one.storage).ask()  # the next of the queue, and nothing more
+    begin(one, [wanted])
+    assert try_one(one, hill).point == wanted
+
+
+def test_a_trial_that_cannot_be_is_hopeless_at_once_and_says_why(tmp_path: Path) -> None:
+    one = search(tmp_path)._replace(hopeless=-100.0)
+    begin(one)
+
+    def cannot(point: Point, tell: Tell) -> float:
+        raise Hopeless("a and b do not go together")
+
+    trial = try_one(one, cannot)
+    assert (trial.value, trial.hopeless) == (-100.0, "a and b do not go together")
+    assert try_one(one, hill).point != trial.point
+
+
+def test_what_else_a_trial_came_to_is_kept_beside_its_value(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    begin(one)
+    try_one(one, lambda point, tell: Valued(0.5, {"a/auc": 0.6, "b/auc": math.nan}))
+    assert [(trial.value, trial.metrics) for trial in finished(one)] == [(0.5, {"a/auc": 0.6})]
 
 
 def test_machines_that_share_a_search_leave_the_trials_of_others_alone(tmp_path: Path) -> None:
