@@ -117,12 +117,13 @@ def tune(
         ground = Ground(given, {}, prepared.folder.resolve(), (folder / WORK).resolve(), chosen.type)
         plan = _plan(ground, tried, trials, f"share {share:g}", chance(given, prepared), folder)
         many = sum(one.trials for one in plan.sought)
-        _tell(report, told, tried, many)
+        _tell(report, told, tried, many, whole=many < trials)
         done = [trial for one in plan.sought for trial in finished(one.search)]
         with Workers(workers or (1 if chosen.type == "cuda" else usable_cores())) as processes:
             for _, trial in make_trials(plan.sought, processes, report):
                 done.append(trial)
-                report.line(_line(told, trial, applied(given, trial.point), len(done), many))
+                settings = {} if trial.point == plan.given else applied(given, trial.point)
+                report.line(_line(told, trial, settings, len(done), many))
                 if _is_enough(plan, done):
                     _keep(_tuning(folder, given, tried, plan, done))
         remove(folder / WORK)
@@ -192,9 +193,10 @@ def _plan(ground: Ground, space: Space, trials: int, about: str, hopeless: float
     return _Plan(sought, given or {})
 
 
-def _tell(report: Reporter, goal: Goal, space: Space, trials: int) -> None:
+def _tell(report: Reporter, goal: Goal, space: Space, trials: int, *, whole: bool) -> None:
     """What is going to be tried."""
-    report.line(f"{trials} trials, the first the experiment as given, by {goal.name} on the validation rows, of")
+    every = ", the others all combinations there are" if whole else ""
+    report.line(f"{trials} trials, the first the experiment as given{every}, by {goal.name} on the validation rows, of")
     width = max(map(len, space))
     for key, one in space.items():
         report.line(f"  {key:<{width}}  {described(one)}")
