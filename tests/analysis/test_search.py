@@ -10,6 +10,7 @@ from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given
@@ -348,6 +349,21 @@ def test_the_first_points_fill_the_space_and_are_never_stopped(tmp_path: Path) -
     assert exponents[-1] > -2
     assert max(after - before for before, after in pairwise(exponents)) < 1.5
     assert {trial.point["kind"] for trial in found} == {"a", "b"}
+
+
+@pytest.mark.parametrize("dimensions", [2, 4, 6])
+def test_no_two_settings_move_together_in_the_first_points(tmp_path: Path, dimensions: int) -> None:
+    """Or the search would not know which of them did it. The worst of points drawn at random come to .9."""
+    space = {str(at): Range(low=0, high=1) for at in range(dimensions)}
+    alike = []
+    for seed in range(5):
+        one = search(tmp_path)._replace(name=f"{seed}", seed=seed, space=space)
+        begin(one)
+        found = [try_one(one, lambda point, tell: 0.0) for _ in range(STARTUP)]
+        points = np.array([[trial.point[str(at)] for at in range(dimensions)] for trial in found])
+        assert (np.sort((points * STARTUP).astype(int), 0) == np.arange(STARTUP)[:, None]).all(), "one in each eighth"
+        alike.append(np.abs(np.corrcoef(points.T) - np.eye(dimensions)).max())
+    assert max(alike) < 0.6
 
 
 def test_a_range_that_goes_down_is_refused() -> None:

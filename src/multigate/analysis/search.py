@@ -10,10 +10,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from multigate.errors import MultigateError, RunError
@@ -262,14 +263,21 @@ def _suggested(trial: Any, name: str, one: Range | Choice) -> Value:
 
 
 def _spread(search: Search, place: int) -> Point:
-    """A point of a sequence that fills the space evenly, wherever it ends (Kronecker's, with Roberts' steps)."""
-    dimensions = len(search.space)
-    ratio = 2.0
-    for _ in range(64):  # the root of r^(d + 1) = r + 1
-        ratio = (1 + ratio) ** (1 / (dimensions + 1))
-    first = np.random.default_rng(search.seed).random(dimensions)
-    parts = (first + (place + 1) * ratio ** -np.arange(1, dimensions + 1)) % 1
+    """One of the ``STARTUP`` points that are tried first."""
+    parts = _filling(len(search.space), search.seed)[place] if search.space else ()
     return {name: one.at(float(part)) for (name, one), part in zip(search.space.items(), parts, strict=True)}
+
+
+@cache
+def _filling(dimensions: int, seed: int) -> NDArray[np.float64]:
+    """Points (``STARTUP``, dimensions) in [0, 1): one in each eighth of every dimension, and no two dimensions alike.
+
+    A Latin hypercube of low centred discrepancy. Sequences that go on for ever lie near a diagonal where they begin.
+    """
+    from scipy.stats import qmc
+
+    points: NDArray[np.float64] = qmc.LatinHypercube(dimensions, rng=seed, optimization="random-cd").random(STARTUP)
+    return points
 
 
 def _sampler(seed: int, place: int) -> Any:
