@@ -81,10 +81,14 @@ def test_state_goes_from_one_to_another() -> None:
 
 WITHOUT_COMPILER = """
 import sys, torch, multigate.training.train
-from multigate.sharing import MMoE
+from multigate.nn.embed import Periodic, Piecewise
+from multigate.sharing import STRUCTURES, VARIANTS
 
 with torch.device("meta"):  # as comparisons count what a structure costs
-    MMoE().build(8, ("a", "b"))
+    for name, options in ({name: kind() for name, kind in STRUCTURES.items()} | VARIANTS).items():
+        options.build(8, ("a", "b", "c")).multiply_adds()
+        assert "torch._dynamo" not in sys.modules, f"{name} computes on the meta device, which imports the compiler"
+    Periodic([0], 4), Piecewise([0], [[0.0, 1.0, 3.0]], 4)
 assert "torch._dynamo" not in sys.modules
 """
 

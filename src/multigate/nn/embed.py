@@ -273,7 +273,7 @@ class Piecewise(nn.Module):
         low = torch.zeros(len(edges), intervals)
         width = torch.full((len(edges), intervals), torch.inf)  # an interval that is not there is never entered
         for i, one in enumerate(edges):
-            knots = torch.tensor(one)
+            knots = torch.tensor(one, device="cpu")  # on the meta device a difference would import the compiler
             low[i, : len(one) - 1] = knots[:-1]
             width[i, : len(one) - 1] = knots[1:] - knots[:-1]
         bound = 1 / math.sqrt(intervals)
@@ -298,7 +298,7 @@ class Periodic(nn.Module):
     def __init__(self, columns: Sequence[int], dim: int, frequencies: int = 16, scale: float = 0.1) -> None:
         super().__init__()
         n, bound = len(columns), 1 / math.sqrt(2 * frequencies)
-        self.frequency = nn.Parameter(torch.randn(n, frequencies) * scale)
+        self.frequency = nn.Parameter(torch.randn(n, frequencies).mul_(scale))
         self.weight = nn.Parameter(torch.empty(n, 2 * frequencies, dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n, dim).uniform_(-bound, bound))
         self.register_buffer("columns", torch.tensor(columns), persistent=False)

@@ -30,10 +30,12 @@ class FactorisedLinear(nn.Module):
         # does: by 1 / (3 D). Tasks start half alike: on average cos(W_s, W_t) is near 1/2.
         self.input_factor = nn.Parameter(_orthonormal(r1, d_in)) if form != "laf" else None
         self.output_factor = nn.Parameter(_orthonormal(d_out, r2)) if form == "tucker" else None
-        self.task_factor = nn.Parameter(functional.normalize(1 + torch.randn(n, directions)))
+        # never computed on the meta device, where comparisons count costs: it would import the compiler, for seconds
+        tasks = functional.normalize(1 + torch.randn(n, directions, device="cpu"))
+        self.task_factor = nn.Parameter(tasks.to(torch.get_default_device()))
         # "weight": only one factor decays, by which their product decays as a plain weight does
         deviation = math.sqrt(d_out / (3 * max(r1, 1) * r2))
-        self.core_weight = nn.Parameter(torch.randn(directions, r2, r1) * deviation)
+        self.core_weight = nn.Parameter(torch.randn(directions, r2, r1).mul_(deviation))
         bound = 1 / math.sqrt(max(d_in, 1))
         self.bias = nn.Parameter(torch.empty(n, d_out).uniform_(-bound, bound))
 

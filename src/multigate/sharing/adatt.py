@@ -87,9 +87,12 @@ class Fusion(nn.Module):
         self.gate = options.gate(readers, len(of), d_in + d_context)
         own = [[unit == reader for unit in of] for reader in range(readers)]
         self.register_buffer("own", torch.tensor(own), persistent=False)
-        v = [torch.empty(count).uniform_(-1, 1) / math.sqrt(count) for count in map(sum, own)]
+        counts = [sum(row) for row in own]
+        v = torch.empty(sum(counts))
+        for part in torch.split(v, counts):
+            part.uniform_(-1, 1).div_(math.sqrt(len(part)))
         learnt = self.m > 1 or self.shared > 1
-        self.v = nn.Parameter(torch.cat(v)) if learnt else None
+        self.v = nn.Parameter(v) if learnt else None
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
         if x.dim() == 2:

@@ -75,8 +75,9 @@ class AITMSharing(nn.Module):
         before = {task: earlier for earlier, task in pairwise(self.steps)}
         places = range(len(tasks))
         previous = [[float(before.get(task) == source) for source in places] for task in places]
+        own = [[float(task == source) for source in places] for task in places]
         self.register_buffer("sequence", torch.tensor(self.steps), persistent=False)
-        self.register_buffer("own", torch.eye(len(tasks)), persistent=False)
+        self.register_buffer("own", torch.tensor(own), persistent=False)
         self.register_buffer("previous", torch.tensor(previous), persistent=False)
         mask = tuple(tuple(source in (task, before.get(task)) for source in places) for task in places)
         self.wiring = (Level(tasks, tuple(f"network of {task}" for task in tasks), mask),)

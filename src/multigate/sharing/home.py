@@ -129,7 +129,7 @@ class Grouped(nn.Module):
         self.experts = options.parallel_mlp(n, d_in, hidden)
         self.gate, self.shared_gate = options.gate(groups, self.m + self.s, d_gate), options.gate(1, n, d_gate)
         self.self_gate, self.shared_self_gate = SelfGate(groups, self.m, d_gate), SelfGate(1, self.s, d_gate)
-        self.register_buffer("owners", torch.eye(groups, dtype=torch.bool), persistent=False)
+        self.register_buffer("owners", torch.tensor(own_only(range(groups), groups, 1)), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
         experts = self.experts(x if self.features is None else self.features(x))  # (B, E, H)
@@ -164,7 +164,7 @@ class Tasked(nn.Module):
         self.features = FeatureGate(n, d_in, options.rank) if options.rank else None
         self.experts = options.parallel_mlp(n, d_in, hidden)
         self.gate, self.self_gate = options.gate(tasks, 2 * self.m + self.s, d_gate), SelfGate(tasks, self.m, d_gate)
-        self.register_buffer("tasks", torch.eye(tasks, dtype=torch.bool), persistent=False)
+        self.register_buffer("tasks", torch.tensor(own_only(range(tasks), tasks, 1)), persistent=False)
         self.register_buffer("groups", torch.tensor(own_only(group_of, groups, 1)), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:

@@ -100,7 +100,7 @@ class Extraction(nn.Module):
         self.experts = options.parallel_mlp(n, d_in, hidden)
         self.gate = options.gate(tasks, n if detached else self.own + self.shared, d_in + d_context)
         self.shared_gate = None if last else options.gate(1, n, d_in + d_context)
-        self.register_buffer("owners", torch.eye(tasks, dtype=torch.bool), persistent=False)
+        self.register_buffer("owners", torch.tensor(own_only(range(tasks), tasks, 1)), persistent=False)
         trained = torch.ones(tasks if last else tasks + 1, n, dtype=torch.bool)
         trained[:tasks, : tasks * self.own] = self.owners.repeat_interleave(self.own, dim=1)
         self.register_buffer("trained", trained if detached else None, persistent=False)

@@ -62,7 +62,7 @@ class SoftSharing(nn.Module):
     def start_alike(self, common: ParallelMLP, part: float) -> None:
         """Mix the first weights of one network into all others', keeping their variance."""
         for own, shared in zip(self.networks.layers.parameters(), common.layers.parameters(), strict=True):
-            own.mul_(math.sqrt(1 - part)).add_(math.sqrt(part) * shared)
+            own.mul_(math.sqrt(1 - part)).add_(shared.mul_(math.sqrt(part)))
 
     def forward(self, x: Tensor) -> Shared:
         penalty = self.penalty() if self.training and self.strength else x.new_zeros(())
