@@ -268,6 +268,17 @@ def test_what_is_not_trained_together_is_said_once_and_is_what_fit_gives(
         assert torch.equal(tensor, alone.model.state_dict()[name])
 
 
+def test_a_task_whose_name_no_folder_can_have_is_refused_before_anything_is_written(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    told = feed_experiment.schema.only(["click"])
+    renamed = told.with_(tasks=(told.tasks[0].with_(name="é" * 130, column="click"),))
+    experiment = feed_experiment.with_(schema=renamed)
+    with pytest.raises(ExperimentError, match="has 260; choose a shorter one"):
+        compare(experiment, tmp_path / "c", structures=["shared_bottom", "single_task"], seeds=1, quiet=True)
+    assert not (tmp_path / "c").exists()
+
+
 def test_an_unknown_structure_is_refused_before_anything_is_written(
     feed_experiment: Experiment, tmp_path: Path
 ) -> None:

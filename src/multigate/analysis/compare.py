@@ -52,6 +52,8 @@ REACHED = "reached"
 """The prepared rows of conditionals: labels known only where the parent is 1."""
 COHORTS = "cohorts"
 """Where runs that are trained together keep their checkpoints until they are finished."""
+LONGEST = 200
+"""Bytes of a task's name: its models alone are kept in folders and files of that name, which may have 255 with more."""
 
 
 def compare(
@@ -81,6 +83,12 @@ def compare(
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
         experiment.with_(sharing=structure_named(name) or experiment.sharing)  # refused now, not when its turn comes
+    for task in experiment.schema.task_names if BASELINE in structures else ():
+        if len(task.encode()) > LONGEST:
+            raise ExperimentError(
+                f"task {task[:20] + '...'!r}: a comparison keeps its own model under its name, which may have "
+                f"{LONGEST} bytes and has {len(task.encode())}; choose a shorter one and give this one as 'column'"
+            )
     if experiment.warm_start is not None:
         raise ExperimentError("a comparison trains every model from the start; leave warm_start out")
     folder = Path(out)
