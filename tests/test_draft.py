@@ -32,6 +32,16 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
+def test_numbers_written_for_people_are_told(tmp_path: Path) -> None:
+    rows = [f'"{1000 + i:,}.50",{i % 40}%,${i % 30}.99,{i % 20},"a,{i % 5}",{i % 2}' for i in range(2000)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["unique,share,price,plain,mixed,click", *rows]))
+    header = draft(path, ["click"]).partition("\nschema:\n")[0]
+    told = header.partition("# Numbers to people, text here:\n")[2].partition("\n#\n")[0].splitlines()
+    assert [line.split(":")[0] for line in told] == ["#   unique", "#   share", "#   price"]
+    assert "such as '1,000.50'; write plain numbers" in told[0]
+
+
 def test_the_header_tells_leaks_and_what_was_left_out(table: Path) -> None:
     text = draft(table, ["click", "grade"])
     header, _, body = text.partition("\nschema:\n")

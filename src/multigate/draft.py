@@ -6,7 +6,7 @@ from textwrap import indent
 from typing import Any
 
 from multigate.data.files import open_table
-from multigate.data.infer import Note, inspect_table
+from multigate.data.infer import Findings, Note, inspect_table
 from multigate.data.survey import Progress
 from multigate.errors import ExperimentError
 from multigate.experiment import changed, make_experiment
@@ -27,17 +27,19 @@ def draft(
     findings = inspect_table(source, tasks, progress=progress)
     data = changed({"schema": findings.schema.to_dict(), "train": str(table)}, changes)
     make_experiment(data)  # a change that does not fit is told now, not when training starts
-    return _render(source.name, findings.rows, data, findings.left_out, findings.leaks)
+    return _render(source.name, data, findings)
 
 
-def _render(name: str, rows: int, data: dict[str, Any], left_out: Sequence[Note], leaks: Sequence[Note]) -> str:
-    lines = [f"# Drafted from {_printable(name)} ({rows:,} rows). Edit freely; what is not written here has a default."]
-    if leaks:
-        lines += ["#", "# Look at these first: they tell a label suspiciously well."]
-        lines += [_comment(note) for note in leaks]
-    if left_out:
-        lines += ["#", "# Left out of the features:"]
-        lines += [_comment(note) for note in left_out]
+def _render(name: str, data: dict[str, Any], findings: Findings) -> str:
+    told = f"{_printable(name)} ({findings.rows:,} rows)"
+    lines = [f"# Drafted from {told}. Edit freely; what is not written here has a default."]
+    for title, notes in (
+        ("Look at these first: they tell a label suspiciously well.", findings.leaks),
+        ("Numbers to people, text here:", findings.written),
+        ("Left out of the features:", findings.left_out),
+    ):
+        if notes:
+            lines += ["#", f"# {title}", *map(_comment, notes)]
     schema = dict(data["schema"])
     lines += ["", "schema:"]
     for part in ("features", "tasks"):

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from multigate.data import arrow, cells
 from multigate.data.files import Source, open_table
 from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported, words_of
-from multigate.data.survey import Progress, Survey, is_list, survey
+from multigate.data.survey import Progress, Survey, is_list, is_text, survey
 from multigate.data.tasks import check_label, completed, read_task
 from multigate.data.types import type_name
 from multigate.data.vocabulary import implied_tables
@@ -22,6 +23,8 @@ from multigate.schema import Bag, Category, Feature, Hashed, Schema, Task
 
 _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
+_MARKED = r"^[-+]?[$€£¥]? ?[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)? ?[%$€£¥]?$"
+"""A number as people write it: 1,234.56, 12 % or $9.99."""
 
 
 class Note(NamedTuple):
@@ -32,11 +35,13 @@ class Note(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What ``inspect_table`` says: the schema, the columns it leaves out, those that may be leaks, rows read."""
+    """What ``inspect_table`` says: the schema, the columns it leaves out, those that may be leaks, those that hold
+    numbers as text, rows read."""
 
     schema: Schema
     left_out: tuple[Note, ...]
     leaks: tuple[Note, ...]
+    written: tuple[Note, ...]
     rows: int
 
 
@@ -79,7 +84,7 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
         verdicts[name] = Verdict(reason=f"holds the same values as {twin.source!r}, the label of task {twin.name!r}")
     schema = _schema(source, seen, labels, verdicts)
     left_out = tuple(Note(name, verdict.reason) for name, verdict in verdicts.items() if verdict.feature is None)
-    return Findings(schema, left_out, tuple(_leaks(schema, seen)), seen.rows)
+    return Findings(schema, left_out, tuple(_leaks(schema, seen)), tuple(_written(verdicts, seen)), seen.rows)
 
 
 def _wanted(source: Source, tasks: Sequence[Task | str]) -> list[Task]:
@@ -185,6 +190,21 @@ def _twins(verdicts: dict[str, Verdict], labels: Sequence[Task], seen: Survey) -
             ):
                 yield name, task
                 break
+
+
+def _written(verdicts: Mapping[str, Verdict], seen: Survey) -> Iterator[Note]:
+    """Columns of text that are numbers with commas, percent or currency signs, and so become no numbers."""
+    for name in verdicts:
+        column = seen.columns.get(name)
+        if column is None or not is_text(column.kind):
+            continue
+        sample = pc.unique(pc.utf8_trim_whitespace(pc.drop_null(seen.sampled(name)).cast(pa.string())))
+        values = sample.filter(pc.not_equal(sample, ""))
+        marked = values.filter(pc.match_substring_regex(values, "[,%$€£¥]"))
+        if len(marked) and pc.all(pc.match_substring_regex(values, _MARKED)).as_py():
+            yield Note(
+                name, f"holds text such as {marked[0].as_py()!r}; write plain numbers (1234.56) to have it as one"
+            )
 
 
 def _leaks(schema: Schema, seen: Survey) -> Iterator[Note]:
