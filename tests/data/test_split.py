@@ -152,3 +152,12 @@ def test_kuairand_splits_by_day(shared_data):
     split = Split(valid_from="20220505", test_from="20220507")
     found, _ = parts_of(split, path, described)
     assert np.bincount(found).tolist() == [171_671, 27_224, 29_434]
+
+
+def test_times_that_are_fractions_are_cut_as_numbers_and_a_wrong_one_is_named_by_its_row() -> None:
+    seconds = pa.table({"t": [0.25, 1.5, 2.75, None], "y": [0, 1, 0, 1]})
+    splitter = Split(by="time", valid_from="1.5").resolve(open_table(seconds), schema(time="t"))
+    assert splitter.assign(seconds.to_batches()[0], 0).tolist() == [0, 1, 1, 0]
+    wrong = pa.record_batch({"t": pa.array(["0.5", "soon"])})
+    with pytest.raises(DataError, match="row 8"):
+        splitter.assign(wrong, 6)
