@@ -21,7 +21,9 @@ from multigate.batch import Batch
 from multigate.calibration import Calibration, Curve
 from multigate.data.cells import placed
 from multigate.data.encoder import Arrays, Encoder
+from multigate.data.features import by_name
 from multigate.data.files import open_table
+from multigate.data.labels import Spelling
 from multigate.engine import (
     BLOCK,
     SMALL,
@@ -165,12 +167,18 @@ class Bundle:
         if labels and self.schema.group:
             columns.append(self.schema.group)
         source = open_table(rows, types=self.schema.later_types())
+        spelling = Spelling(self.schema, self.encoder.stats) if labels else None
         first_row = 0
         for record in source.batches(list(dict.fromkeys(columns)), rows=ROWS):
             with placed(source.name, range(first_row, first_row + record.num_rows)):
                 batch = self.encoder.columns(record, labels=labels)
+                if spelling is not None:
+                    spelling.add(by_name(record))
             yield batch, record
             first_row += record.num_rows
+        if spelling is not None:
+            with placed(source.name, ()):
+                spelling.check()
 
     def _read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Arrays]:
         """Rows given as dicts, each read by itself, some hundred at a time; of an empty list one batch of no rows."""

@@ -114,7 +114,7 @@ def score(
         if table is not None or out is not None:
             raise DataError("score --part takes a run's own rows; leave out the table and --out, or leave out --part")
         with Reporter() as report:
-            metrics, intervals = score_part(run, part, replicates=replicates, progress=report)
+            metrics, intervals = score_part(run, part, replicates=replicates, progress=report, tell=report.line)
         _print(metric_table(f"{run}, {'validation' if part == 'valid' else part} rows", metrics, intervals))
         return
     if table is None:
@@ -125,7 +125,7 @@ def score(
             rows = write_predictions(bundle, table, out, progress=report)
             report.line(f"{rows:,} predictions in {out}")
             return
-        metrics, intervals = score_table(bundle, table, replicates=replicates, progress=report)
+        metrics, intervals = score_table(bundle, table, replicates=replicates, progress=report, tell=report.line)
     _print(metric_table(f"{table}", metrics, intervals))
 
 

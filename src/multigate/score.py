@@ -16,26 +16,34 @@ from multigate.bundle import Bundle
 from multigate.errors import DataError
 from multigate.evaluate import forward, intervals, scores, spaces
 from multigate.run import open_run
+from multigate.unscored import listed_reasons, unscored
 from multigate.writing import writing
 
 Progress = Callable[[str, int, int | None], None]
+Tell = Callable[[str], None]
 Metrics = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
 
 
 def score_table(
-    bundle: Bundle, table: Any, *, replicates: int = 200, progress: Progress | None = None
+    bundle: Bundle, table: Any, *, replicates: int = 200, progress: Progress | None = None, tell: Tell | None = None
 ) -> tuple[Metrics, Intervals]:
     """Metrics of a bundle on rows with labels, and their bootstrap intervals, by ``<task>/<metric>``.
 
-    Raises ``DataError`` where label columns are missing.
+    ``tell`` gets a sentence on why tasks have no main metric here, if there are such. Raises ``DataError`` where label
+    columns are missing, or none of the labels was there in training.
     """
     batches = (batch for batch, _ in bundle.batches(table, labels=True))
-    return _scored(bundle, batches, replicates, progress)
+    return _scored(bundle, batches, replicates, progress, tell)
 
 
 def score_part(
-    run: str | Path, part: str = "test", *, replicates: int = 200, progress: Progress | None = None
+    run: str | Path,
+    part: str = "test",
+    *,
+    replicates: int = 200,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> tuple[Metrics, Intervals]:
     """The same of all rows that a run set aside (or was given) as its ``test`` or ``valid`` part.
 
@@ -44,11 +52,11 @@ def score_part(
     """
     open_run(run)  # a bundle alone, and a comparison, have no rows that are one model's own
     subject = find_subject(run, part=part, most=sys.maxsize)
-    return _scored(subject.bundle, subject.batches, replicates, progress)
+    return _scored(subject.bundle, subject.batches, replicates, progress, tell)
 
 
 def _scored(
-    bundle: Bundle, batches: Iterable[Batch], replicates: int, progress: Progress | None
+    bundle: Bundle, batches: Iterable[Batch], replicates: int, progress: Progress | None, tell: Tell | None
 ) -> tuple[Metrics, Intervals]:
     def told() -> Iterable[Batch]:
         done = 0
@@ -60,7 +68,11 @@ def _scored(
 
     device = next(bundle.model.parameters()).device
     found = spaces(bundle.schema, bundle.encoder, forward(bundle.model, told(), device))
-    return scores(found), intervals(found, replicates=replicates) if replicates else {}
+    metrics = scores(found)
+    reasons = unscored(found, metrics)
+    if reasons and tell is not None:
+        tell(f"these rows cannot score {listed_reasons(reasons)}")
+    return metrics, intervals(found, replicates=replicates) if replicates else {}
 
 
 def write_predictions(bundle: Bundle, table: Any, out: Path, *, progress: Progress | None = None) -> int:

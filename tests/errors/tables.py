@@ -420,6 +420,9 @@ SPLIT_CASES = [
          ("valid.parquet has no column",)),
     Case(SPLITS, "a validation table of other types", trains(valid={"price": one_of("cheap")}),
          ("valid.parquet: column 'price', row 7",)),
+    Case(SPLITS, "a validation table of other labels",
+         trains(tasks=[{"name": "rating", "positive": "good"}], valid={"rating": ["Good", "Bad"] * (ROWS // 2)}),
+         ("valid.parquet: column 'rating'", "('bad', 'fair', 'good'), found 'Bad', 'Good'")),
     Case(SPLITS, "a validation table without rows", trains(valid={"rows": 0}),
          ("valid.parquet has column names but no rows",)),
 ]  # fmt: skip

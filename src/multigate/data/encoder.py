@@ -298,15 +298,16 @@ class Encoder:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that decides how rows are encoded."""
-        hashed = xxhash.xxh3_128(self._json.encode())
+        tasks = [one.model_dump(mode="json", exclude={"values"}) for one in self.stats]
+        hashed = xxhash.xxh3_128(json.dumps(self._content | {"tasks": tasks}, indent=1).encode())
         for table in sorted(self.fitted.vocabularies):
             hashed.update(table.encode() + b"\0")
             hashed.update("\0".join(self.fitted.vocabularies[table].values).encode("utf-8", "surrogatepass"))
         return str(hashed.hexdigest())
 
-    @cached_property
-    def _json(self) -> str:
-        content = {
+    @property
+    def _content(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "rows": self.rows,
             "schema": self.schema.model_dump(mode="json"),
@@ -316,12 +317,11 @@ class Encoder:
             "tables": sorted(self.fitted.vocabularies),
             "tasks": [one.model_dump(mode="json") for one in self.stats],
         }
-        return json.dumps(content, indent=1)
 
     def save(self, folder: Path) -> None:
         """Write ``encoder.json`` and ``vocabularies.parquet`` (table, value, count; in the order of the ids)."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "encoder.json").write_text(self._json + "\n", encoding="utf-8")
+        (folder / "encoder.json").write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
         held = sorted(self.fitted.vocabularies.items())
         names = pa.DictionaryArray.from_arrays(
             buffers.as_arrow(np.repeat(np.arange(len(held), dtype=np.int32), [len(one.values) for _, one in held])),

@@ -21,6 +21,8 @@ from multigate.schema import Schema, Task
 MOST_CLASSES = 10_000
 MOST_WEIGHT, MOST_TARGET = 1e30, 1e15
 """Of a sample weight, of a target that is not standardised: sums of weights and squares of targets stay in float32."""
+MOST_VALUES = 100
+"""Of the labels that ``positive`` chooses among, where they are kept."""
 MOST_VIOLATIONS = 0.001
 """Share of a child's positives that may lie under a parent of 0 in a strict funnel."""
 
@@ -48,6 +50,8 @@ class LabelStats(Options):
     """Known rows of each class."""
     shares: tuple[float, ...] = ()
     """Of each class in the weights of known labels; none without weights."""
+    values: tuple[str, ...] = ()
+    """What labels are there where ``positive`` says which of them mean 1; empty where there are many."""
 
     @model_serializer(mode="wrap")
     def _without_empty_shares(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -61,6 +65,8 @@ class LabelReader:
     def __init__(self, schema: Schema, classes: dict[str, tuple[str, ...]], growing: bool = False) -> None:
         self.schema, self._growing = schema, growing
         self.classes = {name: {value: at for at, value in enumerate(values)} for name, values in classes.items()}
+        self.values: dict[str, set[str]] = {task.name: set() for task in schema.tasks if task.positive is not None}
+        """Labels met so far of tasks with a ``positive``, at most one more than ``MOST_VALUES``."""
         index = {task.name: at for at, task in enumerate(schema.tasks)}
         self._where = [(at, index[task.where]) for at, task in enumerate(schema.tasks) if task.where is not None]
         parents = schema.parents()
@@ -132,12 +138,15 @@ class LabelReader:
                 return math.nan if found is None else plain[found]
 
             return read
-        wanted = task.positive if isinstance(task.positive, tuple) else (task.positive,)
-        positive = {cells.text(value) for value in wanted}
+        positive, values = positives(task), self.values[task.name]
 
         def is_positive(value: Any) -> float:
             found = cells.text(value)
-            return math.nan if found is None else float(found in positive)
+            if found is None:
+                return math.nan
+            if len(values) <= MOST_VALUES:
+                values.add(found)
+            return float(found in positive)
 
         return is_positive
 
@@ -236,8 +245,9 @@ class LabelFit:
         if task.kind == "binary":
             self._check_funnel(task, violations, int(counts[1]))
             return LabelStats(
-                name=task.name, known=known, positives=int(counts[1]), violations=violations, average=average
-            )
+                name=task.name, known=known, positives=int(counts[1]), violations=violations, average=average,
+                values=self._values(at, task),
+            )  # fmt: skip
         if task.kind == "multiclass":
             index = self._reader.classes[task.name]
             classes = tuple(index) if task.classes or self._base is not None else tuple(sorted(index))
@@ -263,6 +273,14 @@ class LabelFit:
             return LabelStats(name=task.name, known=known, average=average)
         return LabelStats(name=task.name, known=known, mean=mean, sd=sd, average=(average - mean) / sd)
 
+    def _values(self, at: int, task: Task) -> tuple[str, ...]:
+        """Labels there are, with those of earlier rows; empty where they are not kept."""
+        found = self._reader.values.get(task.name, set())
+        if self._base is not None:
+            check_spelling(task, self._base[at].values, found)
+            found = found | set(self._base[at].values) if self._base[at].values else set()
+        return tuple(sorted(found)) if len(found) <= MOST_VALUES else ()
+
     def _check_funnel(self, task: Task, violations: int, positives: int) -> None:
         if self.schema.funnel == "loose" or violations <= MOST_VIOLATIONS * positives:
             return
@@ -271,6 +289,50 @@ class LabelFit:
             f"({violations / positives:.2%}) lie on rows where {task.given!r} is 0; correct the labels, or accept them "
             f"with funnel: loose"
         )
+
+
+class Spelling:
+    """Whether labels of one later table are spelled as those of the training rows were."""
+
+    def __init__(self, schema: Schema, stats: Sequence[LabelStats]) -> None:
+        self._open = [
+            (task, one.values, set[str]()) for task, one in zip(schema.tasks, stats, strict=True) if one.values
+        ]
+
+    def add(self, column: Column) -> None:
+        """Look at a batch, as long as nothing in it or before it was there in training."""
+        for task, _, found in self._open:
+            index, texts = arrow.distinct_texts(column(task.source), task.source)
+            used = np.unique(index)
+            found.update(text for at in used[used < len(texts)].tolist() if (text := texts[at]) is not None)
+        self._open = [one for one in self._open if not _shared(*one) and len(one[2]) <= MOST_VALUES]
+
+    def check(self) -> None:
+        """Raise ``ColumnError`` where all labels of a task would count as 0 because they are spelled otherwise."""
+        for task, values, found in self._open:
+            check_spelling(task, values, found)
+
+
+def check_spelling(task: Task, values: Sequence[str], found: set[str]) -> None:
+    """Raise ``ColumnError`` where none of the labels found is among ``values``, those of training, if known."""
+    if not values or not found or _shared(task, values, found):
+        return
+    there, here = (", ".join(map(cells.short, sorted(one)[:3])) + ", ..." * (len(one) > 3) for one in (values, found))
+    raise cells.ColumnError(
+        task.source,
+        f"wanted labels of task {task.name!r} as the training rows have them ({there}), found {here}, "
+        "which would all count as 0; write them as there",
+    )
+
+
+def _shared(task: Task, values: Sequence[str], found: set[str]) -> bool:
+    return not found.isdisjoint(values) or not found.isdisjoint(positives(task))
+
+
+def positives(task: Task) -> set[str | None]:
+    """The labels that mean 1, as text."""
+    wanted = task.positive if isinstance(task.positive, tuple) else (task.positive,)
+    return {cells.text(value) for value in wanted}
 
 
 def _added(one: np.ndarray, other: np.ndarray) -> np.ndarray:

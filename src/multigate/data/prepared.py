@@ -25,7 +25,9 @@ from multigate.data.arrow import with_codes
 from multigate.data.buffers import as_arrow
 from multigate.data.cells import placed
 from multigate.data.encoder import FORMAT, Encoder
+from multigate.data.features import by_name
 from multigate.data.kept import Kept
+from multigate.data.labels import Spelling
 from multigate.data.rows import cut, join, pick
 from multigate.data.split import PARTS, Split, Splitter
 from multigate.errors import DataError, MultigateError, RunError
@@ -318,7 +320,7 @@ def _write(
     writers = {name: _Writer(folder, name, shard_rows) for name in (*split.parts, *tables)}
     sources = {name: rows if name == "train" else _Rows(schema, table) for name, table in tables.items()}
     done = dict.fromkeys(tables, 0)
-    for name, batch, parts in worked(partial(_encoded, encoder, splitter), _numbered(sources)):
+    for name, batch, parts in worked(partial(_encoded, encoder, splitter), _numbered(sources, encoder)):
         if parts is None or not parts.any():
             writers[name].add(batch)
         else:
@@ -409,12 +411,18 @@ class _Numbered(NamedTuple):
     first_row: int
 
 
-def _numbered(sources: dict[str, _Rows]) -> Iterator[_Numbered]:
+def _numbered(sources: dict[str, _Rows], encoder: Encoder) -> Iterator[_Numbered]:
     for name, rows in sources.items():
+        spelling = None if name == "train" else Spelling(encoder.schema, encoder.stats)
         first_row = 0
         for batch in rows:
             yield _Numbered(name, rows.table, batch, first_row)
+            if spelling is not None:
+                spelling.add(by_name(batch))
             first_row += batch.num_rows
+        if spelling is not None:
+            with placed(rows.table.name, ()):
+                spelling.check()
 
 
 def _encoded(encoder: Encoder, splitter: Splitter, given: _Numbered) -> tuple[str, Batch, np.ndarray | None]:
