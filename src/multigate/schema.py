@@ -331,7 +331,8 @@ class Schema(Options):
         """How text is read that comes once a model is there: ``types``, but nothing that was never seen is refused.
 
         Categories and groups are text, which is spelled as the values of training were; whole numbers may have become
-        fractional ones, as a null makes them in pandas, and days times.
+        fractional ones, as a null makes them in pandas, and days times. Labels of 0 and 1 are text as well, since later
+        they may be True and False.
         """
         named = {one.source for one in self.features if isinstance(one, Category | Hashed)} | {self.group}
         read = {one.source for one in self.features if not isinstance(one, Category | Hashed)} | {self.time}
@@ -340,8 +341,11 @@ class Schema(Options):
         counted |= {task.source for task in self.tasks if task.kind != "multiclass" or _are_exact(task.classes)}
         types = {name: "string" if name in named - read else kind for name, kind in self.types.items()}
         whole = {name for name, kind in types.items() if kind.startswith(("int", "uint")) and name in counted}
+        truths = {one.source for one in self.tasks if one.kind == "binary" and one.positive is None} & whole
+        truths -= {one.source for one in self.tasks if one.kind != "binary" or one.positive is not None}
+        truths -= {one.sample_weight for one in self.tasks} | {self.time, self.group}
         days = {name for name, kind in types.items() if kind.startswith("date") and name in read}
-        later = dict.fromkeys(whole, "double") | dict.fromkeys(days, "timestamp[us]")
+        later = dict.fromkeys(whole, "double") | dict.fromkeys(days, "timestamp[us]") | dict.fromkeys(truths, "string")
         return types | {name: kind for name, kind in later.items() if name not in self.keys}
 
     def columns(self, *, labels: bool = True, carried: bool = True) -> tuple[str, ...]:

@@ -692,6 +692,25 @@ def test_seconds_since_1970_may_have_become_fractional_by_a_null(tmp_path):
     assert encoder.columns(batch, labels=False).categories.tolist() == [[1, 1], [3, 5]]
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        ["True", "False", ""], ["true", "false", "NA"], ["1.0", "0.0", "nan"], ["1", "0", ""], ["TRUE", "0", "None"],
+    ],
+)  # fmt: skip
+def test_labels_that_were_0_and_1_may_have_become_truth_values(later, tmp_path):
+    schema = Schema(features=[Category("c")], tasks=BINARY, types={"c": "int64", "y": "int64"})
+    encoder = Encoder.fit(schema, [pa.RecordBatch.from_pydict({"c": [1, 2, 3], "y": [0, 1, None]})])
+    (tmp_path / "later.csv").write_text("c,y\n" + "".join(f"1,{one}\n" for one in later))
+    for table in (tmp_path / "later.csv", {"c": [1] * 3, "y": [*later[:2], None]}):
+        batch = encoder.columns(next(open_table(table, types=schema.later_types()).batches()))
+        assert batch.known[:, 0].tolist() == [True, True, False]
+        assert batch.labels[:2, 0].tolist() == [1, 0]
+    (tmp_path / "wrong.csv").write_text("c,y\n1,maybe\n")
+    with pytest.raises(DataError, match=r"wanted 0/1 or true/false as label of task 'y', found 'maybe'"):
+        encoder.columns(next(open_table(tmp_path / "wrong.csv", types=schema.later_types()).batches()))
+
+
 def test_classes_that_were_whole_numbers_may_have_become_fractional_by_a_null(tmp_path):
     for classes, wanted in ((("0", "1", "2"), "double"), ((str(2**60), str(2**60 + 1)), "int64"), ((), "int64")):
         task = Task("stars", kind="multiclass", classes=classes)

@@ -126,9 +126,12 @@ class LabelReader:
     def _binary(self, task: Task) -> Callable[[Any], float]:
         if task.positive is None:
             plain = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+            spell = cells.spelling(self.schema.types.get(task.source))
 
             def read(value: Any) -> float:
                 found = cells.text(value)
+                if found is not None and found not in plain and spell is not None:
+                    found = spell(found)  # text among numbers, such as 1.0 or True
                 if found is not None and found not in plain:
                     raise cells.BadCell(
                         f"0/1 or true/false as label of task {task.name!r}",
