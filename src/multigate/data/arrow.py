@@ -5,7 +5,7 @@ same function gives them.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -198,12 +198,16 @@ def refused(kind: pa.DataType, column: str, wanted: str) -> ColumnError:
 NO_MOMENT = np.iinfo(np.int64).min
 
 
-def moments(array: pa.Array, column: str) -> np.ndarray:
-    """``moment`` of every row, (R,) int64 microseconds with ``NO_MOMENT`` where missing."""
+def moments(array: pa.Array, column: str, zone: str | None = None) -> np.ndarray:
+    """``moment`` of every row in ``zone``, (R,) int64 microseconds with ``NO_MOMENT`` where missing."""
     array = plain(array)
     kind = array.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         _check_zone(kind, column)
+        if zone is not None and pa.types.is_timestamp(kind) and kind.tz is not None:
+            kind = pa.timestamp(kind.unit, zone)
+            _check_zone(kind, column)
+            array = array.cast(kind)
         return _micros(pc.local_timestamp(array) if pa.types.is_timestamp(kind) and kind.tz is not None else array)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         count = numbers(array, column)
@@ -212,7 +216,7 @@ def moments(array: pa.Array, column: str) -> np.ndarray:
         fits = size <= FURTHEST
         micros = np.floor(np.where(fits, count, 0.0) * tick).astype(np.int64)
         return np.where(fits & (micros >= FIRST) & (micros <= LAST), micros, NO_MOMENT)
-    index, answers = through_distinct(array, moment, column)
+    index, answers = through_distinct(array, partial(moment, zone=zone), column)
     return np.array([NO_MOMENT if one is None else one for one in answers], dtype=np.int64)[index]
 
 

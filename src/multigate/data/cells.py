@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import cache, partial
 from typing import Any, Protocol
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def _as_moment(text: str, day: bool, zone: str | None) -> str | None:
     if text in MISSING:
         return None
     try:
-        micros = moment(text)
+        micros = moment(text, zone)
     except BadCell:
         return text
     if micros is None:
@@ -165,7 +165,7 @@ def _as_moment(text: str, day: bool, zone: str | None) -> str | None:
     found = _EPOCH + micros * _MICROSECOND
     if day:
         return str(found.date()) if found.time() == time.min else text
-    return str(found if zone is None else found.replace(tzinfo=ZoneInfo(zone)))
+    return str(found if zone is None else found.replace(tzinfo=_zone(zone)))
 
 
 _NUMBERS = (bool, int, float, np.integer, np.floating, np.bool_, Decimal)
@@ -193,10 +193,11 @@ def number(value: Any) -> float:
     return result if abs(result) <= LARGEST else math.nan
 
 
-def moment(value: Any) -> int | None:
-    """A cell as microseconds since 1970 on its own wall clock, None where missing or not of the years 1 to 9999.
+def moment(value: Any, zone: str | None = None) -> int | None:
+    """A cell as microseconds since 1970 on the wall clock, None where missing or not of the years 1 to 9999.
 
-    Dates, datetimes and ISO text are read as they stand (a time zone is dropped, not converted). A number counts
+    Dates, datetimes and ISO text are read as they stand; what has a time zone is read on the clock of ``zone``, or,
+    without one, on its own. A number counts
     from 1970 UTC in seconds below 1e11, else milliseconds below 1e14, else microseconds below 1e17, else nanoseconds.
     """
     if isinstance(value, np.datetime64):
@@ -209,6 +210,11 @@ def moment(value: Any) -> int | None:
         except ValueError:
             raise BadCell("a time such as '2024-05-31 17:00'", value, "write it as ISO 8601") from None
     if isinstance(value, datetime):
+        if zone is not None and value.tzinfo is not None:
+            try:
+                value = value.astimezone(_zone(zone))
+            except OverflowError:
+                return None
         return (value.replace(tzinfo=None) - _EPOCH) // _MICROSECOND
     if isinstance(value, date):
         return (datetime(value.year, value.month, value.day) - _EPOCH) // _MICROSECOND
@@ -217,6 +223,26 @@ def moment(value: Any) -> int | None:
     count = number(value)
     micros = math.floor(count * _tick(abs(count))) if abs(count) <= FURTHEST else None
     return micros if micros is not None and FIRST <= micros <= LAST else None
+
+
+@cache
+def zone_of(kind: str | None) -> str | None:
+    """The time zone in the name of an Arrow type."""
+    found = re.match(r"timestamp\[\w+, tz=(.+)\]$", kind or "")
+    return found[1] if found else None
+
+
+@cache
+def _zone(name: str) -> tzinfo:
+    """A time zone by its name, or by what it is ahead of UTC, such as +02:00."""
+    try:
+        if re.fullmatch(r"[+-]\d\d:?\d\d", name):
+            return datetime.strptime(name, "%z").tzinfo or UTC
+        return ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise DataError(
+            f"the time zone {name!r} of the schema's types is unknown on this machine; install tzdata, or name another"
+        ) from None
 
 
 def _datetime(value: np.datetime64) -> datetime | None:

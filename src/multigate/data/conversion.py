@@ -48,7 +48,7 @@ def converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column as another type; text as one cell of a row would be read, of times without their zone."""
+    """A column as another type; text as one cell of a row would be read."""
     if not is_text(array.type):
         return array.cast(kind)
     if pa.types.is_timestamp(kind):
@@ -68,15 +68,31 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _on_the_clock(texts: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Times as they stand, in the zone of ``kind`` if it has one."""
+    """Times as they stand; in the zone of ``kind``, if it has one, where theirs is told."""
     naive = pa.timestamp(kind.unit)
-    try:
-        found = texts.cast(naive)
-    except pa.ArrowException:
-        found = _without_zone(texts, naive)
     if kind.tz is None:
-        return found
-    return pc.assume_timezone(found, kind.tz, ambiguous="earliest", nonexistent="earliest")
+        return _clock(texts, naive)
+    zoned = pc.match_substring_regex(texts, ZONED)
+    standing = _clock(pc.if_else(zoned, None, texts), naive)
+    found = pc.assume_timezone(standing, kind.tz, ambiguous="earliest", nonexistent="earliest")
+    return pc.if_else(zoned, _instants(pc.if_else(zoned, texts, None), kind), found)
+
+
+def _instants(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Times that have a zone, each in its own, at once where Arrow reads them, else cell by cell."""
+    texts = pc.replace_substring_regex(texts, ZONED, r"\1\2")
+    try:
+        return texts.cast(kind)
+    except pa.ArrowException:
+        found = _by_cell(texts, "UTC").cast(pa.timestamp(kind.unit))
+    return pc.assume_timezone(found, "UTC").cast(kind)
+
+
+def _clock(texts: pa.Array, naive: pa.DataType) -> pa.Array:
+    try:
+        return texts.cast(naive)
+    except pa.ArrowException:
+        return _without_zone(texts, naive)
 
 
 def _without_zone(texts: pa.Array, naive: pa.DataType) -> pa.Array:
@@ -84,8 +100,12 @@ def _without_zone(texts: pa.Array, naive: pa.DataType) -> pa.Array:
     try:
         return pc.replace_substring_regex(texts, ZONED, r"\1").cast(naive)
     except pa.ArrowException:
-        try:
-            micros = moments(texts, "")
-        except DataError as error:
-            raise pa.ArrowInvalid(str(error)) from error
-    return pc.if_else(as_arrow(micros != NO_MOMENT), as_arrow(micros), None).cast(pa.timestamp("us")).cast(naive)
+        return _by_cell(texts, None).cast(naive)
+
+
+def _by_cell(texts: pa.Array, zone: str | None) -> pa.Array:
+    try:
+        micros = moments(texts, "", zone)
+    except DataError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    return pc.if_else(as_arrow(micros != NO_MOMENT), as_arrow(micros), None).cast(pa.timestamp("us"))

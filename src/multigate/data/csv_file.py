@@ -11,7 +11,7 @@ import pyarrow.csv
 
 from multigate.data.beginnings import check_csv
 from multigate.data.cells import MISSING, short
-from multigate.data.types import are_codes, check_names, guessed_type, is_text, value_type
+from multigate.data.types import are_codes, are_local, check_names, guessed_type, is_text, value_type
 from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
@@ -97,17 +97,22 @@ class CsvFile:
         unsure = [column for column, kind in found.items() if pa.types.is_null(kind) or column in pointed]
         numbers = (pa.types.is_integer, pa.types.is_floating)
         codes = [column for column, kind in found.items() if any(of(kind) for of in numbers) and column not in frozen]
-        if unsure or codes:
-            found |= self._looked_at(unsure, codes)
+        zoned = [at for at, kind in found.items() if pa.types.is_timestamp(kind) and kind.tz and at not in frozen]
+        if unsure or codes or zoned:
+            found |= self._looked_at(unsure, codes, zoned)
         return pa.schema(list(found.items()))
 
-    def _looked_at(self, unsure: list[str], codes: list[str], blocks: int = 16) -> dict[str, pa.DataType]:
-        """Types by the text itself: of columns the reader knows nothing of, and codes such as 007, which stay text."""
+    def _looked_at(
+        self, unsure: list[str], codes: list[str], zoned: list[str], blocks: int = 16
+    ) -> dict[str, pa.DataType]:
+        """Types by the text itself: of columns the reader knows nothing of, of codes such as 007, which stay text, and
+        of times of other zones than UTC, which are read as they stand."""
         found: dict[str, pa.DataType] = {}
-        text = {column: pa.string() for column in unsure + codes}
+        text = {column: pa.string() for column in unsure + codes + zoned}
         for index, block in enumerate(self._stream(text, list(text))):
             if index == 0:
                 found |= {column: pa.string() for column in codes if are_codes(_there(block[column]))}
+                found |= {column: pa.timestamp("us") for column in zoned if are_local(_there(block[column]))}
             for column in list(unsure):
                 values = _there(block[column])
                 if len(values):

@@ -140,7 +140,7 @@ class Encoder:
                 case Vector():
                     raw |= enumerate(vector_column(array, feature), len(numbers) + len(raw))
                 case Time():
-                    ids.extend(time_column(arrow.moments(array, feature.source), feature))
+                    ids.extend(time_column(arrow.moments(array, feature.source, self._zone(feature.source)), feature))
                 case Category() | Hashed():
                     index, texts = arrow.distinct_texts(array, feature.source, self._spell(feature.source))
                     found = self._lookups[table_of(feature)].ids(texts)
@@ -255,7 +255,8 @@ class Encoder:
             case Vector():
                 return lambda value, raw, ids, packed: raw.extend(vector_cell(value, feature))
             case Time():
-                return lambda value, raw, ids, packed: ids.extend(time_cell(value, feature))
+                zone = self._zone(feature.source)
+                return lambda value, raw, ids, packed: ids.extend(time_cell(value, feature, zone))
             case Category() | Hashed():
                 find, text, spell = self._lookups[table_of(feature)].id, cells.text, self._spell(feature.source)
 
@@ -278,6 +279,9 @@ class Encoder:
 
     def _spell(self, column: str) -> cells.Spell | None:
         return cells.spelling(self.schema.types.get(column))
+
+    def _zone(self, column: str) -> str | None:
+        return cells.zone_of(self.schema.types.get(column))
 
     def _group(self, value: Any, name: str) -> int:
         spell = self._spell(name)

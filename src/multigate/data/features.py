@@ -92,9 +92,9 @@ def time_column(micros: np.ndarray, feature: Time) -> list[np.ndarray]:
     return [np.where(known, FIRST + parts[part], MISSING).astype(np.int32) for part in feature.parts]
 
 
-def time_cell(value: Any, feature: Time) -> list[int]:
-    """The ids of one cell, one per part."""
-    micros = cells.moment(value)
+def time_cell(value: Any, feature: Time, zone: str | None) -> list[int]:
+    """The ids of one cell, one per part, on the clock of ``zone``."""
+    micros = cells.moment(value, zone)
     if micros is None:
         return [MISSING] * len(feature.parts)
     at = date.fromordinal(micros // _DAY + _ORDINAL)

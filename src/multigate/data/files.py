@@ -209,7 +209,9 @@ def _merged(parts: Sequence[Part], frozen: Mapping[str, pa.DataType]) -> pa.Sche
             other = part.schema.field(name).type
             common = common_type(kind, other)
             if common is None and guessed:
-                common = pa.string()
+                # of one place, London in winter and in summer: both are read as they stand
+                times = pa.types.is_timestamp(kind) and pa.types.is_timestamp(other)
+                common = pa.timestamp("us") if times else pa.string()
             if common is None:
                 raise DataError(
                     f"{part.name}: column {name!r} is {type_name(other)}, but {type_name(kind)} in the files before; "

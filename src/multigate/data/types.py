@@ -127,8 +127,13 @@ def guessed_type(values: pa.Array) -> pa.DataType:
             values.cast(kind)
         except pa.ArrowException:
             continue
-        return kind
+        return pa.timestamp("us") if pa.types.is_timestamp(kind) and are_local(values) else kind
     return pa.string()
+
+
+def are_local(texts: pa.Array) -> bool:
+    """Whether some are times of another zone than UTC, each on a clock of its own."""
+    return bool(pc.any(pc.match_substring_regex(texts, r"[T ]\d\d.*[+-][\d:]*[1-9][\d:]*\s*$")).as_py())
 
 
 def check_names(names: Sequence[str], where: str, *, first: int = 0) -> None:
