@@ -549,3 +549,21 @@ def test_long_whole_numbers_in_text_are_never_rounded() -> None:
     assert rows_of(open_table({"id": [" 8", "7.0"]}, {"id": "int64"})) == [{"id": 8}, {"id": 7}]
     with pytest.raises(DataError, match="column 'id' does not convert to int64"):
         rows_of(open_table({"id": [long, " 7"]}, {"id": "int64"}))
+
+
+def test_whole_numbers_beyond_int64_beside_a_file_of_int64_are_told_and_the_advice_helps(tmp_path):
+    def write(name, values, kind):
+        pq.write_table(pa.table({"id": pa.array(values, pa.uint64()).cast(kind)}), tmp_path / name)
+
+    write("a.parquet", [7, 2**62], pa.int64())
+    write("b.parquet", [1, 2**63], pa.uint64())
+    told = (
+        r"b.parquet: column 'id', row 2: 9223372036854775808 is too large for int64, .*; write it as uint64 or as text"
+    )
+    with pytest.raises(DataError, match=told):
+        list(open_table(tmp_path).batches())
+    for kind in (pa.uint64(), pa.string()):
+        write("a.parquet", [7, 2**62], kind)
+        write("b.parquet", [1, 2**63], kind)
+        rows = [int(one) for batch in open_table(tmp_path).batches() for one in batch["id"].to_pylist()]
+        assert rows == [7, 2**62, 1, 2**63]

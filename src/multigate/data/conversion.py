@@ -38,6 +38,12 @@ def converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first
                         f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} has too many digits for the "
                         "fractional numbers that the column holds in another file; write whole numbers in all of them"
                     ) from error
+                if pa.types.is_uint64(array.type) and pa.types.is_integer(kind):
+                    raise DataError(
+                        f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} is too large for "
+                        f"{type_name(kind)}, which the column is in another file; write it as uint64 or as text in "
+                        "all of them"
+                    ) from error
                 raise DataError(
                     f"{where}: column {column!r}, row {row:,}: {short(value.as_py())} is not {type_name(kind)}; "
                     "mend the value, or change the column's type in the schema's types"
