@@ -371,7 +371,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for its tables and runs.")] = Path("runs/demo"),
     rows: Annotated[int, typer.Option(min=2_000, help="Rows of the simulated feed.")] = 60_000,
 ) -> None:
-    """The whole road on a simulated content feed, in two to three minutes."""
+    """The whole road on a simulated content feed, in a few minutes."""
     from multigate.demo import demo as run_demo
 
     run_demo(out, rows=rows)

@@ -74,7 +74,8 @@ def test_losses_are_not_called_gains() -> None:
     cost = dict.fromkeys(("parameters", "multiply_adds", "rows_per_second"), 1.0)
     means = {"single_task": 0.7, "mmoe": 0.8, "shared_bottom": 0.6}
     rows = [
-        {"structure": name, "seed": seed, "part": "test", "rows": 9, "y/auc": mean + 0.001 * (seed % 2)} | cost
+        {"structure": name, "seed": seed, "part": "test", "rows": 9, "y/auc": mean + 0.001 * (seed * len(name) % 3)}
+        | cost
         for name, mean in means.items()
         for seed in range(4)
     ]
