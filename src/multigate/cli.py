@@ -21,9 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-SPINS = "10000"
-"""Rounds that a thread which has nothing to do waits for work before it sleeps: a fraction of a millisecond. By itself
-GNU's OpenMP takes 300,000, which on a machine that others use too keeps the core from the thread that is waited for."""
 STOPPED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP, as shells have it."""
 
@@ -383,15 +380,13 @@ def _print(renderable: object) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(renderable)
 
 
-def _share_cores() -> None:
-    """Tell OpenMP, by which torch computes, of the container's quota, and not to hold cores that others may want."""
+def _limit_threads() -> None:
+    """Compute with no more threads than the container is given cores: OpenMP, which torch uses, knows of no quota."""
     from multigate.cores import usable_cores
 
     usable = usable_cores()
     if usable < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(usable))
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def main() -> None:
@@ -403,7 +398,7 @@ def main() -> None:
     from multigate.training.interrupts import handled
 
     _open_closed_streams()
-    _share_cores()
+    _limit_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal gets what it can show; a file or pipe UTF-8 whatever the locale, for experiments are read so
         if sys.stdout.isatty():
