@@ -32,14 +32,14 @@ class BundleError(MultigateError):
     """A bundle is missing a file, was altered, or cannot answer what was asked."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """A clause naming the valid name closest to ``name`` (or listing a few), to end an error with."""
+def nearest(name: str, choices: Iterable[str], *, told: str = "valid names") -> str:
+    """A clause naming the valid name closest to ``name`` (or listing a few, ``told`` as such), to end an error with."""
     valid = sorted(set(choices))
     close = get_close_matches(name, valid, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(repr(choice if len(choice) <= 60 else f"{choice[:57]}...") for choice in valid[:12])
-    return f"valid names: {shown}{', ...' if len(valid) > 12 else ''}" if valid else "there are none"
+    return f"{told}: {shown}{', ...' if len(valid) > 12 else ''}" if valid else "there are none"
 
 
 def one_line(error: Exception) -> str:

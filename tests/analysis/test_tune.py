@@ -100,7 +100,7 @@ def test_relative_paths_of_tables_are_found_from_anywhere(
 
 def test_what_it_leaves_says_what_every_trial_came_to(rates: Tuning) -> None:
     kept = pq.read_table(rates.folder / "trials.parquet").to_pylist()
-    assert [row["trial"] for row in kept] == [0, 1]
+    assert [row["trial"] for row in kept] == [1, 2]
     assert [row["goal"] for row in kept] == [trial.goal for trial in rates.trials]
     assert [row["a/auc"] for row in kept] == [trial.metrics["a/auc"] for trial in rates.trials]
     assert [(row["stopped"], row["failed"]) for row in kept] == [(False, None)] * 2

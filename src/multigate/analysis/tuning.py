@@ -116,9 +116,13 @@ class Tuning:
         """What to make of it, in words."""
         if self.best is self.trials[0]:
             return "No trial was better on the validation rows than the experiment as given."
-        gain = "The experiment as given failed." if self.gain is None else f"A gain of {_number(self.gain)} on them."
+        gain = (
+            "The experiment as given failed."
+            if self.gain is None
+            else f"A gain of {_number(self.gain)} on the validation rows."
+        )
         return (
-            f"{gain} The best of {len(self.trials)} trials is flattered by the validation rows that chose it. To see "
+            f"{gain} The best of {len(self.trials)} trials is flattered by the rows that chose it. To see "
             "what it is worth, train it and the experiment as given with several seeds, and score both on test rows."
         )
 
@@ -134,7 +138,7 @@ class Tuning:
                 "failed": one.failed or None,
                 **one.metrics,
             }
-            for at, one in enumerate(self.trials)
+            for at, one in enumerate(self.trials, 1)
         ]
         names = dict.fromkeys(name for row in rows for name in row)
         with writing(self.folder / RESULTS) as temporary:

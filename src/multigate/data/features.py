@@ -35,7 +35,7 @@ def by_name(batch: pa.RecordBatch) -> Callable[[str], pa.Array]:
 
 def missing(name: str, there: Iterable[str]) -> DataError:
     """The error for a column that is not there."""
-    return DataError(f"there is no column {name!r}; {nearest(name, there)}")
+    return DataError(f"there is no column {name!r}; {nearest(name, there, told='found')}")
 
 
 def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:

@@ -41,14 +41,14 @@ def _best(tuning: Tuning) -> Iterator[Block]:
     yield Table("Settings, and what they come to on validation rows", ("", "as given", "best"), tuple(rows))
     reached: float | None = None
     path = []
-    for at, one in enumerate(tuning.trials):
+    for at, one in enumerate(tuning.trials, 1):
         if one.goal is not None and not one.stopped and (reached is None or _is_better(tuning, one.goal, reached)):
             reached = one.goal
         if reached is not None:
             path.append({"epoch": at, "value": reached, "series": "best so far", "best": one is best})
     described = f"The best {tuning.goal.name} on validation rows after each trial"
     chart = line_chart("Best so far", described, path, tuning.goal.name, x="trial")
-    yield Figure("Trial 0 is the experiment as given; a ring marks the trial that is best of all.", (chart,), True)
+    yield Figure("Trial 1 is the experiment as given; a ring marks the trial that is best of all.", (chart,), True)
 
 
 def _settings(tuning: Tuning) -> Iterator[Block]:
@@ -93,7 +93,7 @@ def _trials(tuning: Tuning) -> Iterator[Block]:
             f"{one.seconds:.0f}",
             _state(one),
         )
-        for at, one in enumerate(tuning.trials)
+        for at, one in enumerate(tuning.trials, 1)
     )
     yield Table("Every trial", ("trial", *tuning.space, tuning.goal.name, "seconds", ""), rows, words=0)
 
