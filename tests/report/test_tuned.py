@@ -47,7 +47,7 @@ def test_of_a_loss_the_smallest_of_whole_trials_is_best(page: Html) -> None:
     assert ["a/log_loss", "0.5000", "0.4000"] in page.rows("a/log_loss")
     assert any("A gain of 0.1000" in text for text in page.texts["p"])
     path = [(row["epoch"], row["value"]) for row in values(page.specs[0]) if "epoch" in row]
-    assert path == [(0, 0.5), (1, 0.5), (2, 0.5), (3, 0.4), (4, 0.4)], "what was stopped or failed is no best"
+    assert path == [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.4), (5, 0.4)], "what was stopped or failed is no best"
 
 
 def test_charts_hold_the_trials_that_came_to_something_and_have_the_setting(page: Html) -> None:
