@@ -55,6 +55,13 @@ def test_curves_of_different_lengths_stand_side_by_side_and_the_rest_is_left_alo
         np.testing.assert_allclose(found[:, column], applied(curves[name], logits[:, column].numpy()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("logit", [-torch.inf, torch.inf])
+def test_an_infinite_logit_stays_what_it_is(logit: float) -> None:
+    """Also beyond a curve that is shorter than another's."""
+    curves = {"click": Curve(at=(-1.0, 0.5, 2.0), to=(-3.0, 0.0, 1.0)), "buy": Curve(to=(1.5,), slope=2.0)}
+    assert Calibration(TASKS, curves)(torch.full((1, 6), logit)).unique().tolist() == [logit]
+
+
 @pytest.mark.parametrize(
     ("shift", "size"), [(-1.0, 1.0), (-9.0, 1.0), (-1.0, 1e-6), (-1.0, 500.0)], ids=["plain", "rare", "narrow", "wide"]
 )

@@ -19,7 +19,7 @@ from multigate.model import Tower
 from multigate.nn.embed import Embedding
 from multigate.options import Options
 from multigate.paper.reproduce import STUDIES
-from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
+from multigate.schema import Bag, Category, Hashed, Number, Output, Schema, Task, Time, Vector
 from multigate.sharing import STRUCTURES, GatedStructure
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 FEATURES: tuple[type[Options], ...] = (Number, Category, Hashed, Bag, Time, Vector)
 MODELS: tuple[type[Options], ...] = (
-    Experiment, Schema, *FEATURES, Task, Split, Embedding, Tower, Optimizer, *STRUCTURES.values()
+    Experiment, Schema, *FEATURES, Task, Output, Split, Embedding, Tower, Optimizer, *STRUCTURES.values()
 )  # fmt: skip
 COMMON: dict[type[Options], tuple[str, ...]] = dict.fromkeys(FEATURES, ("Features",)) | {
     one: ("Structures", "Gates") if issubclass(one, GatedStructure) else ("Structures",) for one in STRUCTURES.values()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multigate.schema import Category as Category
     from multigate.schema import Hashed as Hashed
     from multigate.schema import Number as Number
+    from multigate.schema import Output as Output
     from multigate.schema import Schema as Schema
     from multigate.schema import Task as Task
     from multigate.schema import Time as Time
@@ -70,6 +71,7 @@ _HOMES = {
     "Category": "schema",
     "Hashed": "schema",
     "Number": "schema",
+    "Output": "schema",
     "Schema": "schema",
     "Task": "schema",
     "Time": "schema",

@@ -45,7 +45,8 @@ from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
 from multigate.nn.blank import Blank
-from multigate.schema import Schema
+from multigate.outputs import DeclaredOutputs, Rows
+from multigate.schema import Output, Schema
 from multigate.sharing import Structure
 from multigate.writing import told, writing
 
@@ -83,13 +84,20 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
 
 
 def _check_names(schema: Schema, encoder: Encoder) -> None:
-    """Raise ``ExperimentError`` where predictions would have the name of a key, or of one another."""
-    names = [*schema.keys, *schema.task_names]
+    """Raise ``ExperimentError`` where predictions would have the name of a key or of one another, or an output is made
+    of a class that there is not."""
+    classes = [f"{task.name}={one}" for t, task in enumerate(schema.tasks) for one in encoder.classes(t)]
+    names = [*schema.keys, *schema.task_names, *(output.name for output in schema.outputs)]
     names += [f"{task.name}|{task.given}" for task in schema.tasks if task.kind == "binary" and task.given is not None]
-    names += [f"{task.name}={one}" for t, task in enumerate(schema.tasks) for one in encoder.classes(t)]
+    names += classes
     for name, times in Counter(names).items():
         if times > 1:
             raise ExperimentError(f"two columns of the predictions would be named {name!r}; give a task another name")
+    for output in schema.outputs:
+        for name in output.compiled().names:
+            if name not in (*names, *schema.raw_numbers()):
+                told = nearest(name, classes)
+                raise ExperimentError(f"output {output.name!r}: {name!r} is no class of the training rows; {told}")
 
 
 class Bundle:
@@ -110,6 +118,7 @@ class Bundle:
         self.model = model.eval()
         self.model.calibration = Calibration(encoder.layout.tasks, self.curves) if self.curves else None
         self.engines = Engines(Torch(self.model), Torch(self.model))
+        self._declared = DeclaredOutputs(self.schema)
 
     def __reduce__(self) -> tuple[Callable[..., "Bundle"], tuple[type[Structure], dict[str, bytes]]]:
         with TemporaryDirectory() as temporary:
@@ -125,8 +134,9 @@ class Bundle:
         ``rows``: one row as a dict of values, a list of such rows, a dict of lists, a pandas, polars or pyarrow table,
         or a path. A binary task gives p(task); one with a ``given`` parent also ``task|parent``; regression gives the
         value in the label's own unit; multiclass gives the most likely class and ``task=class`` for each probability.
-        ``gates=True`` adds ``gate/<reader>`` with a weight per expert, of several levels ``gate/<level>/<reader>``
-        counted from 1. Each is an array (R,), gates (R, E); for one row plain values.
+        Then come the ``outputs`` that the schema declares. ``gates=True`` adds ``gate/<reader>`` with a weight per
+        expert, of several levels ``gate/<level>/<reader>`` counted from 1. Each is an array (R,), gates (R, E); for one
+        row plain values.
 
         Raises ``DataError`` for a feature column that is missing or of the wrong kind, and for a table without rows; of
         an empty list the arrays are empty. Values unseen in training and nulls are read by the same rule as in
@@ -140,11 +150,11 @@ class Bundle:
         if _are_rows(rows):
             return self.predict_rows(rows, gates=gates)
         answers = self.engines.table.over(self.batches(rows))
-        return _joined([self._named(one, gates=gates) for one, _ in answers])
+        return _joined([self._named(one, record, gates=gates) for one, record in answers])
 
     def predict_row(self, row: Mapping[str, Any], *, gates: bool = False) -> dict[str, Any]:
         """``predict`` of one row, also where every cell of it is a list: plain values, a list of weights per gate."""
-        named = self._named(self.engines.row(self.encoder.arrays(row)), gates=gates)
+        named = self._named(self.engines.row(self.encoder.arrays(row)), [row], gates=gates)
         return {name: value.tolist()[0] for name, value in named.items()}
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]], *, gates: bool = False) -> Predictions:
@@ -152,12 +162,12 @@ class Bundle:
 
         Raises ``DataError`` for the first row that is no dict.
         """
-        return _joined([self._named(self.engines.table(some), gates=gates) for some in self._read(rows)])
+        return _joined([self._named(self.engines.table(read), some, gates=gates) for read, some in self._read(rows)])
 
     def predict_batches(self, rows: Any) -> Iterator[tuple[Predictions, pa.RecordBatch]]:
         """Predictions and the rows' key columns, a few thousand rows at a time: for tables of any length."""
         for answers, record in self.engines.table.over(self.batches(rows, carried=self.schema.keys)):
-            yield self._named(answers), record.select(list(self.schema.keys))
+            yield self._named(answers, record), record.select(list(self.schema.keys))
 
     def batches(
         self, rows: Any, *, labels: bool = False, carried: Sequence[str] = ()
@@ -180,12 +190,13 @@ class Bundle:
             with placed(source.name, ()):
                 spelling.check()
 
-    def _read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Arrays]:
+    def _read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Arrays, Rows]]:
         """Rows given as dicts, each read by itself, some hundred at a time; of an empty list one batch of no rows."""
         if not rows:
-            yield arrays(made_up(self.encoder.layout, 0))
+            yield arrays(made_up(self.encoder.layout, 0)), rows
         for start in range(0, len(rows), BLOCK):
-            yield together([self._one(row, at) for at, row in enumerate(rows[start : start + BLOCK], start + 1)])
+            some = rows[start : start + BLOCK]
+            yield together([self._one(row, at) for at, row in enumerate(some, start + 1)]), some
 
     def _one(self, row: Mapping[str, Any], number: int) -> Arrays:
         if not isinstance(row, Mapping):
@@ -197,8 +208,9 @@ class Bundle:
         except DataError as error:
             raise DataError(f"row {number:,}: {error}") from None
 
-    def _named(self, answers: Answers, *, gates: bool = False) -> Predictions:
+    def _named(self, answers: Answers, rows: pa.RecordBatch | Rows, *, gates: bool = False) -> Predictions:
         named = name_outputs(self.schema, self.encoder, answers)
+        self._declared.add(named, rows)
         if gates:
             # structures that only weigh by 1 have levels but no gates
             wiring = self.model.sharing.wiring
@@ -207,6 +219,17 @@ class Bundle:
                 for i, reader in enumerate(level.readers):
                     named[f"{place}/{reader}"] = gate[:, i]
         return named
+
+    def with_outputs(self, *outputs: Output) -> "Bundle":
+        """The same model with other declared outputs, in place of its own.
+
+        Raises ``SettingError`` where one cannot be computed.
+        """
+        experiment = self.experiment.with_(schema=self.schema.with_(outputs=outputs))
+        _check_names(experiment.schema, self.encoder)
+        bundle = Bundle(experiment, self.encoder, self.model, self.curves)
+        bundle.engines = self.engines
+        return bundle
 
     def save(self, folder: str | Path) -> None:
         """Write the bundle; an existing one at the same place is replaced only once the new one is whole.

@@ -62,9 +62,10 @@ class Calibration(nn.Module):
             at, to = np.array(curve.at), np.array(curve.to)
             count = len(at)
             knots[i, :count] = torch.from_numpy(at)
-            origin[i, : count + 1] = torch.from_numpy(at[[0, *range(count)]])
-            value[i, : count + 1] = torch.from_numpy(to[[0, *range(count)]])
-            slope[i, : count + 1] = torch.from_numpy(np.array([curve.slope, *(np.diff(to) / np.diff(at)), curve.slope]))
+            rises = [curve.slope, *(np.diff(to) / np.diff(at)), *[curve.slope] * (most + 1 - count)]
+            nearest = [0, *range(count), *[count - 1] * (most - count)]  # an infinite logit is beyond infinite knots
+            origin[i], value[i] = torch.from_numpy(at[nearest]), torch.from_numpy(to[nearest])
+            slope[i] = torch.tensor(rises, dtype=torch.float64)
         for name, tensor in (("knots", knots), ("origin", origin), ("value", value), ("slope", slope)):
             self.register_buffer(name, tensor, persistent=False)
 

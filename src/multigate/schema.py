@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from multigate.errors import ExperimentError, SettingError, nearest
+from multigate.expression import Expression
 from multigate.options import Options
 
 Value = bool | int | float | str
@@ -160,6 +161,12 @@ class Task(Named):
     def source(self) -> str:
         return self.column or self.name
 
+    def numbers(self) -> tuple[str, ...]:
+        """Names of its predictions that are numbers, those of undeclared classes aside."""
+        if self.kind == "multiclass":
+            return tuple(f"{self.name}={one}" for one in self.classes)
+        return (self.name,) if self.given is None else (self.name, f"{self.name}|{self.given}")
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Task":
         if self.given is not None and self.kind != "binary":
@@ -194,6 +201,29 @@ def _cell_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+class Output(Named):
+    """A number made of predictions: the expected watch time ``click * watch``, the expected revenue ``buy * price``, or
+    a score to rank by."""
+
+    expression: str = Field(min_length=1)
+    """Of predictions by their names (a multiclass task's are ``'size=small'``), of features of kind ``number`` as the
+    row has them, and of outputs before it; see ``Expression``."""
+
+    @model_validator(mode="after")
+    def _reads(self) -> "Output":
+        if any(one in self.name for one in "|/="):
+            raise ValueError(f"output {self.name!r}: a name may hold none of '|', '/' and '='; choose another")
+        try:
+            self.compiled()
+        except ValueError as error:
+            raise ValueError(f"output {self.name!r}: {error}") from None
+        return self
+
+    def compiled(self) -> Expression:
+        """What computes it."""
+        return Expression(self.expression)
+
+
 class Risk(NamedTuple):
     """A counterfactual risk in a task's loss, with the places of the task and of its parent among the tasks."""
 
@@ -209,6 +239,8 @@ class Schema(Options):
 
     features: tuple[Feature, ...] = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
+    outputs: tuple[Output, ...] = ()
+    """Numbers made of predictions, which stand beside them."""
     keys: tuple[str, ...] = ()
     """Columns copied through to predictions, never read by a model."""
     time: str | None = None
@@ -228,10 +260,12 @@ class Schema(Options):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Schema":
-        for what, names in (("feature", [f.name for f in self.features]), ("task", [t.name for t in self.tasks])):
+        predicted = (*self.tasks, *self.outputs)
+        for what, held in (("features", self.features), ("tasks", self.tasks), ("tasks or outputs", predicted)):
+            names = [one.name for one in held]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise ValueError(f"two {what}s are named {twice[0]!r}; give each a name of its own")
+                raise ValueError(f"two {what} are named {twice[0]!r}; give each a name of its own")
         labels = {task.source: task.name for task in self.tasks}
         for feature in self.features:
             if feature.source in labels:
@@ -248,12 +282,13 @@ class Schema(Options):
             raise ValueError(
                 "every feature is kept from the tasks by its 'use'; leave it out of those they should read"
             )
-        written = sorted(set(self.keys) & set(self.task_names))
-        if written:
-            raise ValueError(
-                f"key {written[0]!r} has the name of a task, whose predictions stand in a column of that name; "
-                "leave it out of the keys, or give the task another name"
-            )
+        for what, held in (("a task", self.tasks), ("an output", self.outputs)):
+            written = sorted(set(self.keys) & {one.name for one in held})
+            if written:
+                raise ValueError(
+                    f"key {written[0]!r} has the name of {what}, whose predictions stand in a column of that name; "
+                    f"leave it out of the keys, or give the {what.split()[1]} another name"
+                )
         kinds = {task.name: task.kind for task in self.tasks}
         for task in self.tasks:
             for word in ("given", "where"):
@@ -266,7 +301,22 @@ class Schema(Options):
                         f"task {task.name!r}: {word} {parent!r} is not another binary task{found}; {advice}"
                     )
         self.order()
+        self._check_outputs()
         return self
+
+    def _check_outputs(self) -> None:
+        """Raise ``ValueError`` where an output is made of what is no number of a prediction or a row."""
+        there = dict.fromkeys((*self.raw_numbers(), *(name for task in self.tasks for name in task.numbers())))
+        open_tasks = [task.name for task in self.tasks if task.kind == "multiclass" and not task.classes]
+        for output in self.outputs:
+            for name in output.compiled().names:
+                if name in there or any(name.startswith(f"{task}=") for task in open_tasks):
+                    continue
+                advice = nearest(name, (*there, *(f"{task}=..." for task in open_tasks)))
+                raise ValueError(
+                    f"output {output.name!r}: {name!r} is no number that a prediction or a row has; {advice}"
+                )
+            there[output.name] = None
 
     def order(self) -> tuple[int, ...]:
         """Task indices with every ``given`` parent before its children."""
@@ -313,7 +363,7 @@ class Schema(Options):
     def only(self, names: Sequence[str]) -> "Schema":
         """The schema of some of the tasks alone, each cut loose from parents that are not among them.
 
-        Features that only bias other tasks are left out.
+        Features that only bias other tasks are left out, and so are outputs, which are made of all.
         """
         kept = tuple(
             task.with_(
@@ -325,7 +375,7 @@ class Schema(Options):
             if task.name in names
         )
         features = tuple(one for one in self.features if one.biased is None or one.biased in names)
-        return self.with_(features=features, tasks=kept)
+        return self.with_(features=features, tasks=kept, outputs=())
 
     def later_types(self) -> dict[str, str]:
         """How text is read that comes once a model is there: ``types``, but nothing that was never seen is refused.
@@ -347,6 +397,12 @@ class Schema(Options):
         days = {name for name, kind in types.items() if kind.startswith("date") and name in read}
         later = dict.fromkeys(whole, "double") | dict.fromkeys(days, "timestamp[us]") | dict.fromkeys(truths, "string")
         return types | {name: kind for name, kind in later.items() if name not in self.keys}
+
+    def raw_numbers(self) -> dict[str, str]:
+        """The columns of features of kind ``number`` by the features' names; none has the name of a prediction."""
+        taken = {name for task in self.tasks for name in (task.name, *task.numbers())}
+        features = (one for one in self.features if isinstance(one, Number) and one.biased is None)
+        return {one.name: one.source for one in features if one.name not in taken}
 
     def columns(self, *, labels: bool = True, carried: bool = True) -> tuple[str, ...]:
         """Source columns, each once: features', then (on request) labels and their weights, then keys, time, group.

@@ -55,6 +55,7 @@ class Encoder:
     """Raw rows -> ``Batch``. Made by ``fit`` or ``load``; ``columns`` and ``row`` give the same answers."""
 
     def __init__(self, schema: Schema, fitted: Fitted) -> None:
+        schema = schema.with_(outputs=())  # those are made of predictions
         self.schema, self.fitted = schema, fitted
         self._labels = Labels(schema, fitted.rows, fitted.tasks)
         self._scales = Scales(fitted.scales)
@@ -349,7 +350,7 @@ class Encoder:
                 f"{folder} holds an encoder of format {content['format']}, wanted {FORMAT}; prepare it again"
             )
         saved = Schema.model_validate(content["schema"])
-        if schema is not None and schema != saved:
+        if schema is not None and schema.with_(outputs=()) != saved:
             raise DataError(f"{folder} holds an encoder for another schema than the experiment's; prepare it again")
         index, names = arrow.codes(table["table"].combine_chunks(), "table")
         values, counts = table["value"].to_pylist(), table["count"].to_pylist()

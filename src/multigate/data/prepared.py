@@ -518,7 +518,7 @@ def _key(schema: Schema, split: Split, shard_rows: int, base: Encoder | None, ta
     content = {
         "format": FORMAT,
         "shard_rows": shard_rows,
-        "schema": schema.model_dump(mode="json"),
+        "schema": schema.model_dump(mode="json", exclude={"outputs"}),  # made of predictions, not of rows
         "split": split.model_dump(mode="json"),
         "tables": tables,
         "base": None if base is None else base.fingerprint,
