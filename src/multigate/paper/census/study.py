@@ -90,7 +90,7 @@ QUICK: Mapping[str, Any] = {
     "runs": 2,
     "traps": 2,
     "share": 0.5,
-    "rows": 20_000,
+    "rows": 15_000,
     "units": 256,
     "epochs": 4,
     "choices": {"valid_rows": 10_000},
