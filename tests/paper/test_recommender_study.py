@@ -270,7 +270,7 @@ def test_points_are_equal_parts_with_the_weights_of_that_moment(
 def test_learning_rates_are_chosen_without_a_look_at_test_rows(small_kuairand: Path, tmp_path: Path) -> None:
     here = site(small_kuairand, tmp_path)
     ground = ground_for(SMALL, here, kuairand(small_kuairand), 1)
-    mmoe = [learner for learner in learners_of(SMALL, ground.source) if learner.name == "mmoe"]
+    mmoe = [learner for learner in learners_of(SMALL, ground) if learner.name == "mmoe"]
     with Workers(1) as workers:
         chosen = chosen_rates(ground, mmoe, SMALL.rates, here, workers)["mmoe"]
         tuned = {rate: here.ledger.rows(f"kuairand-mmoe-rate-{rate:g}")[0] for rate in SMALL.rates}
@@ -289,7 +289,10 @@ def test_the_whole_study_goes_on_and_tells_every_structure(small_kuairand: Path,
     chapters = run(settings, here)
     rows = pq.read_table(here.ledger.gather()).to_pylist()
     by_data = {data: [row for row in rows if row["data"] == data] for data in ("kuairand", "feed-1000")}
-    assert {data: len(those) for data, those in by_data.items()} == {"kuairand": 2 * 10, "feed-1000": 2 * 7}
+    assert {data: len(those) for data, those in by_data.items()} == {"kuairand": 2 * 11, "feed-1000": 2 * 8}
+    for those in by_data.values():
+        cost = {row["structure"]: row["multiply_adds"] for row in those if not row["task"]}
+        assert cost["large_bottom"] == pytest.approx(cost["cross_stitch"], rel=0.05)
     for those in by_data.values():
         assert len({tuple(row["rows"]) for row in those}) == 1, "points are at the same rows for all"
     assert not any((tmp_path / "work").iterdir()), "what a training leaves is removed"

@@ -12,8 +12,9 @@ TITLES: Mapping[str, str] = {
     "cross_stitch": "Cross-Stitch",
     "omoe": "OMoE",
     "mmoe": "MMoE",
+    "large_bottom": "Shared-Bottom, large",
 }
-"""As the paper prints them."""
+"""As the paper prints them; the last is ours, a Shared-Bottom of as many multiply-adds as Cross-Stitch."""
 BOTTOM = (512, 256, 128)
 """Widths of a network: the paper has "several" layers and does not say how wide they are."""
 EXPERTS = 4

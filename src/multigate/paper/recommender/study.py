@@ -6,6 +6,8 @@ from functools import partial
 
 from pydantic import Field
 
+from multigate.analysis.budget import multiply_adds, within_budget
+from multigate.analysis.trials import opened
 from multigate.analysis.workers import Workers
 from multigate.cores import usable_cores
 from multigate.experiment import Experiment, Optimizer
@@ -80,7 +82,7 @@ def _compared(
 ) -> list[Account]:
     """Every structure on a source, seed by seed, so that what is there can be compared wherever it is stopped."""
     ground = ground_for(settings, site, source, epochs)
-    learners = learners_of(settings, source)
+    learners = learners_of(settings, ground)
     rates = chosen_rates(ground, learners, settings.rates, site, workers)
     wanted = [Training(one, seed, rates[one.title], "test") for seed in range(runs) for one in learners]
     return tell(source, list(_train(ground, wanted, site, "runs (trainings)", workers).values()), settings.rates)
@@ -103,12 +105,16 @@ def ground_for(settings: RecommenderStudy, site: Site, source: Source, epochs: i
     return Ground(source, experiment, prepared.folder.resolve(), settings.test_rows, work, site.device.type)
 
 
-def learners_of(settings: RecommenderStudy, source: Source) -> list[Learner]:
-    """The structures, and of single task one model for each."""
+def learners_of(settings: RecommenderStudy, ground: Ground) -> list[Learner]:
+    """The structures, of single task one model for each; and a shared bottom that may cost what Cross-Stitch does."""
+    structures = structures_on(settings.bottom, settings.experts, settings.strength)
+    encoder = opened(ground.prepared).encoder
+    dearest = multiply_adds(structures["cross_stitch"], ground.experiment, encoder)
+    structures["large_bottom"] = within_budget(structures["shared_bottom"], dearest, ground.experiment, encoder)
     return [
         Learner(name, structure, task)
-        for name, structure in structures_on(settings.bottom, settings.experts, settings.strength).items()
-        for task in (source.schema.task_names if name == "single_task" else ("",))
+        for name, structure in structures.items()
+        for task in (ground.source.schema.task_names if name == "single_task" else ("",))
     ]
 
 
