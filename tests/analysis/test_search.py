@@ -15,6 +15,8 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.storages._rdb.models import BaseModel
+from sqlalchemy import event
 
 from multigate.analysis.search import (
     KILLS,
@@ -300,6 +302,19 @@ def test_a_search_about_something_else_is_refused(tmp_path: Path) -> None:
         begin(one._replace(about="1000 rows"))
     with pytest.raises(RunError, match=r"space\.units\.high: 256.*512"):
         begin(one._replace(space=SPACE | {"units": Range(low=4, high=512, log=True, whole=True)}))
+
+
+def test_a_database_may_be_begun_by_two_at_the_same_moment(tmp_path: Path) -> None:
+    """The other makes its tables just after this one saw that there are none."""
+    one, made = search(tmp_path)._replace(shared=True), []
+
+    @event.listens_for(BaseModel.metadata, "before_create", once=True)
+    def _another(*_: object, **__: object) -> None:
+        made.append(begin(one._replace(name="another")))
+
+    begin(one)
+    assert made == [[]], "the tables were there by then"
+    assert try_one(one, hill) is not None
 
 
 @pytest.mark.parametrize("storage", ["trials.db", "sqlite:////nowhere/at/all.db", "nodriver://me:secret@host/trials"])

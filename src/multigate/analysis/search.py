@@ -358,9 +358,9 @@ def _study(search: Search) -> Iterator[Any]:
             storage.engine.dispose()
 
 
-def _storage(search: Search) -> Any:
+def _storage(search: Search, tries: int = 5) -> Any:
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
     try:
         return optuna.storages.RDBStorage(
@@ -371,7 +371,11 @@ def _storage(search: Search) -> Any:
             heartbeat_stale_trial_callback=partial(_again, search),
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:  # no URL, driver, database
-        raise _refused(search, error) from None
+        made_elsewhere = isinstance(error, IntegrityError) or "already exists" in str(error)
+        if not made_elsewhere or tries == 1:
+            raise _refused(search, error) from None
+    time.sleep(0.2)  # another process is making the tables of a new database
+    return _storage(search, tries - 1)
 
 
 def _refused(search: Search, error: Exception) -> RunError:
