@@ -44,7 +44,7 @@ class RecommenderStudy(Options):
     tower: tuple[Count, ...] = (32,)
     strength: float = Field(default=1e-4, ge=0)
     """Of the L2 constraint."""
-    rates: tuple[Rate, ...] = Field(default=(0.0005, 0.001, 0.002), min_length=1)
+    rates: tuple[Rate, ...] = Field(default=(0.002, 0.004, 0.008), min_length=1)
     """Learning rates that each structure (of single-task models, each task) chooses from by validation rows. Rates are
     constant: what a model is at a point must not depend on how long its training is to go on."""
     test_rows: int = Field(default=1_000_000, ge=1)
