@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -23,6 +24,7 @@ OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 FUNCTIONS = {"abs": "abs", "exp": "exp", "log": "log", "sqrt": "sqrt"}
 OF_SEVERAL = {"max": "maximum", "min": "minimum"}
 """What they are called in numpy."""
+HIGHEST = sys.float_info.max
 LARGEST = 500
 """Names, numbers and signs that one may have."""
 FORM = "names of predictions, numbers, + - * / **, brackets and " + ", ".join(sorted((*FUNCTIONS, *OF_SEVERAL)))
@@ -31,12 +33,13 @@ FORM = "names of predictions, numbers, + - * / **, brackets and " + ", ".join(so
 class Expression:
     """Computes a number from named ones; read, never run as code.
 
-    A name that is not a word of letters, digits and ``_`` stands in quotes: ``'buy|click' * watch``. Raises
-    ``ValueError`` for all that ``FORM`` does not say.
+    A name that is not a word of letters, digits and ``_`` stands in quotes: ``'buy|click' * watch``. Names are read as
+    they are written. Raises ``ValueError`` for all that ``FORM`` does not say.
     """
 
     def __init__(self, text: str) -> None:
-        tree = _parsed(text)
+        self._text = text.replace("\n", " ").strip()
+        tree = _parsed(self._text)
         self._names: list[str] = []
         self._compute = self._compiled(tree.body)
         if not self._names:
@@ -58,10 +61,11 @@ class Expression:
         import numpy as np
 
         match node:
-            case ast.Name(id=name) | ast.Constant(value=str(name)):
+            case ast.Name() | ast.Constant(value=str()):
+                name = str(node.value) if isinstance(node, ast.Constant) else self._written(node)
                 self._names.append(name)
                 return lambda values: np.asarray(values[name], np.float64)
-            case ast.Constant(value=int(number) | float(number)) if not isinstance(number, bool):
+            case ast.Constant(value=int(number) | float(number)) if not isinstance(number, bool) and number <= HIGHEST:
                 constant = np.float64(number)
                 return lambda _: constant
             case ast.UnaryOp(op=ast.USub(), operand=one):
@@ -76,19 +80,27 @@ class Expression:
             case ast.Call(func=ast.Name(id=name), args=[_, _, *_] as several, keywords=[]) if name in OF_SEVERAL:
                 function, parts = getattr(np, OF_SEVERAL[name]), [self._compiled(one) for one in several]
                 return lambda values: reduce(function, (part(values) for part in parts))
-        raise ValueError(f"{_short(ast.unparse(node))} is none of {FORM}; names such as 'buy|click' want quotes")
+        raise ValueError(f"{_short(self._written(node))} is none of {FORM}; names such as 'buy|click' want quotes")
+
+    def _written(self, node: ast.expr) -> str:
+        """The text of a part; of a name Python itself keeps the compatible form of Unicode, which may be another's."""
+        return self._text.encode()[node.col_offset : node.end_col_offset].decode()
 
 
 def _parsed(text: str) -> ast.Expression:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of backslashes in quotes
-            tree = ast.parse(text.replace("\n", " ").strip(), mode="eval")
+            tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         told = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise ValueError(
             f"{_short(text)} cannot be read ({told}); wanted {FORM}; names such as 'buy|click' want quotes"
         ) from None
+    if b"#" in text.encode()[tree.body.end_col_offset :]:
+        raise ValueError(
+            f"{_short(text)} has a '#', behind which nothing is read; leave it out, or put the name in quotes"
+        )
     if sum(1 for _ in ast.walk(tree)) > LARGEST:
         raise ValueError(f"{_short(text)} has more than {LARGEST} parts; make several outputs of it")
     return tree
