@@ -28,7 +28,7 @@ from multigate.evaluate import forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import strict
-from multigate.schema import Task
+from multigate.schema import Output, Task
 from multigate.sharing import STRUCTURES, MMoE, known_as
 from multigate.training.cohort import Cohort
 from multigate.training.fit import Fit
@@ -158,10 +158,12 @@ def test_a_conditional_alone_learns_from_the_rows_where_its_parent_is_one(
         bought = table["buy"].fill_null(0)  # no purchase without a click, but a known 0
         files[part] = str(tmp_path / f"{part}.parquet")
         pq.write_table(table.set_column(table.column_names.index("buy"), "buy", bought), files[part])
-    experiment = feed_experiment.with_(**files, epochs=1)
+    chained = feed_experiment.schema.with_(outputs=(Output("missed", expression="click - 'buy|click'"),))
+    experiment = feed_experiment.with_(**files, schema=chained, epochs=1)
     compare(experiment, tmp_path / "c", structures=("single_task",), seeds=1, boosting=False, quiet=True)
     row = open_comparison(tmp_path / "c").rows[0]
-    told = experiment.with_(schema=experiment.schema.with_(tasks=(Task("click"), Task("buy", where="click"))))
+    apart = feed_experiment.schema.with_(tasks=(Task("click"), Task("buy", where="click")))
+    told = experiment.with_(schema=apart)
     tables = [open_table(path) for path in (told.train, told.valid, told.test)]
     prepared = prepare(told.schema, *tables, told.split, tmp_path / "prepared")
     clicks = pq.read_table(told.train)["click"].to_pylist()

@@ -311,7 +311,7 @@ def _reached(experiment: Experiment) -> Experiment:
         task.with_(given=None, risk="joint", where=task.given) if task.given else task
         for task in experiment.schema.tasks
     )
-    return experiment.with_(schema=experiment.schema.with_(tasks=tuple(tasks)))
+    return experiment.with_(schema=experiment.schema.with_(tasks=tuple(tasks), outputs=()))
 
 
 def _any_known(prepared: Prepared, place: int) -> bool:
