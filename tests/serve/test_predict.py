@@ -140,7 +140,8 @@ def test_a_body_that_is_too_long_is_refused_and_the_next_one_served(server: Serv
     assert len(read(answer)["predictions"]) == len(rows)
 
 
-def test_a_packed_body_is_refused(server: Serving) -> None:
+def test_a_packed_body_is_refused(server: Serving, rows: Rows) -> None:
+    assert server.client.post("/predict", json=rows[0], headers={"content-encoding": "Identity"}).status_code == 200
     answer = server.client.post("/predict", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
     assert answer.status_code == 415
     assert read(answer)["error"].startswith("the request is packed (gzip); ")

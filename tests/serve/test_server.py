@@ -61,6 +61,7 @@ def test_an_address_where_nothing_is_answers_in_one_sentence(server: Serving) ->
         answer = server.client.request(method, path)
         assert answer.status_code == status
         assert read(answer).keys() == {"error"}
+    assert server.client.get("/predict").headers["allow"] == "POST"
 
 
 def test_requests_rows_and_errors_are_counted(server: Serving, rows: Rows) -> None:
@@ -95,6 +96,32 @@ def test_a_fault_of_the_server_shows_no_traceback(folder: Path, rows: Rows, monk
     assert read(answer).keys() == {"error"}
     assert "ZeroDivision" not in answer.text
     assert samples(page.text)["multigate_requests_total/predict/shop/500"] == 1
+
+
+def test_a_request_that_a_stopping_server_waits_no_longer_for_is_told_so(folder: Path) -> None:
+    """Half of a body never comes: whoever runs the application cancels the request, as uvicorn does in the end."""
+    app = application({"shop": load(folder / "shop")})
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    sent: list[Any] = []
+
+    async def ask() -> None:
+        waiting = asyncio.Event()
+
+        async def receive() -> Any:
+            waiting.set()
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        task = asyncio.create_task(app(scope, receive, send))
+        await waiting.wait()
+        task.cancel()
+        await task
+
+    asyncio.run(ask())
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["error"].startswith("the server stops, and waits no longer")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

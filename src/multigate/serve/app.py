@@ -110,8 +110,8 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
         return await service.answered(request, "infer", name, partial(infer, service.bundle(name), name))
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(to_json(content), status, media_type="application/json")
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(to_json(content), status, headers, media_type="application/json")
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -120,9 +120,9 @@ async def _told(request: Request, error: Exception) -> Response:
 
 
 async def _no_page(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
+    status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (500, None)
     advice = "this address wants another method" if status == 405 else "there is nothing at this address"
-    return _json({"error": f"{advice}; /docs lists what there is"}, status)
+    return _json({"error": f"{advice}; /docs lists what there is"}, status, headers)
 
 
 async def _fault(request: Request, error: Exception) -> Response:

@@ -24,7 +24,7 @@ class Refused(DataError):
 async def read_body(request: Request) -> bytes:
     """The whole body. Raises ``Refused`` where it is too long, or packed."""
     packed = request.headers.get("content-encoding", "identity")
-    if packed != "identity":
+    if packed.lower() != "identity":
         raise Refused(415, f"the request is packed ({packed[:40]}); send it without a Content-Encoding")
     parts, size = [], 0
     async for part in request.stream():

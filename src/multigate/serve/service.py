@@ -55,6 +55,9 @@ class Service:
         except ClientDisconnect:
             status = 499
             return Response(status_code=status)
+        except asyncio.CancelledError:  # by a server that stops, and has waited long enough
+            status = 503
+            raise Refused(status, "the server stops, and waits no longer for this request; ask again") from None
         except MultigateError as error:
             status = status_of(error)
             raise
