@@ -252,7 +252,12 @@ def test_models_are_named_by_their_folders_or_by_hand(tmp_path: Path) -> None:
         "mine": tmp_path / "a=b",
         "a=b": tmp_path / "a=b",
     }
-    for wrong, told in (((), "nothing to serve"), (("/",), "no name of its own"), (("m=a", "m=b"), "named 'm'")):
+    for wrong, told in (
+        ((), "nothing to serve"),
+        (("/",), "no name of its own"),
+        (("m=a", "m=b"), "named 'm'; give one of them another: NAME=b$"),
+        (("..=a",), r"named '\.\.' has no address"),
+    ):
         with pytest.raises(RunError, match=told):
             name_models(wrong)
 

@@ -15,7 +15,7 @@ NAMED = re.compile(r"([^/\\=]+)=(.+)", re.DOTALL)
 def name_models(named: Sequence[str | Path]) -> dict[str, Path]:
     """Folders by the names of their models: ``NAME=PATH``, or a path whose last folder gives the name.
 
-    Raises ``RunError`` where there is none, a path names nothing, or two models have one name.
+    Raises ``RunError`` where there is none, a path names nothing, a name has no address, or two models have one.
     """
     if not named:
         raise RunError("there is nothing to serve; name a run or a bundle")
@@ -25,8 +25,10 @@ def name_models(named: Sequence[str | Path]) -> dict[str, Path]:
         name, path = (given[1], Path(given[2])) if given else (Path(one).resolve().name, Path(one))
         if not name:
             raise RunError(f"{one} has no name of its own; give it one: NAME={one}")
+        if name in (".", ".."):
+            raise RunError(f"a model named {name!r} has no address, for it means a folder there; choose another name")
         if name in paths:
-            raise RunError(f"two models would be named {name!r}; give one of them another: NAME={one}")
+            raise RunError(f"two models would be named {name!r}; give one of them another: NAME={path}")
         paths[name] = path
     return paths
 
