@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from multigate.analysis.gates import LevelGates, dead_sources, is_sparse, polarised_gates
-from multigate.analysis.inspection import Finding, Importance, Inspection, Served
+from multigate.analysis.inspection import Finding, Inspection, Served
 from multigate.analysis.relations import Estimate, Lookahead, Pair, Relations
 
 Intervals = Mapping[str, tuple[float, float]]
@@ -67,7 +67,7 @@ def inspection_tables(inspection: Inspection) -> Group:
             parts.append(_divergence_table(level))
     if inspection.served:
         parts.append(_served_table(inspection.served, several))
-    parts += _importance_tables(inspection.importance)
+    parts += _importance_tables(inspection)
     return Group(*parts, _finding_list(inspection.findings))
 
 
@@ -146,9 +146,9 @@ def _served_table(served: Sequence[Served], several: bool) -> Group:
     return _section("What sources serve: values their rows have more often", table, legend)
 
 
-def _importance_tables(importance: Sequence[Importance]) -> Iterator[Group]:
+def _importance_tables(inspection: Inspection) -> Iterator[Group]:
     """A few targets side by side, the features of each by falling loss."""
-    targets = [list(group) for _, group in groupby(importance, key=lambda one: one.target)]
+    targets = [list(group) for _, group in groupby(inspection.importance, key=lambda one: one.target)]
     for start in range(0, len(targets), SIDE_BY_SIDE):
         table, columns = _table(), []
         for target in targets[start : start + SIDE_BY_SIDE]:
@@ -162,6 +162,8 @@ def _importance_tables(importance: Sequence[Importance]) -> Iterator[Group]:
         what = "continued" if start else "what the metric loses when one is shuffled"
         legend = f"± sd of one shuffle; the {MOST_FEATURES} largest losses that exceed it"
         yield _section(f"What features are worth: {what}", table, legend)
+    if inspection.untried:
+        yield Group(Text(inspection.untried, style="dim"))
 
 
 def _finding_list(findings: Sequence[Finding]) -> Group:

@@ -3,7 +3,8 @@
 import io
 import json
 import re
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from rich.console import Console
 from scipy.special import softmax
 from torch import nn
 
+from multigate.analysis import importance
 from multigate.analysis.inspection import Inspection, inspect_model
 from multigate.analysis.subject import Subject, find_subject
 from multigate.bundle import Bundle, build_model
@@ -21,6 +23,7 @@ from multigate.errors import DataError
 from multigate.experiment import Experiment
 from multigate.nn.gate import Gate
 from multigate.nn.mixture import mix
+from multigate.report.importance import worth
 from multigate.schema import Category, Number, Schema, Task
 from multigate.sharing import STRUCTURES, VARIANTS, Level, MMoE, Shared, Structure, structure_named
 from multigate.tables import inspection_tables
@@ -190,6 +193,37 @@ def test_sparse_gates_show_how_often_each_source_is_chosen():
     assert "Share of rows that read a source, in %" in shown
     assert f"a row needs {level.needed:.1f} of 40 sources on average, for all readers together" in shown
     assert "Share of rows" not in text_of(inspect_model(subject_of(MMoE(hidden=(4,))), importance=False))
+
+
+def test_features_of_a_wide_table_that_were_not_shuffled_are_told(monkeypatch):
+    random = np.random.default_rng(0)
+    names = [f"x{at:02}" for at in range(30)]
+    record = pa.RecordBatch.from_pydict(TABLE | {name: random.normal(size=ROWS) for name in names})
+    schema = Schema(features=tuple(Number(name, embedding="none") for name in names), tasks=TASKS)
+    experiment = Experiment(schema=schema, train="rows.parquet", sharing=MMoE(experts=2, hidden=(4,)))
+    encoder = Encoder.fit(schema, [record])
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    subject = Subject("one", bundle, (encoder.columns(record),), "1,000 rows")
+    whole = inspect_model(subject, repeats=1)
+    assert (whole.unshuffled, whole.untried) == ((), "")
+    assert inspect_model(subject, importance=False).unshuffled == ()
+    with torch.no_grad():
+        for linear in (bundle.model.sharing.experts.layers[0], bundle.model.sharing.gate.linear):
+            linear.weight[..., 10:] = 0  # x holds the numbers, then whether they are missing
+    monkeypatch.setattr(importance, "FEATURES", 10)
+    found = inspect_model(subject, repeats=1)
+    assert {one.feature for one in found.importance} == set(names[:10])
+    assert found.unshuffled == tuple(names[10:])
+    told = (
+        "Of 30 features the 10 that move predictions most, by gradients, were shuffled; the other 20 were not: x10, x11"
+    )
+    assert found.untried.startswith(told)
+    assert found.untried.endswith("x15 and 14 more")
+    assert told in " ".join(text_of(found).split())
+    assert not any("of 30 features" in one.what for one in found.findings), "only those shuffled are counted"
+    *_, note = worth(cast(Any, SimpleNamespace(inspection=found)))
+    assert note.text == f"{found.untried}."
+    assert Inspection.model_validate(json.loads(json.dumps(found.to_dict(full=True)))) == found
 
 
 def test_a_run_is_inspected_on_its_validation_rows(feed_experiment, tmp_path):

@@ -120,7 +120,7 @@ def _of_features(importance: Sequence[Importance]) -> Iterator[Finding]:
     idle = [feature for feature, loss in most.items() if loss <= NOTHING]
     if idle:
         yield Finding(
-            what=f"{len(idle)} of {len(most)} features could be shuffled without any metric changing by more than "
+            what=f"{len(idle)} of {len(most)} features that were shuffled change no metric by more than "
             f"{NOTHING:g}: {_listed(idle)}",
             advice="train without them and compare; leave out a few at a time, as features that say the same hide "
             "each other's worth",

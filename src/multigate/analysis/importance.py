@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multigate.analysis.effects import most_moving, shuffle_effects
 from multigate.batch import Batch
 from multigate.bundle import Bundle
 from multigate.data.names import FeatureColumns, feature_columns
@@ -18,6 +19,8 @@ MOST, LEAST, RUN = 20_000, 1_000, 6_000_000
 """Rows that are shuffled: the most, the least, and as many as go through the model for all features and shuffles."""
 ROWS = 1024
 """Rows that go through the model together; more do not fit into the cache."""
+FEATURES = 200
+"""Features that are shuffled at most."""
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -41,8 +44,10 @@ def permutation_importance(
     """Loss of each target's main metric when a feature is shuffled over rows (Breiman 2001, section 10).
 
     All columns of a feature move together; the model is not trained anew. At most ``MOST`` rows, evenly spread, and
-    fewer of more than 100 features. For each target the features by falling loss; a target whose metric is undefined
-    on these rows is left out, and so are features that only bias a task: predictions do not read them.
+    fewer of more than 100 features. Of more than ``FEATURES`` those are shuffled that move predictions most to first
+    order (``shuffle_effects``), and the others are left out. For each target the features by falling loss; a target
+    whose metric is undefined on these rows is left out, and so are features that only bias a task: predictions do not
+    read them.
     """
     features = [columns for columns in feature_columns(bundle.encoder) if columns.feature.biased is None]
     most = min(MOST, max(LEAST, RUN // max(1, repeats * len(features))))
@@ -50,6 +55,9 @@ def permutation_importance(
         batch = pick(batch, torch.linspace(0, batch.rows - 1, most).long())
     random = np.random.default_rng(seed)
     shuffles = [pick(batch, torch.from_numpy(random.permutation(batch.rows))) for _ in range(repeats)]
+    if len(features) > FEATURES:
+        effects = shuffle_effects(bundle, batch, shuffles, features, seed=seed)
+        features = [features[at] for at in most_moving(effects, FEATURES)]
     whole = _forward(bundle, batch)
     base = _main_scores(bundle, whole)
     found: dict[str, list[Importance]] = {name: [] for name, value in base.items() if np.isfinite(value)}

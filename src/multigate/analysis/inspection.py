@@ -21,6 +21,9 @@ __all__ = ["Finding", "Importance", "Inspection", "LevelGates", "Served", "Units
 
 Progress = Callable[[str, int, int | None], None]
 
+NAMED = 6
+"""Features that a sentence names at most."""
+
 
 class Inspection(Options):
     """All that an inspection found; ``to_dict(full=True)`` makes JSON of it."""
@@ -35,7 +38,21 @@ class Inspection(Options):
     served: tuple[Served, ...]
     importance: tuple[Importance, ...]
     """By target, then by falling loss."""
+    unshuffled: tuple[str, ...] = ()
+    """Features of a wide table that were not shuffled: to first order predictions move least with them."""
     findings: tuple[Finding, ...]
+
+    @property
+    def untried(self) -> str:
+        """Which features were not shuffled, and why, in a sentence; empty where all were."""
+        if not self.unshuffled:
+            return ""
+        left, shuffled = len(self.unshuffled), len({one.feature for one in self.importance})
+        named = ", ".join(self.unshuffled[:NAMED]) + (f" and {left - NAMED:,} more" if left > NAMED else "")
+        return (
+            f"Of {left + shuffled:,} features the {shuffled:,} that move predictions most, by gradients, were "
+            f"shuffled; the other {left:,} were not: {named}"
+        )
 
 
 def inspect_model(
@@ -56,6 +73,9 @@ def inspect_model(
     rows = join(subject.batches)
     served = served_values(bundle.encoder, rows, levels, gates) if gates else ()
     losses = permutation_importance(bundle, rows, repeats=repeats, progress=progress) if importance else ()
+    shuffled = {one.feature for one in losses}
+    read = (feature.name for feature in bundle.encoder.schema.features if feature.biased is None)
+    unshuffled = tuple(name for name in read if name not in shuffled) if shuffled else ()
     return Inspection(
         model=subject.name,
         structure=bundle.experiment.sharing.name,
@@ -64,6 +84,7 @@ def inspect_model(
         units=units,
         served=served,
         importance=losses,
+        unshuffled=unshuffled,
         findings=find(bundle.experiment, levels, units, losses),
     )
 

@@ -70,6 +70,20 @@ class Embed(nn.Module):
             + sum(bag_dims)
         )
 
+    @property
+    def origins(self) -> tuple[int, ...]:
+        """What each of the D columns of x is made of: a place among the layout's ``columns``."""
+        numbers, categories, bags = self.pick.places
+        origins = [*numbers, *numbers]
+        parts = [(part, numbers) for part in self.embedded_numbers] + [(part, categories) for part in self.categories]
+        for part, places in parts:
+            columns: list[int] = part.columns.tolist()  # type: ignore[operator]
+            each = part.d_out // len(columns)  # type: ignore[operator]
+            origins += [places[column] for column in columns for _ in range(each)]
+        for (dim, _), bag in zip(self.bag_columns, bags, strict=True):
+            origins += [bag] * int(dim)
+        return tuple(origins)
+
     def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Tensor:
         numbers, categories, bags = self.pick(numbers, categories, bags)
         missing = numbers.isnan()
@@ -102,6 +116,12 @@ class OwnEmbeds(nn.Module):
         self.each = nn.ModuleList(Embed(layout, options) for _ in range(n))
         self.d_out: int = self.each[0].d_out  # type: ignore[assignment]
 
+    @property
+    def origins(self) -> tuple[int, ...]:
+        """Those of each of the n."""
+        origins: tuple[int, ...] = self.each[0].origins  # type: ignore[assignment]
+        return origins
+
     def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Tensor:
         return torch.stack([embed(numbers, categories, bags) for embed in self.each], dim=1)
 
@@ -121,6 +141,13 @@ class Pick(nn.Module):
             categories=tuple(layout.categories[i] for i in categories),
             bags=tuple(layout.bags[i] for i in self.bags),
         )
+        first_bag = len(layout.numbers) + len(layout.categories)
+        self.places = (
+            tuple(numbers),
+            tuple(len(layout.numbers) + at for at in categories),
+            tuple(first_bag + at for at in self.bags),
+        )
+        """Of those among all ``columns`` of the layout: numbers, categories, bags."""
         self.all = self.layout == layout
         self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.int64), persistent=False)
         self.register_buffer("categories", torch.tensor(categories, dtype=torch.int64), persistent=False)
@@ -229,6 +256,7 @@ class Categories(nn.Module):
     def __init__(self, layout: Sequence[IdColumn], columns: Sequence[int], tables: StackedTables) -> None:
         super().__init__()
         self.dim = tables.dim
+        self.d_out = self.dim * len(columns)
         self.all = list(columns) == list(range(len(layout)))
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         starts = [tables.start[layout[i].table] for i in columns]

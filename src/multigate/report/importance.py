@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from multigate.analysis.inspection import Importance
-from multigate.report.blocks import Block, Chart, Figure
+from multigate.report.blocks import Block, Chart, Figure, Text
 from multigate.report.charts import bar_chart
 from multigate.report.formats import SMALLEST, listed
 from multigate.report.trained import Trained
@@ -23,6 +23,8 @@ def worth(one: Trained) -> Iterator[Block]:
             f"are worth, so that each looks less important. Most important here: {best}.",
             tuple(_bars(target, rows) for target, rows in found),
         )
+    if one.inspection.untried:
+        yield Text(f"{one.inspection.untried}.", kind="note")
 
 
 def _most(rows: list[Importance]) -> str | None:
