@@ -436,6 +436,10 @@ def test_a_missing_column_is_named_and_further_ones_are_ignored():
     same(batch, encoder.row({"more": 3, "city": "a", "age": 1}))
 
 
+DICTIONARY_OF_STRUCTS = pa.DictionaryArray.from_arrays(pa.array([0]), pa.array([{"left": 0, "right": 1}]))
+"""As Arrow has the intervals that ``pandas.cut`` makes."""
+
+
 @pytest.mark.parametrize(
     ("feature", "array", "words"),
     [
@@ -443,6 +447,7 @@ def test_a_missing_column_is_named_and_further_ones_are_ignored():
         (Number("f"), pa.array([[1.0]]), "only bags and vectors read lists"),
         (Category("f"), pa.array([["a"]]), "only bags and vectors read lists"),
         (Vector("f", size=2), pa.array([1.0]), "give lists"),
+        (Category("f"), DICTIONARY_OF_STRUCTS, "give its fields columns of their own"),
         (Time("f"), pa.array(["noon"]), "found 'noon'; write it as ISO 8601"),
         (Time("f"), pa.array([True]), "wanted a time, found True"),
     ],
@@ -603,6 +608,7 @@ CELLS = [
     ("member", ["True", "TRUE", "true", True, 1, "1", 1.0], ["false", "False", 0, "0", False], ["yes", 2, "2"]),
     ("code", [7, "7", "07", " 7", "+7", 7.0, "7.0"], ["0", 0, "-0", False, "false"], ["abc", 70, "7.5", "1_0"]),
     ("share", [0.5, "0.5", ".50", " 5e-1"], [7, "7", "7.0", 7.0], []),
+    ("share", [math.inf, "inf", " Infinity", np.inf], ["1e39", 1e39, "1.0e+39"], []),
     ("x", [1.5, "1.5", " 1.5", "1.5 ", "15e-1"], [2, "2", 2.0], []),
     ("many", [11, "11", "11.0", 11.0], [12.5, "12.5"], []),
     ("day", ["2026-01-05 10:00", "2026-01-05T10:00:00Z", "2026-01-05T10:30:00+05:00", "20260105T1015"], [], []),
@@ -795,6 +801,17 @@ def test_pandas_missing_values_are_missing():
     row = TRAIN.slice(0, 1).to_pylist()[0]
     empty = dict.fromkeys(row)
     same(ENCODER.row(empty), ENCODER.row(empty | {"number": pandas.NA, "time": pandas.NaT, "category": pandas.NA}))
+
+
+def test_a_duration_of_pandas_is_that_of_python():
+    pandas = pytest.importorskip("pandas")
+    found = [dt.timedelta(hours=at, microseconds=5) for at in range(3)]
+    encoder = fit((Category("f", min_count=1),), columns={"f": pa.array(found, pa.duration("us"))})
+    for at, one in enumerate(found):
+        wanted = encoder.columns(batch_of(f=pa.array([one], pa.duration("us"))), labels=False)
+        assert wanted.categories[0, 0] == at + 2
+        same(encoder.row({"f": one}), wanted)
+        same(encoder.row({"f": pandas.Timedelta(one)}), wanted)
 
 
 def test_a_label_does_not_depend_on_its_neighbours():

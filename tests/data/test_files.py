@@ -95,6 +95,39 @@ def test_batches_hold_at_most_the_rows_asked_for(tmp_path: Path) -> None:
         assert [n for batch in batches for n in batch["n"].to_pylist()] == numbers
 
 
+def test_pandas_columns_of_types_that_arrow_has_not_are_read_as_they_stand(tmp_path: Path) -> None:
+    """Sparse ones are dense; periods, which Arrow counts from 1970, and intervals are text, as in CSV files."""
+    month = pd.PeriodIndex(["2024-01", None, "2024-03"], freq="M")
+    columns = {
+        "sparse": pd.arrays.SparseArray([0.0, 2.5, 0.0], fill_value=0.0),
+        "dummy": pd.get_dummies(["a", "b", "a"], sparse=True, dtype=int)["b"],
+        "gaps": pd.arrays.SparseArray([1.0, np.nan, np.nan]),
+        "month": month,
+        "period": pd.Categorical(month),
+        "range": pd.cut([0.5, 1.5, 7.0], [0.0, 1.0, 2.0]),
+        "interval": pd.arrays.IntervalArray.from_breaks([0, 1, 2, 3], closed="left"),
+        "plain": pd.Series([1, None, 3], dtype="Int64"),
+    }
+    wanted = {
+        "sparse": [0.0, 2.5, 0.0],
+        "dummy": [0, 1, 0],
+        "gaps": [1.0, None, None],
+        "month": ["2024-01", None, "2024-03"],
+        "period": ["2024-01", None, "2024-03"],
+        "range": ["(0.0, 1.0]", "(1.0, 2.0]", None],
+        "interval": ["[0, 1)", "[1, 2)", "[2, 3)"],
+        "plain": [1, None, 3],
+    }
+    frame = pd.DataFrame(columns)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    before = frame.dtypes.to_dict()
+    for data in (frame, {name: frame[name] for name in frame}, tmp_path / "a.csv"):
+        found = pa.Table.from_batches(list(open_table(data).batches())).to_pydict()
+        empty = {None, ""}
+        assert {name: [None if one in empty else one for one in found[name]] for name in found} == wanted
+    assert frame.dtypes.to_dict() == before
+
+
 def test_an_opened_source_is_passed_through() -> None:
     source = open_table(ROWS)
     assert open_table(source) is source

@@ -23,7 +23,7 @@ def codes(array: pa.Array, column: str) -> tuple[np.ndarray, pa.Array]:
     Distinct values may repeat where the column is an Arrow dictionary already, and a few may be unused.
     """
     array = plain(array)
-    if pa.types.is_nested(array.type):
+    if pa.types.is_nested(plain(array.dictionary).type if pa.types.is_dictionary(array.type) else array.type):
         raise refused(array.type, column, "single values")
     _check_zone(array.type, column)
     if not pa.types.is_dictionary(array.type):

@@ -98,8 +98,8 @@ def _other_text(value: Any) -> str | None:
     if isinstance(value, np.datetime64):
         when = _datetime(value)
         return None if when is None else str(when)
-    if isinstance(value, np.timedelta64):
-        return None if np.isnat(value) else str(value.astype("timedelta64[us]").item())
+    if isinstance(value, np.timedelta64 | timedelta):
+        return _duration_text(value)
     if isinstance(value, Decimal):
         return _decimal_text(value)
     if isinstance(value, bytes | bytearray):
@@ -107,6 +107,12 @@ def _other_text(value: Any) -> str | None:
     if isinstance(value, Sized):  # of whatever kind: what it shows is no value
         raise BadCell("a single value", value, "only bags and vectors read lists")
     return str(value)
+
+
+def _duration_text(value: np.timedelta64 | timedelta) -> str | None:
+    """As Python writes it; pandas, whose durations are Python's too, writes it otherwise."""
+    found = value.astype("timedelta64[us]").item() if isinstance(value, np.timedelta64) else value
+    return None if found is None else str(timedelta(found.days, found.seconds, found.microseconds))
 
 
 def _decimal_text(value: Decimal) -> str | None:
@@ -148,8 +154,10 @@ def _as_number(text: str) -> str | None:
     if text in MISSING:
         return None
     try:
-        return str(int(text)) if re.fullmatch(r"\s*[+-]?\d{1,76}\s*", text) else _float_text(number(text))
-    except BadCell:
+        if "_" in text:  # Python reads 1_000, no table does
+            raise ValueError
+        return str(int(text)) if re.fullmatch(r"\s*[+-]?\d{1,76}\s*", text) else _float_text(float(text))
+    except ValueError:
         return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 

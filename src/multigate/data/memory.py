@@ -49,6 +49,8 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
             return _from_capsule(data), {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The DataFrame has column names of mixed type")  # all become text
+            if nw.dependencies.is_pandas_dataframe(data):
+                frame = nw.from_native(_arrow_ready(data), eager_only=True)
             try:
                 # pandas adds its index behind the columns
                 return frame.to_arrow().select(list(range(len(frame.columns)))), {}
@@ -58,6 +60,27 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
         twice = re.search(r"'(.+)' \d+ times", str(error))
         which = f"are named {twice[1]!r}" if twice else "have one name"
         raise DataError(f"two columns of the table {which}; rename one") from error
+
+
+def _arrow_ready(frame: Any) -> Any:
+    """A pandas frame without columns that Arrow reads otherwise than they stand there, or not at all."""
+    changed = frame.copy(deep=False)
+    for at in range(len(frame.columns)):
+        column = frame.iloc[:, at]
+        ready = _ready_column(column)
+        if ready is not column:
+            changed.isetitem(at, ready)
+    return changed
+
+
+def _ready_column(column: Any) -> Any:
+    """A pandas column, dense where it is sparse; periods and intervals, which Arrow would give as counts and pairs, as
+    the text that rows and CSV files have of them."""
+    kind = column.dtype
+    kind = kind.categories.dtype if type(kind).__name__ == "CategoricalDtype" else kind
+    if type(kind).__name__ == "SparseDtype":
+        return column.sparse.to_dense()
+    return column.astype("string") if type(kind).__name__ in ("PeriodDtype", "IntervalDtype") else column
 
 
 def _readable(columns: Mapping[Any, Callable[[], pa.Array]]) -> tuple[pa.Table, dict[str, DataError]]:
@@ -109,6 +132,7 @@ def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]
 
 def _as_array(values: Any) -> pa.Array:
     values = list(values) if getattr(values, "ndim", 1) > 1 else values
+    values = _ready_column(values) if nw.dependencies.is_pandas_series(values) else values
     try:
         return pa.array(values, from_pandas=True)
     except OverflowError:  # Arrow takes Python's whole numbers for int64, and hashes are uint64
