@@ -60,10 +60,18 @@ def test_a_column_in_a_file_is_read_there_and_a_key_that_not_all_files_have_is_n
     write(tmp_path / "year=1" / "v=1" / "a.parquet", x=[1.0], year=[2023])
     write(tmp_path / "year=2" / "a.parquet", x=[2.0], year=[2024])
     assert rows_of(open_table(tmp_path)) == [{"x": 1.0, "year": 2023}, {"x": 2.0, "year": 2024}]
-    # the folder of one key, given by itself, is a table without it
-    write(tmp_path / "b" / "year=3" / "a.parquet", x=[3.0])
-    assert rows_of(open_table(tmp_path / "b" / "year=3")) == [{"x": 3.0}]
-    assert rows_of(open_table(tmp_path / "b" / "year=3" / "a.parquet")) == [{"x": 3.0}]
+
+
+def test_a_part_given_by_itself_is_these_rows_of_the_table(tmp_path: Path) -> None:
+    write(tmp_path / "year=3" / "day=1" / "a.parquet", x=[3.0])
+    write(tmp_path / "year=3" / "day=2" / "b.parquet", x=[4.0])
+    first, second = {"x": 3.0, "year": 3, "day": 1}, {"x": 4.0, "year": 3, "day": 2}
+    assert rows_of(open_table(tmp_path / "year=3")) == [first, second]
+    assert rows_of(open_table(tmp_path / "year=3" / "day=2")) == [second]
+    files = [tmp_path / "year=3" / "day=1" / "a.parquet", tmp_path / "year=3" / "day=2" / "b.parquet"]
+    assert rows_of(open_table(files[0])) == [first]
+    assert rows_of(open_table(files)) == [first, second]
+    assert rows_of(open_table(str(tmp_path / "year=3" / "day=2" / "*.parquet"))) == [second]
 
 
 def test_a_key_can_be_a_feature_and_a_label(tmp_path: Path) -> None:

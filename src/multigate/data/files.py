@@ -123,7 +123,7 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
         given = [data] if isinstance(data, str | Path) else list(data)
         found = {one: _found(str(one)) for one in given}
         paths = [path for one in given for path in found[one]]
-        keys = [keys_of(path, _root(str(one))) for one in given for path in found[one]]
+        keys = [keys_of(path) for path in paths]
         frozen = {column: parse_type(text) for column, text in types.items()}
         files = [_ParquetFile(path) if _suffix(path) in PARQUET else CsvFile(path, frozen) for path in paths]
         parts = partitioned(files, keys, frozen)
@@ -265,16 +265,6 @@ def _found(given: str) -> list[Path]:
     raise DataError(
         f"there is no {given}: folder {missing.parent} has no {missing.name!r}; {nearest(missing.name, names)}"
     )
-
-
-def _root(given: str) -> Path:
-    """The folder below which folders may name columns: the one given, or where a glob begins."""
-    path = Path(given).expanduser()
-    if path.is_dir():
-        return path
-    while glob.has_magic(str(path)) and not path.is_file():
-        path = path.parent
-    return path.parent if path.is_file() else path
 
 
 def _bytes_of(path: Path) -> str:

@@ -45,9 +45,9 @@ class PartitionedFile:
             yield pa.RecordBatch.from_arrays(arrays, names=wanted.names) if arrays else batch.select([])
 
 
-def keys_of(path: Path, root: Path) -> Keys:
-    """What the folders between ``root`` and a file say."""
-    named = [folder.partition("=") for folder in path.relative_to(root).parts[:-1] if "=" in folder]
+def keys_of(path: Path) -> Keys:
+    """What the folders in the path of a file say."""
+    named = [folder.partition("=") for folder in path.parts[:-1] if "=" in folder]
     return {unquote(name): None if text in ("", NULL) else unquote(text) for name, _, text in named if name}
 
 
