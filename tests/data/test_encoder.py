@@ -269,6 +269,21 @@ def test_time_is_read_as_hour_and_weekday():
     assert encoder.layout.tables == {"t:hour": 26, "t:weekday": 9, "t:day": 33, "t:month": 14}
 
 
+def test_a_number_that_writes_a_day_is_that_day_in_every_door():
+    """Not the second of August 1970 with this number; what is no date stays one."""
+    encoder = fit((Time("t", parts=("hour", "weekday", "day", "month")),), columns={"t": [20240531, 20240601]})
+    friday = [[2, 6, 32, 6]]
+    for column in (pa.array([20240531]), pa.array([20240531.0]), pa.array(["20240531"]), pa.array(["2024-05-31"])):
+        assert encoder.columns(batch_of(t=column), labels=False).categories.tolist() == friday
+    for cell in (20240531, 20240531.0, np.int32(20240531), decimal.Decimal(20240531), "20240531", dt.date(2024, 5, 31)):
+        assert encoder.row({"t": cell}).categories.tolist() == friday
+    for seconds in (20240431, 20240531.5, 19000100, 21001232, 18991231, -20240531):
+        at = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)
+        parts = [[2 + at.hour, 2 + at.weekday(), 1 + at.day, 1 + at.month]]
+        assert encoder.row({"t": seconds}).categories.tolist() == parts
+        assert encoder.columns(batch_of(t=[seconds]), labels=False).categories.tolist() == parts
+
+
 def test_bags_are_lists_or_separated_text():
     encoder = fit((Bag("b"),), columns={"b": ["7,8", "7", "", None]})
     text = encoder.columns(batch_of(b=["8,7,9", None, "", ",", "7,,7", " 8"]), labels=False).bags[0]

@@ -72,6 +72,8 @@ KINDS: dict[str, tuple[str, Any, Feature]] = {
     "sentences": ("x", [" ".join(words(80, 6)) for _ in range(ROWS)], Bag("x", separator=" ")),
     "lists": ("x", [words(30, n) for n in RNG.integers(0, 4, ROWS)], Bag("x")),
     "lists of ids": ("x", [RNG.integers(0, 30, 2).tolist() for _ in range(ROWS)], Bag("x")),
+    "days as numbers": ("date", 20240501 + RNG.integers(0, 30, ROWS), Time("date", parts=("weekday",))),
+    "numbers that are no days": ("date", 20240571 + RNG.integers(0, 30, ROWS), Category("date")),
     "vectors": ("x", pa.FixedSizeListArray.from_arrays(pa.array(RNG.normal(size=4 * ROWS)), 4), Vector("x", size=4)),
     "lists of one length": ("x", RNG.normal(size=(ROWS, 3)).tolist(), Vector("x", size=3)),
     "timestamps": ("x", [DAY + dt.timedelta(minutes=n) for n in range(ROWS)], Time("x")),
@@ -118,7 +120,6 @@ LEFT_OUT: dict[str, tuple[str, Any, str]] = {
     "nearly times": ("x", ["2024-05-31"] * (ROWS - 2) + ["2024-06-01", "soon"], "99.97% of its values are times and"),
     "impossible times": ("x", ["2024-05-31"] * (ROWS - 2) + ["2024-06-01", "2024-02-31"], "are times and the others"),
     "mixed zones": ("x", ["2024-05-31 10:00", "2024-05-31 10:00Z"] * (ROWS // 2), "some with a zone"),
-    "days as numbers": ("date", 20240501 + RNG.integers(0, 30, ROWS), "writes days as numbers"),
 }
 
 
@@ -431,7 +432,7 @@ def test_kuairand_is_read_as_a_feed(feed: pa.Table) -> None:
     schema = findings.schema
     assert findings.rows == 228_329
     assert (schema.time, schema.group, schema.keys) == ("time_ms", "user_id", ())
-    assert [note.column for note in findings.left_out] == ["date", "is_rand", "is_lowactive_period", "visible_status"]
+    assert [note.column for note in findings.left_out] == ["is_rand", "is_lowactive_period", "visible_status"]
     assert schema.tasks == (
         Task("is_click"),
         Task("long_view", given="is_click"),
@@ -441,6 +442,7 @@ def test_kuairand_is_read_as_a_feed(feed: pa.Table) -> None:
     kinds = {one.name: one for one in schema.features}
     assert kinds["tag"] == Bag("tag")
     assert kinds["time_ms"] == Time("time_ms")
+    assert kinds["date"] == Time("date", parts=("weekday",))
     assert kinds["upload_dt"] == Time("upload_dt", parts=("weekday",))
     numbers = {one.name for one in schema.features if isinstance(one, Number)}
     assert numbers == {

@@ -95,6 +95,7 @@ def test_thresholds_in_iso_text_fit_every_kind_of_time(kind):
         "date": pa.array([day.date() for day in days]),
         "text": pa.array([day.isoformat(" ") for day in days]),
         "seconds": pa.array([int((day - dt.datetime(1970, 1, 1)).total_seconds()) for day in days]),
+        "days as numbers": pa.array([int(day.strftime("%Y%m%d")) for day in days]),
         "milliseconds": pa.array([int((day - dt.datetime(1970, 1, 1)).total_seconds() * 1000) for day in days]),
     }[kind]
     table = pa.table({"x": range(56), "t": values})

@@ -13,7 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multigate.data.buffers import as_arrow, filled, known, plain, stored
-from multigate.data.cells import FIRST, FURTHEST, LAST, BadCell, ColumnError, Spell, moment, number, spelling, text
+from multigate.data.cells import (
+    DAYS,
+    FIRST,
+    FURTHEST,
+    LAST,
+    BadCell,
+    ColumnError,
+    Spell,
+    moment,
+    number,
+    spelling,
+    text,
+)  # fmt: skip
 from multigate.data.float32 import LARGEST
 
 
@@ -215,7 +227,12 @@ def moments(array: pa.Array, column: str, zone: str | None = None) -> np.ndarray
         tick = np.where(size < 1e11, 1e6, np.where(size < 1e14, 1e3, np.where(size < 1e17, 1.0, 1e-3)))
         fits = size <= FURTHEST
         micros = np.floor(np.where(fits, count, 0.0) * tick).astype(np.int64)
-        return np.where(fits & (micros >= FIRST) & (micros <= LAST), micros, NO_MOMENT)
+        micros = np.where(fits & (micros >= FIRST) & (micros <= LAST), micros, NO_MOMENT)
+        near = np.flatnonzero((count >= DAYS[0]) & (count <= DAYS[1]))
+        if len(near):
+            distinct, index = np.unique(count[near], return_inverse=True)
+            micros[near] = np.array(list(map(moment, distinct.tolist())), dtype=np.int64)[index]
+        return micros
     index, answers = through_distinct(array, partial(moment, zone=zone), column)
     return np.array([NO_MOMENT if one is None else one for one in answers], dtype=np.int64)[index]
 

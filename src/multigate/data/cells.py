@@ -23,6 +23,8 @@ _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 FIRST, LAST = (datetime.min - _EPOCH) // _MICROSECOND, (datetime.max - _EPOCH) // _MICROSECOND
 """The moments that are read, of the years 1 to 9999; others are taken as missing."""
+DAYS = 19000101, 21001231
+"""Between them a number whose digits are those of a date is that day, and no moment of August 1970."""
 FURTHEST = 9e18
 """Numbers beyond it are no moments, in whatever unit."""
 
@@ -205,7 +207,7 @@ def moment(value: Any, zone: str | None = None) -> int | None:
     """A cell as microseconds since 1970 on the wall clock, None where missing or not of the years 1 to 9999.
 
     Dates, datetimes and ISO text are read as they stand; what has a time zone is read on the clock of ``zone``, or,
-    without one, on its own. A number counts
+    without one, on its own. A number such as 20240531 is that day, as the text is; any other counts
     from 1970 UTC in seconds below 1e11, else milliseconds below 1e14, else microseconds below 1e17, else nanoseconds.
     """
     if isinstance(value, np.datetime64):
@@ -229,8 +231,21 @@ def moment(value: Any, zone: str | None = None) -> int | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBERS):
         raise BadCell("a time", value, "give a timestamp, ISO 8601 text or a number of seconds since 1970")
     count = number(value)
+    day = day_number(count)
+    if day is not None:
+        return (day - _EPOCH) // _MICROSECOND
     micros = math.floor(count * _tick(abs(count))) if abs(count) <= FURTHEST else None
     return micros if micros is not None and FIRST <= micros <= LAST else None
+
+
+def day_number(count: float) -> datetime | None:
+    """The day, of the years 1900 to 2100, that a number such as 20240531 writes; None of any other."""
+    if not DAYS[0] <= count <= DAYS[1] or not float(count).is_integer():
+        return None
+    try:
+        return datetime(int(count) // 10_000, int(count) // 100 % 100, int(count) % 100)
+    except ValueError:
+        return None
 
 
 @cache

@@ -197,11 +197,8 @@ def _bag(column: Column, seen: Survey) -> Bag | None:
 def _number_verdict(column: Column, seen: Survey) -> Verdict:
     words = set(words_of(column.name))
     whole = column.integral and not pa.types.is_decimal(column.kind)
-    if whole and words & _WHEN and _is_epoch(column):
+    if whole and words & _WHEN and (_is_epoch(column) or _is_day_number(column)):
         return _moment_verdict(column, seen)
-    if whole and words & _WHEN and _is_day_number(column):
-        late = 10  # any other time orders the rows better
-        return Verdict(reason="writes days as numbers such as 20240531, which later rows never repeat", time=late)
     if whole and _one_per_row(column) and (_is_id(column) or _is_dense(column)):
         return Verdict(reason="has a number of its own in almost every row; kept as a key", key=True)
     if column.distinct.estimate <= 2 or (whole and _are_codes(column, seen)):
@@ -257,10 +254,8 @@ def _is_epoch(column: Column) -> bool:
 
 
 def _is_day_number(column: Column) -> bool:
-    days = [int(value) for value in (column.counts or ())]
-    return bool(days) and all(
-        1900 <= day // 10_000 <= 2100 and 1 <= day // 100 % 100 <= 12 and 1 <= day % 100 <= 31 for day in days
-    )
+    """Days as numbers such as 20240531."""
+    return bool(column.counts) and all(cells.day_number(float(day)) is not None for day in column.counts or ())
 
 
 def _one_per_row(column: Column) -> bool:
