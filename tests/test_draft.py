@@ -1,5 +1,6 @@
 """Drafted experiments: what they say to their reader, and that they are experiments."""
 
+import datetime as dt
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,44 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
+TOLD = "# Numbers, days and lists to people, text here:\n"
+
+
 def test_numbers_written_for_people_are_told(tmp_path: Path) -> None:
     rows = [f'"{1000 + i:,}.50",{i % 40}%,${i % 30}.99,{i % 20},"a,{i % 5}",{i % 2}' for i in range(2000)]
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(["unique,share,price,plain,mixed,click", *rows]))
     header = draft(path, ["click"]).partition("\nschema:\n")[0]
-    told = header.partition("# Numbers to people, text here:\n")[2].partition("\n#\n")[0].splitlines()
+    told = header.partition(TOLD)[2].partition("\n#\n")[0].splitlines()
     assert [line.split(":")[0] for line in told] == ["#   unique", "#   share", "#   price"]
     assert "such as '1,000.50'; write plain numbers" in told[0]
+
+
+def test_days_and_lists_written_for_people_are_told(tmp_path: Path) -> None:
+    day = [dt.date(2024, 1, 1) + dt.timedelta(days=i % 200) for i in range(2000)]
+    columns = {
+        "us": [f"{one:%m/%d/%Y}" for one in day],
+        "german": [f"{one:%d.%m.%Y %H:%M}" for one in day],
+        "short": [f"{one.month}/{one.day}/{one:%y}" for one in day],
+        "year_first": [f"{one:%Y/%m/%d}" for one in day],
+        "listed": [str(["red", "it's"][: i % 3]) for i in range(2000)],
+        "printed": [str(np.array([i % 7, i % 5 + 0.25])) for i in range(2000)],
+        "iso": [str(one) for one in day],
+        "version": [f"1.{i % 30}.{i % 7}" for i in range(2000)],
+        "bracket": [f"[{10 * (i % 5)}-{10 * (i % 5) + 9}]" for i in range(2000)],
+        "range": [f"[{i % 5}, {i % 5 + 1})" for i in range(2000)],
+        "mixed": [f"{one:%m/%d/%Y}" if at else "soon" for at, one in enumerate(day)],
+        "click": [i % 2 for i in range(2000)],
+    }
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    text = draft(path, ["click"])
+    told = text.partition(TOLD)[2].partition("\n\n")[0].partition("\n#\n")[0].splitlines()
+    assert {line.split()[1].rstrip(":") for line in told} == {
+        "us", "german", "short", "year_first", "listed", "printed",
+    }  # fmt: skip
+    assert "such as '01/01/2024'; write it as ISO 8601 (2024-05-31) to have it as a time" in told[0]
+    assert "- {name: iso, kind: time" in text
 
 
 def test_the_header_tells_leaks_and_what_was_left_out(table: Path) -> None:

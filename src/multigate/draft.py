@@ -35,7 +35,7 @@ def _render(name: str, data: dict[str, Any], findings: Findings) -> str:
     lines = [f"# Drafted from {told}. Edit freely; what is not written here has a default."]
     for title, notes in (
         ("Look at these first: they tell a label suspiciously well.", findings.leaks),
-        ("Numbers to people, text here:", findings.written),
+        ("Numbers, days and lists to people, text here:", findings.written),
         ("Left out of the features:", findings.left_out),
     ):
         if notes:

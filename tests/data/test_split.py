@@ -87,7 +87,7 @@ def test_a_heavy_last_time_is_not_cut():
     assert found.sum() == 45
 
 
-@pytest.mark.parametrize("kind", ["timestamp", "date", "text", "seconds", "milliseconds"])
+@pytest.mark.parametrize("kind", ["timestamp", "date", "text", "seconds", "milliseconds", "days as numbers"])
 def test_thresholds_in_iso_text_fit_every_kind_of_time(kind):
     days = [dt.datetime(2022, 4, 25) + dt.timedelta(hours=6 * i) for i in range(56)]
     values = {

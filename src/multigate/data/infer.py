@@ -25,6 +25,10 @@ _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id
 """Whose rows belong together, the first that is there."""
 _MARKED = r"^[-+]?[$€£¥]? ?[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)? ?[%$€£¥]?$"
 """A number as people write it: 1,234.56, 12 % or $9.99."""
+_DATE = r"^(\d{1,2}[/.-]\d{1,2}[/.-]\d{4}|\d{1,2}/\d{1,2}/\d{2}|\d{4}[/.]\d{1,2}[/.]\d{1,2})([ ,]+\d{1,2}:\d{2}.*)?$"
+"""A day that is not ISO 8601, such as 5/31/2024 or 31.05.2024, with or without a time of day."""
+_PRINTED = r"""^\[(['"].*['"]|\s*-?\d+(\.\d*)?([,\s]+-?\d+(\.\d*)?(e[-+]\d+)?)+\s*)?\]$"""
+"""A list as Python and NumPy print it: ['a', 'b'] or [0.5 1.5]."""
 
 
 class Note(NamedTuple):
@@ -193,7 +197,8 @@ def _twins(verdicts: dict[str, Verdict], labels: Sequence[Task], seen: Survey) -
 
 
 def _written(verdicts: Mapping[str, Verdict], seen: Survey) -> Iterator[Note]:
-    """Columns of text that are numbers with commas, percent or currency signs, and so become no numbers."""
+    """Columns of text that are numbers with commas, percent or currency signs, days as people write them or printed
+    lists, and so become no numbers, times and bags of the items."""
     for name in verdicts:
         column = seen.columns.get(name)
         if column is None or not is_text(column.kind):
@@ -204,6 +209,17 @@ def _written(verdicts: Mapping[str, Verdict], seen: Survey) -> Iterator[Note]:
         if len(marked) and pc.all(pc.match_substring_regex(values, _MARKED)).as_py():
             yield Note(
                 name, f"holds text such as {marked[0].as_py()!r}; write plain numbers (1234.56) to have it as one"
+            )
+        elif len(values) and pc.all(pc.match_substring_regex(values, _DATE)).as_py():
+            yield Note(
+                name,
+                f"holds text such as {values[0].as_py()!r}; write it as ISO 8601 (2024-05-31) to have it as a time",
+            )
+        elif len(values) and pc.all(pc.match_substring_regex(values, _PRINTED)).as_py():
+            yield Note(
+                name,
+                f"holds text such as {cells.short(values[0].as_py())}; write lists in Parquet, or the items with a "
+                "separator between them, to have it as a bag",
             )
 
 
