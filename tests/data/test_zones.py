@@ -59,6 +59,22 @@ def test_the_same_moments_in_any_zone_are_the_same_hours_at_every_door(zone: tim
     assert [_row(encoder, pd.Timestamp(one)) for one in at] == BERLIN
 
 
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6])
+def test_counted_numbers_are_moments_that_a_zone_has_on_its_clock(unit: int) -> None:
+    """Of a client that sends seconds since 1970 where the training table had a zone; a day is that day anywhere."""
+    at = [int(one.timestamp()) * unit for one in MOMENTS]
+    for kind, wanted in (
+        ("timestamp[us, tz=Europe/Berlin]", BERLIN),
+        ("timestamp[us, tz=UTC]", [(one.hour, one.weekday()) for one in MOMENTS]),
+        ("timestamp[us]", [(one.hour, one.weekday()) for one in MOMENTS]),
+    ):
+        encoder = fitted(kind)
+        assert read(encoder, {"at": at, "c": ["a"] * 5}) == wanted
+        assert read(encoder, {"at": [*map(float, at), None], "c": ["a"] * 6}) == [*wanted, (-1, -1)]
+        assert [_row(encoder, one) for one in at] == wanted
+        assert _row(encoder, 20260105) == read(encoder, {"at": [20260105], "c": ["a"]})[0] == (0, 0)
+
+
 def _row(encoder: Encoder, value: object) -> tuple[int, int]:
     hour, day = encoder.row({"at": value, "c": "a"}).categories[0, :2].tolist()
     return hour - 2, day - 2

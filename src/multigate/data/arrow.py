@@ -227,7 +227,12 @@ def moments(array: pa.Array, column: str, zone: str | None = None) -> np.ndarray
         tick = np.where(size < 1e11, 1e6, np.where(size < 1e14, 1e3, np.where(size < 1e17, 1.0, 1e-3)))
         fits = size <= FURTHEST
         micros = np.floor(np.where(fits, count, 0.0) * tick).astype(np.int64)
-        micros = np.where(fits & (micros >= FIRST) & (micros <= LAST), micros, NO_MOMENT)
+        fits &= (micros >= FIRST) & (micros <= LAST)
+        if zone is None:
+            micros = np.where(fits, micros, NO_MOMENT)
+        else:
+            counted = pc.if_else(as_arrow(fits), as_arrow(micros), None)
+            micros = moments(counted.cast(pa.timestamp("us", "UTC")), column, zone)
         near = np.flatnonzero((count >= DAYS[0]) & (count <= DAYS[1]))
         if len(near):
             distinct, index = np.unique(count[near], return_inverse=True)

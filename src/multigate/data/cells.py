@@ -207,8 +207,9 @@ def moment(value: Any, zone: str | None = None) -> int | None:
     """A cell as microseconds since 1970 on the wall clock, None where missing or not of the years 1 to 9999.
 
     Dates, datetimes and ISO text are read as they stand; what has a time zone is read on the clock of ``zone``, or,
-    without one, on its own. A number such as 20240531 is that day, as the text is; any other counts
-    from 1970 UTC in seconds below 1e11, else milliseconds below 1e14, else microseconds below 1e17, else nanoseconds.
+    without one, on its own. A number such as 20240531 is that day, as the text is; any other is a
+    moment, counted from 1970 UTC in seconds below 1e11, else milliseconds below 1e14, else microseconds below 1e17,
+    else nanoseconds.
     """
     if isinstance(value, np.datetime64):
         value = _datetime(value)
@@ -230,12 +231,18 @@ def moment(value: Any, zone: str | None = None) -> int | None:
         return (datetime(value.year, value.month, value.day) - _EPOCH) // _MICROSECOND
     if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBERS):
         raise BadCell("a time", value, "give a timestamp, ISO 8601 text or a number of seconds since 1970")
-    count = number(value)
+    return _counted(number(value), zone)
+
+
+def _counted(count: float, zone: str | None) -> int | None:
+    """``moment`` of a number."""
     day = day_number(count)
     if day is not None:
         return (day - _EPOCH) // _MICROSECOND
     micros = math.floor(count * _tick(abs(count))) if abs(count) <= FURTHEST else None
-    return micros if micros is not None and FIRST <= micros <= LAST else None
+    if micros is None or not FIRST <= micros <= LAST:
+        return None
+    return micros if zone is None else moment((_EPOCH + micros * _MICROSECOND).replace(tzinfo=UTC), zone)
 
 
 def day_number(count: float) -> datetime | None:
