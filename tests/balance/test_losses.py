@@ -89,6 +89,15 @@ def test_dwa_weighs_by_how_slowly_losses_fall() -> None:
     torch.testing.assert_close(weights[:2], 2 * torch.tensor(powers[:2]) / sum(powers[:2]))
 
 
+def test_dwa_knows_no_rate_of_a_task_that_had_no_labels_in_an_epoch() -> None:
+    """Its mean loss was 0, to which no loss can be compared: a rate of 1, as at the start."""
+    balancer = DWA().build(tasks(1.0, 1.0, 1.0))
+    for means in ([1.0, 0.0, 2.0], [0.5, 0.3, 1.8]):
+        balancer.after_epoch(torch.tensor(means))
+    powers = torch.tensor([0.5, 1.0, 0.9]).div(2).exp()
+    torch.testing.assert_close(balancer.weights(LOSSES, None, PRESENT), 3 * powers / powers.sum())
+
+
 def test_famo_follows_its_algorithm() -> None:
     """Against the algorithm as its authors wrote it: a parameter, torch's Adam, gradients by autograd."""
     torch.manual_seed(0)
@@ -122,6 +131,19 @@ def test_famo_leaves_absent_tasks_as_they_are() -> None:
         if name not in ("declared",):
             assert value[1] == kept[name][1]
             assert value[0] != kept[name][0]
+
+
+@pytest.mark.parametrize("why", ["without labels", "of weight 0"])
+def test_famo_learns_as_if_a_task_that_is_not_balanced_were_not_there(why: str) -> None:
+    balancer = FAMO().build(tasks(1.0, 1.0 if why == "without labels" else 0.0, 1.0))
+    alone = FAMO().build(tasks(1.0, 1.0))
+    present = torch.tensor([True, why != "without labels", True])
+    for _ in range(5):
+        before, after = torch.rand(3) + 0.5, torch.rand(3) + 0.1
+        balancer.after_step(before, after, present)
+        alone.after_step(before[[0, 2]], after[[0, 2]], torch.tensor([True, True]))
+    torch.testing.assert_close(balancer.logits[[0, 2]], alone.logits)
+    assert balancer.logits[1] == 0
 
 
 def test_stch_is_the_gradient_of_the_smooth_maximum() -> None:

@@ -1,5 +1,6 @@
 import threading
 import time
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +79,29 @@ def test_the_order_is_that_of_seed_and_epoch(part):
     assert np.abs(np.diff(first[:200])).mean() > 30
     assert len({row // 64 for row in first[:50]}) == 4
     assert abs(np.corrcoef(first, np.arange(ROWS))[0, 1]) < 0.5
+
+
+def test_shards_come_in_another_order_each_epoch_and_each_is_permuted_in_a_way_of_its_own(part):
+    loader = Loader(part, 50, window=1)
+    orders = []
+    for epoch in range(3):
+        shards = {shard: list(rows) for shard, rows in groupby(places(loader.epoch(epoch)), lambda row: row // 64)}
+        orders.append(tuple(shards))
+        within = [tuple(row % 64 for row in rows) for rows in shards.values()]
+        assert len(set(within)) == len(within) == 16
+    assert len(set(orders)) == 3
+
+
+@pytest.mark.parametrize("window", [16, 100])
+def test_the_order_that_is_told_is_the_one_in_which_rows_come(part, window):
+    loader = Loader(part, 50, window=window, seed=2)
+    assert [loader.order(epoch).tolist() for epoch in (0, 3)] == [places(loader.epoch(epoch)) for epoch in (0, 3)]
+
+
+@pytest.mark.parametrize("settings", [{"window": 15}, {"shuffle": False, "window": 16}, {"world": 2, "window": 16}])
+def test_no_order_is_told_of_rows_in_several_windows_of_several_ranks_or_as_they_are(part, settings):
+    assert len(part.sizes) == 16
+    assert Loader(part, 50, **settings).order(0) is None
 
 
 def test_the_order_of_rows_does_not_depend_on_the_batch_size(part):
