@@ -29,9 +29,10 @@ TIMES = pa.table({"x": range(5000), "t": np.repeat(np.arange(100), 50)[::-1], "u
 
 @pytest.mark.parametrize("by", ["fraction", "group", "time"])
 def test_the_part_of_a_row_does_not_depend_on_how_rows_come_in_batches(by):
-    described = schema(time="t", group="u")
-    whole, _ = parts_of(Split(by=by, test=0.2), TIMES, described, rows=5000)
-    small, _ = parts_of(Split(by=by, test=0.2), TIMES, described, rows=7)
+    groups = pa.array([None if row % 3 == 0 else row % 700 for row in range(5000)])
+    table, described = TIMES.set_column(2, "u", groups), schema(time="t", group="u")
+    whole, _ = parts_of(Split(by=by, test=0.2), table, described, rows=5000)
+    small, _ = parts_of(Split(by=by, test=0.2), table, described, rows=7)
     assert (whole == small).all()
     assert whole.dtype == np.uint8
 
@@ -57,6 +58,9 @@ def test_no_group_lies_in_two_parts_and_rows_without_one_go_one_by_one():
             assert home.setdefault(name, part) == part
     assert abs(np.mean(np.array(list(home.values())) == 1) - 0.2) < 0.04
     assert len(set(found[[name is None for name in names]])) > 1
+    other, _ = parts_of(Split(valid=0.2, test=0.2, seed=1), table, schema(group="u"))
+    known = [name is not None for name in names]
+    assert abs(((found == 1) & (other == 1))[known].mean() - 0.2**2) < 0.02, "the seed decides"
 
 
 def test_a_group_is_one_however_its_number_is_written():
@@ -85,6 +89,39 @@ def test_a_heavy_last_time_is_not_cut():
     table = pa.table({"x": range(100), "t": [1] * 55 + [2] * 45})
     found, _ = parts_of(Split(valid=0.1), table, schema(time="t"))
     assert found.sum() == 45
+
+
+def test_some_rows_train_however_large_a_share_is_asked():
+    table = pa.table({"x": range(100), "t": [1] * 5 + [2] * 95})
+    found, _ = parts_of(Split(valid=0.99), table, schema(time="t"))
+    assert found.tolist() == [0] * 5 + [1] * 95
+
+
+def test_a_share_for_testing_lies_behind_the_time_given_for_validating():
+    found, splitter = parts_of(Split(valid_from="95", test=0.2), TIMES, schema(time="t"))
+    assert splitter.thresholds == {"valid_from": "95", "test_from": "96"}
+    assert np.bincount(found).tolist() == [95 * 50, 50, 4 * 50]
+
+
+def test_shares_are_of_the_rows_that_have_a_time():
+    days = [dt.datetime(2022, 1, 1) + dt.timedelta(days=i) for i in range(100)]
+    table = pa.table({"x": range(200), "t": pa.array([*[None] * 100, *days], pa.timestamp("us"))})
+    found, splitter = parts_of(Split(valid=0.2, test=0.1), table, schema(time="t"))
+    assert found.tolist() == [0] * 170 + [1] * 20 + [2] * 10
+    assert splitter.thresholds == {"valid_from": str(days[70]), "test_from": str(days[90])}
+
+
+def test_times_that_are_decimal_numbers_are_cut_as_numbers():
+    table = pa.table({"x": range(4), "t": pa.array([1, 2, 3, 4], pa.int32()).cast(pa.decimal128(12, 2))})
+    found, _ = parts_of(Split(valid_from="2.5"), table, schema(time="t"))
+    assert found.tolist() == [0, 0, 1, 1]
+
+
+def test_a_time_given_makes_a_part_whatever_the_shares_are():
+    assert Split(valid=0, valid_from="2022").parts == ("train", "valid")
+    assert Split(valid=0, test_from="2022").parts == ("train", "test")
+    assert Split(valid_from="2022", test_from="2023").without(valid=True, test=False).parts == ("train", "test")
+    assert Split(valid_from="2022", test_from="2023").without(valid=False, test=True).parts == ("train", "valid")
 
 
 @pytest.mark.parametrize("kind", ["timestamp", "date", "text", "seconds", "milliseconds", "days as numbers"])
@@ -131,6 +168,7 @@ def test_a_table_of_its_own_takes_no_rows_from_training():
         ({"by": "group"}, {}, ExperimentError, "names no 'group' column"),
         ({"valid_from": "2022"}, {}, ExperimentError, "'time' column"),
         ({"valid_from": "soon"}, {"time": "t"}, ExperimentError, "'soon' is not a time"),
+        ({"valid_from": "nan"}, {"time": "t"}, ExperimentError, "'nan' is not a time"),
         ({"valid_from": "50", "test_from": "50"}, {"time": "t"}, ExperimentError, "later than valid_from 50"),
         ({}, {"time": "x1"}, DataError, "no column 'x1'"),
         ({}, {"time": "same"}, DataError, "one and the same time"),
