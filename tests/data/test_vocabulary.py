@@ -1,0 +1,30 @@
+"""Vocabularies: which values are kept, in what order, and how they grow."""
+
+from multigate.data.vocabulary import Vocabulary
+
+
+def test_a_vocabulary_grows_behind_its_own_values_and_counts_are_added() -> None:
+    old, newer = Vocabulary(("b", "a"), (5, 3)), Vocabulary(("c", "a", "d"), (9, 4, 1), left_out=2)
+    grown = old.grown(newer)
+    assert (grown.values, grown.counts, grown.left_out) == (("b", "a", "c", "d"), (5, 7, 9, 1), 2)
+    assert [grown.id(one) for one in (None, "b", "a", "c", "d", "e")] == [1, 2, 3, 4, 5, 0]
+
+
+def test_a_vocabulary_that_is_full_keeps_its_own_values_and_counts_what_it_leaves_out() -> None:
+    old, newer = Vocabulary(("b", "a"), (5, 3)), Vocabulary(("c", "a", "d"), (9, 4, 1), left_out=2)
+    for most, values, left_out in ((3, ("b", "a", "c"), 3), (2, ("b", "a"), 4), (1, ("b", "a"), 4)):
+        grown = old.grown(newer, most)
+        assert (grown.values, grown.left_out) == (values, left_out)
+
+
+def test_a_vocabulary_keeps_the_most_frequent_and_of_equal_ones_the_first_by_name() -> None:
+    counts = {"d": 2, "a": 1, "c": 2, "b": 2, "e": 7}
+    for most in range(1, 7):
+        found = Vocabulary.fit(counts, 1, most)
+        assert (
+            list(zip(found.values, found.counts, strict=True))
+            == sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+        )
+        assert found.left_out == max(5 - most, 0)
+    assert Vocabulary.fit(counts, 2, 5).values == ("e", "b", "c", "d")
+    assert Vocabulary.fit(counts, 3, 4).values == ("e",)
