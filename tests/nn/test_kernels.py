@@ -127,6 +127,9 @@ def test_the_mixture_and_its_gradients_are_those_of_matmuls(
 PLANTED = {
     "another sum": ("held[lane] += wide(w", "held[lane] -= wide(w"),
     "a row too few": ("i < many; ++i) narrow(sum[i], made[i])", "i + 1 < many; ++i) narrow(sum[i], made[i])"),
+    "sixteen rows from the tile's start": ("sum_of_products<16>(w + lane", "sum_of_products<16>(w"),
+    "half of wide rows": ("dim == 16 ? look_up<16>", "dim == 16 ? look_up<8>"),
+    "half of wide gradients": ("dim == 16 ? add_up<16>", "dim == 16 ? add_up<8>"),
     "another row": ("std::copy_n(table + place * dim", "std::copy_n(table + (place ^ 1) * dim"),
     "gradients not added": ("sum[i] += pull[i]", "sum[i] = pull[i]"),
     "negatives kept": ("word[i] &= above(word[i])", "word[i] &= Word(-1)"),

@@ -200,12 +200,17 @@ def _processor() -> str:
 def _agrees(found: Kernels) -> bool:
     """Whether they compute what torch does, on a few numbers."""
     random = torch.Generator().manual_seed(0)
-    table, starts, owners = torch.randn((9, 5), generator=random), torch.tensor([0, 4, 0]), torch.tensor([0, 1, 0])
+    starts, owners = torch.tensor([0, 4, 0]), torch.tensor([0, 1, 0])
     ids = torch.randint(0, 4, (7, 3), generator=random, dtype=torch.int32)
-    rows, places = found.look_up(table, ids, starts), (ids + starts).long()
-    sums = torch.zeros(9, 5).index_add_(0, places.flatten(), rows.flatten(0, 1))
-    pairs = [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
-    weights, pull, sources = (torch.randn(shape, generator=random) for shape in ((2, 3, 133), (2, 5, 133), (3, 5, 133)))
+    places = (ids + starts).long()
+    pairs: list[tuple[Tensor, Tensor, float]] = []
+    for dim in (5, 8, 16):  # any, and those that have code of their own
+        table = torch.randn((9, dim), generator=random)
+        rows = found.look_up(table, ids, starts)
+        sums = torch.zeros(9, dim).index_add_(0, places.flatten(), rows.flatten(0, 1))
+        pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
+    # a tile, and in the next one 64, 16 and single rows at a time
+    weights, pull, sources = (torch.randn(shape, generator=random) for shape in ((2, 3, 213), (2, 5, 213), (3, 5, 213)))
     for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         x, dz = sources.to(dtype), pull.to(dtype)
         of_weights, of_sources = found.unmix(weights, x, dz)
