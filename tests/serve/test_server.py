@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from multigate.serve import server as server_module
 from multigate.serve.app import application
 from multigate.serve.models import name_models
 from multigate.serve.server import serve
-from processes import run
+from processes import TOLD, run
 
 
 def samples(page: str) -> dict[str, float]:
@@ -191,6 +192,31 @@ def test_several_models_and_processes(folder: Path, tmp_path: Path, rows: Rows) 
     for child in last:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processes_go_on_without_those_whose_bundle_is_gone(folder: Path, tmp_path: Path, rows: Rows) -> None:
+    """The one that is left holds it in memory; where that dies, too, the server ends and says why."""
+    shutil.copytree(folder / "shop", tmp_path / "shop")
+    with serving(tmp_path, "shop", "--workers", 2, "--engine", "torch") as server:
+        expected = read(server.client.post("/predict", json=rows[0]))
+        server.client.close()
+        one, other = children(server)
+        (tmp_path / "shop").rename(tmp_path / "moved")
+        os.kill(one, signal.SIGKILL)
+        while "go on without it" not in (tmp_path / TOLD).read_text(encoding="utf-8"):
+            time.sleep(0.05)
+        assert read(httpx.post(f"{server.url}/predict", json=rows[0], timeout=60)) == expected
+        os.kill(other, signal.SIGKILL)
+        end = server.end()
+    gone = "there is no folder shop; name that of a run or a bundle"
+    assert end.told.splitlines()[1:] == [
+        "a process ended with exit code -9; another takes its place",
+        f"{gone}; the others go on without it",
+        "a process ended with exit code -9; another takes its place",
+        f"error: {gone}",
+    ]
+    assert end.code == 2
 
 
 def children(server: Serving) -> list[int]:

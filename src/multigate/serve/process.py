@@ -89,13 +89,7 @@ def run_several(job: Job, listening: socket.socket, workers: int, ready: Callabl
             ready()
             while True:
                 wait([worker.process.sentinel for worker in held])
-                for at, worker in enumerate(held):
-                    if not worker.process.is_alive():
-                        code = worker.process.exitcode
-                        print(f"a process ended with exit code {code}; another takes its place", file=sys.stderr)
-                        worker.pipe.close()
-                        held[at] = _start(job, listening)
-                        _await(held[at])
+                _replace_dead(held, job, listening)
         finally:
             listening.close()
             _end(held)
@@ -137,6 +131,27 @@ def _await(worker: _Worker) -> None:
         ) from None
     if error is not None:
         raise error
+
+
+def _replace_dead(held: list[_Worker], job: Job, listening: socket.socket) -> None:
+    """Start a process for each that has died. One that cannot serve is done without, unless it is the last: it raises."""
+    fresh = []
+    for at, worker in enumerate(held):
+        if not worker.process.is_alive():
+            code = worker.process.exitcode
+            print(f"a process ended with exit code {code}; another takes its place", file=sys.stderr, flush=True)
+            worker.pipe.close()
+            held[at] = _start(job, listening)
+            fresh.append(held[at])
+    for worker in fresh:
+        try:
+            _await(worker)
+        except MultigateError as error:
+            if len(held) == 1:
+                raise
+            held.remove(worker)
+            worker.pipe.close()
+            print(f"{error}; the others go on without it", file=sys.stderr, flush=True)
 
 
 def _end(held: list[_Worker]) -> None:
