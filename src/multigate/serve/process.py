@@ -134,7 +134,7 @@ def _await(worker: _Worker) -> None:
 
 
 def _replace_dead(held: list[_Worker], job: Job, listening: socket.socket) -> None:
-    """Start a process for each that has died. One that cannot serve is done without, unless it is the last: it raises."""
+    """Start a process for each that has died; go on without one that cannot serve, unless it is the last: it raises."""
     fresh = []
     for at, worker in enumerate(held):
         if not worker.process.is_alive():
