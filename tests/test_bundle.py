@@ -304,7 +304,7 @@ def test_labels_are_not_needed_and_extra_columns_are_ignored(bundle: Bundle, tab
 def test_no_rows_give_no_predictions(bundle: Bundle, table: pa.Table) -> None:
     record = next(iter(table.to_batches())).slice(0, 0)
     answers = bundle.engines.table(arrays(bundle.encoder.columns(record, labels=False)))
-    assert all(len(values) == 0 for values in bundle._named(answers).values())
+    assert all(len(values) == 0 for values in bundle._named(answers, record).values())
 
 
 def test_probabilities_are_exact_in_the_tails() -> None:
@@ -404,6 +404,16 @@ def places(tree: object, path: tuple = ()) -> Iterator[tuple]:
     inner = tree.items() if isinstance(tree, dict) else enumerate(tree[:3]) if isinstance(tree, list) else ()
     for key, value in inner:
         yield from places(value, (*path, key))
+
+
+def test_an_encoder_with_a_scale_too_few_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    """The one that is left would be taken for all numbers of a row."""
+    folder = shutil.copytree(run_folder / "bundle", tmp_path / "bundle")
+    tree = json.loads((folder / "encoder" / "encoder.json").read_bytes())
+    del tree["scales"][1:]
+    forged(folder, "encoder/encoder.json", json.dumps(tree).encode())
+    with pytest.raises(BundleError, match="has scales of 1 numbers, its schema 2"):
+        load(folder)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a forged sd of 0 divides by it

@@ -358,7 +358,7 @@ class Encoder:
         for at, name in enumerate(names.to_pylist()):
             start, stop = np.searchsorted(index, at), np.searchsorted(index, at, side="right")
             vocabularies[name] = Vocabulary(values[start:stop], counts[start:stop])
-        return cls(
+        encoder = cls(
             saved,
             Fitted(
                 rows=content["rows"],
@@ -369,6 +369,10 @@ class Encoder:
                 tasks=tuple(LabelStats.model_validate(one) for one in content["tasks"]),
             ),
         )
+        scales, numbers = len(encoder.fitted.scales), len(encoder.layout.numbers)
+        if scales != numbers:
+            raise DataError(f"{folder} has scales of {scales} numbers, its schema {numbers}; save or copy it again")
+        return encoder
 
 
 def _id_column(feature: Number | Time, name: str) -> IdColumn:
