@@ -64,6 +64,13 @@ def test_nothing_behind_a_sign_of_comments_is_lost(text: str) -> None:
     assert Expression("'buy#2' * click").names == ("buy#2", "click")
 
 
+@pytest.mark.parametrize("text", ["'a' 'b'", "'size=it''s'", r"'a\x62'", "r'ab'", "'''ab'''"])
+def test_a_name_in_quotes_is_what_stands_between_them(text: str) -> None:
+    """Python joins, unpacks or strips them; a name may not be read as another."""
+    with pytest.raises(ValueError, match="is no name in quotes"):
+        Expression(f"2 * {text}")
+
+
 def test_what_mathematics_does_not_have_is_no_number_and_no_warning() -> None:
     rows = {"p": np.array([0.0, 1.0], np.float32)}
     assert Expression("log(p)")(rows).tolist() == [-math.inf, 0]

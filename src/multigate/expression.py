@@ -21,9 +21,9 @@ OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-FUNCTIONS = {"abs": "abs", "exp": "exp", "log": "log", "sqrt": "sqrt"}
+FUNCTIONS = ("abs", "exp", "log", "sqrt")
 OF_SEVERAL = {"max": "maximum", "min": "minimum"}
-"""What they are called in numpy."""
+"""Functions of two or more, and what they are called in numpy."""
 HIGHEST = sys.float_info.max
 LARGEST = 500
 """Names, numbers and signs that one may have."""
@@ -62,7 +62,7 @@ class Expression:
 
         match node:
             case ast.Name() | ast.Constant(value=str()):
-                name = str(node.value) if isinstance(node, ast.Constant) else self._written(node)
+                name = self._name(node)
                 self._names.append(name)
                 return lambda values: np.asarray(values[name], np.float64)
             case ast.Constant(value=int(number) | float(number)) if not isinstance(number, bool) and number <= HIGHEST:
@@ -75,12 +75,20 @@ class Expression:
                 apply, first, second = OPERATORS[type(sign)], self._compiled(left), self._compiled(right)
                 return lambda values: apply(first(values), second(values))
             case ast.Call(func=ast.Name(id=name), args=[one], keywords=[]) if name in FUNCTIONS:
-                function, inner = getattr(np, FUNCTIONS[name]), self._compiled(one)
+                function, inner = getattr(np, name), self._compiled(one)
                 return lambda values: function(inner(values))
             case ast.Call(func=ast.Name(id=name), args=[_, _, *_] as several, keywords=[]) if name in OF_SEVERAL:
                 function, parts = getattr(np, OF_SEVERAL[name]), [self._compiled(one) for one in several]
                 return lambda values: reduce(function, (part(values) for part in parts))
         raise ValueError(f"{_short(self._written(node))} is none of {FORM}; names such as 'buy|click' want quotes")
+
+    def _name(self, node: ast.Name | ast.Constant) -> str:
+        written = self._written(node)
+        if isinstance(node, ast.Name):
+            return written
+        if written[1:-1] != node.value:  # Python joins neighbours, and has letters of its own behind backslashes
+            raise ValueError(f"{_short(written)} is no name in quotes; write it as it is between two quotes")
+        return written[1:-1]
 
     def _written(self, node: ast.expr) -> str:
         """The text of a part; of a name Python itself keeps the compatible form of Unicode, which may be another's."""

@@ -282,12 +282,12 @@ class Schema(Options):
             raise ValueError(
                 "every feature is kept from the tasks by its 'use'; leave it out of those they should read"
             )
-        for what, held in (("a task", self.tasks), ("an output", self.outputs)):
-            written = sorted(set(self.keys) & {one.name for one in held})
-            if written:
+        for one in predicted:
+            if one.name in self.keys:
+                kind = "a task" if isinstance(one, Task) else "an output"
                 raise ValueError(
-                    f"key {written[0]!r} has the name of {what}, whose predictions stand in a column of that name; "
-                    f"leave it out of the keys, or give the {what.split()[1]} another name"
+                    f"key {one.name!r} has the name of {kind}, whose predictions stand in a column of that name; "
+                    "leave it out of the keys, or give that another name"
                 )
         kinds = {task.name: task.kind for task in self.tasks}
         for task in self.tasks:

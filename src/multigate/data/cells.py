@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import cache, partial
@@ -155,12 +155,10 @@ def _as_truth(text: str) -> str | None:
 def _as_number(text: str) -> str | None:
     if text in MISSING:
         return None
-    try:
-        if "_" in text:  # Python reads 1_000, no table does
-            raise ValueError
-        return str(int(text)) if re.fullmatch(r"\s*[+-]?\d{1,76}\s*", text) else _float_text(float(text))
-    except ValueError:
-        return {"true": "1", "false": "0"}.get(text.lower(), text)
+    with suppress(ValueError):
+        if "_" not in text:  # Python reads 1_000, no table does
+            return str(int(text)) if re.fullmatch(r"\s*[+-]?\d{1,76}\s*", text) else _float_text(float(text))
+    return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
 def _as_moment(text: str, day: bool, zone: str | None) -> str | None:
