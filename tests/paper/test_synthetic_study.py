@@ -10,11 +10,16 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
+from multigate.analysis.workers import Workers
+from multigate.datasets.synthetic import Synthetic
+from multigate.paper.ledger import Ledger
 from multigate.paper.published import figure_2, figure_5
+from multigate.paper.study import Site
 from multigate.paper.synthetic.account import quantile_of
-from multigate.paper.synthetic.cells import PILOT_SEEDS, best_rate, gate_divergence
-from multigate.paper.synthetic.study import counted_weights, equal_units, structures
-from multigate.paper.synthetic.toy import Toy
+from multigate.paper.synthetic.cells import PILOT_SEEDS, best_rate, cell, choose_rates, gate_divergence
+from multigate.paper.synthetic.study import SyntheticStudy, counted_weights, equal_units, structures
+from multigate.paper.synthetic.toy import Toy, Training
+from multigate.training.progress import Reporter
 from processes import Stop, run
 
 TINY = (
@@ -55,6 +60,15 @@ def test_the_rate_with_the_least_loss_is_taken() -> None:
     ]
     assert best_rate(rows) == 0.001
     assert best_rate(rows[:3]) == 0.01
+
+
+def test_where_there_is_no_choice_of_rates_nothing_is_trained(tmp_path: Path) -> None:
+    site = Site(Ledger(tmp_path, "synthetic", SyntheticStudy()), tmp_path, torch.device("cpu"), Reporter(quiet=True))
+    training = Training(structures(10)["mmoe"], Synthetic(size=10), (), (), (8,), 100, 4, True)
+    made = cell("paper", "mmoe", training.structure, training)
+    with Workers(1) as workers:
+        assert choose_rates([made], (0.3,), 2, site, workers) == {made.name: 0.3}
+    assert not (tmp_path / "parts").exists()
 
 
 def test_gates_diverge_as_scipy_has_it() -> None:
@@ -112,13 +126,13 @@ def test_a_study_goes_on_where_it_was_stopped_and_tells_all(tmp_path: Path) -> N
     charts = json.loads(text.partition('id="page-charts">')[2].partition("</script>")[0])["specs"]
     assert len(charts) == 1 + 1 + 1 + 3
     settings = text.partition('id="settings"')[2]
-    for cell in (
+    for row in (
         '<th scope="row">steps</th><td>100</td>',
         "default 10000",
         "0.5, 0.9, 1.0",
         '<th scope="row">data.scale</th><td>0.638</td>',
     ):
-        assert cell in "".join(line.strip() for line in settings.splitlines()), cell
+        assert row in "".join(line.strip() for line in settings.splitlines()), row
     pictures = {path.name for path in (whole / "figures").iterdir()}
     assert pictures == {f"figure{at}.{kind}" for at in (2, 3, 4, 5) for kind in ("svg", "png")}
 

@@ -48,7 +48,12 @@ def cell(group: str, name: str, structure: Structure, training: Training) -> Cel
 def choose_rates(
     cells: Sequence[Cell], rates: Sequence[float], runs: int, site: Site, workers: Workers
 ) -> dict[str, float]:
-    """The learning rate of each cell by its name, after ``runs`` of each rate on seeds of their own."""
+    """The learning rate of each cell by its name, after ``runs`` of each rate, where there is a choice.
+
+    Seeds are their own.
+    """
+    if len(rates) == 1:
+        return {one.name: rates[0] for one in cells}
     seeds = range(PILOT_SEEDS, PILOT_SEEDS + runs)
     found = train_cells("pilot", {one: with_runs(one, seeds, rates) for one in cells}, site, workers)
     return {one.name: best_rate(rows) for one, rows in found.items()}

@@ -93,7 +93,7 @@ class SyntheticStudy(Options):
         return values
 
 
-QUICK = {"runs": 20, "steps": 3_500, "pilot": 3, "choice_runs": 4, "beyond_runs": 4}
+QUICK = {"runs": 20, "steps": 5_000, "rates": (DEFAULT_RATE,), "choice_runs": 4, "beyond_runs": 4}
 
 
 def structures(size: int = 100) -> dict[str, Structure]:
