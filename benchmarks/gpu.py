@@ -6,8 +6,10 @@
 Checks come first. In float32, without TF32, dropout or unseen ids, from the same weights on the same batches: the
 losses of every structure and every balance over ten steps, of embedding tables with an optimiser of their own, of runs
 stacked as one, and of a training that is put back from its checkpoint; where a structure draws random numbers on the
-device, its scores. Then times: ceilings of matmuls and memory, the tutorial's MMoE (batches on the device, and from the
-loader), and stacks of it. ``--device cpu`` is for trying the script: it compares the processor with itself.
+device, its scores; with all that draws and follows a schedule, steps that are recorded beside steps that are launched.
+Then times: ceilings of matmuls and memory, the tutorial's MMoE as the tutorial has it and as it is here (batches on the
+device, and from the loader), and stacks of it. ``--device cpu`` is for trying the script: it compares the processor
+with itself.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -29,15 +32,18 @@ from machine import describe
 from multigate.balance import BALANCES
 from multigate.batch import Batch
 from multigate.data.prepared import Prepared
-from multigate.evaluate import forward, to_device
+from multigate.data.rows import to_device
+from multigate.evaluate import forward
 from multigate.experiment import Optimizer
 from multigate.nn.embed import Embedding
 from multigate.sharing import STRUCTURES, VARIANTS
 from multigate.training.cohort import Cohort
 from multigate.training.fit import Fit
+from multigate.training.recorded import OFF
 from results import show, table
 from roofline import step_multiply_adds
 from steps import CPU, begun, prepared_rows
+from tutorial import MMoE as Tutorial
 from zipf import Law, draw, schema
 
 LAW = Law(columns=32, vocabulary=3_200, numbers=8, tasks=2)
@@ -70,6 +76,7 @@ class Check(NamedTuple):
     name: str
     off: float
     most: float
+    steps: str = ""
 
     @property
     def passed(self) -> bool:
@@ -106,19 +113,23 @@ def checks(ground: Ground) -> Iterator[Check]:
         yield against_processor(ground, f"tables by {name}", experiment(optimizer=optimizer))
     yield stacked(ground)
     yield put_back(ground)
+    yield from recorded(ground)
+    yield unrecorded(ground)
 
 
 def against_processor(ground: Ground, name: str, one: mg.Experiment) -> Check:
     fits = ground.fit(one, CPU), ground.fit(one)
     here, there = (curve(fit, batches_of(fit, STEPS)) for fit in fits)
-    return Check(name, difference(here, there), CLOSE)
+    return Check(name, difference(here, there), CLOSE, "recorded" if fits[1].recorded else "launched")
 
 
 def scored(ground: Ground, name: str, one: mg.Experiment) -> Check:
-    """Logits of the same weights on both."""
+    """Logits of the same weights on both; steps on the device alone."""
     fits = ground.fit(one, CPU), ground.fit(one)
     here, there = (torch.from_numpy(forward(fit.model, batches_of(fit, 2), fit.device).logits) for fit in fits)
-    return Check(name, ((here - there).abs().max() / here.abs().max()).item(), CLOSE)
+    off = ((here - there).abs().max() / here.abs().max()).item()
+    finite = curve(fits[1], batches_of(fits[1], STEPS)).isfinite().all()
+    return Check(name, off if finite else float("nan"), CLOSE, "recorded" if fits[1].recorded else "launched")
 
 
 def stacked(ground: Ground) -> Check:
@@ -142,6 +153,42 @@ def put_back(ground: Ground) -> Check:
     second = begun(one, ground.prepared, first.folder, ground.device)
     second.restore()
     return Check("checkpoint", difference(curve(first, batches[STEPS:]), curve(second, batches[STEPS:])), KEPT)
+
+
+def recorded(ground: Ground) -> Iterator[Check]:
+    """Steps with random draws, a schedule, clipping, an average and learnt weights: recorded, and each launched."""
+    one = experiment(
+        embedding=Embedding(dim=8), balance="uncertainty", optimizer=Optimizer(clip=1.0, average=0.9), precision="auto"
+    )
+    found = []
+    for name in ("on", "off"):
+        with graphs(name):
+            fit = ground.fit(one)
+            alone = curve(fit, batches_of(fit, 2 * STEPS))
+            together = cohort(ground, [one.with_(seed=seed) for seed in range(3)])
+            torch.manual_seed(0)
+            losses = [together.step(batch).cpu() for batch in islice(together.batches(0), 2 * STEPS)]
+        found.append((alone, fit.average.values[1].cpu(), torch.stack(losses)))
+    for name, a, b in zip(("losses", "average", "stack's losses"), *found, strict=True):
+        yield Check(f"recorded {name}", difference(a, b), KEPT)
+
+
+def unrecorded(ground: Ground) -> Check:
+    """A model that cannot be recorded, for it looks at a value: it is told by its failing, and goes on by launches."""
+    one = experiment(embedding=Embedding(dim=8))
+    fits = ground.fit(one), ground.fit(one)
+    forward_of = fits[0].model.sharing.forward
+    fits[0].model.sharing.forward = lambda x: forward_of(x * x[0, 0].item() ** 0)
+    looking, plain = (curve(fit, batches_of(fit, STEPS)) for fit in fits)
+    return Check("a look at a value", difference(plain, looking), KEPT, "recorded" if fits[0].recorded else "launched")
+
+
+@contextmanager
+def graphs(name: str) -> Iterator[None]:
+    """Whether steps are recorded, on or off, of trainings that begin inside."""
+    os.environ[OFF] = name
+    yield
+    del os.environ[OFF]
 
 
 def batches_of(fit: Fit, many: int) -> list[Batch]:
@@ -216,19 +263,45 @@ def memory(device: torch.device, size: int, times: int) -> dict[str, float]:
     return {name: size / seconds(work, times, device) for name, work in ways.items()}
 
 
+def tutorial_seconds(ground: Ground, size: int, precision: str, times: int) -> float:
+    """Of a step of the tutorial's model and optimiser, its rows on the device."""
+    device, columns = ground.device, LAW.columns
+    torch.manual_seed(0)
+    model = Tutorial([LAW.vocabulary // columns] * columns, LAW.numbers, LAW.tasks).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    sparse = torch.randint(LAW.vocabulary // columns, (size, columns), device=device)
+    dense, labels = torch.randn(size, LAW.numbers, device=device), torch.rand(size, LAW.tasks, device=device).round()
+    loss_function = torch.nn.BCEWithLogitsLoss()
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            outputs = model(sparse, dense)
+            loss = sum(loss_function(output, labels[:, k]) for k, output in enumerate(outputs))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return seconds(step, times, device)
+
+
 def training_rows(ground: Ground, rates: dict[str, float], sizes: Sequence[int], times: int) -> list[list[str]]:
     lines = []
     for name in PRECISIONS:
         with precision_set(name) as told:
             for size in sizes:
-                fit = ground.fit(experiment(told, size))
+                yardstick = tutorial_seconds(ground, size, told, times)
+                with graphs("off"):
+                    fit = ground.fit(experiment(told, size))
                 batches = [to_device(batch, ground.device) for batch in batches_of(fit, times)]
-                inside = seconds(lambda fit=fit, batches=batches: curve(fit, batches), 1, ground.device) / len(batches)
-                streamed = seconds(lambda fit=fit: curve(fit, batches_of(fit, times)), 1, ground.device) / len(batches)
+                launched = seconds(partial(curve, fit, batches), 1, ground.device) / len(batches)
+                fit = ground.fit(experiment(told, size))
+                inside = seconds(partial(curve, fit, batches), 1, ground.device) / len(batches)
+                streamed = seconds(lambda fit=fit: curve(fit, fit.loader.epoch(0)), 1, ground.device) / len(fit.loader)
                 least = step_multiply_adds(fit.model.multiply_adds(), batches[0].rows) / rates[name]
-                rows = batches[0].rows
-                cells = [f"{1e3 * inside:.2f}", f"{rows / inside:,.0f}", f"{least / inside:.1%}"]
-                lines.append([name, f"{rows:,}", *cells, f"{1e3 * streamed:.2f}", f"{rows / streamed:,.0f}"])
+                rows = ground.prepared.train.rows / len(fit.loader)
+                cells = [f"{1e3 * one:.2f}" for one in (yardstick, launched, inside, streamed)]
+                ratios = [f"{rows / streamed:,.0f}", f"{yardstick / streamed:.1f}", f"{least / inside:.1%}"]
+                lines.append([name, f"{size:,}", *cells, *ratios])
     return lines
 
 
@@ -258,14 +331,16 @@ def main() -> None:
         tables = {"train": rows, "valid": rows.slice(0, 1_000)}
         ground = Ground(prepared_rows(experiment(), folder / "prepared", tables), folder, device)
         found = list(checks(ground))
-        worst = table(["check", "off", "allowed"], [[one.name, f"{one.off:.0e}", f"{one.most:.0e}"] for one in found])
+        lines = [[one.name, f"{one.off:.0e}", f"{one.most:.0e}", one.steps] for one in found]
+        worst = table(["check", "off", "allowed", "steps on the device"], lines)
         show("gpu-checks", worst)
         failed = [one.name for one in found if not one.passed]
         if failed:
             sys.exit("not equal: " + ", ".join(failed))
         rates = ceilings(device, 512 if quick else 8192, times)
         moved = memory(device, 1 << 20 if quick else 1 << 30, times)
-        head = ["precision", "batch", "ms a step", "rows/s", "of the ceiling", "ms from the loader", "rows/s"]
+        head = ["precision", "batch", "ms a step: tutorial", "launched", "recorded", "of an epoch"]
+        head += ["rows/s of an epoch", "x tutorial", "of the ceiling"]
         told = [f"{name} {2e-12 * rate:,.1f} TFLOP/s" for name, rate in rates.items()]
         told += [f"{name} {rate / 1e9:,.1f} GB/s" for name, rate in moved.items()]
         show("gpu-train", table(head, training_rows(ground, rates, sizes, times)), f"Measured: {', '.join(told)}.")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from multigate.batch import Batch, output_columns
 from multigate.data.encoder import Encoder
+from multigate.data.rows import to_device
 from multigate.errors import ExperimentError, nearest
 from multigate.metrics import HIGHER_IS_BETTER, LOSS, PRIMARY, bootstrap, score_task
 from multigate.model import Model
@@ -51,19 +52,9 @@ def forward(model: Model, batches: Iterable[Batch], device: torch.device) -> Sco
             logits = out.logits.float().cpu()
             conditionals = logits if out.conditionals is out.logits else out.conditionals.float().cpu()
             kept = (logits, conditionals, batch.labels, batch.known, batch.weights, batch.groups)
-            parts.append(tuple(one.numpy() for one in kept))
+            parts.append(tuple(one.cpu().numpy() for one in kept))
     model.train(training)
     return Scored(*(np.concatenate(one) for one in zip(*parts, strict=True)))
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device; itself where it is there already."""
-    if device.type == "cpu":
-        return batch
-    moved = [one.to(device, non_blocking=True) for one in (batch.numbers, batch.categories)]
-    bags = tuple(type(bag)(bag.values.to(device), bag.offsets.to(device)) for bag in batch.bags)
-    rest = [one.to(device, non_blocking=True) for one in (batch.labels, batch.known, batch.weights, batch.groups)]
-    return Batch(moved[0], moved[1], bags, *rest)
 
 
 def spaces(schema: Schema, encoder: Encoder, scored: Scored, tasks: Sequence[int] | None = None) -> list[Space]:

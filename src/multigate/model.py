@@ -214,7 +214,7 @@ class Bias(nn.Module):
         self.register_buffer("own", functional.pad(torch.ones(span[1] - span[0]), self.margins) > 0, persistent=False)
 
     def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Biased:
-        rows, ends = numbers.shape[0], torch.tensor([0, 1], device=numbers.device)
+        rows, ends = numbers.shape[0], torch.arange(2, device=numbers.device)
         missing = self._tower(
             numbers.new_full((1, numbers.shape[1]), math.nan),
             categories.new_full((1, categories.shape[1]), MISSING),

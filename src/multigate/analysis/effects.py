@@ -10,8 +10,7 @@ from torch import Tensor
 from multigate.batch import Batch, output_columns
 from multigate.bundle import Bundle
 from multigate.data.names import FeatureColumns
-from multigate.data.rows import cut
-from multigate.evaluate import to_device
+from multigate.data.rows import cut, to_device
 from multigate.model import Outputs, Represented
 
 ROWS = 256

@@ -12,9 +12,8 @@ from multigate.analysis.gates import LevelGates, level_gates
 from multigate.analysis.importance import Importance, permutation_importance
 from multigate.analysis.subject import Subject
 from multigate.analysis.units import Units, watching
-from multigate.data.rows import join
+from multigate.data.rows import join, to_device
 from multigate.errors import DataError
-from multigate.evaluate import to_device
 from multigate.options import Options
 
 __all__ = ["Finding", "Importance", "Inspection", "LevelGates", "Served", "Units", "inspect_model"]

@@ -17,9 +17,9 @@ from multigate.analysis.relatedness import Matrix, as_matrix, relatedness
 from multigate.analysis.subject import Subject
 from multigate.bundle import ROWS, Bundle
 from multigate.data.prepared import Prepared
-from multigate.data.rows import pick_tasks
+from multigate.data.rows import pick_tasks, to_device
 from multigate.errors import RunError
-from multigate.evaluate import forward, spaces, to_device
+from multigate.evaluate import forward, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import PRIMARY, bootstrap, score_task
 from multigate.model import Model

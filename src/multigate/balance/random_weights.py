@@ -20,7 +20,9 @@ class RandomWeights(Balance):
 
 
 class RandomBalancer(Balancer):
-    """Draws from torch's global generator, whose state is in every checkpoint."""
+    """Draws from torch's global generator, whose state is in every checkpoint; that of the CPU on every device."""
+
+    recordable = False
 
     def balanced(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
         return shares(torch.randn(len(losses)).to(losses.device), active)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from itertools import islice
+from contextlib import closing
+from itertools import chain, groupby, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor
 from multigate.batch import Batch
 from multigate.data.ahead import ahead
 from multigate.data.prepared import Part
-from multigate.data.rows import cut, join, pick, pick_tasks
+from multigate.data.rows import cut, join, pick, pick_tasks, to_device
+
+CPU = torch.device("cpu")
 
 
 class Loader:
@@ -22,6 +25,8 @@ class Loader:
     together and their rows permuted. With ``world`` ranks, each batch of world * batch_size rows is dealt out in
     ``world`` equal pieces (the last may differ by a row, or be empty): ranks are disjoint, cover the part and have
     the same number of batches. ``tasks`` are the places of the tasks to keep; all if None.
+
+    For a GPU as ``device`` the rows of a window are moved there and picked there, unless there are bags among them.
     """
 
     def __init__(
@@ -36,11 +41,13 @@ class Loader:
         world: int = 1,
         window: int = 4,
         prefetch: bool = True,
+        device: torch.device = CPU,
     ) -> None:
         self.part, self.batch_size, self.seed, self.shuffle = part, batch_size, seed, shuffle
         self.tasks = None if tasks is None else tuple(tasks)
         self.rank, self.world, self.prefetch = rank, world, prefetch
         self.window = window if shuffle else 1
+        self.device = CPU if device.type == "cpu" or part.shards[0].bags else device
         self._epoch, self._batch = 0, 0
         self._whole: Batch | None = None
         """All rows, kept where they fit in one window: nothing is copied anew each epoch."""
@@ -66,7 +73,7 @@ class Loader:
 
     def _handed_out(self, number: int, start: int) -> Generator[Batch]:
         batches: Generator[Batch, None, None] = self._gathered(number, start)
-        made = ahead(batches) if self.prefetch else batches
+        made = ahead(batches) if self.prefetch and self.device is CPU else batches  # a GPU itself is what is ahead
         try:
             for at, batch in enumerate(made, start + 1):
                 self._epoch, self._batch = number, at
@@ -76,27 +83,35 @@ class Loader:
 
     def _gathered(self, number: int, start: int) -> Generator[Batch, None, None]:
         held: _Held | None = None
-        for pieces in islice(self._plan(number), start, None):
-            parts = []
-            for window, low, high in pieces:
-                if held is None or held.window != window:
-                    held = None
-                    held = self._hold(window, number)
-                parts.append(held.rows(low, high))
-            yield join(parts)
+        with closing(self._held(number, start)) as windows:
+            for pieces in islice(self._plan(number), start, None):
+                parts = []
+                for window, low, high in pieces:
+                    if held is None or held.window != window:
+                        held = None  # its memory is free before the next is there
+                        held = next(windows)
+                    parts.append(held.rows(low, high))
+                yield join(parts)
+
+    def _held(self, number: int, start: int) -> Generator["_Held", None, None]:
+        """The windows of an epoch from its batch ``start`` on, in order; for a GPU one is read while one is used."""
+        pieces = chain.from_iterable(islice(self._plan(number), start, None))
+        held = (self._hold(window, number) for window, _ in groupby(piece.window for piece in pieces))
+        read_ahead = self.prefetch and self.device is not CPU and len(self.part.sizes) > self.window
+        return ahead(held, depth=1) if read_ahead else held
 
     def _hold(self, window: "_Window", epoch: int) -> "_Held":
         if self._whole is not None:
             batch = self._whole
         else:
             batch = join([self.part.shards[at] for at in window.shards])
-            batch = batch if self.tasks is None else pick_tasks(batch, self.tasks)
+            batch = to_device(batch if self.tasks is None else pick_tasks(batch, self.tasks), self.device)
             if self.shuffle and len(window.shards) == len(self.part.shards):
                 self._whole = batch
         if not self.shuffle:
             return _Held(window, batch, None)
         order = self._random(epoch, window.number + 1).permutation(batch.rows)
-        return _Held(window, batch, torch.from_numpy(order))
+        return _Held(window, batch, torch.from_numpy(order).to(self.device))
 
     def _plan(self, epoch: int) -> Iterator[list["_Piece"]]:
         """For each batch the pieces of windows it is made of: this rank's share of them."""

@@ -1,7 +1,8 @@
-"""Random masks, cheaply: one random byte an element, eight from each draw of the generator."""
+"""Random masks, cheaply: one random byte an element, on a processor eight from each draw of the generator."""
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,9 +15,25 @@ def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
     level = round(realised(rate) * LEVELS)
     if level >= LEVELS:  # does not fit into the byte it is compared with
         return torch.ones(*shape, dtype=torch.bool, device=device)
+    if device.type != "cpu" or _stacked_by_an_old_torch():  # draws cost nothing on a GPU
+        return torch.randint(0, LEVELS, tuple(shape), dtype=torch.uint8, device=device) < level
     count = math.prod(shape)
     draws = torch.randint(-(2**63), 2**63 - 1, ((count + 7) // 8,), dtype=torch.int64, device=device)
     return (draws.view(torch.uint8)[:count] < level).view(*shape)
+
+
+def _stacked_by_an_old_torch() -> bool:
+    """Whether ``vmap`` is at work, of a torch (2.11 is one) that cannot view bytes there."""
+    return torch._C._functorch.peek_interpreter_stack() is not None and not _views_bytes()
+
+
+@cache
+def _views_bytes() -> bool:
+    try:
+        torch.vmap(lambda x: x.view(torch.uint8))(torch.zeros(1, 1, dtype=torch.int64))
+    except RuntimeError:
+        return False
+    return True
 
 
 def realised(rate: float) -> float:

@@ -23,6 +23,8 @@ class PairDistance(nn.Module):
 class TraceNorm(nn.Module):
     """The trace norm of the matrix of a row per task (Yang and Hospedales 2016, "last axis flattening")."""
 
+    recordable = False  # on a GPU: to decompose a matrix is to look at it
+
     def forward(self, weight: Tensor, bias: Tensor) -> Tensor:
         return trace_norm(weight.flatten(1), bias)
 

@@ -15,9 +15,8 @@ from multigate.batch import Batch
 from multigate.data.ahead import ahead
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
-from multigate.data.rows import join, pick, pick_tasks
+from multigate.data.rows import join, pick, pick_tasks, to_device
 from multigate.errors import ExperimentError, RunError
-from multigate.evaluate import to_device
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
@@ -123,14 +122,16 @@ class Cohort:
         loaders = [self.runs[run].loader for run in self.active]
         orders = [loader.order(self.epoch) for loader in loaders]
         places = [order for order in orders if order is not None]
-        return ahead(self._from_one(places, start) if len(places) == len(loaders) else self._from_each(loaders, start))
+        made = self._from_one(places, start) if len(places) == len(loaders) else self._from_each(loaders, start)
+        return made if loaders[0].device.type != "cpu" else ahead(made)
 
     def _from_one(self, orders: Sequence[Tensor], start: int) -> Generator[Batch]:
         """Where all rows are in memory: those of every run are taken at once."""
         if self._whole is None:
             whole = join(list(self.prepared.train.shards))
-            self._whole = whole if self._tasks is None else pick_tasks(whole, self._tasks)
-        places, size = torch.stack(list(orders)), self.runs[0].loader.batch_size
+            whole = whole if self._tasks is None else pick_tasks(whole, self._tasks)
+            self._whole = to_device(whole, self.runs[0].loader.device)
+        places, size = torch.stack(list(orders)).to(self._whole.numbers.device), self.runs[0].loader.batch_size
         for first in range(start * size, places.shape[1], size):
             rows = places[:, first : first + size].flatten()
             yield in_front(pick(self._whole, rows), len(orders))

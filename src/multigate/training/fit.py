@@ -13,17 +13,18 @@ from multigate.batch import Batch
 from multigate.bundle import ROWS, build_model
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
-from multigate.data.rows import pick_tasks
+from multigate.data.rows import pick_tasks, to_device
 from multigate.errors import RunError
-from multigate.evaluate import Monitor, forward, scores, spaces, to_device
+from multigate.evaluate import Monitor, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.objective import Objective
 from multigate.run import METRICS, difference, keep_history
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from multigate.training.diverged import diverged
 from multigate.training.interrupts import Interrupted
-from multigate.training.optimizers import Average, build_optimizer, clip, rate_at
+from multigate.training.optimizers import Average, Rate, build_optimizer, clip, rate_at
 from multigate.training.randomness import random_state, set_random_state
+from multigate.training.recorded import Recorded, may_be_recorded
 from multigate.training.tables import TableOptimizer, large_tables
 from multigate.unscored import NO_NUMBERS, listed_reasons, unscored
 
@@ -61,9 +62,11 @@ class Fit:
         averaged = (p for p in self.model.parameters() if id(p) not in own)
         self.average = Average(averaged, decay) if decay else None
         size = batch_size(experiment.batch_size, prepared.train.rows)
-        self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks)
+        self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks, device=device)
         self.steps = experiment.epochs * len(self.loader)
         self.precision = precision(experiment.precision, device)
+        self.rate = Rate(self.optimizer, device)
+        self._go_down = Recorded(self._down) if self._may_be_recorded() else self._down
         self.step_done = 0
         self.epoch = 0
         self.best_value = -math.inf
@@ -76,11 +79,26 @@ class Fit:
         """Tasks and conditionals that the validation rows cannot score, and why; filled once they are looked at."""
 
     def step(self, batch: Batch) -> Tensor:
-        """One step down the weighted losses; returns the loss, still on the device."""
+        """One step down the weighted losses; returns the loss, detached and still on the device."""
         batch = to_device(batch, self.device)
         draws = random_state(self.device) if self.balance.looks_back else {}
+        self.rate.set(rate_at(self.experiment.optimizer, self.step_done, self.steps))
+        loss, losses = self._go_down(batch)
+        if self.average is not None:
+            self.average.update()
+        if self.balance.looks_back:
+            set_random_state(draws, self.device)  # the same dropout masks: only the step makes a difference
+            with torch.no_grad():
+                after, _, _ = self._losses(batch)
+            self.balance.after_step(losses, after, _present(batch))
+        self.losses += losses
+        self.step_done += 1
+        return loss
+
+    def _down(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Move all weights; returns the loss, and the losses of the tasks (T,)."""
         losses, penalty, x = self._losses(batch)
-        present = (batch.known & (batch.weights > 0)).any(0)
+        present = _present(batch)
         due = self.balance.needs_gramian and self.step_done % self.balance.every == 0
         gramian = task_gramian(losses, x) if due else None
         weights = self.balance.weights(losses.detach(), gramian, present)
@@ -92,21 +110,15 @@ class Fit:
         if options.clip is not None:
             dense = [p.grad for p in self.trained if p.grad is not None]
             clip([*dense, *(one.gradient for one in touched if one is not None)], options.clip)
-        rate = rate_at(options, self.step_done, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.step()
-        self.tables.step(touched, rate)
-        if self.average is not None:
-            self.average.update()
-        if self.balance.looks_back:
-            set_random_state(draws, self.device)  # the same dropout masks: only the step makes a difference
-            with torch.no_grad():
-                after, _, _ = self._losses(batch)
-            self.balance.after_step(losses.detach(), after, present)
-        self.losses += losses.detach()
-        self.step_done += 1
-        return loss
+        self.tables.step(touched, self.rate.value)
+        return loss.detach(), losses.detach()
+
+    def _may_be_recorded(self) -> bool:
+        """Whether a step is the same launches on a GPU each time."""
+        alike = not (self.balance.needs_gramian or self.balance.looks_back or self.tables.weights)
+        alike = alike and not self.prepared.layout.bags  # as many ids as there happen to be
+        return self.device.type == "cuda" and alike and may_be_recorded(self.model, self.objective, self.balance)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,) of a batch, the structure's penalty, and the x they come from."""
@@ -178,6 +190,11 @@ class Fit:
         save_checkpoint(self.folder / CHECKPOINT, tensors, state)
 
     @property
+    def recorded(self) -> bool:
+        """Whether steps were recorded, as they are on a GPU."""
+        return isinstance(self._go_down, Recorded) and self._go_down.done
+
+    @property
     def finished(self) -> bool:
         """Whether it is at its end, or was without a better epoch for too long."""
         patience = self.experiment.patience
@@ -225,6 +242,11 @@ class Fit:
         self.seconds = state["seconds"]
         set_random_state(tensors, self.device)
         keep_history(self.folder / METRICS, self.step_done)
+
+
+def _present(batch: Batch) -> Tensor:
+    """Tasks with a label in the batch (T,)."""
+    return (batch.known & (batch.weights > 0)).any(0)
 
 
 def batch_size(asked: int | None, rows: int) -> int:

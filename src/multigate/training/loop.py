@@ -12,8 +12,8 @@ import torch
 from multigate.batch import Batch
 from multigate.bundle import Bundle
 from multigate.data.prepared import Prepared
+from multigate.data.rows import to_device
 from multigate.errors import ExperimentError
-from multigate.evaluate import to_device
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.run import METRICS

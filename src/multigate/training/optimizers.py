@@ -49,6 +49,26 @@ def rate_at(options: Optimizer, step: int, steps: int) -> float:
     return options.learning_rate * _between(1.0, START * END, (step - top) / max(last - top, 1e-9))
 
 
+class Rate:
+    """The learning rate of an optimiser: a number, and on a GPU a place in its memory, for what is recorded there."""
+
+    def __init__(self, optimizer: Adam, device: torch.device) -> None:
+        self.value = 0.0
+        self._groups = optimizer.param_groups
+        self._place = torch.zeros((), device=device) if device.type == "cuda" else None
+        for group in self._groups if self._place is not None else ():
+            group["lr"] = self._place
+
+    def set(self, value: float) -> None:
+        """Let the next step go by this rate."""
+        self.value = value
+        if self._place is not None:
+            self._place.fill_(value)
+            return
+        for group in self._groups:
+            group["lr"] = value
+
+
 def _between(start: float, end: float, progress: float) -> float:
     """Half a cosine wave from start to end."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -19,7 +19,8 @@ from multigate.data.rows import join
 from multigate.errors import ExperimentError
 from multigate.experiment import Optimizer
 from multigate.nn.embed import StackedTables
-from multigate.training.optimizers import Average, build_optimizer, rate_at
+from multigate.training.optimizers import Average, Rate, build_optimizer, rate_at
+from multigate.training.recorded import Recorded, may_be_recorded
 from multigate.training.stacking import Stacking
 
 TRACE_AFTER = 100
@@ -75,24 +76,35 @@ class Replicas:
         self.average: Average | None = None
         self._seen: dict[Any, int] = {}
         self._graphs: dict[Any, Callable[..., tuple[Tensor, list[Tensor | None]]]] = {}
+        self._recorded = next(iter(self.parameters.values())).is_cuda and may_be_recorded(self._plain)
+        """Whether steps are recorded as they are on a GPU, in place of being traced."""
         self._build()
 
     def step(self, *batch: Any) -> Tensor:
         """One step of every run in the stack. Tensors (R, B, ...), nested as you like -> losses (R, T)."""
+        for bucket in self._buckets:
+            bucket.set_rate(self.step_done, self.steps)
+        (losses,) = self._go_down(*batch)
+        if self.average is not None:
+            self.average.update()
+        self.step_done += 1
+        return losses
+
+    def _down(self, *batch: Any) -> tuple[Tensor]:
+        """Move all weights; returns the losses (R, T)."""
         losses, gradients = self._graph(batch)(list(self.parameters.values()), self.buffers, batch)
         for leaf, gradient in zip(self.parameters.values(), gradients, strict=True):
             leaf.grad = gradient
         if self.options.clip is not None:
             self._clip(self.options.clip)
         for bucket in self._buckets:
-            bucket.update(self.parameters, self.step_done, self.steps)
-        if self.average is not None:
-            self.average.update()
-        self.step_done += 1
-        return losses
+            bucket.update(self.parameters)
+        return (losses,)
 
     def _graph(self, batch: tuple[Any, ...]) -> Callable[..., tuple[Tensor, list[Tensor | None]]]:
         """``_gradients``; traced once so many batches of the same shapes have come that tracing pays."""
+        if self._recorded:
+            return self._gradients
         shapes = (len(self.active), *((leaf.shape, leaf.stride(), leaf.dtype) for leaf in tree_leaves(batch)))
         self._seen[shapes] = self._seen.get(shapes, 0) + 1
         if self._seen[shapes] < TRACE_AFTER:
@@ -198,6 +210,7 @@ class Replicas:
             start = stop
         if self.options.average:
             self.average = Average(self.parameters.values(), self.options.average)
+        self._go_down: Callable[..., Sequence[Tensor]] = Recorded(self._down) if self._recorded else self._down
 
     def _stacked(
         self,
@@ -339,13 +352,15 @@ class _Bucket:
             setattr(slices.get_submodule(owner), own, nn.Parameter(leaf.detach()[start:stop]))
         self.weights = dict(slices.named_parameters())
         self.optimizer = build_optimizer(slices, nn.Module(), self.options)
+        self.rate = Rate(self.optimizer, next(iter(leaves.values())).device)
 
-    def update(self, leaves: Mapping[str, Tensor], step: int, steps: int) -> None:
+    def set_rate(self, step: int, steps: int) -> None:
+        self.rate.set(rate_at(self.options, step, steps))
+
+    def update(self, leaves: Mapping[str, Tensor]) -> None:
         for name, weight in self.weights.items():
             gradient = leaves[name].grad
             weight.grad = None if gradient is None else gradient[self.start : self.stop]
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.options, step, steps)
         self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:

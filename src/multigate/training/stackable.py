@@ -13,6 +13,7 @@ from multigate.experiment import Experiment, Optimizer
 from multigate.objective import Objective
 from multigate.training.cohort import Replica, replica_loss
 from multigate.training.fit import batch_size
+from multigate.training.recorded import keeps_more_than_tensors
 from multigate.training.replicas import Replicas, stack_batches
 from multigate.training.tables import large_tables
 from multigate.training.turns import turn
@@ -23,9 +24,6 @@ MOST_WORK = 8_000_000
 """Multiply-adds of one run's step, forward, above which its matmuls fill a processor, and stacking loses (measured)."""
 MOST_BYTES = 2 * 2**30
 """Memory that stacked weights, gradients, moments and rows may take."""
-
-EXTRA = "_extra_state"
-"""How torch names what a module keeps outside its tensors: Python's, which a stack has once and a trace as it was."""
 
 
 def why_apart(
@@ -44,7 +42,7 @@ def why_apart(
         return f"balance {first.balance.method!r} looks at the gradients or steps of one run at a time"
     if large_tables(model, first.optimizer):
         return "its embedding tables have an optimiser of their own"
-    if any(name.endswith(EXTRA) for name in model.state_dict()):
+    if keeps_more_than_tensors(model):
         return f"structure {first.sharing.name!r} keeps state outside its tensors"
     size = batch_size(first.batch_size, prepared.train.rows)
     work = model.multiply_adds() * size

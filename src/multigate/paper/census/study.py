@@ -34,13 +34,17 @@ from multigate.paper.census.rows import (
     read_tables,
     sampled,
 )
-from multigate.paper.census.training import CHANCE, Choices, Ground, run_one_hot, run_point, try_point
+from multigate.paper.census.training import CHANCE, Choices, Ground, run_one_hot, run_point, run_points, try_point
 from multigate.paper.ledger import Row
-from multigate.paper.parts import run_parts
+from multigate.paper.parts import run_parts, run_together
 from multigate.paper.study import Site, Study
 from multigate.writing import remove
 
 DATA = "census-income"
+STACK = 15
+"""Runs that a GPU trains as one; a processor is filled by one alone."""
+ON_A_GPU = 4
+"""Processes that share a GPU: a training of this size leaves it idle for the most part."""
 Group = Literal[1, 2]
 Run = Callable[[Ground, Training, Point, int], dict[str, Any]]
 
@@ -66,7 +70,7 @@ class CensusStudy(Options):
     """The longest training."""
     choices: Choices = Choices()
     workers: int | None = Field(default=None, ge=1)
-    """Processes; null is one for each core."""
+    """Processes; null is one for each core, and on a GPU at most four."""
     storage: str | None = None
     """URL of the trials' database, such as ``postgresql://...``, for machines that search together; null is a file in
     the folder of results, for this one alone."""
@@ -113,7 +117,8 @@ def run(settings: CensusStudy, site: Site) -> list[Account]:
     correlations = {main: _correlation(tables, main, site) for main in settings.mains}
     rows = sampled(tables, settings.rows or tables.train.num_rows)
     wanted = trainings(settings.mains, AUXILIARY, settings.methods)
-    with Workers(settings.workers or usable_cores()) as workers:
+    processes = min(usable_cores(), ON_A_GPU) if site.device.type == "cuda" else usable_cores()
+    with Workers(settings.workers or processes) as workers:
         trials = _tune(settings, site, wanted, rows, workers)
         chosen = {name: best(found).point for name, found in trials.items()}
         _drop_others(site, chosen)
@@ -180,15 +185,21 @@ def _runs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Of each training the runs with seeds 0 .. runs - 1; those of values that are no longer chosen are run again."""
     ground = _ground(settings, site, "runs", prepare_runs(rows, _rows_of(site, "runs"), site.report))
-    parts = {
-        f"run-{one.name}-{seed:03d}": partial(run_point, ground, one, chosen[one.name], seed)
-        for seed in range(settings.runs)
-        for one in wanted
-    }
-    run_parts(site, "runs (runs)", parts, workers, partial(_kept, site))
-    return {
-        one.name: [site.ledger.rows(f"run-{one.name}-{seed:03d}")[0] for seed in range(settings.runs)] for one in wanted
-    }
+    together = STACK if site.device.type == "cuda" else 1
+    due: dict[tuple[str, ...], Job] = {}
+    for first in range(0, settings.runs, together):
+        for one in wanted:
+            seeds = range(first, min(first + together, settings.runs))
+            names = {seed: _run_name(one, seed) for seed in seeds}
+            left = [seed for seed in seeds if not site.ledger.has(names[seed])]
+            if left:
+                due[tuple(names[seed] for seed in left)] = partial(run_points, ground, one, chosen[one.name], left)
+    run_together(site, "runs (runs)", due, workers, partial(_kept, site), of=settings.runs * len(wanted))
+    return {one.name: [site.ledger.rows(_run_name(one, seed))[0] for seed in range(settings.runs)] for one in wanted}
+
+
+def _run_name(training: Training, seed: int) -> str:
+    return f"run-{training.name}-{seed:03d}"
 
 
 def _traps(

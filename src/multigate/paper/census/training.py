@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,11 @@ from multigate.options import Options
 from multigate.paper.census.methods import BOOSTING, Training, boosting_settings, structure
 from multigate.paper.census.one_hot import OneHot
 from multigate.paper.census.rows import places
+from multigate.training.cohort import fit_cohort
 from multigate.training.diverged import Diverged
-from multigate.training.loop import choose_device, fit
+from multigate.training.loop import Fitted, choose_device, fit
 from multigate.training.progress import Reporter
+from multigate.training.stackable import FEWEST, why_apart
 
 CHANCE = 0.5
 """AUC of a training that came to what is no number, and of a trial that fails again and again."""
@@ -86,6 +88,35 @@ def run_point(ground: Ground, training: Training, point: Point, seed: int) -> di
     return about | _run(ground, training, point, seed, {"": _test_rows})
 
 
+def run_points(ground: Ground, training: Training, point: Point, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Such a run of each seed, all trained as one where that may be and none diverges."""
+    if training.method == BOOSTING:
+        return [run_point(ground, training, point, seed) for seed in seeds]
+    prepared, device = opened(ground.prepared), choose_device(ground.device)
+    experiments = [experiment_of(training, point, ground.choices, prepared, seed) for seed in seeds]
+    tasks = places(prepared, training.tasks)
+    if len(seeds) < FEWEST or why_apart(experiments, prepared, device, tasks):
+        return [run_point(ground, training, point, seed) for seed in seeds]
+    folder = ground.work / f"{_name(training, point)}-{seeds[0]}-{seeds[-1]}"
+    folders = [folder / str(seed) for seed in seeds]
+    for one in folders:
+        one.mkdir(parents=True, exist_ok=True)
+    try:
+        fits = fit_cohort(
+            experiments, prepared, folders, folder / "all.safetensors",
+            device=device, report=Reporter(quiet=True), tasks=tasks,
+        )  # fmt: skip
+    except Diverged:
+        shutil.rmtree(folder)
+        return [run_point(ground, training, point, seed) for seed in seeds]
+    rows = [
+        _about(training, point, seed) | _row(fitted, prepared, training, {"": _test_rows}, device)
+        for seed, fitted in zip(seeds, fits, strict=True)
+    ]
+    shutil.rmtree(folder)
+    return rows
+
+
 def run_one_hot(ground: Ground, training: Training, point: Point, seed: int, data: Path) -> dict[str, Any]:
     """A run on one-hot columns, scored on the test rows with their columns in place, and shifted."""
     columns = OneHot(pq.read_table(data / "train.parquet"))
@@ -114,7 +145,7 @@ def _test_rows(prepared: Prepared) -> Iterable[Batch]:
 def _run(ground: Ground, training: Training, point: Point, seed: int, scored_on: Mapping[str, Rows]) -> dict[str, Any]:
     """Train, or go on, and score: what it cost, and metrics under the names of what they are on."""
     prepared, device = opened(ground.prepared), choose_device(ground.device)
-    folder = ground.work / f"{training.name}-{xxhash.xxh3_64_hexdigest(json.dumps(point).encode())}-{seed}"
+    folder = ground.work / f"{_name(training, point)}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         fitted = fit(
@@ -125,6 +156,20 @@ def _run(ground: Ground, training: Training, point: Point, seed: int, scored_on:
         shutil.rmtree(folder)
         failed = {f"{what}{name}/auc": CHANCE for what in scored_on for name in training.tasks}
         return failed | {"valid": CHANCE, "seconds": math.nan}
+    row = _row(fitted, prepared, training, scored_on, device)
+    shutil.rmtree(folder)
+    return row
+
+
+def _name(training: Training, point: Point) -> str:
+    """Of the folder of a run, but for its seed."""
+    return f"{training.name}-{xxhash.xxh3_64_hexdigest(json.dumps(point).encode())}"
+
+
+def _row(
+    fitted: Fitted, prepared: Prepared, training: Training, scored_on: Mapping[str, Rows], device: torch.device
+) -> dict[str, Any]:
+    """What a run cost, and its metrics."""
     row = {
         "valid": fitted.best[f"{training.tasks[0]}/auc"],
         "epochs": fitted.epochs,
@@ -135,7 +180,6 @@ def _run(ground: Ground, training: Training, point: Point, seed: int, scored_on:
     for what, rows in scored_on.items():
         found = _scores(fitted.model, prepared, training.tasks, rows(prepared), device)
         row |= {f"{what}{name}": value for name, value in found.items()}
-    shutil.rmtree(folder)
     return row
 
 

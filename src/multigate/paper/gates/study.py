@@ -8,11 +8,10 @@ import torch
 from pydantic import Field
 
 from multigate.data.prepared import Prepared
-from multigate.data.rows import join
+from multigate.data.rows import join, to_device
 from multigate.datasets.census_income import census_schema
 from multigate.datasets.kuairand import PARTS
 from multigate.errors import DataError
-from multigate.evaluate import to_device
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.options import Options
