@@ -251,3 +251,30 @@ def test_cutting_joining_and_picking_undo_each_other(part):
     equal(join([cut(whole, 0, 3), cut(whole, 3, 3), cut(whole, 3, 100)]), cut(whole, 0, 100))
     order = torch.randperm(ROWS)
     equal(pick(pick(whole, order), order.argsort()), whole)
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+def test_rows_that_are_picked_where_a_gpu_has_them_are_the_same(part, window):
+    """The way of a GPU, windows read ahead and rows picked by who asks, with the processor as GPU."""
+    for tasks, start in ((None, 0), ([1], 0), (None, 7)):
+        plain = Loader(part, 50, window=window, seed=3, tasks=tasks)
+        other = Loader(part, 50, window=window, seed=3, tasks=tasks)
+        other.device = torch.device("cpu", 0)  # not the same object: no processor to this loader
+        for epoch in (0, 1):
+            pairs = zip(other.epoch(epoch, start), plain.epoch(epoch, start), strict=True)
+            for left, right in pairs:
+                equal(left, right)
+    stopped = other.epoch(0)
+    next(stopped)
+    stopped.close()
+    assert not [one for one in threading.enumerate() if one.name == "multigate-ahead"]
+
+
+def test_tensors_elsewhere_are_picked_and_joined_there(part):
+    """As on a GPU; meta tensors stand for those, of which shapes alone are known."""
+    rows = torch.tensor([3, 1, 4])
+    whole = part.shards[0]._replace(bags=())
+    there = type(whole)(*(one.to("meta") if isinstance(one, torch.Tensor) else one for one in whole))
+    picked = pick(there, rows.to("meta"))
+    assert [one.shape for one in join([picked, picked])[3:]] == [one.shape for one in join([pick(whole, rows)] * 2)[3:]]
+    assert picked.numbers.device.type == "meta"

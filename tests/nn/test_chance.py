@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from multigate.nn import chance as module
 from multigate.nn.chance import chance, dropout, realised
 
 
@@ -34,3 +35,16 @@ def test_dropout_keeps_the_mean_and_scales_the_gradient() -> None:
     assert torch.equal(x.grad > 0, kept)
     torch.testing.assert_close(x.grad[kept], out.detach()[kept])
     assert dropout(x, 0.3, training=False) is x
+
+
+def test_an_old_torch_draws_in_stacks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.11 cannot view bytes under ``vmap``: rates are the same, and each model's draws are its own."""
+    monkeypatch.setattr(module, "_views_bytes", lambda: False)
+    viewed = []
+    monkeypatch.setattr(torch.Tensor, "view", lambda *_: viewed.append(1))
+    stacked = torch.vmap(lambda x: x * chance(x.shape, 0.3, x.device), randomness="different")(torch.ones(3, 400, 99))
+    assert not viewed
+    p = realised(0.3)
+    for one in stacked:
+        assert abs(one.mean().item() - p) < 5 * (p * (1 - p) / one.numel()) ** 0.5
+    assert not torch.equal(stacked[0], stacked[1])
