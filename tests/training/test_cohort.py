@@ -54,6 +54,41 @@ def train_alone(experiment: Experiment, prepared: Prepared, folder: Path) -> Fit
         return fit(experiment, prepared, folder, device=CPU, report=report)
 
 
+def test_runs_scored_as_one_are_scored_as_each_alone(
+    feed_experiment: Experiment, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, in pieces that do not divide the batches; of two of three runs, for one has stopped."""
+    monkeypatch.setattr("multigate.training.cohort.SCORED_AT_ONCE", 2 * 147)
+    features = [one for one in feed_experiment.schema.features if one.kind != "bag"]
+    schema = feed_experiment.schema.with_(features=features)
+    tables = [open_table(path) for path in (feed_experiment.train, feed_experiment.valid, feed_experiment.test)]
+    without_bags = prepare(schema, *tables, feed_experiment.split, tmp_path / "prepared")
+    experiments = [feed_experiment.with_(schema=schema, seed=seed) for seed in range(3)]
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    for one in folders:
+        one.mkdir()
+    cohort = Cohort(experiments, without_bags, folders, tmp_path / "all", CPU, None)
+    for batch in list(cohort.batches(0))[:3]:
+        cohort.step(batch)
+    cohort.replicas.stop([1])
+    assert cohort._may_be_scored()
+    for number, scored in zip((0, 2), cohort.scored(), strict=True):
+        cohort._bring_back(number)
+        run = cohort.runs[number]
+        alone = forward(run.model, run.validation(), CPU)
+        for name, one, other in zip(scored._fields, scored, alone, strict=True):
+            torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), rtol=1e-4, atol=1e-5, msg=name)
+    assert abs(scored.logits - cohort.scored()[0].logits).max() > 0.01, "both runs are the same"
+
+
+def test_an_average_and_bags_are_scored_alone(feed_experiment: Experiment, prepared: Prepared, tmp_path: Path) -> None:
+    for name, rows, average in (("bags", prepared, 0.0), ("average", prepared, 0.9)):
+        one = feed_experiment.with_(optimizer={"average": average})
+        (tmp_path / name).mkdir()
+        cohort = Cohort([one, one.with_(seed=1)], rows, [tmp_path / name] * 2, tmp_path / "all", CPU, None)
+        assert not cohort._may_be_scored()
+
+
 STACKABLE = [name for name in BALANCES if name in ("fixed", "uncertainty", "imtl_l", "dwa", "stch", "geometric_mean")]
 
 

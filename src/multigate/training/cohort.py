@@ -15,8 +15,9 @@ from multigate.batch import Batch
 from multigate.data.ahead import ahead
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
-from multigate.data.rows import join, pick, pick_tasks, to_device
+from multigate.data.rows import cut, join, pick, pick_tasks, to_device
 from multigate.errors import ExperimentError, RunError
+from multigate.evaluate import Scored
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
@@ -31,6 +32,9 @@ from multigate.training.progress import Reporter
 from multigate.training.randomness import devices, random_state, set_random_state
 from multigate.training.replicas import Replicas, in_front, stack_batches
 from multigate.training.turns import turn
+
+SCORED_AT_ONCE = 1 << 17
+"""Rows, of all runs together, that are scored in one pass: what they make of them is in memory at once."""
 
 
 class Replica(nn.Module):
@@ -52,6 +56,12 @@ def replica_loss(replica: Replica, batch: Batch) -> tuple[Tensor, Tensor]:
     present = (batch.known & (batch.weights > 0)).any(0)
     weights = replica.balance.weights(losses.detach(), None, present)
     return losses, (weights * losses).sum() + replica.balance.penalty(present) + outputs.penalty
+
+
+def replica_outputs(replica: Replica, numbers: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and conditionals (B, O) in float32."""
+    outputs = replica.model(numbers, categories)
+    return outputs.logits.float(), outputs.conditionals.float()
 
 
 class Cohort:
@@ -143,11 +153,12 @@ class Cohort:
 
     def end_epoch(self, report: Reporter) -> None:
         """Score every run, keep its best weights, and take out of the stack those that are finished."""
+        known = self.scored() if self.device.type == "cuda" and self._may_be_scored() else [None] * len(self.active)
         for at, number in enumerate(list(self.active)):
             run = self.runs[number]
             self._bring_back(number)
             run.losses = self.losses[at]
-            scored = run.evaluate()
+            scored = run.evaluate(known[at])
             if self.epoch == 0 and at == 0:  # the rows are those of all
                 warn(run, report)
             entry = entry_of(run, scored)
@@ -161,6 +172,25 @@ class Cohort:
         self.replicas.stop([number for number in self.active if self.runs[number].finished])
         self.losses = self._no_losses()
         self.save()
+
+    def _may_be_scored(self) -> bool:
+        """Whether the stack holds the weights that are kept, and reads what all of its runs may read at once."""
+        return self.replicas.average is None and not self.prepared.layout.bags
+
+    def scored(self) -> list[Scored]:
+        """What the runs in the stack make of the validation rows; each alone would wait for the GPU at every batch."""
+        runs, size = len(self.active), max(1, SCORED_AT_ONCE // len(self.active))
+        batches = list(self.runs[0].validation())
+        made: list[tuple[Tensor, Tensor]] = []
+        for batch in batches:
+            for start in range(0, batch.rows, size):
+                piece = to_device(cut(batch, start, min(start + size, batch.rows)), self.device)
+                read = (piece.numbers.expand(runs, -1, -1), piece.categories.expand(runs, -1, -1))
+                made.append(self.replicas.outputs(replica_outputs, *read))
+        logits, conditionals = (torch.cat(parts, 1).cpu().numpy() for parts in zip(*made, strict=True))
+        rows = join(batches)
+        shared = (rows.labels, rows.known, rows.weights, rows.groups)
+        return [Scored(logits[at], conditionals[at], *(one.numpy() for one in shared)) for at in range(runs)]
 
     def _bring_back(self, number: int) -> None:
         """The weights of one run, and their average, from the stack into its own model."""

@@ -1,7 +1,7 @@
 """One training in progress: everything that moves, a step of it, and how to save it and go on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import pick_tasks, to_device
 from multigate.errors import RunError
-from multigate.evaluate import Monitor, forward, scores, spaces
+from multigate.evaluate import Monitor, Scored, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.objective import Objective
 from multigate.run import METRICS, difference, keep_history
@@ -133,12 +133,17 @@ class Fit:
         )  # fmt: skip
         return losses, outputs.penalty, seen.x
 
-    def evaluate(self) -> dict[str, float]:
-        """Validation metrics of the weights as they would be kept."""
+    def validation(self) -> Iterator[Batch]:
+        """The validation rows that are looked at after an epoch."""
+        looked_at = self.prepared.valid.sample(ROWS, self.experiment.valid_rows)
+        return (pick_tasks(batch, self.tasks) for batch in looked_at)
+
+    def evaluate(self, scored: Scored | None = None) -> dict[str, float]:
+        """Validation metrics of the weights as they would be kept; ``scored``: what they make of those rows, if known."""
         if self.average is not None:
             self.average.swap()
-        looked_at = self.prepared.valid.sample(ROWS, self.experiment.valid_rows)
-        scored = forward(self.model, (pick_tasks(batch, self.tasks) for batch in looked_at), self.device)
+        if scored is None:
+            scored = forward(self.model, self.validation(), self.device)
         found = spaces(self.schema, self.prepared.encoder, scored, self.tasks)
         metrics = scores(found)
         self.unscored = unscored(found, metrics)
