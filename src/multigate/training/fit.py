@@ -139,7 +139,7 @@ class Fit:
         return (pick_tasks(batch, self.tasks) for batch in looked_at)
 
     def evaluate(self, scored: Scored | None = None) -> dict[str, float]:
-        """Validation metrics of the weights as they would be kept; ``scored``: what they make of those rows, if known."""
+        """Validation metrics of the weights as they would be kept; ``scored``: what they make of the rows, if known."""
         if self.average is not None:
             self.average.swap()
         if scored is None:
