@@ -4,12 +4,14 @@ import base64
 import hashlib
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import altair as alt
 import pytest
 import vl_convert
 from reading import BAD, BAD_TASK, QUOTES, Html, Trainings
 
+from multigate.report import page
 from multigate.report.page import render
 
 
@@ -83,3 +85,27 @@ def test_charts_are_valid_and_described(html: Html) -> None:
         assert "NaN" not in str(spec)
         assert "nan" not in str(spec)
     assert len(kinds) > 5
+
+
+def test_the_libraries_are_put_together_once_and_used_as_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept for other processes, not used once altered, and not needed where nothing can be kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made: list[str] = []
+
+    def bundle(snippet: str, version: str) -> str:
+        made.append(version)
+        return f"{snippet}\r\n// ü {len(made)}"
+
+    monkeypatch.setattr(vl_convert, "javascript_bundle", bundle)
+    script = page._script.__wrapped__
+    first = script()
+    assert script() == first
+    assert len(made) == 1
+    (kept,) = tmp_path.rglob("*.js")
+    kept.write_text("alert(1)")
+    assert script() == f"{page.DRAW}\r\n// ü 2"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file" / "inside"))
+    (tmp_path / "a file").write_text("")
+    assert script() == f"{page.DRAW}\r\n// ü 3"

@@ -3,12 +3,16 @@
 import base64
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from typing import NamedTuple
 
-from multigate.errors import MultigateError
+from multigate.cache import cache_folder
+from multigate.errors import MultigateError, RunError
 from multigate.report.blocks import Block, Chart, Spec
+from multigate.writing import write_text
 
 DRAW = """
 const page = JSON.parse(document.getElementById("page-charts").textContent);
@@ -77,12 +81,30 @@ def render(title: str, about: str, chapters: Sequence[Chapter]) -> str:
 
 @cache
 def _script() -> str:
-    """The Vega libraries and ``DRAW`` in one, put together once in a process: that takes longer than all the rest."""
+    """The Vega libraries and ``DRAW`` in one, put together once on a machine: that takes longer than all the rest.
+
+    It is kept under a name that says what it was made from and what is in it: a file that was cut off or altered since
+    is not put into a page, but made anew.
+    """
     import altair
     import vl_convert
 
     major, minor, _ = altair.SCHEMA_VERSION.removeprefix("v").split(".")
-    return vl_convert.javascript_bundle(DRAW, f"{major}.{minor}")
+    made_from = _digest(f"{version('vl-convert-python')} {major}.{minor} {DRAW}")
+    folder = cache_folder() / "pages"
+    with suppress(OSError, UnicodeError):
+        for path in folder.glob(f"{made_from}-*.js"):
+            kept = path.read_bytes().decode()
+            if path.stem == f"{made_from}-{_digest(kept)}":
+                return kept
+    script: str = vl_convert.javascript_bundle(DRAW, f"{major}.{minor}")
+    with suppress(RunError):  # where nothing can be kept it is made each time
+        write_text(folder / f"{made_from}-{_digest(script)}.js", script)
+    return script
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _hash(script: str) -> str:
