@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
+
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -27,15 +29,15 @@ def run_typed(line: str, folder: Path) -> None:
     command, _, target = line.partition(" > ")
     words = shlex.split(command)
     assert words[0] == "multigate", line
-    output = run([sys.executable, "-m", *words], folder)
+    done = processes.run(words[1:], folder)
+    assert done.code == 0, f"{line}\n{done.said}\n{done.told}"
     if target:
-        (folder / target).write_text(output)
+        (folder / target).write_text(done.said)
 
 
-def run(command: list[str], folder: Path) -> str:
+def run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def test_the_file_tree_names_what_is_there() -> None:
