@@ -44,13 +44,13 @@ class Fitted(NamedTuple):
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one. Raises ``ExperimentError`` for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ExperimentError("device 'cuda': no CUDA device is available here; use --device cpu")
-    if name not in ("cpu", "cuda"):
+    if name not in ("cpu", "cuda", "auto"):
         raise ExperimentError(f"device {name!r}: choose cpu, cuda or auto")
-    return torch.device(name)
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ExperimentError("device 'cuda': no CUDA device is available here; use --device cpu")
+    return torch.device("cuda", torch.cuda.current_device())  # by its number: threads have a current one of their own
 
 
 Observe = Callable[[Fit, Batch], None]
