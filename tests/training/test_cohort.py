@@ -1,8 +1,10 @@
 """A cohort leaves what its runs would have left one after the other; each ends by itself; stopped, it goes on."""
 
+import gc
 import json
 import os
 import signal
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from multigate.run import read_history
 from multigate.sharing import SharedBottom, Soft
 from multigate.sharing.shared_bottom import SharedBottomSharing
 from multigate.training.cohort import Cohort, fit_cohort
+from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted
 from multigate.training.loop import Fitted, fit
 from multigate.training.progress import Reporter
@@ -319,6 +322,28 @@ def test_what_cannot_or_need_not_be_stacked_is_said(
     assert why_apart([feed_experiment], prepared, CPU) == ""
     large = feed_experiment.with_(sharing=SharedBottom(hidden=(256, 256)), batch_size=4096)
     assert why_apart([large] * 2, prepared, torch.device("cuda")) == "", "one run does not fill a GPU"
+
+
+def test_a_training_is_gone_with_the_last_who_holds_it(
+    feed_experiment: Experiment, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Not some time later, when Python looks for circles: many are trained in one process, and each may be large."""
+    gc.collect()
+    gc.disable()
+    try:
+        for begin in (
+            lambda: Fit(feed_experiment, prepared, tmp_path, CPU, None),
+            lambda: Cohort([feed_experiment] * 2, prepared, [tmp_path] * 2, tmp_path / "all", CPU, None),
+        ):
+            one = begin()
+            batches = one.batches(0) if isinstance(one, Cohort) else one.loader.epoch(0)
+            one.step(next(batches))
+            batches.close()
+            held = weakref.ref(one.replicas if isinstance(one, Cohort) else one.model)
+            del one, batches
+            assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_experiments_that_differ_in_more_are_refused(

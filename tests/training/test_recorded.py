@@ -12,7 +12,7 @@ from multigate.schema import Task
 from multigate.sharing import MMoE, Soft
 from multigate.training.adam import Adam
 from multigate.training.optimizers import Rate
-from multigate.training.recorded import AFTER, Recorded, _leaves, may_be_recorded
+from multigate.training.recorded import AFTER, Recordings, _leaves, may_be_recorded
 
 LAYOUT = Layout(
     numbers=(NumberColumn(feature="x"),),
@@ -64,12 +64,12 @@ def test_what_cannot_be_recorded_is_called_as_it_is() -> None:
         calls.append(batch.sum().item())
         return (batch.sum(),)
 
-    recorded = Recorded(function)
+    recordings = Recordings()
     for at in range(AFTER + 3):
-        assert recorded(torch.full((2,), float(at)))[0] == 2 * at
+        assert recordings.call(function, torch.full((2,), float(at)))[0] == 2 * at
     assert calls == [2.0 * at for at in range(AFTER + 3)]
-    assert recorded.failed
-    assert not recorded.done
+    assert recordings.failed
+    assert not recordings.done
 
 
 def test_the_tensors_of_a_batch_are_found_in_order() -> None:

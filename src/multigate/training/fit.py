@@ -24,7 +24,7 @@ from multigate.training.diverged import diverged
 from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import Average, Rate, build_optimizer, clip, rate_at
 from multigate.training.randomness import random_state, set_random_state
-from multigate.training.recorded import Recorded, may_be_recorded
+from multigate.training.recorded import Recordings, may_be_recorded
 from multigate.training.tables import TableOptimizer, large_tables
 from multigate.unscored import NO_NUMBERS, listed_reasons, unscored
 
@@ -66,7 +66,7 @@ class Fit:
         self.steps = experiment.epochs * len(self.loader)
         self.precision = precision(experiment.precision, device)
         self.rate = Rate(self.optimizer, device)
-        self._go_down = Recorded(self._down) if self._may_be_recorded() else self._down
+        self.recordings = Recordings() if self._may_be_recorded() else None
         self.step_done = 0
         self.epoch = 0
         self.best_value = -math.inf
@@ -83,7 +83,8 @@ class Fit:
         batch = to_device(batch, self.device)
         draws = random_state(self.device) if self.balance.looks_back else {}
         self.rate.set(rate_at(self.experiment.optimizer, self.step_done, self.steps))
-        loss, losses = self._go_down(batch)
+        held = self.recordings
+        loss, losses = self._down(batch) if held is None else held.call(self._down, batch)
         if self.average is not None:
             self.average.update()
         if self.balance.looks_back:
@@ -197,7 +198,7 @@ class Fit:
     @property
     def recorded(self) -> bool:
         """Whether steps were recorded, as they are on a GPU."""
-        return isinstance(self._go_down, Recorded) and self._go_down.done
+        return self.recordings is not None and self.recordings.done
 
     @property
     def finished(self) -> bool:

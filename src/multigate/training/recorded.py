@@ -40,16 +40,15 @@ def keeps_more_than_tensors(*modules: nn.Module) -> bool:
     return any(name.endswith(EXTRA) for module in modules for name in module.state_dict())
 
 
-class Recorded:
-    """``function(*batch)`` on a GPU, tensors in and out, recorded for each shape of batch that comes more than thrice.
+class Recordings:
+    """Those of one function on a GPU, tensors in and out: one for each shape of batch that comes more than thrice.
 
     All that the function reads and writes besides must stay where it is in memory: weights, moments and buffers change
     in place. Random draws go on from call to call as if nothing had been recorded. A function that waits for the GPU
     cannot be recorded, and is called as it is.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]]) -> None:
-        self.function = function
+    def __init__(self) -> None:
         self.failed = ""
         """Why it cannot be recorded, if so."""
         self._seen: dict[Any, int] = {}
@@ -60,20 +59,21 @@ class Recorded:
         """Whether something is recorded."""
         return bool(self._recordings)
 
-    def __call__(self, *batch: Any) -> Sequence[Tensor]:
+    def call(self, function: Callable[..., Sequence[Tensor]], *batch: Any) -> Sequence[Tensor]:
+        """``function(*batch)``. The function is the same for all calls, and not kept: it may hold what holds these."""
         leaves = list(_leaves(batch))
         shapes = tuple(leaf.shape for leaf in leaves)
         recording = self._recordings.get(shapes)
         if recording is None:
             self._seen[shapes] = self._seen.get(shapes, 0) + 1
             if self._seen[shapes] <= AFTER or self.failed:
-                return self.function(*batch)
+                return function(*batch)
             try:
-                recording = self._recordings[shapes] = _Recording(self.function, batch)
+                recording = self._recordings[shapes] = _Recording(function, batch)
             except RuntimeError as error:
                 self.failed = str(error)  # not itself: it holds all that the call held
             if recording is None:
-                return self.function(*batch)
+                return function(*batch)
         return recording(leaves)
 
 

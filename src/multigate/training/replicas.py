@@ -20,7 +20,7 @@ from multigate.errors import ExperimentError
 from multigate.experiment import Optimizer
 from multigate.nn.embed import StackedTables
 from multigate.training.optimizers import Average, Rate, build_optimizer, rate_at
-from multigate.training.recorded import Recorded, may_be_recorded
+from multigate.training.recorded import Recordings, may_be_recorded
 from multigate.training.stacking import Stacking
 
 TRACE_AFTER = 100
@@ -76,15 +76,15 @@ class Replicas:
         self.average: Average | None = None
         self._seen: dict[Any, int] = {}
         self._graphs: dict[Any, Callable[..., tuple[Tensor, list[Tensor | None]]]] = {}
-        self._recorded = next(iter(self.parameters.values())).is_cuda and may_be_recorded(self._plain)
-        """Whether steps are recorded as they are on a GPU, in place of being traced."""
+        self._recordings: Recordings | None = None
+        """Of steps on a GPU, where they are recorded as they are in place of being traced."""
         self._build()
 
     def step(self, *batch: Any) -> Tensor:
         """One step of every run in the stack. Tensors (R, B, ...), nested as you like -> losses (R, T)."""
         for bucket in self._buckets:
             bucket.set_rate(self.step_done, self.steps)
-        (losses,) = self._go_down(*batch)
+        (losses,) = self._down(*batch) if self._recordings is None else self._recordings.call(self._down, *batch)
         if self.average is not None:
             self.average.update()
         self.step_done += 1
@@ -103,7 +103,7 @@ class Replicas:
 
     def _graph(self, batch: tuple[Any, ...]) -> Callable[..., tuple[Tensor, list[Tensor | None]]]:
         """``_gradients``; traced once so many batches of the same shapes have come that tracing pays."""
-        if self._recorded:
+        if self._recordings is not None:
             return self._gradients
         shapes = (len(self.active), *((leaf.shape, leaf.stride(), leaf.dtype) for leaf in tree_leaves(batch)))
         self._seen[shapes] = self._seen.get(shapes, 0) + 1
@@ -210,7 +210,8 @@ class Replicas:
             start = stop
         if self.options.average:
             self.average = Average(self.parameters.values(), self.options.average)
-        self._go_down: Callable[..., Sequence[Tensor]] = Recorded(self._down) if self._recorded else self._down
+        on_a_gpu = next(iter(self.parameters.values())).is_cuda
+        self._recordings = Recordings() if on_a_gpu and may_be_recorded(self._plain) else None
 
     def _stacked(
         self,
