@@ -15,7 +15,7 @@ demo: $(STAMP)  ## the whole road on a simulated feed
 	$(BIN)/multigate demo --out runs/demo
 
 test: $(STAMP)  ## all tests; MULTIGATE_DATA=FOLDER adds those on real data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(STAMP)  ## style, types, floors, docs
 	$(BIN)/ruff check .

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "analysis.tune", "score", "tables", "serve.app")]
 IMPORTED_LATE = ["torch.utils.tensorboard", "sklearn.ensemble", "altair", "optuna", "sqlalchemy.orm", "alembic.command"]
 
-_fast = multiprocessing.get_context("forkserver")  # imports these once for all processes
-_fast.set_forkserver_preload(OURS + IMPORTED_LATE)
+fast = multiprocessing.get_context("forkserver")  # imports these once for all processes
+fast.set_forkserver_preload(OURS + IMPORTED_LATE)
 NOBODY = 65534
 TOLD, SAID = "told.txt", "said.txt"
 
@@ -77,7 +77,7 @@ def begin(
     told.touch()
     said.touch()
     given = ([str(word) for word in words], folder, told, said, stop, largest, rights, without)
-    process = _fast.Process(target=_work, args=given)
+    process = fast.Process(target=_work, args=given)
     process.start()
     return process
 

@@ -7,7 +7,6 @@ import statistics
 import sys
 from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from multigate.analysis.search import (
 )
 from multigate.errors import MultigateError, RunError
 from multigate.training.interrupts import Interrupted
+from processes import fast
 
 SPACE = {
     "rate": Range(low=1e-5, high=1e-1, log=True),
@@ -116,7 +116,7 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     begin(whole)
     for _ in range(trials + 2):
         try_one(whole, slope)
-    process = get_context("spawn").Process(target=_killed, args=(broken, trials))
+    process = fast.Process(target=_killed, args=(broken, trials))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
