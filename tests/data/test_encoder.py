@@ -556,7 +556,7 @@ def tables(draw):
     return pa.RecordBatch.from_pydict(columns)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables())
 @example(TRAIN.slice(0, 50))
 def test_one_row_and_many_rows_are_encoded_alike(table):
