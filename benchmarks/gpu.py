@@ -120,7 +120,7 @@ def checks(ground: Ground) -> Iterator[Check]:
 def against_processor(ground: Ground, name: str, one: mg.Experiment) -> Check:
     fits = ground.fit(one, CPU), ground.fit(one)
     here, there = (curve(fit, batches_of(fit, STEPS)) for fit in fits)
-    return Check(name, difference(here, there), CLOSE, "recorded" if fits[1].recorded else "launched")
+    return Check(name, difference(here, there), CLOSE, way(fits[1].recorded))
 
 
 def scored(ground: Ground, name: str, one: mg.Experiment) -> Check:
@@ -129,7 +129,7 @@ def scored(ground: Ground, name: str, one: mg.Experiment) -> Check:
     here, there = (torch.from_numpy(forward(fit.model, batches_of(fit, 2), fit.device).logits) for fit in fits)
     off = ((here - there).abs().max() / here.abs().max()).item()
     finite = curve(fits[1], batches_of(fits[1], STEPS)).isfinite().all()
-    return Check(name, off if finite else float("nan"), CLOSE, "recorded" if fits[1].recorded else "launched")
+    return Check(name, off if finite else float("nan"), CLOSE, way(fits[1].recorded))
 
 
 def stacked(ground: Ground) -> Check:
@@ -141,7 +141,12 @@ def stacked(ground: Ground) -> Check:
     for one in seeds:
         fit = ground.fit(one)
         alone.append(curve(fit, batches_of(fit, STEPS)))
-    return Check("stack of 3 seeds", difference(torch.stack(alone, 1), torch.stack(losses).sum(2).cpu()), CLOSE)
+    return Check(
+        "stack of 3 seeds",
+        difference(torch.stack(alone, 1), torch.stack(losses).sum(2).cpu()),
+        CLOSE,
+        way(together.replicas.recorded),
+    )
 
 
 def put_back(ground: Ground) -> Check:
@@ -160,7 +165,7 @@ def recorded(ground: Ground) -> Iterator[Check]:
     one = experiment(
         embedding=Embedding(dim=8), balance="uncertainty", optimizer=Optimizer(clip=1.0, average=0.9), precision="auto"
     )
-    found = []
+    found, ways = [], []
     for name in ("on", "off"):
         with graphs(name):
             fit = ground.fit(one)
@@ -169,8 +174,13 @@ def recorded(ground: Ground) -> Iterator[Check]:
             torch.manual_seed(0)
             losses = [together.step(batch).cpu() for batch in islice(together.batches(0), 2 * STEPS)]
         found.append((alone, fit.average.values[1].cpu(), torch.stack(losses)))
-    for name, a, b in zip(("losses", "average", "stack's losses"), *found, strict=True):
-        yield Check(f"recorded {name}", difference(a, b), KEPT)
+        ways += [way(fit.recorded), way(fit.recorded), way(together.replicas.recorded)]
+    for name, a, b, steps in zip(("losses", "average", "stack's losses"), *found, ways[:3], strict=True):
+        yield Check(f"recorded {name}", difference(a, b), KEPT, steps)
+
+
+def way(recorded: bool) -> str:
+    return "recorded" if recorded else "launched"
 
 
 def unrecorded(ground: Ground) -> Check:
@@ -180,7 +190,7 @@ def unrecorded(ground: Ground) -> Check:
     forward_of = fits[0].model.sharing.forward
     fits[0].model.sharing.forward = lambda x: forward_of(x * x[0, 0].item() ** 0)
     looking, plain = (curve(fit, batches_of(fit, STEPS)) for fit in fits)
-    return Check("a look at a value", difference(plain, looking), KEPT, "recorded" if fits[0].recorded else "launched")
+    return Check("a look at a value", difference(plain, looking), KEPT, way(fits[0].recorded))
 
 
 @contextmanager

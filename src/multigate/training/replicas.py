@@ -90,6 +90,11 @@ class Replicas:
         self.step_done += 1
         return losses
 
+    @property
+    def recorded(self) -> bool:
+        """Whether steps were recorded, as they are on a GPU."""
+        return self._recordings is not None and self._recordings.done
+
     def _down(self, *batch: Any) -> tuple[Tensor]:
         """Move all weights; returns the losses (R, T)."""
         losses, gradients = self._graph(batch)(list(self.parameters.values()), self.buffers, batch)
