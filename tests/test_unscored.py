@@ -59,6 +59,15 @@ def test_a_mean_that_is_undefined_gives_way_to_losses() -> None:
     assert math.isnan(monitor.choice(blank)), "nothing is known"
 
 
+def test_infinite_predictions_are_worse_than_any_others() -> None:
+    """Of weights whose R2 is minus infinity the other tasks alone would say that they are better."""
+    tasks = [Task("a"), Task("b", kind="regression")]
+    monitor = Monitor("mean", Schema(features=[Number("x")], tasks=tasks))
+    sound, astray = {"a/auc": 0.7, "b/r2": 0.1}, {"a/auc": 0.8, "b/r2": -math.inf}
+    assert monitor.choice(astray) < monitor.choice(sound)
+    assert monitor.choice({"a/auc": 0.8, "b/r2": math.nan}) == 0.8, "no label of b is known"
+
+
 def test_a_monitor_by_name_is_kept_to() -> None:
     monitor = Monitor("a/auc", Schema(features=[Number("x")], tasks=[Task("a")]))
     assert math.isnan(monitor.choice({"a/auc": math.nan, "a/log_loss": 0.3}))

@@ -136,7 +136,8 @@ class Monitor:
     def value(self, metrics: dict[str, float]) -> float:
         """Higher is better; NaN where the metric cannot be computed on these rows."""
         if self.name == "mean":
-            values = [metrics[name] for name in self.main if np.isfinite(metrics[name])]
+            # infinite where predictions are: worse than any other, not left out of the mean
+            values = [metrics[name] for name in self.main if not np.isnan(metrics[name])]
             return float(np.mean(values)) if values else float("nan")
         if self.name not in metrics:
             raise ExperimentError(f"monitor {self.name!r} is not among the metrics; {nearest(self.name, metrics)}")

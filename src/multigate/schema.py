@@ -57,9 +57,10 @@ class Number(_Feature):
     kind: Literal["number"] = "number"
     transform: Literal["standard", "log", "quantile"] = "standard"
     """Before standardising: nothing, sign(x) log(1 + |x|), or the normal score of the value's rank."""
-    embedding: Literal["none", "bins", "piecewise", "periodic"] = "bins"
+    embedding: Literal["auto", "none", "bins", "piecewise", "periodic"] = "auto"
     """What stands beside the standardised value: nothing, an embedding of its quantile bin, a piecewise-linear
-    or a periodic embedding (Gorishniy et al. 2022)."""
+    or a periodic embedding (Gorishniy et al. 2022). ``auto`` is ``bins`` for a number of at most ``values`` different
+    values that training saw a hundred times each on average, ``piecewise`` for others."""
     bins: int = Field(default=48, ge=2, le=1024)
     values: int = Field(default=256, ge=0, le=100_000)
     """With ``bins``, a number that takes at most so many values (but more than there are bins) also embeds the value

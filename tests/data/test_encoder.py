@@ -199,7 +199,7 @@ def test_a_constant_or_empty_number_column_is_harmless():
 
 def test_bins_hold_about_equal_numbers_of_training_rows():
     x = np.random.default_rng(0).lognormal(0, 3, 10_000)
-    encoder = fit((Number("x", bins=8),), columns={"x": x})
+    encoder = fit((Number("x", embedding="bins", bins=8),), columns={"x": x})
     ids = np.array(ids_of(encoder, x=x))
     assert np.bincount(ids).tolist() == [0, 0] + [1250] * 8
     order = np.argsort(x)
@@ -577,7 +577,10 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_decimal_is_one_number_whatever_the_width_of_its_column(form):
     columns = {"x": pa.concat_arrays([FORMS[form]] * 6), "y": LABEL * (3 * len(DECIMALS))}
-    few, many = Number("few", column="x", bins=len(DECIMALS)), Number("many", column="x", bins=8)
+    few, many = (
+        Number("few", column="x", embedding="bins", bins=len(DECIMALS)),
+        Number("many", column="x", embedding="bins", bins=8),
+    )
     encoder = Encoder.fit(
         Schema(features=[few, many, Category("kind", column="x", min_count=1)], tasks=BINARY), [batch_of(**columns)]
     )
@@ -942,7 +945,7 @@ def test_census_is_encoded_fast_and_right(shared_data):
 def test_frequent_values_have_an_id_of_their_own():
     """A number with more values than bins but few enough embeds each value seen five times; others are unseen."""
     ages = [float(age) for age in range(60) for _ in range(5)] + [60.0] * 4 + [None]
-    encoder = fit((Number("age", bins=8),), columns={"age": ages, "y": [0, 1] * 152 + [0]})
+    encoder = fit((Number("age", embedding="bins", bins=8),), columns={"age": ages, "y": [0, 1] * 152 + [0]})
     names = [column.feature for column in encoder.layout.categories]
     assert names == ["age", "age:value"]
     assert encoder.layout.tables["age:value"] == 2 + 60
@@ -952,8 +955,50 @@ def test_frequent_values_have_an_id_of_their_own():
         same(cut(batch, at, at + 1), encoder.row({"age": age}))
 
 
+AGES = [float(age) for age in range(80) for _ in range(100)]
+
+
+@pytest.mark.parametrize(("feature", "values", "beside"), [
+    (Number("x"), AGES, "bins"),
+    (Number("x"), AGES[1:], "piecewise"),  # one row short of a hundred for each
+    (Number("x", values=79), AGES, "piecewise"),
+    (Number("x"), [0.0, 1.0] * 100, "bins"),
+    (Number("x"), [0.0, 1.0] * 50, "piecewise"),
+    (Number("x"), [float(x) for x in range(8_000)], "piecewise"),
+    (Number("x"), [*(float(x) for x in range(8_000)), 1e30], "bins"),  # all but one are alike in float32 deviations
+    (Number("x", transform="log"), [*(float(x) for x in range(8_000)), 1e30], "piecewise"),
+    (Number("x"), [None] * 8_000, "bins"),
+    (Number("x", embedding="bins"), [float(x) for x in range(8_000)], "bins"),
+    (Number("x", embedding="piecewise"), AGES, "piecewise"),
+    (Number("x", embedding="none"), AGES, "none"),
+    (Number("x", embedding="periodic"), AGES, "periodic"),
+])  # fmt: skip
+def test_what_stands_beside_a_number_follows_from_how_often_its_values_are_seen(feature, values, beside, tmp_path):
+    encoder = fit((feature,), columns={"x": pa.array(values, pa.float64()), "y": [i % 2 for i in range(len(values))]})
+    encoder.save(tmp_path)
+    for one in (encoder, Encoder.load(tmp_path, encoder.schema)):
+        assert one.fitted.embeddings == {"x": beside}
+        assert one.layout.numbers[0].embedding == ("none" if beside == "bins" else beside)
+        assert bool(one.layout.categories) == (beside == "bins")
+        same(one.columns(batch_of(x=[3.0]), labels=False), one.row({"x": 3.0}))
+
+
+def test_an_encoder_written_before_auto_reads_as_it_did(tmp_path):
+    x = [float(x) for x in range(500)]
+    encoder = fit((Number("x", embedding="bins"), Number("z", column="x", embedding="none")), columns={"x": x})
+    encoder.save(tmp_path)
+    path = tmp_path / "encoder.json"
+    content = json.loads(path.read_text())
+    del content["embeddings"]
+    path.write_text(json.dumps(content))
+    again = Encoder.load(tmp_path, encoder.schema)
+    assert again.layout == encoder.layout
+    same(again.columns(batch_of(x=x), labels=False), encoder.columns(batch_of(x=x), labels=False))
+
+
 @pytest.mark.parametrize(("feature", "distinct"), [
-    (Number("x", bins=64), 60), (Number("x", bins=8, values=0), 60), (Number("x", bins=8), 300),
+    (Number("x", embedding="bins", bins=64), 60), (Number("x", embedding="bins", bins=8, values=0), 60),
+    (Number("x", embedding="bins", bins=8), 300),
 ])  # fmt: skip
 def test_bins_alone_serve_where_they_tell_values_apart_or_there_are_too_many(feature, distinct):
     values = [float(x) for x in range(distinct) for _ in range(6)]

@@ -14,7 +14,7 @@ from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, 
 ROWS = 600
 FEATURES = (
     Time("at", parts=("hour", "weekday", "day", "month")),
-    Number("age", bins=8, values=100),
+    Number("age", embedding="bins", bins=8, values=100),
     Category("colour"),
     Vector("v", size=3),
     Bag("tags"),
@@ -23,7 +23,7 @@ FEATURES = (
     Bag("words", buckets=5),
     Number("rank", embedding="piecewise", transform="quantile"),
     Category("other_colour", column="colour2", table="colour"),
-    Number("few", bins=48),
+    Number("few", embedding="bins", bins=48),
 )
 
 

@@ -176,6 +176,24 @@ def test_another_structure_is_refused(late: Experiment, tmp_path: Path, change: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_number_that_does_not_say_how_is_embedded_as_it_was(late: Experiment, early: Run, tmp_path: Path) -> None:
+    bundle = early.bundle()
+    numbers = [one for one in late.schema.features if isinstance(one, Number)]
+    assert numbers
+    assert {one.embedding for one in numbers} == {"auto"}
+    settled = [
+        one.with_(embedding=bundle.encoder.fitted.embeddings[one.name]) if one in numbers else one
+        for one in late.schema.features
+    ]
+    told = late.with_(schema=late.schema.with_(features=settled), warm_start=None)
+    first = train(told, tmp_path / "first", quiet=True)
+    run = train(late.with_(warm_start=str(tmp_path / "first")), tmp_path / "run", quiet=True)
+    assert run.bundle().encoder.fitted.embeddings == first.bundle().encoder.fitted.embeddings
+    other = [one.with_(embedding="periodic") if one in numbers else one for one in settled]
+    with pytest.raises(ExperimentError, match=r"schema\.features differ"):
+        train(late.with_(schema=late.schema.with_(features=other)), tmp_path / "other", quiet=True)
+
+
 def test_other_features_and_tasks_are_refused(late: Experiment, tmp_path: Path) -> None:
     schema = late.schema
     fewer = late.with_(schema=schema.with_(features=[one for one in schema.features if one.name != "tags"]))

@@ -131,7 +131,7 @@ class Encoder:
                         raw[at] = x
                     else:
                         numbers[at] = self._scales.encode(x[None], [at])[0].take(index)
-                    if feature.embedding == "bins":
+                    if self.fitted.embeddings[feature.name] == "bins":
                         # of float32s the bounds are made as narrow as they are, which is quicker than the reverse
                         narrow = pa.types.is_float32(array.type)
                         x, width = (x, np.float32) if narrow else (float32.shortest(x), np.float64)
@@ -209,7 +209,7 @@ class Encoder:
             match feature:
                 case Number():
                     numbers.append(self._number_column(feature))
-                    if feature.embedding == "bins":
+                    if self.fitted.embeddings[feature.name] == "bins":
                         categories.append(_id_column(feature, feature.name))
                         tables[feature.name] = FIRST + len(self.fitted.edges[feature.name]) + 1
                     if feature.name in self._values:
@@ -239,7 +239,8 @@ class Encoder:
         match feature:
             case Number():
                 number, most = cells.number, float32.LARGEST
-                edges = list(self.fitted.edges[feature.name]) if feature.embedding == "bins" else None
+                binned = self.fitted.embeddings[feature.name] == "bins"
+                edges = list(self.fitted.edges[feature.name]) if binned else None
                 values = {x: at for at, x in enumerate(self.fitted.values.get(feature.name, ()), FIRST)}
 
                 def read_number(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
@@ -271,12 +272,11 @@ class Encoder:
                 return lambda value, raw, ids, packed: packed.append(bags.cell_ids(value, feature.separator, lookup))
 
     def _number_column(self, feature: Number) -> NumberColumn:
-        if feature.embedding == "bins":
+        kind = self.fitted.embeddings[feature.name]
+        if kind == "bins":
             return NumberColumn(feature=feature.name, use=feature.use)
-        edges = self.fitted.edges[feature.name] if feature.embedding == "piecewise" else ()
-        return NumberColumn(
-            feature=feature.name, embedding=feature.embedding, edges=edges, dim=feature.dim, use=feature.use
-        )
+        edges = self.fitted.edges[feature.name] if kind == "piecewise" else ()
+        return NumberColumn(feature=feature.name, embedding=kind, edges=edges, dim=feature.dim, use=feature.use)
 
     def _spell(self, column: str) -> cells.Spell | None:
         return cells.spelling(self.schema.types.get(column))
@@ -318,6 +318,7 @@ class Encoder:
             "schema": self.schema.model_dump(mode="json"),
             "scales": [scale.model_dump(mode="json") for scale in self.fitted.scales],
             "edges": {name: list(edges) for name, edges in self.fitted.edges.items()},
+            "embeddings": self.fitted.embeddings,
             "values": {name: list(values) for name, values in self.fitted.values.items()},
             "tables": sorted(self.fitted.vocabularies),
             "tasks": [one.model_dump(mode="json") for one in self.stats],
@@ -350,6 +351,9 @@ class Encoder:
                 f"{folder} holds an encoder of format {content['format']}, wanted {FORMAT}; prepare it again"
             )
         saved = Schema.model_validate(content["schema"])
+        embeddings = content.get("embeddings")
+        if embeddings is None:  # written before there was ``auto``
+            embeddings = {one.name: one.embedding for one in saved.features if isinstance(one, Number)}
         if schema is not None and schema.with_(outputs=()) != saved:
             raise DataError(f"{folder} holds an encoder for another schema than the experiment's; prepare it again")
         index, names = arrow.codes(table["table"].combine_chunks(), "table")
@@ -364,6 +368,7 @@ class Encoder:
                 rows=content["rows"],
                 scales=tuple(Scale.model_validate(one) for one in content["scales"]),
                 edges={name: tuple(edges) for name, edges in content["edges"].items()},
+                embeddings=embeddings,
                 values={name: tuple(values) for name, values in content["values"].items()},
                 vocabularies=vocabularies,
                 tasks=tuple(LabelStats.model_validate(one) for one in content["tasks"]),

@@ -23,6 +23,11 @@ from multigate.data.vocabulary import Vocabulary, add_counts, table_features, ta
 from multigate.errors import DataError
 from multigate.schema import Bag, Category, Number, Schema, Vector
 
+OFTEN = 100
+"""Rows a value, on average, from which on each value may have an embedding of its own."""
+
+_Edges = dict[str, tuple[float, ...]]
+
 
 class Fitted(NamedTuple):
     """All that is fitted."""
@@ -31,9 +36,11 @@ class Fitted(NamedTuple):
     """Training rows."""
     scales: tuple[Scale, ...]
     """Of each number column."""
-    edges: dict[str, tuple[float, ...]]
+    edges: _Edges
     """By feature: bin edges of the raw value, or piecewise knots of the encoded one."""
-    values: dict[str, tuple[float, ...]]
+    embeddings: dict[str, str]
+    """By number feature: what ``auto`` came to, or what the schema says."""
+    values: _Edges
     """By feature with bins: the raw values that have an embedding of their own, where there are any."""
     vocabularies: dict[str, Vocabulary]
     """By embedding table."""
@@ -113,7 +120,8 @@ class Fit:
             Scale(transform=transform, mean=float(mean[at]), sd=float(sd[at]) or 1.0)
             for at, transform in enumerate(self._transforms)
         ]  # fmt: skip
-        return Fitted(self._rows, tuple(scales), *self._bins(scales), vocabularies, stats)
+        edges, embeddings, own = self._embeddings(scales)
+        return Fitted(self._rows, tuple(scales), edges, embeddings, own, vocabularies, stats)
 
     def _ranked(self, at: int) -> Scale:
         knots, scores = fit_ranks(self._sample.column(at))
@@ -123,23 +131,44 @@ class Fit:
             return scale
         return scale.with_(mean=float(found.mean()), sd=float(found.std()) or 1.0)
 
-    def _bins(self, scales: list[Scale]) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[float, ...]]]:
-        """Edges, and values that have an embedding of their own, by feature."""
-        edges: dict[str, tuple[float, ...]] = {}
-        own: dict[str, tuple[float, ...]] = {}
+    def _embeddings(self, scales: list[Scale]) -> tuple[_Edges, dict[str, str], _Edges]:
+        """Edges, what stands beside the value, and values that have an embedding of their own, by feature."""
+        edges: _Edges = {}
+        embeddings: dict[str, str] = {}
+        own: _Edges = {}
         at = 0
         for feature in self._numeric:
-            if isinstance(feature, Number) and feature.embedding in ("bins", "piecewise"):
-                values = self._sample.column(at)
-                distinct, counts = counted(values)
-                distinct = float32.shortest(distinct) if feature.embedding == "bins" else distinct
-                found = edges_of(distinct, counts, feature.bins) if len(values) else values
-                if feature.embedding == "bins":
-                    frequent = frequent_values(distinct, counts, feature.bins, feature.values)
-                    own |= {feature.name: tuple(frequent.tolist())} if len(frequent) else {}
-                elif len(values):
-                    ends = np.concatenate([[values.min()], found, [values.max()]])
-                    found = np.unique(Scales([scales[at]]).encode(ends[None])).astype(np.float64)
-                edges[feature.name] = tuple(found.tolist())
+            if isinstance(feature, Number):
+                kind: str = feature.embedding
+                if kind in ("auto", "bins", "piecewise"):
+                    distinct, counts = counted(self._sample.column(at))
+                    knots = _knots(distinct, counts, feature.bins, scales[at])
+                    if kind == "auto":
+                        kind = _beside(feature, distinct, counts, knots)
+                    if kind == "bins":
+                        distinct = float32.shortest(distinct)
+                        frequent = frequent_values(distinct, counts, feature.bins, feature.values)
+                        own |= {feature.name: tuple(frequent.tolist())} if len(frequent) else {}
+                        knots = edges_of(distinct, counts, feature.bins)
+                    edges[feature.name] = tuple(knots.tolist())
+                embeddings[feature.name] = kind
             at += feature.size if isinstance(feature, Vector) else 1
-        return edges, own
+        return edges, embeddings, own
+
+
+def _knots(distinct: np.ndarray, counts: np.ndarray, bins: int, scale: Scale) -> np.ndarray:
+    """Ends of at most ``bins`` intervals between quantiles, encoded; none where there is no value."""
+    if not len(distinct):
+        return distinct
+    ends = np.concatenate([distinct[:1], edges_of(distinct, counts, bins), distinct[-1:]])
+    return np.unique(Scales([scale]).encode(ends[None])).astype(np.float64)
+
+
+def _beside(feature: Number, distinct: np.ndarray, counts: np.ndarray, knots: np.ndarray) -> str:
+    """What ``auto`` is. An embedding of each value wants each to be seen often; a line between values does not.
+
+    Beside an absurd number others are so close together, once standardised, that no line leads from one to the next.
+    """
+    often = len(distinct) <= feature.values and counts.sum() >= OFTEN * len(distinct)
+    crowded = len(knots) < min(len(distinct), feature.bins) / 2
+    return "bins" if often or crowded else "piecewise"

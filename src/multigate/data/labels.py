@@ -391,7 +391,10 @@ class Labels:
         if self.schema.tasks[task].kind != "regression":
             return values
         found = values.astype(np.float64) * self.stats[task].sd + self.stats[task].mean
-        return np.expm1(found) if self.schema.tasks[task].transform == "log1p" else found
+        if self.schema.tasks[task].transform != "log1p":
+            return found
+        with np.errstate(over="ignore"):  # weights that went astray: the value is infinite
+            return np.expm1(found)
 
     def layout(self) -> tuple[TaskColumn, ...]:
         """What a model must know of each task."""

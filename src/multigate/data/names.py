@@ -88,7 +88,7 @@ def _words(encoder: Encoder, feature: Feature) -> tuple[Words, ...]:
     fitted = encoder.fitted
     match feature:
         case Number():
-            bins = (range_words(fitted.edges[feature.name]),) if feature.embedding == "bins" else ()
+            bins = (range_words(fitted.edges[feature.name]),) if fitted.embeddings[feature.name] == "bins" else ()
             values = [f"{value:.12g}" for value in fitted.values.get(feature.name, ())]
             return (*bins, _named(values.__getitem__)) if values else bins
         case Vector():

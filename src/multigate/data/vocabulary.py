@@ -117,7 +117,7 @@ def implied_tables(features: Iterable[Feature]) -> dict[str, str]:
     """Tables that hold the bins and values of numbers and the parts of times, each with the name of its feature."""
     taken: dict[str, str] = {}
     for one in features:
-        if isinstance(one, Number) and one.embedding == "bins":
+        if isinstance(one, Number) and one.embedding in ("auto", "bins"):
             taken |= {one.name: one.name, f"{one.name}:value": one.name}
         if isinstance(one, Time):
             taken |= {f"{one.name}:{part}": one.name for part in one.parts}

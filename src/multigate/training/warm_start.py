@@ -1,5 +1,6 @@
 """Warm start: a model for later rows begins with the weights of one trained before."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -11,7 +12,7 @@ from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.nn.embed import StackedTables
-from multigate.schema import Category, Hashed, Task
+from multigate.schema import Category, Feature, Hashed, Number, Task
 
 ENCODING = ("name", "column", "kind", "positive", "classes", "transform", "given", "where")
 """What a task must have in common with the bundle's to mean the same."""
@@ -21,7 +22,7 @@ def check_start(bundle: Bundle, experiment: Experiment) -> None:
     """Raise ``ExperimentError`` where features, their texts, tasks or structure are not those of the bundle."""
     before, now = bundle.experiment, experiment
     advice = f"take the bundle's, or train from the start without warm_start {experiment.warm_start!r}"
-    if before.schema.features != now.schema.features:
+    if before.schema.features != _embedded_as(before.schema.features, now.schema.features):
         found = {one.name for one in before.schema.features} ^ {one.name for one in now.schema.features}
         which = f" ({', '.join(sorted(found)[:5])})" if found else ""
         raise ExperimentError(f"schema.features differ from those the bundle was trained with{which}; {advice}")
@@ -63,6 +64,15 @@ def _spelled(kind: str | None) -> object:
     """Equal for types whose values have the same texts."""
     spell = spelling(kind)
     return spell.keywords if isinstance(spell, partial) else spell
+
+
+def _embedded_as(before: Sequence[Feature], now: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Features now; numbers that do not say how they are embedded are embedded as they were."""
+    held = {one.name: one.embedding for one in before if isinstance(one, Number)}
+    return tuple(
+        one.with_(embedding=held.get(one.name, "auto")) if isinstance(one, Number) and one.embedding == "auto" else one
+        for one in now
+    )
 
 
 def _meaning(task: Task) -> tuple[object, ...]:

@@ -17,6 +17,7 @@ from multigate.data.prepared import Prepared, Progress, checksum, prepare
 from multigate.data.split import Split
 from multigate.datasets.census_income import census_schema, is_written
 from multigate.errors import DataError
+from multigate.paper.binned import binned
 from multigate.paper.census.one_hot import AS_ONE, ONE_HOT, OneHot
 from multigate.schema import Bag, Category, Number, Schema
 from multigate.writing import remove, write_text
@@ -39,7 +40,7 @@ class Tables(NamedTuple):
 def protocol() -> Schema:
     """All three tasks, and the features of both groups: neither education nor marital status, no instance weight."""
     first, second = census_schema(1), census_schema(2)
-    return first.with_(tasks=(first.task("income"), second.task("college"), first.task(AUXILIARY)))
+    return binned(first.with_(tasks=(first.task("income"), second.task("college"), first.task(AUXILIARY))))
 
 
 def read_tables(folder: Path) -> Tables:
@@ -90,7 +91,7 @@ def prepare_education(tables: Tables, folder: Path, report: Progress) -> Prepare
 
 def prepare_weight(tables: Tables, folder: Path, report: Progress) -> Prepared:
     """The instance weight kept as a number like the others, standardised."""
-    return _prepared(_with_feature(Number(WEIGHT)), tables, folder, report)
+    return _prepared(_with_feature(Number(WEIGHT, embedding="bins")), tables, folder, report)
 
 
 def prepare_raw_weight(tables: Tables, folder: Path, report: Progress) -> Prepared:
@@ -122,7 +123,7 @@ def prepare_one_hot(columns: OneHot, tables: Tables, folder: Path, report: Progr
 
 def _with_feature(feature: Category | Number) -> Schema:
     """Group 1 with one feature more."""
-    schema = census_schema(1)
+    schema = binned(census_schema(1))
     return schema.with_(features=(*schema.features, feature))
 
 

@@ -16,6 +16,7 @@ from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.options import Options
 from multigate.paper.account import Account
+from multigate.paper.binned import binned
 from multigate.paper.gates.account import tell
 from multigate.paper.ledger import Row
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
@@ -70,7 +71,7 @@ def experiment_on(name: Data, settings: GatesStudy, data: Path) -> Experiment:
         schema, tables = source.schema, source.tables
         sharing = structures_on(settings.bottom, settings.experts)["mmoe"]
     else:
-        schema = census_schema(1 if name == "census_1" else 2)
+        schema = binned(census_schema(1 if name == "census_1" else 2))
         tables = {part: str(data / "census-income" / f"{part}.parquet") for part in PARTS}
         missing = [path for path in tables.values() if not Path(path).is_file()]
         if missing:

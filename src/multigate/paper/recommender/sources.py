@@ -8,6 +8,7 @@ from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.datasets.kuairand import PARTS, kuairand_schema
 from multigate.errors import DataError
 from multigate.experiment import Experiment
+from multigate.paper.binned import binned
 from multigate.paper.study import Site
 from multigate.schema import Schema
 from multigate.training.progress import Reporter
@@ -37,7 +38,7 @@ def kuairand(data: Path) -> Source:
     missing = [path for path in tables.values() if not path.is_file()]
     if missing:
         raise DataError(f"there is no {missing[0]}; multigate fetch kuairand writes it to data/kuairand")
-    schema = kuairand_schema()
+    schema = binned(kuairand_schema())
     return Source(
         "kuairand",
         "KuaiRand-Pure",
@@ -68,7 +69,7 @@ def feed(rows: int, known: float, folder: Path, report: Reporter) -> Source:
         f"a simulated feed of {rows:,} rows",
         f"a simulated feed of {rows:,} rows in order of time, {simulated.users:,} users and {simulated.items:,} items; "
         f"satisfaction is known in {known:.0%} of the rows",
-        feed_schema().only(["click", "like"]),
+        binned(feed_schema().only(["click", "like"])),
         {part: str(path) for part, path in tables.items()},
         ("click",),
         ("like",),

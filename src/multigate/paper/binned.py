@@ -1,0 +1,9 @@
+"""Numbers as all studies read them, by quantile bins: their published figures are of that."""
+
+from multigate.schema import Number, Schema
+
+
+def binned(schema: Schema) -> Schema:
+    """The schema with every number embedded by its bin."""
+    features = (one.with_(embedding="bins") if isinstance(one, Number) else one for one in schema.features)
+    return schema.with_(features=tuple(features))
