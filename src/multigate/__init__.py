@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from multigate.estimator import MultiTaskEstimator as MultiTaskEstimator
     from multigate.experiment import Experiment as Experiment
     from multigate.experiment import read_experiment as read_experiment
+    from multigate.report.card import write_card as write_card
     from multigate.report.related import write_relations as write_relations
     from multigate.report.tuned import write_tuning as write_tuning
     from multigate.report.write import write_report as write_report
@@ -62,6 +63,7 @@ _HOMES = {
     "MultiTaskEstimator": "estimator",
     "Experiment": "experiment",
     "read_experiment": "experiment",
+    "write_card": "report.card",
     "write_relations": "report.related",
     "write_tuning": "report.tuned",
     "write_report": "report.write",

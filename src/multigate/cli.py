@@ -297,13 +297,27 @@ def inspect(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run or comparison folders.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The page to write; .md for the model card of a run.")] = Path(
+        "report.html"
+    ),
     table: Annotated[str | None, typer.Option(help="Rows with labels; the runs' own if not given.")] = None,
 ) -> None:
-    """Write one page about runs and comparisons: curves, metrics, calibration, gates, differences. It opens offline."""
+    """Write one page about runs and comparisons: curves, metrics, calibration, gates, differences. It opens offline.
+
+    With an --out that ends in .md it is one run's model card.
+    """
+    from multigate.errors import RunError
+    from multigate.report.card import write_card
     from multigate.report.write import write_report
     from multigate.training.progress import Reporter
 
+    if out.suffix == ".md":
+        if len(runs) > 1 or table is not None:
+            raise RunError(
+                f"a model card is of one run and its own validation rows; name one run, and no --table, for {out}"
+            )
+        typer.echo(f"model card: {write_card(runs[0], out)}")
+        return
     with Reporter() as progress:
         path = write_report(runs, out, table=table, progress=progress)
     typer.echo(f"report: {path}")

@@ -284,6 +284,8 @@ SYSTEM: list[Case] = [
     Case(RUNS, "its summary torn",
          trained(torn("run/summary.json"), "train", "--resume", "--out", "run"), ("summary.json is damaged",)),
     Case(RUNS, "scored without rows", trained(lambda folder: None, "score", "run"), ("name a table", "--part test")),
+    Case(RUNS, "a model card of several", trained(lambda folder: None, "report", "run", "run", "--out", "card.md"),
+         ("a model card is of one run", "card.md")),
     Case(RUNS, "scored on a part there is not", trained(lambda folder: None, "score", "run", "--part", "tset"),
          ("no tset rows", "valid")),
 

@@ -20,7 +20,7 @@ PARTS = {"train": "training", "valid": "validation"}
 
 def models(trained: Sequence[Trained]) -> Iterator[Block]:
     """One column for each run and comparison: structure, rows, cost, versions."""
-    told = [_about(one) for one in trained]
+    told = [facts(one) for one in trained]
     names = list(dict.fromkeys(name for one in told for name in one))
     rows = tuple((name, *(one.get(name, "") for one in told)) for name in names)
     yield Table("What was trained", ("", *(one.name for one in trained)), rows, words=1 + len(trained))
@@ -40,7 +40,8 @@ def data(one: Trained) -> Iterator[Block]:
     yield Folded(f"Experiment file of {one.name}", one.experiment.to_yaml())
 
 
-def _about(one: Trained) -> dict[str, str]:
+def facts(one: Trained) -> dict[str, str]:
+    """Structure, rows, cost and versions, for people."""
     experiment = one.experiment
     told = {
         "structure": _described(experiment.sharing),
@@ -95,10 +96,10 @@ def _task(place: int, task: Task, encoder: Encoder) -> tuple[str, ...]:
     about += [f"weight {task.weight:g}"] if task.weight != 1 else []
     about += ["auxiliary"] if task.auxiliary else []
     known = share(stats.known / max(encoder.rows, 1))
-    return task.name, task.kind, ", ".join(about), known, _typical(place, task, stats, encoder)
+    return task.name, task.kind, ", ".join(about), known, typical(place, task, stats, encoder)
 
 
-def _typical(place: int, task: Task, stats: LabelStats, encoder: Encoder) -> str:
+def typical(place: int, task: Task, stats: LabelStats, encoder: Encoder) -> str:
     """Share of ones, shares of the most frequent classes, or what the mean encoded label stands for."""
     if task.kind == "binary":
         return share(stats.positives / max(stats.known, 1))

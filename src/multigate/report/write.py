@@ -33,7 +33,7 @@ def write_report(
     require_extra()
     from multigate.report.contents import sections  # draws with what the extra brings
 
-    target = _target(Path(out))
+    at = target(Path(out), "a report is an HTML page", ".html", ".htm")
     trained = open_trained(paths, table, progress)
     if not trained:
         raise RunError("a report wants a run or a comparison to be about, found none; name their folders")
@@ -41,8 +41,8 @@ def write_report(
     names = listed(one.name for one in trained)
     folders = listed(str(one.folder) for one in trained)
     about = f"multigate {version('multigate')}, {datetime.now():%d %B %Y}, from {folders}."
-    write_text(target, render(f"{_title(trained)}: {names}", about, chapters))
-    return target
+    write_text(at, render(f"{_title(trained)}: {names}", about, chapters))
+    return at
 
 
 def _made(sections: Iterable[Section], progress: Progress) -> list[Chapter]:
@@ -86,12 +86,12 @@ def _title(trained: Sequence[Trained]) -> str:
     return f"Report of {listed(f'{kind}s' for kind in sorted(kinds))}"
 
 
-def _target(out: Path) -> Path:
-    """Where the page will be, as far as can be known before it is made."""
+def target(out: Path, told: str, *suffixes: str) -> Path:
+    """Where a file will be, as far as can be known before it is made; ``told`` says what kind of file it is."""
     if out.is_dir():
-        raise RunError(f"{out} is a folder; a report is a file, such as {out / 'report.html'}")
-    if out.suffix not in (".html", ".htm"):
-        raise RunError(f"a report is an HTML page: name the file {out.with_suffix('.html')}, not {out}")
+        raise RunError(f"{out} is a folder; {told}, such as {out / f'report{suffixes[0]}'}")
+    if out.suffix not in suffixes:
+        raise RunError(f"{told}: name the file {out.with_suffix(suffixes[0])}, not {out}")
     nearest = next(place for place in out.resolve().parents if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise RunError(f"cannot write {out}: {nearest} is no folder that can be written to; choose another place")
