@@ -21,6 +21,7 @@ from multigate.data.prepared import Prepared
 from multigate.data.rows import join
 from multigate.errors import BundleError, RunError
 from multigate.report.card import _Card, _page, _table
+from processes import run
 
 HUB = re.compile(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))")
 """How huggingface_hub finds the front matter."""
@@ -197,8 +198,8 @@ def test_windows_and_gaps_are_those_of_the_table(tmp_path: Path) -> None:
         epochs=1,
         seed=7,
     )
-    run = mg.train(experiment, tmp_path / "run", tables={"train": table}, quiet=True)
-    card = Card(mg.write_card(run, tmp_path / "card.md"))
+    trained = mg.train(experiment, tmp_path / "run", tables={"train": table}, quiet=True)
+    card = Card(mg.write_card(trained, tmp_path / "card.md"))
     facts = dict(row for table in card.rows("", "") for row in table)
     assert facts["training window"] == "day before 600"
     assert facts["validation window"] == "day from 600"
@@ -218,6 +219,14 @@ def test_windows_and_gaps_are_those_of_the_table(tmp_path: Path) -> None:
     assert f"buy is {value} in {fewer} of {clicked} validation rows" in limits
     assert "it computes worth = click \\* like" in card.body
     assert not card.rows("expert"), "a shared bottom has no gates"
+
+
+def test_the_command_wants_no_extra(trainings: Trainings, tmp_path: Path, card: Card) -> None:
+    words = ("report", trainings.run.folder, "--out", "card.md")
+    ended = run(words, tmp_path, without=("altair", "jinja2", "vl_convert", "sklearn"))
+    assert ended.code == 0, ended.told
+    assert ended.said == "model card: card.md\n"
+    assert Card(tmp_path / "card.md").front == card.front
 
 
 @pytest.mark.parametrize(("out", "words"), [("", "is a folder"), ("card.html", "card.md"), ("file/card.md", "file")])
