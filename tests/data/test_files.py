@@ -453,6 +453,29 @@ def test_damage_inside_a_parquet_file_is_explained(tmp_path: Path) -> None:
         rows_of(open_table(tmp_path / "a.parquet"))
 
 
+def test_damage_that_arrow_hands_on_is_explained(tmp_path: Path) -> None:
+    """Bytes changed in pages that are not packed: Arrow reads other numbers, text of no letters, codes of no value."""
+    path = tmp_path / "a.parquet"
+
+    def altered(values: list[Any], old: bytes, new: bytes, **options: Any) -> Source:
+        pq.write_table(pa.table({"a": values}), path, compression="none", write_statistics=False, **options)
+        whole = path.read_bytes()
+        assert whole.count(old) == 1
+        path.write_bytes(whole.replace(old, new))
+        return open_table(path)
+
+    numbers, others = [1.5, 2.5], [1.5, 3.5]
+    old, new = np.float64(numbers).tobytes(), np.float64(others).tobytes()
+    assert rows_of(altered(numbers, old, new, use_dictionary=False)) == expected({"a": others}), "nothing tells it"
+    with pytest.raises(DataError, match=r"a\.parquet is damaged and cannot be read to its end; write or fetch"):
+        rows_of(altered(numbers, old, new, use_dictionary=False, write_page_checksum=True))
+    with pytest.raises(DataError, match=r"a\.parquet holds text that is not UTF-8; write it again as UTF-8"):
+        rows_of(altered(["mauve", "olive"], b"olive", b"ol\xffve"))
+    codes = bytes([0b00_10_01_00, 0b01_00_10_01, 0b10_01_00_10] * 4)  # of the 48 values, two bits each
+    with pytest.raises(DataError, match=r"a\.parquet is damaged"):
+        list(altered(["a", "b", "c"] * 16, codes, b"\xff" * 12).batches(as_read=True))
+
+
 def test_paths_that_lead_nowhere_are_explained(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, "train.parquet")
     with pytest.raises(DataError, match=r"no 'trian\.parquet'; did you mean 'train\.parquet'\?"):

@@ -155,12 +155,16 @@ class _ParquetFile:
         check_names(names, self.name)
 
     def _open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self._path, read_dictionary=self._dictionaries, pre_buffer=False)
+        return pq.ParquetFile(
+            self._path, read_dictionary=self._dictionaries, pre_buffer=False, page_checksum_verification=True
+        )
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
         with self._told("is damaged and cannot be read to its end"), self._open() as file:
             for batch in file.iter_batches(batch_size=rows, columns=wanted.names):
-                yield batch.select(wanted.names)  # 'a.b' also names the field b of a struct a
+                chosen = batch.select(wanted.names)  # 'a.b' also names the field b of a struct a
+                chosen.validate(full=True)  # pages without a checksum may hold codes of no value, and bytes of no text
+                yield chosen
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -176,6 +180,8 @@ class _ParquetFile:
             return DataError(
                 f"{self.name} holds what Arrow does not read ({one_line(error)}); write it as another type"
             )
+        if "Invalid UTF8" in str(error):
+            return DataError(f"{self.name} holds text that is not UTF-8; write it again as UTF-8")
         if isinstance(error, OSError) and error.errno:
             return DataError(f"{self.name} cannot be read ({error.strerror}); check the file")
         return DataError(f"{self.name} {what}; write or fetch it again")
