@@ -583,6 +583,8 @@ def test_an_engine_that_cannot_be_had_is_told(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
     with pytest.raises(BundleError, match=r"needs the package onnxruntime; pip install 'multigate\[onnx\]'"):
         load(exported, engine="onnx")
+    with pytest.raises(BundleError, match=r"^compiling needs the package onnxruntime; pip install 'multigate\[onnx\]'"):
+        load(exported).export(exported.parent / "again")
     assert load(exported, engine="auto").engines.row.name == "torch"
     assert load(exported).predict(dict.fromkeys(load(exported).schema.columns(labels=False, carried=False)))
 

@@ -151,6 +151,11 @@ def raising(error: BaseException) -> Callable[[], object]:
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, "error: there is not enough memory; "),
         (pa.ArrowNotImplementedError("no such cast"), 2, "error: a table cannot be handled: no such cast; write it"),
+        (
+            ModuleNotFoundError("No module named 'scipy.stats'", name="scipy.stats"),
+            2,
+            "error: the package scipy is broken or incomplete (No module named 'scipy.stats'); install it again",
+        ),
         (BrokenPipeError(), 1, ""),
         (KeyboardInterrupt(), 130, "stopped; run the same command again\n"),
         (Interrupted("stopped; go on so"), 130, "stopped; go on so\n"),
@@ -224,6 +229,16 @@ def test_closed_streams_are_as_if_nobody_looked(closed: str) -> None:
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         assert bool(done.stderr) is (code == 2 and "2>" not in closed)
+
+
+def test_a_working_folder_that_was_removed_is_told(tmp_path: Path) -> None:
+    """There a library of torch's ends the process, with a word about a file that is where it always was."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = ["sh", "-c", 'rmdir ../gone && exec "$@"', "sh", sys.executable, "-m", "multigate", "doctor"]
+    done = subprocess.run(command, cwd=gone, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the folder that this command was started in was removed; cd to one that is there\n"
 
 
 def test_progress_without_standard_error_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -423,6 +423,7 @@ def main() -> None:
         with handled(signal.default_int_handler):
             try:
                 _check_words(sys.argv[1:])
+                _check_folder()
                 app()
             finally:
                 sys.stdout.flush()
@@ -446,6 +447,16 @@ def _check_words(words: Sequence[str]) -> None:
     for word in words:
         if not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
             raise DataError(f"{word!a} holds bytes that are not UTF-8; rename it, or choose another name")
+
+
+def _check_folder() -> None:
+    """Raise ``RunError`` where the working folder was removed: torch's libraries end the process there."""
+    from multigate.errors import RunError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RunError("the folder that this command was started in was removed; cd to one that is there") from None
 
 
 def _open_closed_streams() -> None:
@@ -479,15 +490,18 @@ def _sentence(error: BaseException) -> str | None:
 
     arrow = sys.modules.get("pyarrow")  # not imported for the sake of an error
     text = " ".join(str(error).split())
+    told: str | None = None
     match error:
         case MultigateError():
-            return text
+            told = text
         case KeyboardInterrupt():
-            return "stopped; run the same command again"
+            told = "stopped; run the same command again"
         case OSError():
-            return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+            told = f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+        case ImportError(name=str(name)) if name.partition(".")[0] != "multigate":
+            told = f"the package {name.partition('.')[0]} is broken or incomplete ({text}); install it again"
         case _ if is_memory_gone(error):
-            return "there is not enough memory; lower batch_size or the sizes in sharing, or free some memory"
+            told = "there is not enough memory; lower batch_size or the sizes in sharing, or free some memory"
         case _ if arrow is not None and isinstance(error, arrow.ArrowException):
-            return f"a table cannot be handled: {text}; write it again, or in another format"
-    return None
+            told = f"a table cannot be handled: {text}; write it again, or in another format"
+    return told

@@ -128,7 +128,7 @@ with warnings.catch_warnings():
         """Rows of a step; null is 1024, less of small tables, a power of two from 16, for 150 steps an epoch."""
         precision: Literal["auto", "float32", "bfloat16"] = "auto"
         """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. Predictions are float32."""
-        seed: int = Field(default=0, ge=0)
+        seed: int = Field(default=0, ge=0, le=2**64 - 1)
         monitor: str = "mean"
         """``<task>/<metric>`` that chooses the best weights on validation rows, or the mean of the tasks' main ones."""
         patience: int | None = Field(default=3, ge=1)

@@ -51,6 +51,7 @@ def export_graph(model: Model, layout: Layout, sample: Batch, weights: Path) -> 
     """
     try:
         import onnx_ir
+        import onnxruntime  # noqa: F401 (what folds constants, and what the graph is checked by)
         import onnxscript  # noqa: F401 (torch's exporter imports it)
     except ImportError as error:
         raise BundleError(f"compiling needs the package {error.name}; pip install 'multigate[onnx]'") from None
