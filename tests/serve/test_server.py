@@ -20,6 +20,8 @@ from serving import Rows, Serving, read, serving
 
 from multigate.bundle import Bundle, load
 from multigate.errors import RunError
+from multigate.serve import body
+from multigate.serve import process as process_module
 from multigate.serve import server as server_module
 from multigate.serve.app import application
 from multigate.serve.models import name_models
@@ -97,6 +99,48 @@ def test_a_fault_of_the_server_shows_no_traceback(folder: Path, rows: Rows, monk
     assert read(answer).keys() == {"error"}
     assert "ZeroDivision" not in answer.text
     assert samples(page.text)["multigate_requests_total/predict/shop/500"] == 1
+
+
+def test_head_is_answered_as_get_is_without_the_body(server: Serving) -> None:
+    for path in ("/v2/health/ready", "/models", "/metrics", "/docs", "/nothing", "/predict"):
+        head, got = server.client.head(path), server.client.get(path)
+        assert head.status_code == got.status_code
+        assert head.content == b""
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert server.client.get("/models").status_code == 200, "the connection is in order"
+
+
+def test_a_request_that_does_not_arrive_is_not_waited_for(
+    folder: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends half a row and then nothing, or a byte now and then; others are answered meanwhile."""
+    monkeypatch.setattr(body, "ARRIVES", 0.5)
+    whole = json.dumps(rows[0]).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: {len(whole)}\r\n\r\n".encode()
+
+    async def ask() -> tuple[bytes, bytes]:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = process_module._server({"shop": load(folder / "shop")})
+            serving = asyncio.create_task(server.serve([listening]))
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(head + whole[:10])
+            quick, other = await asyncio.open_connection(*listening.getsockname())
+            other.write(head + whole)
+            first = await quick.readuntil(b"}")
+            other.close()
+            for at in range(10, 16):
+                writer.write(whole[at : at + 1])
+                await asyncio.sleep(0.05)
+            slow = await asyncio.wait_for(reader.read(), 30)  # to its end: the server hangs up
+            writer.close()
+            server.should_exit = True
+            await serving
+        return first, slow
+
+    first, slow = asyncio.run(ask())
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert slow.startswith(b"HTTP/1.1 408 ")
+    assert slow.endswith(b'{"error":"the request did not arrive within 0.5 seconds; send it again"}')
 
 
 def test_a_request_that_a_stopping_server_waits_no_longer_for_is_told_so(folder: Path) -> None:

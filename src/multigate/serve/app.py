@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from multigate.bundle import Bundle
 from multigate.errors import MultigateError
@@ -30,6 +31,7 @@ def application(models: Mapping[str, Bundle]) -> FastAPI:
         redoc_url=None,
         responses=dict.fromkeys((400, 404, 413), ERROR),
     )
+    app.add_middleware(_Heads)
     app.add_exception_handler(MultigateError, _told)
     app.add_exception_handler(HTTPException, _no_page)
     app.add_exception_handler(Exception, _fault)
@@ -42,6 +44,17 @@ def application(models: Mapping[str, Bundle]) -> FastAPI:
         return Response(service.metrics.page(), media_type=TYPE)
 
     return app
+
+
+class _Heads:
+    """HEAD answered as GET is; the server sends the head of it. Balancers and monitors ask so whether it is there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self.app({**scope, "method": "GET"} if head else scope, receive, send)
 
 
 def _add_rows(app: FastAPI, service: Service) -> None:
@@ -116,7 +129,9 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 
 async def _told(request: Request, error: Exception) -> Response:
     status = status_of(error) if isinstance(error, MultigateError) else 500
-    return _json({"error": " ".join(str(error).split())}, status)
+    # what is still to come of a request that was not waited for is no next request
+    headers = {"Connection": "close"} if status == 408 else None
+    return _json({"error": " ".join(str(error).split())}, status, headers)
 
 
 async def _no_page(request: Request, error: Exception) -> Response:

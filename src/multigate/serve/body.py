@@ -1,5 +1,6 @@
 """Bodies of requests and answers: bytes of limited length, and JSON as its standard has it."""
 
+import asyncio
 import json
 from typing import Any, NoReturn
 
@@ -13,6 +14,10 @@ DRAINED = 4 * LARGEST
 """Bytes of a longer one that are taken and thrown away, for a client that still sends reads no answer."""
 
 
+ARRIVES = 60
+"""Seconds that the whole of a request may take to arrive; one that is not sent on would hold its place for ever."""
+
+
 class Refused(DataError):
     """A request that is turned down, with the status of HTTP that says so."""
 
@@ -22,17 +27,21 @@ class Refused(DataError):
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. Raises ``Refused`` where it is too long, or packed."""
+    """The whole body. Raises ``Refused`` where it is too long, packed, or does not arrive."""
     packed = request.headers.get("content-encoding", "identity")
     if packed.lower() != "identity":
         raise Refused(415, f"the request is packed ({packed[:40]}); send it without a Content-Encoding")
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= LARGEST:
-            parts.append(part)
-        elif size > DRAINED:
-            break
+    try:
+        async with asyncio.timeout(ARRIVES):
+            async for part in request.stream():
+                size += len(part)
+                if size <= LARGEST:
+                    parts.append(part)
+                elif size > DRAINED:
+                    break
+    except TimeoutError:
+        raise Refused(408, f"the request did not arrive within {ARRIVES} seconds; send it again") from None
     if size > LARGEST:
         raise Refused(
             413, f"the request has more than {LARGEST >> 20} MB, which is the limit; send fewer rows at a time"
