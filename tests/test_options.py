@@ -61,6 +61,33 @@ def test_what_python_gives_is_refused_in_one_sentence(make: Callable[[], Options
 
 
 @pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        (["epochs=0", "batch_size=abc"], ["epochs: ", "batch_size: "]),
+        (["epohcs=3", "batch_sise=4", "patience=0"], ["'epohcs'; did you mean 'epochs'", "'batch_size'", "patience: "]),
+        (["schmea=3", "seed=-1"], ["'schmea'; did you mean 'schema'", "seed: "]),
+        (["sharing={expert: 1, dropout: 3}", "tower=[0, -1]"], ["'expert'", "dropout: ", "hidden.0: ", "hidden.1: "]),
+        (["train=3"], ["train: Input should be a valid string (found 3); write it in quotes"]),
+        (["schema.tasks=[{nam: y}]"], ["schema.tasks.0: unknown key 'nam'; did you mean 'name'?"]),
+    ],
+)
+def test_all_that_is_wrong_is_told_at_once(changes: list[str], wrong: list[str]) -> None:
+    """And nothing else: neither that a value is of none of two types, nor that what is misspelt is missing."""
+    good = Experiment(schema=SCHEMA, train="rows.parquet").to_dict()
+    with pytest.raises(ExperimentError) as caught:
+        make_experiment(good, changes, name="x.yaml")
+    told = str(caught.value).removeprefix("x.yaml: ").split(", and ")
+    assert len(told) == len(wrong), told
+    for one, piece in zip(told, wrong, strict=True):
+        assert piece in one
+
+
+def test_of_very_much_that_is_wrong_the_rest_is_counted() -> None:
+    with pytest.raises(ExperimentError, match=r"hidden\.3: [^,]*, [^,]*; set another value \[and 3 more\]$"):
+        make_experiment({"schema": SCHEMA.to_dict()}, ["sharing.hidden=[a, b, c, d, e, f, g]"])
+
+
+@pytest.mark.parametrize(
     "kind",
     [Tower, Embedding, Optimizer, *STRUCTURES.values(), *BALANCES.values()],
     ids=lambda kind: kind.__name__,

@@ -1,5 +1,7 @@
 """Options: frozen, checked settings that turn into YAML and back."""
 
+import re
+from collections.abc import Container
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -28,11 +30,15 @@ class Options(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {key!r}; {nearest(str(key), cls.model_fields)}")
-        return data
+        unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, dict) else []
+        if not unknown:
+            return data
+        told = [f"unknown key {key!r}; {nearest(str(key), cls.model_fields)}" for key in unknown]
+        try:
+            cls.model_validate({key: value for key, value in data.items() if key not in unknown})
+        except ValidationError as error:  # what is missing may stand there under the wrong name
+            told.append(_listed(error, advice=True, left_out=("missing",)))
+        raise ValueError(", and ".join(filter(None, told)))
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like a new one. Raises ``SettingError``."""
@@ -63,23 +69,35 @@ def _with_tags(value: Any, dumped: Any) -> Any:
 
 ADVICE = {"string_type": "; write it in quotes", "missing": "; add it", "value_error": ""}
 """What to do about an error of pydantic, by its type; those of our own say it themselves."""
+MOST = 4
+"""Wrong fields that a sentence names."""
+BRANCH = re.compile(r"(str|int|float|bool|list|tuple)(\[.*\])?")
+"""What pydantic puts behind a place that may be of one type or another."""
 
 
 def refusal(name: str, error: ValidationError) -> str:
     """One sentence for a pydantic error, what to do included, about the thing called ``name``."""
-    kind = error.errors(include_url=False)[0]["type"]
-    return f"{name}: {explain(error)}{ADVICE.get(kind, '; set another value')}"
+    return f"{name}: {_listed(error, advice=True)}"
 
 
 def explain(error: ValidationError) -> str:
-    """One sentence for a pydantic error: where, and what was wrong with it (the first of several)."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    found = "" if first["type"] in ("value_error", "missing") else f" (found {_short(first['input'])})"
-    others = error.error_count() - 1
-    more = f" [and {others} more]" if others else ""
-    return f"{place + ': ' if place else ''}{message}{found}{more}"
+    """One sentence for a pydantic error: where, and what was wrong with it, of all that is wrong."""
+    return _listed(error, advice=False)
+
+
+def _listed(error: ValidationError, *, advice: bool, left_out: Container[str] = ()) -> str:
+    told: dict[str, str] = {}
+    for one in error.errors(include_url=False):
+        place = ".".join(str(part) for part in one["loc"] if not BRANCH.fullmatch(str(part)))
+        follows = one["type"] == "too_short" and any(at.startswith(f"{place}.") for at in told)
+        if one["type"] in left_out or follows:
+            continue  # no value is left in a list, for those that are wrong were taken out
+        message = one["msg"].removeprefix("Value error, ")
+        found = "" if one["type"] in ("value_error", "missing") else f" (found {_short(one['input'])})"
+        what_to_do = ADVICE.get(one["type"], "; set another value") if advice else ""
+        told.setdefault(place, f"{place + ': ' if place else ''}{message}{found}{what_to_do}")
+    more = f" [and {len(told) - MOST} more]" if len(told) > MOST else ""
+    return ", and ".join(list(told.values())[:MOST]) + more
 
 
 def _short(value: Any) -> str:
