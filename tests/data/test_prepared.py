@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -191,6 +192,33 @@ def test_a_failure_leaves_nothing_behind_and_an_old_folder_alone(tmp_path):
         make(folder, train=broken)
     assert digest(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+@pytest.mark.parametrize("change", ["appended to", "replaced"])
+def test_a_table_that_changes_while_it_is_read_is_told(tmp_path, change):
+    """A log that is still written: the encoder would be fitted to some rows, others known by the name of the first."""
+    path = tmp_path / "rows.csv"
+    pacsv.write_csv(table(500).drop(["l"]), path)
+    schema = SCHEMA.with_(features=SCHEMA.features[:3])
+    stages = []
+
+    def disturb(stage, done, total):
+        if not stages:
+            match change:
+                case "appended to":
+                    path.write_text(path.read_text() + path.read_text().partition("\n")[2])
+                case "replaced":
+                    pacsv.write_csv(table(400, seed=1).drop(["l"]), tmp_path / "new.csv")
+                    (tmp_path / "new.csv").replace(path)
+        stages.append(stage)
+
+    split = Split(by="fraction", valid=0.2)
+    with pytest.raises(DataError, match=r"rows\.csv changed while it was read; go on once nothing writes to it"):
+        prepare(schema, open_table(path), None, None, split, tmp_path / "p", progress=disturb)
+    assert stages
+    assert not (tmp_path / "p").exists()
+    pacsv.write_csv(table(500).drop(["l"]), path)
+    assert prepare(schema, open_table(path), None, None, split, tmp_path / "p").train.rows > 300, "and then it goes"
 
 
 def test_a_bad_cell_of_a_later_part_is_named_by_its_row(tmp_path):

@@ -69,6 +69,17 @@ class Source:
         told = [(_suffix(path), _bytes_of(path), *keys.items()) for path, keys in self._files]
         return xxhash.xxh3_128_hexdigest(repr(told).encode())
 
+    def check_unchanged(self) -> None:
+        """Raise ``DataError`` where a file was written to, replaced or removed since the table was opened."""
+        try:
+            same = not self._files or _stamped([path for path, _ in self._files]) == self.fingerprint
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(
+                f"{self.name} changed while it was read; go on once nothing writes to it any more, or with a copy"
+            )
+
     def batches(
         self, columns: Sequence[str] | None = None, rows: int = 65_536, *, as_read: bool = False
     ) -> Iterator[pa.RecordBatch]:
@@ -127,10 +138,8 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
         frozen = {column: parse_type(text) for column, text in types.items()}
         files = [_ParquetFile(path) if _suffix(path) in PARQUET else CsvFile(path, frozen) for path in paths]
         parts = partitioned(files, keys, frozen)
-        stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
-        fingerprint = xxhash.xxh3_128_hexdigest(repr(stamps).encode())
-        return Source(name, parts, fingerprint, types, files=list(zip(paths, keys, strict=True)))
+        return Source(name, parts, _stamped(paths), types, files=list(zip(paths, keys, strict=True)))
     columns, unreadable = in_memory(data)
     table = plain_table(columns)
     return Source("table", [Memory(table)], content_hash(table), types, unreadable)
@@ -271,6 +280,12 @@ def _found(given: str) -> list[Path]:
     raise DataError(
         f"there is no {given}: folder {missing.parent} has no {missing.name!r}; {nearest(missing.name, names)}"
     )
+
+
+def _stamped(paths: Sequence[Path]) -> str:
+    """Changes when files are written to or replaced: of their paths, sizes and modification times."""
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return xxhash.xxh3_128_hexdigest(repr(stamps).encode())
 
 
 def _bytes_of(path: Path) -> str:

@@ -61,6 +61,8 @@ class Table(Protocol):
 
     def content(self) -> str: ...
 
+    def check_unchanged(self) -> None: ...
+
     @property
     def at_hand(self) -> bool: ...
 
@@ -254,6 +256,8 @@ def prepare(
     try:
         with Kept(temporary, KEPT) as kept:
             _write(schema, tables, split, base, temporary, keys, shard_rows, kept, progress or _silent)
+        for table in tables.values():  # read twice, and known by what they held before: rows of both would go together
+            table.check_unchanged()
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
