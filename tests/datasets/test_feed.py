@@ -234,6 +234,20 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_that_write_at_once_are_not_in_each_others_way(tmp_path):
+    feed = Feed(rows=2_000, seed=4)
+
+    def write_too(*_: object) -> None:
+        write_feed(feed, tmp_path / "together")
+
+    write_feed(feed, tmp_path / "together", write_too)
+    write_feed(feed, tmp_path / "alone")
+    together, alone = (
+        {path.name: path.read_bytes() for path in (tmp_path / one).iterdir()} for one in ("together", "alone")
+    )
+    assert together == alone
+
+
 def test_memory_does_not_grow_with_the_rows():
     def peak(rows: int) -> int:
         tracemalloc.start()

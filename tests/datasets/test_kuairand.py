@@ -215,6 +215,21 @@ def test_what_is_no_archive_is_refused(tmp_path):
         open_kuairand(tmp_path / "absent")
 
 
+def test_two_that_write_at_once_are_not_in_each_others_way(counted, tmp_path):
+    source = write_csv(tmp_path / "source", counted)
+
+    def write_too(stage, done, total):
+        if stage.startswith("writing") and 2 <= done < total:
+            write_kuairand(source, tmp_path / "together")
+
+    write_kuairand(source, tmp_path / "together", progress=write_too)
+    write_kuairand(source, tmp_path / "alone")
+    together, alone = (
+        {path.name: path.read_bytes() for path in (tmp_path / one).iterdir()} for one in ("together", "alone")
+    )
+    assert together == alone
+
+
 def test_written_tables_are_the_published_rows(published, written):
     assert is_written(written)
     assert not is_written(published)

@@ -17,6 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,6 +29,7 @@ import pyarrow.parquet as pq
 
 from multigate.errors import DataError
 from multigate.schema import Category, Feature, Number, Schema, Task
+from multigate.writing import writing
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how much of it is done, and the total where it is known."""
@@ -225,17 +227,11 @@ def write_census(source: Path, out: Path, seed: int = 0, progress: Progress | No
     order = np.random.default_rng(seed).permutation(test.num_rows)
     half = test.num_rows // 2
     splits = {"train": train, "valid": test.take(np.sort(order[:half])), "test": test.take(np.sort(order[half:]))}
-    out.mkdir(parents=True, exist_ok=True)
-    parts = {name: out / f"{name}.parquet.part" for name in splits}
-    try:
+    with ExitStack() as placed_together:
         for step, (name, table) in enumerate(splits.items(), start=3):
-            pq.write_table(_with_nulls(table), parts[name], compression="zstd", row_group_size=65_536)
+            path = placed_together.enter_context(writing(out / f"{name}.parquet"))
+            pq.write_table(_with_nulls(table), path, compression="zstd", row_group_size=65_536)
             report("writing Census-Income", step, steps)
-        for name, part in parts.items():
-            part.replace(out / f"{name}.parquet")
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def is_written(out: Path) -> bool:

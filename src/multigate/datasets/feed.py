@@ -43,6 +43,7 @@ from pydantic import Field
 
 from multigate.options import Options
 from multigate.schema import Bag, Category, Number, Schema, Task, Time
+from multigate.writing import writing
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how much of it is done, and the total where it is known."""
@@ -170,15 +171,14 @@ def write_feed(feed: Feed, folder: Path, progress: Progress | None = None) -> No
 
     The truth of each goes to a file of its own, <split>_truth.parquet. Memory does not grow with the number of rows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     bounds = (0, feed.rows * 8 // 10, feed.rows * 9 // 10, feed.rows)
     names = [name for split in ("train", "valid", "test") for name in (split, f"{split}_truth")]
-    parts = [folder / f"{name}.parquet.part" for name in names]
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        paths = [stack.enter_context(writing(folder / f"{name}.parquet")) for name in names]
+        with ExitStack() as closed_first:
             writers = [
-                stack.enter_context(pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=repeated))
-                for part, (schema, repeated) in zip(parts, ((TABLE, REPEATED), (TRUTH, False)) * 3, strict=True)
+                closed_first.enter_context(pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated))
+                for path, (schema, repeated) in zip(paths, ((TABLE, REPEATED), (TRUTH, False)) * 3, strict=True)
             ]
             done = 0
             for pair in feed_batches(feed):
@@ -191,11 +191,6 @@ def write_feed(feed: Feed, folder: Path, progress: Progress | None = None) -> No
                 done += rows
                 if progress is not None:
                     progress("writing the feed", done, feed.rows)
-        for part in parts:
-            part.replace(part.with_suffix(""))
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
 
 
 class World:

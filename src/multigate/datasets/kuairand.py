@@ -19,6 +19,7 @@ with its user and its video. What to know before using them:
 
 import tarfile
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 from multigate.datasets.census_income import Progress
 from multigate.errors import DataError
 from multigate.schema import Bag, Category, Number, Schema, Task
+from multigate.writing import write_text, writing
 
 OUTCOMES = (
     *("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"),
@@ -231,21 +233,16 @@ def write_kuairand(source: Path, out: Path, seed: int = 0, progress: Progress | 
     for name, positives in POSITIVES.items():
         _same(pc.sum(table[name]).as_py(), positives, f"log rows with {name} 1", source)
 
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "CREDIT.md").write_text(CREDIT, encoding="utf-8")
+    write_text(out / "CREDIT.md", CREDIT)
     if published.licence is not None:
-        (out / _LICENCE).write_bytes(published.licence)
-    unfinished = {name: out / f"{name}.parquet.part" for name in parts}
-    try:
+        with writing(out / _LICENCE) as path:
+            path.write_bytes(published.licence)
+    with ExitStack() as placed_together:
         for step, (name, part) in enumerate(parts.items(), start=2):
             report("writing KuaiRand-Pure", step, steps)
-            pq.write_table(part, unfinished[name], compression="zstd", row_group_size=65_536)
-        for name, path in unfinished.items():
-            path.replace(out / f"{name}.parquet")
-        report("writing KuaiRand-Pure", steps, steps)
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+            path = placed_together.enter_context(writing(out / f"{name}.parquet"))
+            pq.write_table(part, path, compression="zstd", row_group_size=65_536)
+    report("writing KuaiRand-Pure", steps, steps)
 
 
 def is_written(out: Path) -> bool:
