@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -100,6 +102,35 @@ def test_a_process_that_is_killed_before_it_reads_its_job_is_told_of(monkeypatch
     for job in (die, partial(len, b"larger than the pipe" * 100_000)):
         with pytest.raises(RunError, match="exit code -9"), Workers(2) as workers:
             list(workers.run([job, job]))
+
+
+SCRIPT = """
+from functools import partial
+from multigate.analysis.workers import Workers
+print("begun", flush=True)
+def square(number):
+    return number * number
+{guard}
+    with Workers(2) as workers:
+        print(sorted(workers.run([partial({function}, 2, *{more}), partial({function}, 3, *{more})])), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "function", "more", "begun"),
+    [
+        ("if True:", "pow", [2], 1),  # a script as people write it
+        ('if __name__ == "__main__":', "square", [], 3),  # what it defines itself its processes have to read there
+    ],
+)
+def test_a_script_is_run_again_only_for_what_it_defines(
+    guard: str, function: str, more: list[int], begun: int, tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(guard=guard, function=function, more=more), encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("[(0, 4), (1, 9)]\n")
+    assert done.stdout.count("begun") == begun
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

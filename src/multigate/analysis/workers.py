@@ -1,12 +1,15 @@
 """Processes of this machine that share out work: as many jobs at a time, each with its part of the cores."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from multigate.cores import usable_cores
@@ -70,7 +73,7 @@ class Workers:
             yield self._next()
 
     def _begin(self, place: int, job: Job) -> None:
-        worker = self._idle.pop() if self._idle else _start(max(1, usable_cores() // self.n))
+        worker = self._idle.pop() if self._idle else _start(max(1, usable_cores() // self.n), script=_names_script(job))
         self._busy[worker.pipe] = worker, place
         try:
             worker.pipe.send(job)
@@ -94,18 +97,36 @@ def _ended(worker: _Worker) -> RunError:
     worker.process.join()
     return RunError(
         f"a process ended with exit code {worker.process.exitcode} (a killed one may have needed more memory than "
-        "there is; a script's own calls want to stand under if __name__ == '__main__'); the same command goes on"
+        "there is; a script that defines what it sends wants its calls under if __name__ == '__main__'); the same "
+        "command goes on"
     )
 
 
-def _start(threads: int) -> _Worker:
+def _names_script(job: Job) -> bool:
+    """Whether a job is made of what the script defines, such as a structure of one's own."""
+    return b"__main__" in bytes(ForkingPickler.dumps(job))
+
+
+def _start(threads: int, *, script: bool) -> _Worker:
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(there,), daemon=True)
-    with _environment(THREADS, str(threads)):
+    with _environment(THREADS, str(threads)), nullcontext() if script else _without_script():
         process.start()
     there.close()
     return _Worker(process, here)
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Processes started meanwhile do not run the caller's script again, which they do to have what it defines: one
+    whose calls do not stand under ``if __name__ == "__main__"`` would begin its work anew in each."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 @contextmanager
