@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multigate.data.cells import placed
 from multigate.data.files import Source, open_table
 from multigate.data.types import parse_type, type_name
 from multigate.errors import DataError
@@ -469,8 +470,9 @@ def test_damage_that_arrow_hands_on_is_explained(tmp_path: Path) -> None:
     assert rows_of(altered(numbers, old, new, use_dictionary=False)) == expected({"a": others}), "nothing tells it"
     with pytest.raises(DataError, match=r"a\.parquet is damaged and cannot be read to its end; write or fetch"):
         rows_of(altered(numbers, old, new, use_dictionary=False, write_page_checksum=True))
-    with pytest.raises(DataError, match=r"a\.parquet holds text that is not UTF-8; write it again as UTF-8"):
-        rows_of(altered(["mauve", "olive"], b"olive", b"ol\xffve"))
+    garbled = altered(["mauve", "olive"], b"olive", b"ol\xffve")
+    with pytest.raises(DataError, match=r"a\.parquet holds text that is not UTF-8; write"), placed(garbled.name, ()):
+        rows_of(garbled)
     codes = bytes([0b00_10_01_00, 0b01_00_10_01, 0b10_01_00_10] * 4)  # of the 48 values, two bits each
     with pytest.raises(DataError, match=r"a\.parquet is damaged"):
         list(altered(["a", "b", "c"] * 16, codes, b"\xff" * 12).batches(as_read=True))

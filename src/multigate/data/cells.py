@@ -51,6 +51,8 @@ def placed(table: str, numbers: Numbers) -> Iterator[None]:
     except ColumnError as error:
         row = "" if error.row is None else f", row {numbers[error.row] + 1:,}"  # people count from 1
         raise DataError(f"{table + ': ' if table else ''}column {error.column!r}{row}: {error.why}") from None
+    except UnicodeDecodeError:  # Arrow checks no text that it reads: that would take a sixth of the reading
+        raise DataError(f"{table or 'the table'} holds text that is not UTF-8; write it again as UTF-8") from None
 
 
 class BadCell(Exception):
