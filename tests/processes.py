@@ -1,12 +1,13 @@
-"""``multigate`` in processes of its own, disturbed: by signals at a chosen place, a full disk, missing rights."""
+"""``multigate``, and programs, in processes of their own; disturbed: by signals, a full disk, missing rights."""
 
 import codecs
+import gc
 import multiprocessing
 import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import count
 from multiprocessing.context import ForkServerProcess
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "analysis.tune", "score", "tables", "serve.app")]
-IMPORTED_LATE = ["torch.utils.tensorboard", "sklearn.ensemble", "altair", "optuna", "sqlalchemy.orm", "alembic.command"]
+IMPORTED_LATE = [
+    *("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch._inductor.config", "torch.utils.tensorboard"),
+    *("sklearn.ensemble", "altair", "optuna", "sqlalchemy.orm", "alembic.command"),
+]
 
 fast = multiprocessing.get_context("forkserver")  # imports these once for all processes
 fast.set_forkserver_preload(OURS + IMPORTED_LATE)
@@ -55,12 +59,21 @@ def run(
     Files cannot grow beyond ``largest`` bytes, as on a disk that is full; without ``rights`` it is nobody's process,
     for root may write everywhere. Modules that it is ``without`` are not installed, for all it knows.
     """
-    process = begin(words, folder, stop, largest=largest, rights=rights, without=without)
+    return _wait(begin(words, folder, stop, largest=largest, rights=rights, without=without), folder, timeout)
+
+
+def _wait(process: ForkServerProcess, folder: Path, timeout: float) -> Ended:
     process.join(timeout)
     if process.is_alive():
         process.kill()
         raise AssertionError(f"still running after {timeout} s: {(folder / TOLD).read_text()}")
     return ended(process, folder)
+
+
+def run_program(text: str, folder: Path, timeout: float = 120) -> Ended:
+    """Run what a Python file would hold."""
+    process = _begin(_program, folder, text)
+    return _wait(process, folder, timeout)
 
 
 def begin(
@@ -73,11 +86,13 @@ def begin(
     without: Sequence[str] = (),
 ) -> ForkServerProcess:
     """The same, but do not wait for its end."""
-    told, said = folder / TOLD, folder / SAID
-    told.touch()
-    said.touch()
-    given = ([str(word) for word in words], folder, told, said, stop, largest, rights, without)
-    process = fast.Process(target=_work, args=given)
+    return _begin(_command, folder, [str(word) for word in words], stop, largest, rights, without)
+
+
+def _begin(target: Callable[..., None], folder: Path, *given: Any) -> ForkServerProcess:
+    for name in (TOLD, SAID):
+        (folder / name).touch()
+    process = fast.Process(target=target, args=(folder, *given))
     process.start()
     return process
 
@@ -91,24 +106,33 @@ def ended(process: ForkServerProcess, folder: Path) -> Ended:
     return Ended(process.exitcode, *texts)
 
 
-def _work(
-    words: list[str],
+def _program(folder: Path, text: str) -> None:
+    _enter(folder, folder / SAID)
+    exec(compile(text, "program", "exec", dont_inherit=True), {"__name__": "__main__"})
+
+
+def _enter(folder: Path, said: str | Path) -> None:
+    """Compute on one thread in a folder, and write to its files."""
+    import torch
+
+    gc.set_threshold(700, 10, 100)  # as in conftest.py
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.dup2(os.open(folder / TOLD, os.O_WRONLY), 2)
+    os.dup2(os.open(said, os.O_WRONLY), 1)
+
+
+def _command(
     folder: Path,
-    told: Path,
-    said: Path,
+    words: list[str],
     stop: Stop | None,
     largest: int | None,
     rights: bool,
     without: Sequence[str],
 ) -> None:
-    import torch
-
     from multigate import cli
 
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    os.dup2(os.open(told, os.O_WRONLY), 2)
-    os.dup2(os.open(said if largest is None else os.devnull, os.O_WRONLY), 1)
+    _enter(folder, folder / SAID if largest is None else os.devnull)
     if largest is not None:
         sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # its thread prints a traceback
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # Python ignores SIGXFSZ: writing fails

@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import processes
@@ -17,7 +16,8 @@ def test_every_block_runs(tmp_path: Path) -> None:
     assert {language for language, _ in blocks} == {"python", "bash", "text"}
     for language, text in blocks:
         if language == "python":
-            run([sys.executable, "-c", text], tmp_path)
+            done = processes.run_program(text, tmp_path)
+            assert done.code == 0, f"{text}\n{done.told}"
         elif language == "bash":
             for line in text.strip().splitlines():
                 run_typed(line, tmp_path)
@@ -33,11 +33,6 @@ def run_typed(line: str, folder: Path) -> None:
     assert done.code == 0, f"{line}\n{done.said}\n{done.told}"
     if target:
         (folder / target).write_text(done.said)
-
-
-def run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_file_tree_names_what_is_there() -> None:
