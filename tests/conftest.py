@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,9 @@ import torch
 
 if TYPE_CHECKING:
     from multigate.experiment import Experiment
+
+
+gc.set_threshold(700, 10, 100)  # the oldest, what was imported, stays: looking through it takes half a second each time
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
-from multigate.data.encoder import Arrays
+from multigate.data.encoder import Arrays, Encoder
 from multigate.engine import BLOCK, Answers, Engine, Onnx, Torch, arrays, disagreement, faster, made_up
 from multigate.errors import BundleError
 from multigate.experiment import Experiment
+from multigate.schema import Bag, Number, Schema, Task
+from multigate.sharing import MMoE
 from multigate.training.train import train
 
 
@@ -166,27 +169,13 @@ def test_predictions_are_those_of_torch(bundle: Bundle) -> None:
 
 FORKED = """
 import os, signal, sys
-import numpy as np, pyarrow as pa, torch
-from multigate.bundle import Bundle, build_model, load
-from multigate.data.encoder import Encoder
-from multigate.experiment import Experiment
-from multigate.schema import Bag, Number, Schema, Task
-from multigate.sharing import MMoE
+import pyarrow.parquet as pq, torch
+from multigate.bundle import load
 
 torch.set_num_threads(2)
-draw = np.random.default_rng(0)
-rows = 20_000
-table = pa.table({
-    "x": draw.normal(size=rows), "tags": [["a", "b"][: at % 3] for at in range(rows)],
-    "click": draw.integers(0, 2, rows), "size": draw.choice(["big", "mid", "small"], rows),
-    "cost": draw.normal(size=rows),
-})
-tasks = [Task("click"), Task("size", kind="multiclass"), Task("cost", kind="regression")]
-experiment = Experiment(
-    schema=Schema(features=[Number("x"), Bag("tags")], tasks=tasks), sharing=MMoE(experts=3, hidden=(64, 64))
-)
-encoder = Encoder.fit(experiment.schema, table.to_batches())
-Bundle(experiment, encoder, build_model(experiment, encoder)).export(sys.argv[1])
+torch.randn(1_000_000).exp()  # which starts them
+table = pq.read_table(sys.argv[2])
+rows = len(table)
 bundle = load(sys.argv[1], engine="onnx")
 child = os.fork()
 if child == 0:
@@ -201,6 +190,21 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_a_graph_loaded_before_a_fork_computes_after_it(tmp_path: Path) -> None:
     """Every kind of task, where the parent's torch has threads that the child has not."""
-    code = [sys.executable, "-c", FORKED, str(tmp_path / "served")]
+    draw = np.random.default_rng(0)
+    rows = 20_000
+    table = pa.table(
+        {
+            "x": draw.normal(size=rows), "tags": [["a", "b"][: at % 3] for at in range(rows)],
+            "click": draw.integers(0, 2, rows), "size": draw.choice(["big", "mid", "small"], rows),
+            "cost": draw.normal(size=rows),
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "rows.parquet")
+    tasks = [Task("click"), Task("size", kind="multiclass"), Task("cost", kind="regression")]
+    schema = Schema(features=[Number("x"), Bag("tags")], tasks=tasks)
+    experiment = Experiment(schema=schema, sharing=MMoE(experts=3, hidden=(64, 64)))
+    encoder = Encoder.fit(schema, table.to_batches())
+    Bundle(experiment, encoder, build_model(experiment, encoder)).export(tmp_path / "served")
+    code = [sys.executable, "-c", FORKED, tmp_path / "served", tmp_path / "rows.parquet"]
     done = subprocess.run(code, capture_output=True, check=True, text=True)
     assert done.stdout == "0\n"
