@@ -60,9 +60,9 @@ def cells(mmoe: MMoE, training: Training) -> list[Cell]:
     """
     made = []
     for name, structure in structures(mmoe.experts, mmoe.hidden[0]).items():
-        for cosine in AXIS:
-            data = training.data.with_(correlations=(cosine,))
-            made.append(cell("axis", name, _sized(structure, mmoe, training, data), training._replace(data=data)))
+        pairs = [training.data.with_(correlations=(cosine,)) for cosine in AXIS]
+        sized = _sized(structure, mmoe, training, pairs[0])  # no cosine changes what two tasks cost
+        made += [cell("axis", name, sized, training._replace(data=data)) for data in pairs]
         for tasks in MANY if name in FEW else ():
             data = training.data.with_(cosines=alike(tasks, AMONG))
             made.append(cell("tasks", name, _sized(structure, mmoe, training, data), training._replace(data=data)))
