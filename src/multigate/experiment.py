@@ -125,7 +125,7 @@ with warnings.catch_warnings():
 
         epochs: int = Field(default=12, ge=1)
         batch_size: int | None = Field(default=None, ge=1)
-        """Rows of a step; null is 1024, less of small tables, a power of two from 16, for 150 steps an epoch."""
+        """Rows of a step; null is 1024, less of small tables, a power of two from 32, for 150 steps an epoch."""
         precision: Literal["auto", "float32", "bfloat16"] = "auto"
         """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. Predictions are float32."""
         seed: int = Field(default=0, ge=0, le=2**64 - 1)

@@ -220,7 +220,7 @@ def test_the_average_of_the_weights_is_the_corrected_exponential_average() -> No
 
 
 @pytest.mark.parametrize(
-    ("rows", "size"), [(1, 16), (5_000, 32), (20_000, 128), (48_000, 256), (199_523, 1024), (10**9, 1024)]
+    ("rows", "size"), [(1, 32), (4_800, 32), (9_600, 64), (20_000, 128), (48_000, 256), (199_523, 1024), (10**9, 1024)]
 )
 def test_batches_follow_the_rows_of_small_tables(rows: int, size: int) -> None:
     assert batch_size(None, rows) == size

@@ -257,7 +257,7 @@ def _present(batch: Batch) -> Tensor:
 
 def batch_size(asked: int | None, rows: int) -> int:
     """What null means for so many training rows: enough steps an epoch to learn from a small table."""
-    return asked or min(max(2 ** int(math.log2(max(rows // STEPS, 1))), 16), 1024)
+    return asked or min(max(2 ** int(math.log2(max(rows // STEPS, 1))), 32), 1024)
 
 
 def precision(name: str, device: torch.device) -> str:
