@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from multigate.data.encoder import Encoder
 from multigate.draft import draft
 from multigate.errors import DataError, ExperimentError
 from multigate.experiment import make_experiment
@@ -44,6 +45,43 @@ def test_numbers_written_for_people_are_told(tmp_path: Path) -> None:
     told = header.partition(TOLD)[2].partition("\n#\n")[0].splitlines()
     assert [line.split(":")[0] for line in told] == ["#   unique", "#   share", "#   price"]
     assert "such as '1,000.50'; write plain numbers" in told[0]
+
+
+def test_numbers_in_text_are_told(tmp_path: Path) -> None:
+    """Decimal commas, other separators, numbers but for a few texts, and plain numbers whose column is text."""
+    n = 2000
+    columns = {
+        "comma": [f"{i % 70},{i % 10}" for i in range(n)],
+        "german": [f"{1 + i % 7}.{i % 900 + 100},50" for i in range(n)],
+        "swiss": [f"{1 + i % 7}'{i % 90 + 100}" for i in range(n)],
+        "french": [f"{1 + i % 7}\u202f{i % 90 + 100},5" for i in range(n)],
+        "ledger": [f"({i % 70}.5)" if i % 3 else f"{i % 70}.5" for i in range(n)],
+        "below": ["<0.5" if i % 5 == 0 else f"{i % 70}.{i % 9}" for i in range(n)],
+        "blank": [" " if i % 50 == 7 else f"{i}.25" for i in range(n)],
+        "plain": [None if i % 9 == 0 else "" if i % 9 == 1 else f"{i % 70}.5" for i in range(n)],
+        "code": [f"{i % 70:03d}" for i in range(n)],
+        "flat": [f"{i % 70}{'a' if i % 2 else ''}" for i in range(n)],
+        "place": [f"{i % 40}.{i % 9},{i % 30}.{i % 7}" for i in range(n)],
+        "version": [f"{i % 30}.{i % 7}" + (f".{i % 4}" if i % 2 else "") for i in range(n)],
+        "clock": [f"{i % 24:02d}:{i % 60:02d}" for i in range(n)],
+        "few": [f"{i % 3}.5" for i in range(n)],
+        "click": [i % 2 for i in range(n)],
+    }
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    text = draft(path, ["click"])
+    told = text.partition(TOLD)[2].partition("\n\n")[0].partition("\n#\n")[0].splitlines()
+    said = dict(line.removeprefix("#   ").split(": ", 1) for line in told)
+    assert list(said) == ["comma", "german", "swiss", "french", "ledger", "below", "blank", "plain"]
+    assert said["comma"] == "holds text such as '0,0'; write plain numbers (1234.56) to have it as one"
+    assert said["below"].startswith("holds numbers, but also text such as '<0.5'; leave such cells empty")
+    assert said["blank"].startswith("holds numbers, but also text such as ' '; leave")
+    assert said["plain"] == "holds numbers as text, such as '2.5'; give it the kind number to have it as one"
+    schema = make_experiment(yaml.safe_load(text.replace("plain, kind: category", "plain, kind: number"))).schema
+    encoder = Encoder.fit(schema, pa.table(columns).to_batches())
+    at = [column.feature for column in encoder.layout.numbers].index("plain")
+    encoded = encoder.columns(pa.table(columns).to_batches()[0]).numbers[:, at].numpy()
+    assert np.unique(encoded).size == 71, "70 numbers, and missing"
 
 
 def test_days_and_lists_written_for_people_are_told(tmp_path: Path) -> None:

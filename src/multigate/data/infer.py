@@ -23,8 +23,13 @@ from multigate.schema import Bag, Category, Feature, Hashed, Schema, Task
 
 _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
-_MARKED = r"^[-+]?[$€£¥]? ?[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)? ?[%$€£¥]?$"
-"""A number as people write it: 1,234.56, 12 % or $9.99."""
+_POINT = r"(\d+|\d{1,3}([,' \x{a0}\x{202f}]\d{3})+)(\.\d+)?"
+_COMMA = r"(\d+|\d{1,3}([.' \x{a0}\x{202f}]\d{3})+),\d+"
+_MARKED = rf"^\(?[-+]?[$€£¥]? ?[-+]?({_POINT}|{_COMMA}) ?[%$€£¥]?\)?$"
+"""A number as people write it: 1,234.56, 1.234,56, 1 234, 12 %, $9.99 or (9.99)."""
+_PLAIN = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+_MOST, _MANY = 0.8, 20
+"""Of the different texts of a column those that are numbers, where the others are an exception."""
 _DATE = r"^(\d{1,2}[/.-]\d{1,2}[/.-]\d{4}|\d{1,2}/\d{1,2}/\d{2}|\d{4}[/.]\d{1,2}[/.]\d{1,2})([ ,]+\d{1,2}:\d{2}.*)?$"
 """A day that is not ISO 8601, such as 5/31/2024 or 31.05.2024, with or without a time of day."""
 _PRINTED = r"""^\[(['"].*['"]|\s*-?\d+(\.\d*)?([,\s]+-?\d+(\.\d*)?(e[-+]\d+)?)+\s*)?\]$"""
@@ -197,15 +202,15 @@ def _twins(verdicts: dict[str, Verdict], labels: Sequence[Task], seen: Survey) -
 
 
 def _written(verdicts: Mapping[str, Verdict], seen: Survey) -> Iterator[Note]:
-    """Columns of text that are numbers with commas, percent or currency signs, days as people write them or printed
-    lists, and so become no numbers, times and bags of the items."""
+    """Columns of text that are numbers with commas, percent or currency signs, numbers but for a few, days as people
+    write them or printed lists, and so become no numbers, times and bags of the items."""
     for name in verdicts:
         column = seen.columns.get(name)
         if column is None or not is_text(column.kind):
             continue
         sample = pc.unique(pc.utf8_trim_whitespace(pc.drop_null(seen.sampled(name)).cast(pa.string())))
         values = sample.filter(pc.not_equal(sample, ""))
-        marked = values.filter(pc.match_substring_regex(values, "[,%$€£¥]"))
+        marked = values.filter(pc.invert(pc.match_substring_regex(values, _PLAIN)))
         if len(marked) and pc.all(pc.match_substring_regex(values, _MARKED)).as_py():
             yield Note(
                 name, f"holds text such as {marked[0].as_py()!r}; write plain numbers (1234.56) to have it as one"
@@ -221,6 +226,26 @@ def _written(verdicts: Mapping[str, Verdict], seen: Survey) -> Iterator[Note]:
                 f"holds text such as {cells.short(values[0].as_py())}; write lists in Parquet, or the items with a "
                 "separator between them, to have it as a bag",
             )
+        elif verdicts[name].time is None:
+            reason = _numeric(pc.unique(pc.drop_null(seen.sampled(name)).cast(pa.string())))
+            if reason:
+                yield Note(name, reason)
+
+
+def _numeric(texts: pa.Array) -> str:
+    """What is said of different texts that are fractional numbers, all or most of them; nothing of others."""
+    texts = texts.filter(pc.not_equal(texts, ""))
+    plain = pc.match_substring_regex(texts, _PLAIN)
+    numbers, others = texts.filter(plain), texts.filter(pc.invert(plain))
+    if len(numbers) < max(_MANY, _MOST * len(texts)) or not pc.any(pc.match_substring(numbers, ".")).as_py():
+        return ""
+    if len(others):
+        return (
+            f"holds numbers, but also text such as {cells.short(others[0].as_py())}; leave such cells empty, or write "
+            "numbers, to have it as one"
+        )
+    one = cells.short(numbers[0].as_py())
+    return f"holds numbers as text, such as {one}; give it the kind number to have it as one"
 
 
 def _leaks(schema: Schema, seen: Survey) -> Iterator[Note]:
