@@ -19,7 +19,13 @@ from multigate.errors import MultigateError
 from multigate.schema import Bag, Category, Number, Schema, Task
 
 SCHEMA = Schema(
-    features=(Number("age"), Number("height"), Category("user"), Category("town"), Bag("tags")),
+    features=(
+        Number("age", embedding="bins"),
+        Number("height", embedding="bins"),
+        Category("user"),
+        Category("town"),
+        Bag("tags"),
+    ),
     tasks=(
         Task("click"),
         Task("buy", given="click"),

@@ -396,7 +396,7 @@ def test_shards_and_samples_of_a_wide_table_have_fewer_rows(tmp_path, monkeypatc
     data = pa.table(dict(zip(names, values.T, strict=True)) | {"y": [0, 1] * 500})
     schema = Schema(features=[Number(name, transform="quantile") for name in names], tasks=(Task("y"),))
     prepared = make(tmp_path / "p", data, schema=schema)
-    row = 100 * 4 + 100 * 4 + 9 + 8
+    row = 100 * 4 + 9 + 8
     assert prepared.train.sizes[0] == 100_000 // row
     assert prepared.train.rows + prepared.valid.rows == 1000
     scales = prepared.encoder.fitted.scales

@@ -220,14 +220,17 @@ def test_text_of_another_encoding_is_named_with_its_row(tmp_path):
 
 
 def test_a_file_is_parsed_once(tmp_path, monkeypatch):
-    """It is gone when the encoding begins, which is too early only where nothing may be kept."""
+    """It is gone while rows are encoded, which is too early only where nothing may be kept."""
     path = csv(tmp_path)
 
     def remove(stage, done, total):
         if (stage, done) == ("fit encoder", ROWS):
-            path.unlink()
+            path.rename(tmp_path / "aside")
+        if (stage, done) == ("encode train", ROWS):
+            (tmp_path / "aside").rename(path)
 
     assert rows_of(prepare(SCHEMA, open_table(path), None, None, SPLIT, tmp_path / "p", remove)).rows == ROWS
+    assert path.exists()
     monkeypatch.setattr("multigate.data.prepared.KEPT", 0)
     with pytest.raises(DataError, match=r"t\.csv cannot be read"):
         prepare(SCHEMA, open_table(csv(tmp_path)), None, None, SPLIT, tmp_path / "q", remove)

@@ -178,7 +178,9 @@ def test_every_balance_takes_steps_with_some_tasks_missing(
         moved = head.grad.abs().sum(1) > 0
         reached = known.any(0).tolist()
         reached[0] = reached[0] or reached[1]  # buy's loss is of p(buy) = p(click) p(buy | click)
-        assert moved.tolist() == reached, "auxiliary tasks are trained, absent ones are not"
+        assert not any(move and not reach for move, reach in zip(moved.tolist(), reached, strict=True)), "absent ones"
+        if method != "mgda":  # its weights may lie on the edge of the simplex, where a task has none
+            assert moved.tolist() == reached, "auxiliary tasks are trained"
         fit.balance.after_epoch(torch.ones(4))
     for parameter in (*fit.model.parameters(), *fit.balance.state_dict().values()):
         assert parameter.isfinite().all()
