@@ -222,6 +222,14 @@ def test_tables_of_every_make_are_the_same_table() -> None:
         assert (answer == answers[0]).all()
 
 
+@pytest.mark.parametrize("series", [pd.Series, pl.Series, pa.array])
+def test_a_column_of_labels_without_a_name_is_one(series: Any) -> None:
+    """That of a polars series is ''."""
+    fitted = small(epochs=2).fit(TABLE, series(CLICK))
+    assert [task.name for task in fitted.tasks_] == ["target"]
+    assert (fitted.predict(TABLE) == small(epochs=2).fit(TABLE, CLICK).predict(TABLE)).all()
+
+
 def test_arrays_lists_and_sparse_matrices_are_the_same_rows() -> None:
     X = np.random.default_rng(0).integers(0, 3, (120, 4)).astype(float)
     y = X[:, 0] * X[:, 1] + X[:, 2] / 7

@@ -360,7 +360,7 @@ def _label_table(y: Any) -> pa.Table:
     name = getattr(y, "name", None)
     array = check_array(_object_lists(y), ensure_2d=False, dtype=None, ensure_all_finite=False, input_name="y")
     if array.ndim == 1:
-        return pa.table([_column(array, "y")], names=[name if isinstance(name, str) else "target"])
+        return pa.table([_column(array, "y")], names=[name if isinstance(name, str) and name else "target"])
     places = range(array.shape[1])
     return pa.table([_column(array[:, at], f"column {at} of y") for at in places], [f"target_{at}" for at in places])
 
