@@ -70,6 +70,21 @@ def test_a_conditional_without_validation_rows_is_left_blank(feed_experiment: Ex
     assert note.startswith("buy|click cannot be scored on the 600 test rows: no validation row tells which weights")
 
 
+def test_a_task_without_validation_labels_is_left_blank(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """Nobody's like is known yet in the validation rows: no model of it alone can be chosen, and the others can."""
+    table = pq.read_table(feed_experiment.valid)
+    unknown = pa.nulls(table.num_rows, pa.int64())
+    pq.write_table(table.set_column(table.column_names.index("like"), "like", unknown), tmp_path / "valid.parquet")
+    schema = feed_experiment.schema.only(["click", "like"])
+    experiment = feed_experiment.with_(schema=schema, epochs=1, batch_size=1200, valid=str(tmp_path / "valid.parquet"))
+    found = compare(experiment, tmp_path / "c", structures=("single_task", "mmoe"), seeds=2, boosting=False, quiet=True)
+    for row in found.rows:
+        assert 0 < row["click/auc"] < 1
+        assert ("like/auc" in row) == (row["structure"] == "mmoe"), "test rows have likes"
+    (note,) = found.notes()
+    assert note.startswith("like cannot be scored on the 600 test rows: no validation row tells which weights")
+
+
 def test_relations_go_on(rare: Experiment, tmp_path: Path) -> None:
     found = relate(rare, tmp_path / "r", structures=["shared_bottom"], seeds=1, quiet=True)
     pair = found.pair("click", "like")

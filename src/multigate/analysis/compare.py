@@ -48,6 +48,8 @@ from multigate.training.train import PREPARED, open_sources, prepare_sources
 from multigate.unscored import unscored
 from multigate.writing import remove, write_text, writing
 
+UNCHOSEN = "no validation row tells which weights of its own model are best"
+"""Why a model of one task, or of a conditional, is not trained."""
 REACHED = "reached"
 """The prepared rows of conditionals: labels known only where the parent is 1."""
 COHORTS = "cohorts"
@@ -239,6 +241,9 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
                 f"{name}: no width comes within {TOLERANCE:.0%} of {ground.budget:,} multiply-adds; it has {cost:,}"
             )
         task = None if places is None else experiment.schema.tasks[places[0]]
+        if places is not None and task is not None and not _any_known(prepared, places[0]):
+            without[task.name] = UNCHOSEN
+            continue
         runs = [one.with_(sharing=structure) for one in seeded]
         folders = [_place(ground.folder, name, seed) / (task.name if task else "") for seed in seeds]
         checkpoint = _cohort(ground.folder, name, seeds) / f"{task.name if task else 'all'}.safetensors"
@@ -254,7 +259,7 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
         if ground.reached is not None and task is not None and task.given and not task.where:
             conditional = f"{task.name}|{task.given}"
             if not _any_known(ground.reached, experiment.schema.task_names.index(task.name)):
-                without[conditional] = "no validation row tells which weights of its own model are best"
+                without[conditional] = UNCHOSEN
                 continue
             runs = [_reached(one) for one in runs]
             folders = [folder / "given" for folder in folders]
