@@ -133,6 +133,24 @@ def test_it_is_as_good_as_scikit_learn_on_raw_columns(feed):
     assert metrics.auc(found, test.labels[:, 0].numpy()) == pytest.approx(reference, abs=0.02)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rare_labels_are_learnt(seed):
+    """60 ones in 20,000 rows that two numbers tell: an unchecked Newton step sends the leaves to infinity."""
+    random = np.random.default_rng(seed)
+    x, y = random.normal(size=(2, 20_000))
+    rate = np.exp(1.5 * x + y)
+    click = (random.random(20_000) < 60 * rate / rate.sum()).astype(int)
+    table = pa.table({"age": x, "height": y, "click": click})
+    schema = Schema(features=(Number("age"), Number("height")), tasks=(Task("click"),))
+    encoder = Encoder.fit(schema, table.to_batches())
+    batch = encoder.columns(table.combine_chunks().to_batches()[0])
+    test = cut(batch, 16_000, 20_000)
+    found = boosting_baseline(encoder.layout, cut(batch, 0, 12_000), cut(batch, 12_000, 16_000), test).test["click"]
+    best = metrics.auc(rate[16_000:], click[16_000:])
+    assert metrics.auc(found, click[16_000:]) > best - 0.15
+    assert np.abs(found).max() < 15, "no row is certain, of so few labels"
+
+
 def test_unknown_labels_do_not_count(feed):
     encoder, batch, _ = feed
     train, valid, test = parts(batch)
