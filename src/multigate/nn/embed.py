@@ -315,7 +315,8 @@ class Piecewise(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         x = numbers.index_select(1, self.columns).unsqueeze(-1)
-        progress = ((x - self.low) / self.width).clamp(0, 1)  # (B, n, Q)
+        # (B, n, Q), the widest tensor there is, made in place; vmap has these two, but no clamp_
+        progress = (x - self.low).div_(self.width).clamp_min_(0).clamp_max_(1)
         return functional.relu(torch.einsum("bnq,nqd->bnd", progress, self.weight) + self.bias).flatten(1)
 
 
