@@ -70,14 +70,21 @@ def test_a_conditional_without_validation_rows_is_left_blank(feed_experiment: Ex
     assert note.startswith("buy|click cannot be scored on the 600 test rows: no validation row tells which weights")
 
 
-def test_a_task_without_validation_labels_is_left_blank(feed_experiment: Experiment, tmp_path: Path) -> None:
-    """Nobody's like is known yet in the validation rows: no model of it alone can be chosen, and the others can."""
+@pytest.fixture(scope="module")
+def unknown(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """Clicks, and likes that nobody knows yet in the validation rows."""
+    file = tmp_path_factory.mktemp("unknown") / "valid.parquet"
     table = pq.read_table(feed_experiment.valid)
-    unknown = pa.nulls(table.num_rows, pa.int64())
-    pq.write_table(table.set_column(table.column_names.index("like"), "like", unknown), tmp_path / "valid.parquet")
+    pq.write_table(
+        table.set_column(table.column_names.index("like"), "like", pa.nulls(table.num_rows, pa.int64())), file
+    )
     schema = feed_experiment.schema.only(["click", "like"])
-    experiment = feed_experiment.with_(schema=schema, epochs=1, batch_size=1200, valid=str(tmp_path / "valid.parquet"))
-    found = compare(experiment, tmp_path / "c", structures=("single_task", "mmoe"), seeds=2, boosting=False, quiet=True)
+    return feed_experiment.with_(schema=schema, epochs=1, batch_size=1200, valid=str(file))
+
+
+def test_a_task_without_validation_labels_is_left_blank(unknown: Experiment, tmp_path: Path) -> None:
+    """No model of likes alone can be chosen, and the others can."""
+    found = compare(unknown, tmp_path / "c", structures=("single_task", "mmoe"), seeds=2, boosting=False, quiet=True)
     for row in found.rows:
         assert 0 < row["click/auc"] < 1
         assert ("like/auc" in row) == (row["structure"] == "mmoe"), "test rows have likes"
@@ -97,3 +104,12 @@ def test_relations_go_on(rare: Experiment, tmp_path: Path) -> None:
     assert skills["click"].unscored == ""
     page = write_relations(found, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "cannot be scored: all 600 known labels are 0" in page
+
+
+def test_relations_go_on_without_validation_labels_of_a_task(unknown: Experiment, tmp_path: Path) -> None:
+    """Likes get no model of their own; what clicks gain from them is measured all the same."""
+    found = relate(unknown, tmp_path / "r", structures=["shared_bottom"], seeds=1, quiet=True)
+    pair = found.pair("click", "like")
+    assert pair.advice == "train alone"
+    assert "cannot score like (" in pair.why
+    assert [one.task for one in pair.gains] == ["click"]

@@ -241,7 +241,7 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
                 f"{name}: no width comes within {TOLERANCE:.0%} of {ground.budget:,} multiply-adds; it has {cost:,}"
             )
         task = None if places is None else experiment.schema.tasks[places[0]]
-        if places is not None and task is not None and not _any_known(prepared, places[0]):
+        if places is not None and task is not None and not prepared.valid.labelled(places[0]):
             without[task.name] = UNCHOSEN
             continue
         runs = [one.with_(sharing=structure) for one in seeded]
@@ -258,7 +258,7 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
             about["sharing"] = json.dumps(structure.to_dict(full=True))
         if ground.reached is not None and task is not None and task.given and not task.where:
             conditional = f"{task.name}|{task.given}"
-            if not _any_known(ground.reached, experiment.schema.task_names.index(task.name)):
+            if not ground.reached.valid.labelled(experiment.schema.task_names.index(task.name)):
                 without[conditional] = UNCHOSEN
                 continue
             runs = [_reached(one) for one in runs]
@@ -317,12 +317,6 @@ def _reached(experiment: Experiment) -> Experiment:
         for task in experiment.schema.tasks
     )
     return experiment.with_(schema=experiment.schema.with_(tasks=tuple(tasks), outputs=()))
-
-
-def _any_known(prepared: Prepared, place: int) -> bool:
-    """Whether some validation row has a label, of a weight above 0, of the task at a place."""
-    batches = prepared.valid.batches(ROWS)
-    return any(bool((batch.known[:, place] & (batch.weights[:, place] > 0)).any()) for batch in batches)
 
 
 def _boost(prepared: Prepared, experiment: Experiment, seed: int) -> Row:

@@ -58,7 +58,8 @@ def relate(
     With seeds 0 .. seeds - 1: a training of all tasks together, watched; one of networks side by side on the same x;
     and, unless ``train`` is false, with each of the structures a model of each task alone and of each pair (of
     ``pairs`` only, if given). All have the budget of the experiment's own model. A gain is over the best of a task's
-    own models, whatever the structure: a structure that is better without a partner is no reason for one. Test rows
+    own models, whatever the structure: a structure that is better without a partner is no reason for one. A task that
+    no validation row has a label of gets no model of its own, as nothing tells which of its weights are best. Test rows
     are neither trained on nor looked at. Called again with the same folder it goes on where it stopped;
     ``relations.json`` there holds what is returned.
 
@@ -83,6 +84,9 @@ def relate(
     ):
         fresh = not (folder / TRAININGS).is_dir()
         prepared = prepare_sources(experiment, sources, folder / PREPARED, report, replace=fresh)
+        labelled = [prepared.valid.labelled(place) for place in range(len(names))]
+        trained = [pair for pair in trained if any(labelled[place] for place in pair)]
+        single = [place for place in single if labelled[place]]
         total = seeds * (2 + (len(single) + len(trained)) * len(tried))
         trainings = Trainings(experiment, prepared, folder / TRAININGS, chosen, report, total)
         found = Found(trainings)
@@ -174,6 +178,8 @@ class Found:
         )
 
     def _gain(self, structure: str, rows: Sequence[Row], place: int) -> Gain | None:
+        if place not in self.alone:  # no validation row has a label of it
+            return None
         metric = self.metric(place)
         name = metric.rpartition("/")[2]
         sign = 1 if HIGHER_IS_BETTER[name] else -1

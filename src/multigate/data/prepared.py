@@ -137,6 +137,10 @@ class Part:
         """Every so many of those batches: at most about ``most`` rows, evenly spread."""
         return islice(self.batches(size), 0, None, max(1, math.ceil(self.rows / most)))
 
+    def labelled(self, place: int) -> bool:
+        """Whether some row has a label, of a weight above 0, of the task at a place."""
+        return any(bool((shard.known[:, place] & (shard.weights[:, place] > 0)).any()) for shard in self.shards)
+
 
 class Prepared:
     """A folder of encoded rows and the encoder that made them."""
