@@ -145,6 +145,28 @@ def counts() -> Table:
     return columns(x, n=n, some=(n > 0).astype(int)), (regression("n"), mg.Task("some"))
 
 
+def grades() -> Table:
+    """650 pupils in whole numbers: answers from 1 to 5, two grades up to 20, days missed; the last grade, passing."""
+    generator, x = draws(20, 650, 3)
+    answers = np.clip(np.round(3 + 1.2 * generator.normal(size=(650, 8))), 1, 5)
+    earlier = np.clip(np.round(11 + 3 * x[:, :1] + 1.5 * generator.normal(size=(650, 2))), 0, 20)
+    missed = generator.poisson(np.exp(1 - 0.4 * x[:, 0]))
+    s = earlier.mean(axis=1) - 0.3 * missed + 0.4 * (answers[:, 0] - answers[:, 1])
+    last, passed = s + x[:, 1], (s + x[:, 2] > 11).astype(int)
+    return columns(np.c_[answers, earlier, missed].astype(int), y=last, z=passed), (regression("y"), mg.Task("z"))
+
+
+def codes() -> Table:
+    """3,000 rows of whole numbers without an order: six columns of 4 to 47 codes, two of which act together."""
+    generator = np.random.default_rng(21)
+    sizes = (4, 6, 12, 20, 30, 47)
+    x = np.stack([generator.choice(size, 3000, p=generator.dirichlet(np.full(size, 2.0))) for size in sizes], axis=1)
+    s = 0.7 * sum(generator.normal(size=size)[x[:, at]] for at, size in enumerate(sizes))
+    s += generator.normal(size=(6, 4))[x[:, 1], x[:, 0]]
+    y = s + generator.normal(size=3000)
+    return columns(x, y=y, z=happened(generator, 1.5 * s)), (regression("y"), mg.Task("z"))
+
+
 def linear() -> Table:
     """300 rows of ten columns that add up."""
     generator, x = draws(12, 300, 10)
@@ -154,6 +176,7 @@ def linear() -> Table:
 
 TABLES: tuple[Callable[[], Table], ...] = (
     breast_cancer, wine, digits, diabetes, friedman, clusters, steps, gaps, tails, wide, categories, counts, linear,
+    grades, codes,
 )  # fmt: skip
 
 

@@ -13,7 +13,10 @@ from multigate.data.types import type_name
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Time, Vector
 
 FEW = 50
-"""Whole numbers with at most so many different values are codes, unless their name says that they count something."""
+"""Whole numbers of at most so many different values may be codes, unless their name says that they count something."""
+SEEN, OFTEN = 10, 1_000
+"""Times that each is seen on average, from which on a value can be learnt by itself, and its place among the others
+adds nothing."""
 HASHED = 100_000
 """Categories with more different values than this are hashed."""
 MANY_ROWS = 1_000
@@ -203,19 +206,27 @@ def _number_verdict(column: Column, seen: Survey) -> Verdict:
         return Verdict(reason="has a number of its own in almost every row; kept as a key", key=True)
     if column.distinct.estimate <= 2 or (whole and _are_codes(column, seen)):
         return _category_verdict(column)
-    return Verdict(Number(name=column.name, transform="log" if heavy_tailed(column, seen) else "standard"))
+    feature = Number(name=column.name, transform="log" if heavy_tailed(column, seen) else "standard")
+    if whole and _may_be_codes(column):  # the value keeps their order, the embedding beside it is free of it
+        feature = feature.with_(embedding="bins")
+    return Verdict(feature)
 
 
 def _are_codes(column: Column, seen: Survey) -> bool:
     """Whether whole numbers name things rather than count or measure them."""
     if _is_id(column):
         return True
-    if set(words_of(column.name)) & QUANTITIES:
+    if _may_be_codes(column):
+        return column.known >= OFTEN * column.distinct.estimate
+    if column.distinct.estimate <= FEW or set(words_of(column.name)) & QUANTITIES:
         return False
-    different = column.distinct.estimate
-    if different <= FEW:
-        return column.known >= 10 * different
     return column.low in (0, 1) and _is_dense(column) and _is_rough(seen.sampled(column.name), column)
+
+
+def _may_be_codes(column: Column) -> bool:
+    """Whether whole numbers are so few, and each so often seen, that they may name things as well as count them."""
+    different = column.distinct.estimate
+    return different <= FEW and column.known >= SEEN * different and not set(words_of(column.name)) & QUANTITIES
 
 
 def _category_verdict(column: Column) -> Verdict:
