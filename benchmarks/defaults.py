@@ -167,6 +167,30 @@ def codes() -> Table:
     return columns(x, y=y, z=happened(generator, 1.5 * s)), (regression("y"), mg.Task("z"))
 
 
+def outliers() -> Table:
+    """4,000 rows: a label whose noise has long tails, and one of a million, give or take a thousand."""
+    generator, x = draws(35, 4000, 8)
+    y = x[:, 0] * 2 + np.sin(2 * x[:, 1]) + 0.3 * generator.standard_t(2, size=4000)
+    z = 1e6 + 1e3 * (x[:, 2] + x[:, 3] ** 2 + 0.3 * generator.normal(size=4000))
+    return columns(x, y=y, z=z), (regression("y"), regression("z"))
+
+
+def ratios() -> Table:
+    """5,000 rows of lognormal columns: a ratio and a product, and which of two is larger."""
+    generator = np.random.default_rng(41)
+    x = np.exp(generator.normal(size=(5000, 6)))
+    y = x[:, 0] / x[:, 1] ** 0.5 + x[:, 2] * x[:, 3] * 0.3 + 0.2 * generator.normal(size=5000)
+    return columns(x, y=y, z=(x[:, 4] > x[:, 5]).astype(int)), (regression("y"), mg.Task("z"))
+
+
+def spend() -> Table:
+    """6,000 rows: whether anything is bought, and for how much, with a long tail."""
+    generator, x = draws(32, 6000, 10)
+    buy = happened(generator, x[:, 0] + x[:, 1] - 1.5)
+    amount = buy * np.exp(1 + 0.8 * x[:, 2] + 0.5 * x[:, 0] + generator.normal(size=6000))
+    return columns(x, z=buy, y=amount), (mg.Task("z"), regression("y"))
+
+
 def linear() -> Table:
     """300 rows of ten columns that add up."""
     generator, x = draws(12, 300, 10)
@@ -176,7 +200,7 @@ def linear() -> Table:
 
 TABLES: tuple[Callable[[], Table], ...] = (
     breast_cancer, wine, digits, diabetes, friedman, clusters, steps, gaps, tails, wide, categories, counts, linear,
-    grades, codes,
+    grades, codes, outliers, ratios, spend,
 )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ class NumberColumn(Options):
     dim: int | None = None
     use: str = "shared"
     """That of the feature: shared, gate or bias:<task>."""
+    of_vector: bool = False
+    """Whether it is one of a vector's."""
 
 
 class IdColumn(Options):

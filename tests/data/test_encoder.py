@@ -243,6 +243,7 @@ def test_vectors_are_columns_of_their_own():
         assert found[:, 0].nan_to_num(9).tolist() == pytest.approx([-2 / sd, 9, 0, 2 / sd], abs=1e-6)
         assert found[:, 1].nan_to_num(9).tolist() == pytest.approx([-1, 9, 1, 9], abs=1e-6)
         assert [column.feature for column in encoder.layout.numbers] == ["v[0]", "v[1]", "x"]
+        assert [column.of_vector for column in encoder.layout.numbers] == [True, True, False]
     with pytest.raises(DataError, match="column 'v', row 1: wanted 2 numbers in a list, found 3"):
         encoder.columns(batch_of(v=[[1.0, 2.0, 3.0]], x=[1]), labels=False, first_row=0)
 

@@ -37,6 +37,14 @@ def test_dropout_keeps_the_mean_and_scales_the_gradient() -> None:
     assert dropout(x, 0.3, training=False) is x
 
 
+def test_what_is_spared_stays() -> None:
+    x = torch.rand(50, 40) + 1
+    spared = torch.arange(40) % 3 == 0
+    out = dropout(x, 0.5, True, spared)
+    assert torch.equal(out[:, spared], x[:, spared])
+    assert 0.3 < (out[:, ~spared] == 0).float().mean() < 0.7
+
+
 def test_an_old_torch_draws_in_stacks_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch 2.11 cannot view bytes under ``vmap``: rates are the same, and each model's draws are its own."""
     monkeypatch.setattr(module, "_views_bytes", lambda: False)

@@ -76,6 +76,28 @@ def test_unseen_is_learnt_in_training_only() -> None:
     assert torch.equal(embed.eval()._forget(ids), ids)
 
 
+@pytest.mark.parametrize("tables", ["shared", "own"])
+@pytest.mark.parametrize("drop_numbers", [False, True])
+def test_dropout_is_on_all_but_the_values_of_numbers(drop_numbers: bool, tables: str) -> None:
+    """Of the second number, one of a vector's, on the value as well; on all of them if told."""
+    c = NumberColumn(feature="c", embedding="periodic")
+    numbers = (LAYOUT.numbers[0], NumberColumn(feature="v[0]", of_vector=True), c)
+    options = Embedding(dim=3, dropout=0.5, unseen=0.0, drop_numbers=drop_numbers)
+    layout = LAYOUT.with_(numbers=numbers)
+    embed = Embed(layout, options) if tables == "shared" else OwnEmbeds(layout, options, 2)
+    cells = torch.tensor([[0.5, math.nan, 1.0]]).repeat(64, 1)
+    bags = [BagIds(torch.zeros(64, dtype=torch.int32), torch.arange(65, dtype=torch.int32)) for _ in BAGS]
+    rows = (cells, torch.zeros(64, 4, dtype=torch.int32), bags)
+    whole, dropped = embed.eval()(*rows), embed.train()(*rows)
+    stayed = (dropped == whole).flatten(0, -2).all(0)
+    lost = ((dropped == 0) & (whole != 0)).flatten(0, -2).any(0)
+    always = torch.zeros_like(stayed)
+    always[[0, 2]] = not drop_numbers  # values: 0.5, missing as 0, 1
+    zero = (whole == 0).flatten(0, -2).all(0)
+    assert torch.equal(stayed, always | zero)
+    assert torch.equal(lost, ~(always | zero))
+
+
 def test_piecewise_is_the_progress_through_each_interval() -> None:
     """Gorishniy et al. 2022, Eq. 1, one value and one knot at a time."""
     edges = [(-1.0, 0.0, 2.0), (-3.0, 1.0)]

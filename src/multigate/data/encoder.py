@@ -218,7 +218,7 @@ class Encoder:
                         tables[name] = FIRST + len(self._values[feature.name])
                 case Vector():
                     names = [f"{feature.name}[{at}]" for at in range(feature.size)]
-                    numbers.extend(NumberColumn(feature=name, use=feature.use) for name in names)
+                    numbers.extend(NumberColumn(feature=name, use=feature.use, of_vector=True) for name in names)
                 case Time():
                     for part in feature.parts:
                         name = f"{feature.name}:{part}"

@@ -41,9 +41,12 @@ def realised(rate: float) -> float:
     return round(rate * LEVELS) / LEVELS if rate in (0, 1) else min(max(round(rate * LEVELS), 1), LEVELS - 1) / LEVELS
 
 
-def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Set elements to zero with probability ``rate`` and scale the rest to keep the mean (Srivastava et al. 2014)."""
+def dropout(x: Tensor, rate: float, training: bool, spared: Tensor | None = None) -> Tensor:
+    """Set elements to zero with probability ``rate`` and scale the rest to keep the mean (Srivastava et al. 2014).
+
+    ``spared``, bool, broadcast over x: what stays as it is.
+    """
     if not (training and rate):
         return x
-    kept = chance(x.shape, 1 - rate, x.device)
-    return x * kept.to(x.dtype).mul_(1 / realised(1 - rate))
+    factor = chance(x.shape, 1 - rate, x.device).to(x.dtype).mul_(1 / realised(1 - rate))
+    return x * (factor if spared is None else factor.masked_fill_(spared, 1))

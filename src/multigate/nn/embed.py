@@ -24,6 +24,8 @@ class Embedding(Options):
     """Width of every embedding that the feature does not set itself."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
     """On x, in training."""
+    drop_numbers: bool = False
+    """Whether that includes the standardised values of numbers, and whether they are missing (vectors always)."""
     unseen: float = Field(default=0.01, ge=0, lt=1)
     """Share of ids replaced by 0 in training, so that "a value never seen" is learnt."""
     scale: float = Field(default=0.25, gt=0, allow_inf_nan=False)
@@ -38,6 +40,8 @@ class Embed(nn.Module):
     x holds, in this order: the numbers (missing as 0), their missing indicators, embeddings of the numbers, of the
     categories, and the mean embedding of each bag.
     """
+
+    spared: Tensor | None
 
     def __init__(self, layout: Layout, options: Embedding, use: str = "shared") -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class Embed(nn.Module):
             (str(dim), stacked[dim].start[bag.table]) for dim, bag in zip(bag_dims, layout.bags, strict=True)
         ]
         self.dropout = options.dropout
+        kept = [not (options.drop_numbers or column.of_vector) for column in layout.numbers]
         self.unseen = options.unseen
         self.d_out = (
             2 * self.numbers
@@ -69,6 +74,8 @@ class Embed(nn.Module):
             + sum(dim * len(columns) for dim, columns in groups.items())
             + sum(bag_dims)
         )
+        spared = torch.tensor([*kept, *kept, *[False] * (self.d_out - 2 * self.numbers)], dtype=torch.bool)
+        self.register_buffer("spared", spared if any(kept) else None, persistent=False)
 
     @property
     def origins(self) -> tuple[int, ...]:
@@ -96,7 +103,7 @@ class Embed(nn.Module):
             values = self._forget(bag.values) + start
             parts.append(self.tables[dim](values, bag.offsets))
         x = torch.cat(parts, dim=1)
-        return dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training, self.spared)
 
     def _forget(self, ids: Tensor) -> Tensor:
         """Ids with a share replaced by 0 in training."""

@@ -17,8 +17,8 @@ from multigate.data.prepared import Prepared, Progress, checksum, prepare
 from multigate.data.split import Split
 from multigate.datasets.census_income import census_schema, is_written
 from multigate.errors import DataError
-from multigate.paper.binned import binned
 from multigate.paper.census.one_hot import AS_ONE, ONE_HOT, OneHot
+from multigate.paper.numbers import binned
 from multigate.schema import Bag, Category, Number, Schema
 from multigate.writing import remove, write_text
 

@@ -31,6 +31,7 @@ from multigate.options import Options
 from multigate.paper.census.methods import BOOSTING, Training, boosting_settings, structure
 from multigate.paper.census.one_hot import OneHot
 from multigate.paper.census.rows import places
+from multigate.paper.numbers import EMBEDDING
 from multigate.training.cohort import fit_cohort
 from multigate.training.diverged import Diverged
 from multigate.training.loop import Fitted, choose_device, fit
@@ -44,7 +45,7 @@ CHANCE = 0.5
 class Choices(Options):
     """What the paper does not say: the same for all methods."""
 
-    embedding: Embedding = Embedding(dim=8)
+    embedding: Embedding = EMBEDDING.with_(dim=8)
     tower: Tower = Tower()
     optimizer: Optimizer = Optimizer()
     """``learning_rate`` is tuned."""

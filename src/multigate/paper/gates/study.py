@@ -16,9 +16,9 @@ from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.options import Options
 from multigate.paper.account import Account
-from multigate.paper.binned import binned
 from multigate.paper.gates.account import tell
 from multigate.paper.ledger import Row
+from multigate.paper.numbers import EMBEDDING, binned
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.recommender.sources import kuairand, prepare_once
 from multigate.paper.study import Count, Site, Study
@@ -83,6 +83,7 @@ def experiment_on(name: Data, settings: GatesStudy, data: Path) -> Experiment:
         valid=tables["valid"],
         test=tables["test"],
         sharing=sharing,
+        embedding=EMBEDDING,
         epochs=settings.epochs,
     )
 

@@ -8,7 +8,7 @@ from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.datasets.kuairand import PARTS, kuairand_schema
 from multigate.errors import DataError
 from multigate.experiment import Experiment
-from multigate.paper.binned import binned
+from multigate.paper.numbers import binned
 from multigate.paper.study import Site
 from multigate.schema import Schema
 from multigate.training.progress import Reporter

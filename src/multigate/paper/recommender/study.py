@@ -15,6 +15,7 @@ from multigate.model import Tower
 from multigate.options import Options
 from multigate.paper.account import Account
 from multigate.paper.ledger import Row
+from multigate.paper.numbers import EMBEDDING
 from multigate.paper.parts import run_parts
 from multigate.paper.recommender.account import tell
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
@@ -96,6 +97,7 @@ def ground_for(settings: RecommenderStudy, site: Site, source: Source, epochs: i
         valid=source.tables["valid"],
         test=source.tables["test"],
         tower=Tower(hidden=settings.tower),
+        embedding=EMBEDDING,
         optimizer=Optimizer(schedule="constant"),
         epochs=epochs,
         batch_size=settings.batch,

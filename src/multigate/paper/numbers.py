@@ -1,6 +1,9 @@
-"""Numbers as all studies read them, by quantile bins: their published figures are of that."""
+"""Numbers as all studies read them, by quantile bins and with dropout on x: their published figures are of that."""
 
+from multigate.nn.embed import Embedding
 from multigate.schema import Number, Schema
+
+EMBEDDING = Embedding(drop_numbers=True)
 
 
 def binned(schema: Schema) -> Schema:
