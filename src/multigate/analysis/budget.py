@@ -1,6 +1,7 @@
 """One budget for all: structures made equally wide in multiply-adds, so that a comparison is about sharing."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 
@@ -37,17 +38,21 @@ def matched(structure: Structure, budget: int, cost: Callable[[Structure], int])
     Within 2 % where whole widths allow it, else the closest there is.
     """
 
+    @cache
+    def costs(factor: float) -> int:
+        return cost(structure.widened(factor))
+
     def distance(factor: float) -> float:
-        return abs(cost(structure.widened(factor)) - budget)
+        return abs(costs(factor) - budget)
 
     if abs(cost(structure) - budget) <= TOLERANCE * budget:
         return structure
     low, high = 1 / 1024, 1.0
-    while cost(structure.widened(high)) < budget:
+    while costs(high) < budget:
         low, high = high, 2 * high
     best = min(low, high, key=distance)
     while distance(best) > TOLERANCE * budget and high - low > 1e-4 * high:
         middle = (low + high) / 2
         best = min(best, middle, key=distance)
-        low, high = (middle, high) if cost(structure.widened(middle)) < budget else (low, middle)
+        low, high = (middle, high) if costs(middle) < budget else (low, middle)
     return structure.widened(best)
