@@ -4,7 +4,7 @@ import json
 import logging
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from multigate.batch import BagIds, Batch, Layout
 from multigate.errors import BundleError
@@ -64,9 +65,8 @@ def export_graph(model: Model, layout: Layout, sample: Batch, weights: Path) -> 
     names = output_names(outputs.conditionals is not outputs.logits, len(outputs.gates))
     try:
         with _quietly():
-            program = torch.export.export(Flat(model).eval(), arguments, dynamic_shapes=shapes)
-            if bags:
-                program = program.run_decompositions({torch.ops.aten.embedding_bag.padding_idx: bag_means})
+            with BagMeans():
+                program = torch.export.export(Flat(model).eval(), arguments, dynamic_shapes=shapes)
             # constants are folded where the graph is loaded, so that here every weight keeps its name
             graph = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False)
     except Exception as error:  # of the many ways a graph can fail, none is told by a type of its own
@@ -75,16 +75,27 @@ def export_graph(model: Model, layout: Layout, sample: Batch, weights: Path) -> 
     return _serialised(onnx_ir, graph.model, input_names(layout), names, weights)  # type: ignore[union-attr]
 
 
-def bag_means(weight: Tensor, ids: Tensor, offsets: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``embedding_bag`` with mode "mean" by running sums: ONNX has no such operator, and a loop over rows is slow.
+class BagMeans(TorchFunctionMode):
+    """Within it ``embedding_bag`` is ``bag_means``: ONNX has no such operator, and a loop over rows is slow."""
 
-    weight (rows, dim), ids (V,), offsets (B + 1,) -> (B, dim). Summed in float64, so that the difference of two sums
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is functional.embedding_bag:
+            ids, weight = args
+            return bag_means(ids, weight, kwargs["offsets"])
+        return func(*args, **(kwargs or {}))
+
+
+def bag_means(ids: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """``embedding_bag`` with mode "mean" by running sums.
+
+    ids (V,), weight (rows, dim), offsets (B + 1,) -> (B, dim). Summed in float64, so that the difference of two sums
     is as exact as the sum of a bag.
     """
     sums = functional.pad(functional.embedding(ids, weight).double().cumsum(0), (0, 0, 1, 0))  # (V + 1, dim)
     many = offsets.diff().unsqueeze(1)
-    means = (sums.index_select(0, offsets).diff(dim=0) / many).to(weight.dtype)
-    return means, offsets, offsets, offsets
+    return (sums.index_select(0, offsets).diff(dim=0) / many).to(weight.dtype)
 
 
 def _serialised(ir: Any, model: Any, inputs: Sequence[str], outputs: Sequence[str], weights: Path) -> bytes:
