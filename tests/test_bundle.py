@@ -35,6 +35,7 @@ from multigate.schema import Category, Number, Schema, Task
 from multigate.score import score_table, write_predictions
 from multigate.sharing import STRUCTURES, MMoE
 from multigate.training.train import train
+from processes import run_program
 
 
 @pytest.fixture(scope="module")
@@ -266,13 +267,12 @@ def test_another_process_gives_the_same(run_folder: Path, bundle: Bundle, table:
     moved = shutil.copytree(run_folder / "bundle", tmp_path / "moved")
     pq.write_table(table, tmp_path / "rows.parquet")
     code = (
-        "import json, sys, multigate as mg;"
-        "print(json.dumps({k: v.tolist() for k, v in mg.load(sys.argv[1]).predict(sys.argv[2]).items()}))"
+        "import json, multigate as mg;"
+        f"print(json.dumps({{k: v.tolist() for k, v in mg.load({str(moved)!r}).predict('rows.parquet').items()}}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(moved), str(tmp_path / "rows.parquet")], capture_output=True, check=True
-    )
-    for name, values in json.loads(done.stdout).items():
+    done = run_program(code, tmp_path)
+    assert done.code == 0, done.told
+    for name, values in json.loads(done.said).items():
         np.testing.assert_allclose(values, bundle.predict(table)[name], rtol=1e-6)
 
 

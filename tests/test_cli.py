@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import processes
 from multigate import cli
 from multigate.bundle import Bundle, build_model
 from multigate.data.encoder import Encoder
@@ -22,7 +23,7 @@ from multigate.errors import DataError
 from multigate.experiment import Experiment, read_experiment
 from multigate.training.interrupts import Interrupted
 from multigate.training.progress import Reporter
-from processes import run
+from processes import begin, run
 
 
 def multigate(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -286,16 +287,16 @@ def test_a_path_to_go_on_from_is_taken_as_it_is(
 def test_an_interrupted_training_says_how_to_go_on(feed_experiment: Experiment, tmp_path: Path) -> None:
     file, folder = tmp_path / "x.yaml", tmp_path / "run"
     file.write_text(feed_experiment.with_(epochs=500, patience=None, batch_size=32).to_yaml())
-    command = [sys.executable, "-m", "multigate", "train", str(file), "--out", str(folder)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = begin(["train", file, "--out", folder], tmp_path)
     deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").is_file() and time.monotonic() < deadline and process.poll() is None:
+    while not (folder / "metrics.jsonl").is_file() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.02)
-    os.kill(process.pid, 2)  # Ctrl-C
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in told
-    assert "Traceback" not in told
+    os.kill(process.pid, signal.SIGINT)  # Ctrl-C
+    process.join(60)
+    end = processes.ended(process, tmp_path)
+    assert end.code == 130
+    assert "--resume" in end.told
+    assert "Traceback" not in end.told
 
 
 def test_help_and_import_do_not_import_torch() -> None:

@@ -31,6 +31,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 import multigate as mg
 from multigate.estimator import InputError, MultiTaskEstimator
 from multigate.sharing import SharedBottom
+from processes import run_program
 
 EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": (
@@ -61,7 +62,7 @@ def checks() -> list[Any]:
     found = []
     for kind in (None, "classifier", "regressor"):
         for one in estimator_checks_generator(
-            small(kind=kind, epochs=4), expected_failed_checks=EXPECTED_FAILURES, mark="xfail", xfail_strict=True
+            small(kind=kind, epochs=2), expected_failed_checks=EXPECTED_FAILURES, mark="xfail", xfail_strict=True
         ):
             check = getattr(one, "values", one)[1]
             name = f"{check.func.__name__}{check.keywords or ''}"
@@ -374,18 +375,14 @@ def test_a_fitted_estimator_pickles_as_files(tmp_path: Path) -> None:
 def test_a_pickle_opens_in_another_process(tmp_path: Path) -> None:
     fitted = small(epochs=1).fit(TABLE, CLICK)
     joblib.dump(fitted, tmp_path / "model.joblib")
-    program = (
-        "import joblib, json, sys; model = joblib.load(sys.argv[1]);"
-        "print(json.dumps(model.predict_proba(json.loads(sys.argv[2])).tolist()))"
-    )
     few = {name: values[:5] for name, values in TABLE.items()}
-    output = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "model.joblib"), json.dumps(few)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert np.array(json.loads(output)) == pytest.approx(fitted.predict_proba(few))
+    program = (
+        "import joblib, json; model = joblib.load('model.joblib');"
+        f"print(json.dumps(model.predict_proba({few!r}).tolist()))"
+    )
+    done = run_program(program, tmp_path)
+    assert done.code == 0, done.told
+    assert np.array(json.loads(done.said)) == pytest.approx(fitted.predict_proba(few))
 
 
 def test_a_run_may_be_kept(tmp_path: Path) -> None:

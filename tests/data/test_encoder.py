@@ -2,9 +2,6 @@ import datetime as dt
 import decimal
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 
 import hypothesis.strategies as st
@@ -25,6 +22,7 @@ from multigate.data.vocabulary import Vocabulary
 from multigate.errors import DataError, ExperimentError
 from multigate.model import Heads
 from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
+from processes import run_program
 
 LABEL = [0, 1]
 
@@ -903,18 +901,17 @@ def test_the_fingerprint_sees_every_change():
 
 
 def test_another_process_gives_the_same_encoder(tmp_path):
-    ENCODER.save(tmp_path)
+    ENCODER.save(tmp_path / "encoder")
     script = (
-        "import sys; from pathlib import Path; from multigate.data.encoder import Encoder;"
-        "encoder = Encoder.load(Path(sys.argv[1]));"
+        "from pathlib import Path; from multigate.data.encoder import Encoder;"
+        "encoder = Encoder.load(Path('encoder'));"
         "cells = {feature.name: '7' for feature in encoder.schema.features};"
         "print(encoder.row(cells | {'vector': None, 'time': 0}).categories.tolist())"
     )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    environment = os.environ | {"PYTHONHASHSEED": "77"}
-    out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    done = run_program(script, tmp_path)
+    assert done.code == 0, done.told
     cells = {feature.name: "7" for feature in ALL}
-    assert json.loads(out.stdout) == ENCODER.row(cells | {"vector": None, "time": 0}).categories.tolist()
+    assert json.loads(done.said) == ENCODER.row(cells | {"vector": None, "time": 0}).categories.tolist()
 
 
 def test_census_is_encoded_fast_and_right(shared_data):

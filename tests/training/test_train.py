@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from multigate.score import score_table
 from multigate.training.fit import CHECKPOINT, batch_size
 from multigate.training.interrupts import Interrupted
 from multigate.training.train import open_sources, train
+from processes import begin
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -151,17 +150,15 @@ class StopAt:
 
 def test_a_killed_process_resumes_from_its_last_epoch(feed_experiment: Experiment, tmp_path: Path) -> None:
     """SIGKILL leaves no time to save: what the last epoch saved is gone on from, to the same weights."""
-    experiment = feed_experiment.with_(epochs=3, batch_size=32)
+    experiment = feed_experiment.with_(epochs=3, batch_size=64)
     file, folder = tmp_path / "x.yaml", tmp_path / "killed"
     file.write_text(experiment.to_yaml())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "multigate", "train", str(file), "--out", str(folder)], stderr=subprocess.DEVNULL
-    )
+    process = begin(["train", file, "--out", folder], tmp_path)
     deadline = time.monotonic() + 120
-    while not (folder / CHECKPOINT).is_file() and time.monotonic() < deadline and process.poll() is None:
+    while not (folder / CHECKPOINT).is_file() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert (folder / CHECKPOINT).is_file()
     train(experiment, folder, resume=True, quiet=True)
     train(experiment, tmp_path / "whole", quiet=True)
