@@ -12,6 +12,7 @@ from importlib import import_module
 from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from sqlite3 import dbapi2
 from typing import Any, NamedTuple
 
 OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "analysis.tune", "score", "tables", "serve.app")]
@@ -47,6 +48,14 @@ class Ended(NamedTuple):
 def forget_power_cuts() -> None:
     """Have nothing wait until it is on the disk: whatever ends a process in a test, what it wrote stays there."""
     os.fsync = lambda handle: None
+    connect = dbapi2.connect
+
+    def hasty(*given: Any, **named: Any) -> dbapi2.Connection:
+        connection = connect(*given, **named)
+        connection.execute("PRAGMA synchronous=OFF")
+        return connection
+
+    dbapi2.connect = hasty
 
 
 def run(

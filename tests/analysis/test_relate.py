@@ -191,17 +191,23 @@ def test_a_single_training_has_the_budget_of_the_experiment(feed_experiment: Exp
         assert json.loads(file.read_text())["multiply_adds"] == pytest.approx(budget, rel=0.03), file
 
 
+ONE_PAIR: dict[str, Any] = {"pairs": [("click", "like")], "structures": ["shared_bottom"], "seeds": 1, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def whole(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Relations:
+    return relate(feed_experiment.with_(epochs=1), tmp_path_factory.mktemp("whole"), **ONE_PAIR)
+
+
 @pytest.mark.parametrize("stop_at", [5, EPOCH + 7, 4 * EPOCH + 3], ids=["together", "side by side", "a pair"])
 def test_stopped_it_goes_on_to_the_same_end(
-    feed_experiment: Experiment, tmp_path: Path, steps: Steps, stop_at: int
+    feed_experiment: Experiment, whole: Relations, tmp_path: Path, steps: Steps, stop_at: int
 ) -> None:
     experiment = feed_experiment.with_(epochs=1)
-    options = {"pairs": [("click", "like")], "structures": ["shared_bottom"], "seeds": 1, "quiet": True}
     steps.stop_at = stop_at
     with pytest.raises(Interrupted, match="same command"):
-        relate(experiment, tmp_path / "pieces", **options)
-    stopped = relate(experiment, tmp_path / "pieces", **options)
-    assert stopped == relate(experiment, tmp_path / "whole", **options)
+        relate(experiment, tmp_path, **ONE_PAIR)
+    assert relate(experiment, tmp_path, **ONE_PAIR) == whole
 
 
 def test_test_rows_are_not_looked_at(feed_experiment: Experiment, tmp_path: Path) -> None:
