@@ -137,16 +137,18 @@ def test_the_step_is_down_the_weighted_losses_in_all_parameters(
 def test_in_bfloat16_the_gramian_is_a_float32_one_nearby(
     feed_experiment: Experiment, prepared: Prepared, tmp_path: Path
 ) -> None:
+    """In the median of steps: a unit that rounding turns on may hold a third of what a rare task has in a batch."""
     gramians = {}
     for precision in ("float32", "bfloat16"):
         fit = fitting(feed_experiment.with_(balance=Watching(), precision=precision), prepared, tmp_path)
-        (batch,) = batches(fit, 1)
-        fit.step(batch)
-        gramians[precision] = fit.balance.gramians[0]
+        for batch in batches(fit, 5):
+            fit.step(batch)
+        gramians[precision] = torch.stack(fit.balance.gramians)
         assert gramians[precision].dtype == torch.float32
     one, other = gramians.values()
     assert not torch.equal(one, other)
-    torch.testing.assert_close(other.diagonal(), one.diagonal(), rtol=0.1, atol=0)
+    ratios = (other / one).diagonal(dim1=1, dim2=2).median(dim=0).values
+    torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=0.05, atol=0)
 
 
 def test_a_model_that_embeds_nothing_is_balanced_too(tmp_path: Path) -> None:
