@@ -137,18 +137,20 @@ def test_the_step_is_down_the_weighted_losses_in_all_parameters(
 def test_in_bfloat16_the_gramian_is_a_float32_one_nearby(
     feed_experiment: Experiment, prepared: Prepared, tmp_path: Path
 ) -> None:
-    """In the median of steps: a unit that rounding turns on may hold a third of what a rare task has in a batch."""
+    """For every task in each of five batches. Where values of numbers are not dropped, one unit that rounding turned
+    on held a third of what the rarest task had in a batch."""
+    experiment = feed_experiment.with_(balance=Watching(), embedding={"dim": 8, "dropout": 0.2, "drop_numbers": True})
     gramians = {}
     for precision in ("float32", "bfloat16"):
-        fit = fitting(feed_experiment.with_(balance=Watching(), precision=precision), prepared, tmp_path)
+        fit = fitting(experiment.with_(precision=precision), prepared, tmp_path)
         for batch in batches(fit, 5):
             fit.step(batch)
         gramians[precision] = torch.stack(fit.balance.gramians)
         assert gramians[precision].dtype == torch.float32
     one, other = gramians.values()
     assert not torch.equal(one, other)
-    ratios = (other / one).diagonal(dim1=1, dim2=2).median(dim=0).values
-    torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=0.05, atol=0)
+    one, other = (found.diagonal(dim1=1, dim2=2) for found in (one, other))
+    torch.testing.assert_close(other, one, rtol=0.1, atol=0)
 
 
 def test_a_model_that_embeds_nothing_is_balanced_too(tmp_path: Path) -> None:

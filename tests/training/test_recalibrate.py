@@ -21,6 +21,12 @@ from multigate.training.train import train
 
 
 @pytest.fixture(scope="module")
+def feed_experiment(feed_experiment: Experiment) -> Experiment:
+    """With dropout on all of x: ratios of two epochs are of one draw each, and their bounds were measured on these."""
+    return feed_experiment.with_(embedding=feed_experiment.embedding.with_(drop_numbers=True))
+
+
+@pytest.fixture(scope="module")
 def plain(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(feed_experiment, tmp_path_factory.mktemp("plain") / "run", quiet=True)
 
@@ -47,7 +53,7 @@ def test_curves_are_those_of_the_validation_rows_and_travel_with_the_bundle(
     np.testing.assert_allclose(found["buy"], found["buy|click"] * found["click"], rtol=1e-5)
     np.testing.assert_array_equal(found["watch"], before["watch"])
     ratios = score_table(bundle, valid, replicates=0)[0]
-    assert ratios["click/calibration"] == pytest.approx(1, abs=0.06)
+    assert ratios["click/calibration"] == pytest.approx(1, abs=0.03)
     assert ratios["buy|click/calibration"] == pytest.approx(1, abs=0.1), "fitted on the clicked rows"
 
 
@@ -114,9 +120,8 @@ def test_sampled_negatives_are_corrected_on_rows_as_they_come(
         bundle = train(experiment, tmp_path / f"run {kept}", quiet=True).bundle()
         ratios[kept] = score_table(bundle, feed_experiment.test, replicates=0)[0]["click/calibration"]
     assert ratios[1.0] > 2, "uncorrected, clicks are told far too often"
-    # 110 clicks among 600 test rows and as many to fit a curve to: either rate is known to within 10 %, and
-    # two epochs are not much of a model
-    assert ratios[0.2] == pytest.approx(1, abs=0.5)
+    # 110 clicks among 600 test rows: their rate is known to within 10 %, and two epochs are not much of a model
+    assert ratios[0.2] == pytest.approx(1, abs=0.3)
 
 
 def test_the_bundle_it_is_given_stays_as_it_was(feed_experiment: Experiment, plain: Run, tmp_path: Path) -> None:
