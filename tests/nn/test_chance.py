@@ -39,10 +39,11 @@ def test_dropout_keeps_the_mean_and_scales_the_gradient() -> None:
 
 def test_what_is_spared_stays() -> None:
     x = torch.rand(50, 40) + 1
-    spared = torch.arange(40) % 3 == 0
+    spared = torch.arange(30) % 3 == 0
     out = dropout(x, 0.5, True, spared)
-    assert torch.equal(out[:, spared], x[:, spared])
-    assert 0.3 < (out[:, ~spared] == 0).float().mean() < 0.7
+    stays = torch.cat([spared, torch.zeros(10, dtype=torch.bool)])
+    assert torch.equal(out[:, stays], x[:, stays])
+    assert ((out[:, ~stays] == 0).float().mean(0) > 0.2).all()
 
 
 def test_an_old_torch_draws_in_stacks_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,9 +44,11 @@ def realised(rate: float) -> float:
 def dropout(x: Tensor, rate: float, training: bool, spared: Tensor | None = None) -> Tensor:
     """Set elements to zero with probability ``rate`` and scale the rest to keep the mean (Srivastava et al. 2014).
 
-    ``spared``, bool, broadcast over x: what stays as it is.
+    ``spared`` (k,), bool: which of the first k columns stay as they are.
     """
     if not (training and rate):
         return x
     factor = chance(x.shape, 1 - rate, x.device).to(x.dtype).mul_(1 / realised(1 - rate))
-    return x * (factor if spared is None else factor.masked_fill_(spared, 1))
+    if spared is not None:
+        factor[..., : len(spared)].masked_fill_(spared, 1)
+    return x * factor

@@ -67,6 +67,7 @@ class Embed(nn.Module):
         ]
         self.dropout = options.dropout
         kept = [not (options.drop_numbers or column.of_vector) for column in layout.numbers]
+        self.register_buffer("spared", torch.tensor([*kept, *kept]) if any(kept) else None, persistent=False)
         self.unseen = options.unseen
         self.d_out = (
             2 * self.numbers
@@ -74,8 +75,6 @@ class Embed(nn.Module):
             + sum(dim * len(columns) for dim, columns in groups.items())
             + sum(bag_dims)
         )
-        spared = torch.tensor([*kept, *kept, *[False] * (self.d_out - 2 * self.numbers)], dtype=torch.bool)
-        self.register_buffer("spared", spared if any(kept) else None, persistent=False)
 
     @property
     def origins(self) -> tuple[int, ...]:
