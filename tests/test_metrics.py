@@ -47,6 +47,15 @@ def test_binary_metrics_equal_scikit_learn(seed, weighted, ties):
     assert_allclose(list(found.values()), list(expected.values()), rtol=1e-9)
 
 
+def test_only_amounts_have_a_calibration():
+    """A total about 0 has no ratio to speak of."""
+    values, labels, weights = [3.0, 0.0, 4.0], [1.0, 0.0, 9.0], [2.0, 5.0, 1.0]
+    assert score_task("regression", values, labels, weights)["calibration"] == pytest.approx(10 / 11)
+    assert "calibration" not in score_task("regression", values, [1.0, -0.1, 9.0], weights)
+    assert "calibration" not in bootstrap("regression", values, [1.0, -0.1, 9.0], weights)
+    assert math.isnan(score_task("regression", values, [0.0, 0.0, 0.0])["calibration"])
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_regression_metrics_equal_scikit_learn(weighted):
     random = np.random.default_rng(1)
@@ -58,6 +67,7 @@ def test_regression_metrics_equal_scikit_learn(weighted):
         "rmse": reference.root_mean_squared_error(labels, values, sample_weight=weights),
         "mae": reference.mean_absolute_error(labels, values, sample_weight=weights),
         "r2": reference.r2_score(labels, values, sample_weight=weights),
+        "calibration": np.average(values, weights=weights) / np.average(labels, weights=weights),
     }
     assert list(found) == list(expected)
     assert_allclose(list(found.values()), list(expected.values()), rtol=1e-9)
@@ -93,6 +103,8 @@ def test_each_function_says_what_score_task_says(kind):
     logits, labels, weights, groups = binary(5, ties=True)
     outputs = np.stack([logits, -logits, 0 * logits], axis=1) if kind == "multiclass" else logits
     functions = vars(metrics) | {"ne": metrics.normalised_entropy}
+    if kind == "regression":
+        functions["calibration"] = metrics.total_calibration
     for name, value in score_task(kind, outputs, labels, weights, groups).items():
         given = (outputs, labels, groups, weights) if name == "gauc" else (outputs, labels, weights)
         assert functions[name](*given) == pytest.approx(value, rel=1e-12)

@@ -136,7 +136,8 @@ with warnings.catch_warnings():
         valid_rows: int = Field(default=500_000, ge=1)
         """At most so many validation rows, evenly spread, are looked at after an epoch."""
         recalibrate: Method = "none"
-        """A curve fitted to the validation rows for each binary task once training is over: ``platt``, ``isotonic``."""
+        """A curve fitted to the validation rows for each binary task once training is over, ``platt`` or ``isotonic``;
+        regressions through ``log1p`` are made true in total."""
         warm_start: str | None = None
         """A run or bundle to go on from: its encoder, grown by the ids that are new, and its weights."""
 

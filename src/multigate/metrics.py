@@ -115,6 +115,12 @@ def calibration(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None 
     return float(_ratio((_sigmoid(logits) * weights).sum(), (_floats(labels) * weights).sum()))
 
 
+def total_calibration(values: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Predicted total of amounts over the actual one: above 1 is over-prediction. For labels of 0 or more."""
+    weights = _weights(weights, labels)
+    return float(_ratio((_floats(values) * weights).sum(), (_floats(labels) * weights).sum()))
+
+
 def rmse(values: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Root of the mean squared error, in the label's unit."""
     return float(np.sqrt(_mean((_floats(values) - _floats(labels)) ** 2, _weights(weights, labels))))
@@ -145,7 +151,7 @@ def score_task(
     """Every metric of a task of ``kind`` by name.
 
     Binary: auc, log_loss, ne (normalised entropy), calibration, pr_auc and, with groups (R,), gauc.
-    Regression: rmse, mae, r2. Multiclass: accuracy, log_loss, auc.
+    Regression: rmse, mae, r2 and, of labels that are all 0 or more, calibration. Multiclass: accuracy, log_loss, auc.
     """
     units = _Units(_weights(weights, labels), groups)
     with np.errstate(invalid="ignore"):
@@ -292,17 +298,21 @@ def _score_regression(values: ArrayLike, labels: ArrayLike, units: _Units) -> _S
     # Centred, as sum y^2 - (sum y)^2 / n would cancel; by the median, which is exact for constant labels.
     centred = labels - (np.median(labels) if len(labels) else 0)
     error = values - labels
-    sums = units.sums(error**2, np.abs(error), centred, centred**2, np.ones(len(labels)))
+    sums = units.sums(error**2, np.abs(error), centred, centred**2, np.ones(len(labels)), values, labels)
+    amounts = bool(np.all(labels >= 0))
 
     def score(drawn: Floats) -> dict[str, Floats]:
-        squared, absolute, first, second, total = (drawn @ sums).T
+        squared, absolute, first, second, total, predicted, observed = (drawn @ sums).T
         around_mean = second - _ratio(first**2, total)
         around_mean = np.where(around_mean < 1e-12 * second, 0, around_mean)  # equal labels, up to rounding
-        return {
+        metrics = {
             "rmse": np.sqrt(_ratio(squared, total)),
             "mae": _ratio(absolute, total),
             "r2": 1 - _ratio(squared, around_mean),
         }
+        if amounts:  # other totals may be anything, 0 included
+            metrics["calibration"] = _ratio(predicted, observed)
+        return metrics
 
     return score
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from multigate.bundle import Bundle, load
-from multigate.calibration import Curve
+from multigate.calibration import Curve, Method, true_in_total
 from multigate.errors import DataError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.metrics import calibration
@@ -41,7 +41,7 @@ def test_curves_are_those_of_the_validation_rows_and_travel_with_the_bundle(
     run = train(feed_experiment.with_(recalibrate="isotonic"), tmp_path / "run", quiet=True)
     assert run.best == plain.best, "weights are chosen before there are curves"
     bundle = load(run.folder)
-    assert bundle.curves.keys() == {"click", "buy", "like"}
+    assert bundle.curves.keys() == {"click", "buy", "like", "watch"}
     expected = recalibrate(load(plain.folder), feed_experiment.valid).curves
     for name, curve in expected.items():
         np.testing.assert_allclose(bundle.curves[name].to, curve.to, rtol=1e-5)
@@ -51,7 +51,6 @@ def test_curves_are_those_of_the_validation_rows_and_travel_with_the_bundle(
         logit(found["click"]), np.interp(logit(before["click"]), *knots(bundle.curves["click"])), atol=1e-3
     )
     np.testing.assert_allclose(found["buy"], found["buy|click"] * found["click"], rtol=1e-5)
-    np.testing.assert_array_equal(found["watch"], before["watch"])
     ratios = score_table(bundle, valid, replicates=0)[0]
     assert ratios["click/calibration"] == pytest.approx(1, abs=0.03)
     assert ratios["buy|click/calibration"] == pytest.approx(1, abs=0.1), "fitted on the clicked rows"
@@ -147,7 +146,37 @@ def test_a_task_that_the_table_cannot_tell_keeps_its_curve(feed_experiment: Expe
     clicked = rows.filter(pc.equal(rows["click"].cast(pa.int8()), 1))
     found = recalibrate(bundle, clicked)
     assert found.curves["click"] == bundle.curves["click"]
-    assert found.curves.keys() == {"click", "buy", "like"}
+    assert found.curves.keys() == {"click", "buy", "like", "watch"}
+    unclicked = recalibrate(bundle, rows.filter(pc.equal(rows["click"].cast(pa.int8()), 0)))
+    assert "watch" not in unclicked.curves, "only clicked rows are watched"
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_amounts_fitted_through_their_logarithm_are_true_in_total(
+    feed_experiment: Experiment, plain: Run, method: Method
+) -> None:
+    """Every 1 + value by one factor: that by which the table's labels, where known, were told too low."""
+    rows = pq.read_table(feed_experiment.valid)
+    before = load(plain.folder).predict(rows)["watch"]
+    after = recalibrate(load(plain.folder), rows, method).predict(rows)["watch"]
+    label = rows["watch_seconds"].to_numpy(zero_copy_only=False).astype(float)
+    known = (rows["click"].to_numpy(zero_copy_only=False) == 1) & ~np.isnan(label)
+    factor = (1 + label[known]).mean() / (1 + before[known]).mean()
+    assert factor > 1.05, "or there is nothing to mend"
+    np.testing.assert_allclose(1 + after, (1 + before) * factor, rtol=1e-5)
+    assert after[known].sum() == pytest.approx(label[known].sum(), rel=1e-4)
+
+
+def test_a_total_counts_rows_by_their_weights() -> None:
+    """Of lognormal labels around a constant: exp(sd^2 / 2) of the median, and twice the one row that weighs two."""
+    generator = np.random.default_rng(0)
+    labels = np.expm1(1 + 0.8 * generator.normal(size=200_000))
+    offset = true_in_total(np.full(len(labels), np.expm1(1.0)), labels)
+    assert offset == pytest.approx(0.8**2 / 2, abs=0.01)
+    weighed = true_in_total([1.0, 3.0, 9.0], [2.0, 7.0, 1e9], [2.0, 1.0, 0.0])
+    assert weighed == pytest.approx(math.log((2 * 3 + 8) / (2 * 2 + 4)))
+    assert true_in_total([], []) is None
+    assert true_in_total([math.inf], [1.0]) is None
 
 
 def test_another_method_is_refused_by_name(feed_experiment: Experiment, plain: Run) -> None:

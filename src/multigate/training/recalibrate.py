@@ -1,4 +1,4 @@
-"""Recalibration: after training, a curve for each binary task that makes its probabilities true to size."""
+"""Recalibration: after training, a curve for each task that makes its probabilities, or its totals, true to size."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ import torch
 
 from multigate.batch import Batch
 from multigate.bundle import ROWS, Bundle
-from multigate.calibration import FITS, Curve, Method
+from multigate.calibration import FITS, Curve, Method, true_in_total
 from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
 from multigate.errors import ExperimentError, nearest
@@ -23,7 +23,8 @@ def recalibrate(bundle: Bundle, table: Any, method: Method = "isotonic") -> Bund
     """The bundle with curves fitted to a table with labels, in place of those it had; the one given stays as it was.
 
     The table's rows are taken as they are met in use: no correction for ``negatives_kept`` is added. A task of which
-    the table knows one class only keeps the curve it had. Raises ``DataError`` where label columns are missing.
+    the table knows one class only, or no label, keeps the curve it had. Raises ``DataError`` where label columns are
+    missing.
     """
     model = copy.deepcopy(bundle.model)
     model.calibration = None
@@ -54,15 +55,22 @@ def sampling_curves(schema: Schema, curves: Mapping[str, Curve] = {}) -> dict[st
 def _fitted(
     schema: Schema, encoder: Encoder, model: Model, batches: Iterable[Batch], device: torch.device, method: Method
 ) -> dict[str, Curve]:
-    """The curve of each binary task's tower: of p(task | parent), on the rows where the parent is 1, in a chain."""
+    """The curve of each binary task's tower: of p(task | parent), on the rows where the parent is 1, in a chain.
+
+    Regressions through ``log1p`` are moved, whatever the method, so that they are true in total.
+    """
     if method not in FITS:
         raise ExperimentError(f"recalibration by {method!r}: {nearest(method, FITS)}")
     found = {space.name: space for space in spaces(schema, encoder, forward(model, batches, device))}
     curves = {}
-    for task in schema.tasks:
+    for task, stats in zip(schema.tasks, encoder.stats, strict=True):
+        space = found[f"{task.name}|{task.given}" if task.given else task.name]
+        curve = None
         if task.kind == "binary":
-            space = found[f"{task.name}|{task.given}" if task.given else task.name]
             curve = FITS[method](space.outputs, space.labels, space.weights)
-            if curve is not None:
-                curves[task.name] = curve
+        elif task.kind == "regression" and task.transform == "log1p":
+            offset = true_in_total(space.outputs, space.labels, space.weights)
+            curve = None if offset is None else Curve().shifted(offset / stats.sd)
+        if curve is not None:
+            curves[task.name] = curve
     return curves
