@@ -37,6 +37,24 @@ def test_a_target_far_from_zero_keeps_its_digits(transform: str) -> None:
     assert found["due/mae"] == pytest.approx(np.abs(due - predicted).mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("transform", ["standard", "log1p", "none"])
+def test_amounts_of_which_many_are_zero_have_a_calibration(transform: str) -> None:
+    """Scaled in float32 and back, a zero may be a little less than that."""
+    random = np.random.default_rng(0)
+    found = [set(), set()]
+    for scale in (1e-3, 1.0, 1e6):
+        amounts = scale * random.lognormal(3, 2, 500) * random.integers(0, 2, 500)
+        for at, due in enumerate((amounts, amounts - amounts.mean() / 100)):
+            schema = mg.Schema(
+                features=[mg.Number("x")], tasks=[mg.Task("due", kind="regression", transform=transform)]
+            )
+            if due.min() <= -1 and transform == "log1p":
+                continue
+            encoder, scored = scored_by(schema, pa.table({"x": np.zeros(500), "due": due}), np.zeros((500, 1)))
+            found[at].add("due/calibration" in scores(spaces(schema, encoder, scored)))
+    assert found == [{True}, {False}]
+
+
 def test_rows_without_a_group_are_no_group() -> None:
     random = np.random.default_rng(0)
     rows = 4_000
