@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from multigate.bundle import ABOUT, FILES, GRAPH, WEIGHTS, Bundle, build_model, load
+from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, open_prepared, prepare
@@ -202,7 +203,7 @@ def prepare_sources(
     Without ``replace`` rows that models were trained on already must still be those of the tables.
     """
     with told(folder):
-        return prepare(
+        prepared = prepare(
             experiment.schema,
             sources["train"],
             sources.get("valid"),
@@ -213,3 +214,9 @@ def prepare_sources(
             base=base,
             replace=replace,
         )
+    for part, share in copies(prepared):
+        report.line(
+            f"{part}: {share:.0%} of the rows are copies of training rows, beyond those that are alike by chance; "
+            "scores on them reward what was learnt by heart, so keep them out of one of the two"
+        )
+    return prepared

@@ -1,0 +1,94 @@
+"""Rows of a validation or test part that are training rows too, beyond what chance has."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multigate.batch import Batch
+from multigate.data.prepared import Part, Prepared
+from multigate.data.rows import pick
+
+SHARDS, ROWS = 2, 10_000
+"""Of the training part as many shards, of each part as many rows are looked at: a few hundredths of a second."""
+STEP = 4096
+"""Rows that are hashed at a time: they stay in the processor's cache."""
+LEAST, DEVIATIONS = 0.05, 5.0
+"""Share of copies beyond chance that is told, and by how many standard deviations it must stand out."""
+
+Hashes = NDArray[np.uint64]
+
+
+class Copies(NamedTuple):
+    """``share`` of a part's rows are copies of training rows, labels included, beyond those that chance has."""
+
+    part: str
+    share: float
+
+
+def copies(prepared: Prepared) -> list[Copies]:
+    """Parts with far more rows among the training rows than these have among themselves.
+
+    Rows may be alike by nature, where columns have few values: then a training row has as many like it among the others
+    as a new row of the same source has. So the share of such training rows is what chance has.
+    """
+    train = prepared.train
+    seen = [train.shards[at] for at in _spread(len(train.shards), SHARDS)]
+    hashes = [_hashes(shard) for shard in seen]
+    known = np.sort(np.concatenate(hashes))
+    looked_at = len(known) / train.rows
+    own = np.concatenate([one[_spread(len(one), ROWS // len(hashes))] for one in hashes])
+    by_chance = _times(known, own) > 1
+    found = []
+    for name, part in prepared.parts.items():
+        if part is not train:
+            copied = _times(known, _hashes(_some(part))) > 0
+            beyond = copied.mean() - by_chance.mean()
+            rate = np.concatenate((copied, by_chance)).mean()
+            deviation = math.sqrt(rate * (1 - rate) * (1 / len(copied) + 1 / len(by_chance)))
+            # copies of rows that were not looked at are as many in proportion
+            share = float(min(1.0, beyond / looked_at))
+            if share >= LEAST and beyond > DEVIATIONS * deviation:
+                found.append(Copies(name, share))
+    return found
+
+
+def _some(part: Part) -> Batch:
+    """At most ``ROWS`` rows of a part, of one shard."""
+    shard = part.shards[len(part.shards) // 2]
+    return pick(shard, torch.from_numpy(_spread(shard.rows, ROWS)))
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many places of ``count``, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def _times(known: Hashes, hashes: Hashes) -> NDArray[np.int64]:
+    """How often each is among the known ones, which are sorted."""
+    return np.searchsorted(known, hashes, "right") - np.searchsorted(known, hashes, "left")
+
+
+def _hashes(rows: Batch) -> Hashes:
+    """A number for each row: the same where all features, and labels that are known, are the same."""
+    random = np.random.default_rng(0)
+    labels = torch.where(rows.known, rows.labels, torch.nan)
+    total = np.zeros(rows.rows, dtype=np.uint64)
+    for columns in (rows.numbers, rows.categories, labels):
+        bits = columns.numpy().view(np.uint32)
+        factors = _odd(random, bits.shape[1])
+        for start in range(0, len(bits), STEP):
+            total[start : start + STEP] += bits[start : start + STEP].astype(np.uint64) @ factors
+    for bag in rows.bags:
+        factor, other = _odd(random, 2)
+        sums = np.zeros(len(bag.values) + 1, dtype=np.uint64)
+        # squares, lest two bags be the same whose ids have one sum
+        np.cumsum((bag.values.numpy().astype(np.uint64) + other) ** 2 * factor, out=sums[1:])
+        total += np.diff(sums[bag.offsets.numpy()])
+    return total
+
+
+def _odd(random: np.random.Generator, many: int) -> Hashes:
+    return random.integers(1 << 63, size=many, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
