@@ -78,5 +78,16 @@ def test_few_rows_are_enough_and_training_tells(tmp_path: Path, capsys: pytest.C
     experiment = mg.Experiment(schema=SCHEMA, epochs=1, sharing=mg.MMoE(experts=2, hidden=(8,)), tower=(4,))
     mg.train(experiment, tmp_path / "run", tables={"train": train, "valid": train.slice(0, 60)})
     assert "valid: 100% of the rows are copies of training rows" in capsys.readouterr().err
+    chain = SCHEMA.with_(tasks=[mg.Task("y"), mg.Task("z", given="y")], funnel="loose")
+    tables = {"train": train, "valid": train}
+    mg.compare(
+        experiment.with_(schema=chain),
+        tmp_path / "compare",
+        tables=tables,
+        structures=["single_task"],
+        seeds=1,
+        boosting=False,
+    )
+    assert capsys.readouterr().err.count("valid: 100% of the rows") == 1, "though rows under y are prepared once more"
     mg.train(experiment, tmp_path / "other", tables={"train": train, "valid": table(1, 60)})
     assert "copies" not in capsys.readouterr().err

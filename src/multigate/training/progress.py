@@ -25,6 +25,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
+        self._told_once: set[str] = set()
         self._began = self._told = 0.0
         self._start = 0
 
@@ -51,6 +52,12 @@ class Reporter:
     def line(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, highlight=False, markup=False)
+
+    def once(self, text: str) -> None:
+        """A line that stays, unless it was told before."""
+        if text not in self._told_once:
+            self._told_once.add(text)
+            self.line(text)
 
     def detail(self, text: str) -> None:
         """A line that stays where detail is wanted."""

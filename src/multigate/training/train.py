@@ -215,7 +215,7 @@ def prepare_sources(
             replace=replace,
         )
     for part, share in copies(prepared):
-        report.line(
+        report.once(
             f"{part}: {share:.0%} of the rows are copies of training rows, beyond those that are alike by chance; "
             "scores on them reward what was learnt by heart, so keep them out of one of the two"
         )
