@@ -148,9 +148,9 @@ FITS = {"platt": platt, "isotonic": isotonic}
 def true_in_total(values: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
     """What to add to log(1 + value) so that 1 + value add up to what 1 + label do.
 
-    The mean of a logarithm, brought back, lies below the mean (Duan 1983 mends it by the mean of exp(residual); totals
-    ask less of rows that are told too low). Values and labels above -1, weights (R,). None without rows, or where a sum
-    is beyond float64.
+    The mean of a logarithm, brought back, lies below the mean. (Duan 1983 takes the mean of exp(residual) instead, in
+    which the rows that are told far too low count for most.) Values and labels above -1, weights (R,). None without
+    rows, or where a sum is beyond float64.
     """
     values, labels, weights = _known(values, labels, weights)
     with np.errstate(over="ignore", invalid="ignore"):
