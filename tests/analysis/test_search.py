@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -29,6 +30,7 @@ from multigate.analysis.search import (
     Tell,
     Valued,
     _again,
+    _study,
     begin,
     best,
     finished,
@@ -315,6 +317,25 @@ def test_a_database_may_be_begun_by_two_at_the_same_moment(tmp_path: Path) -> No
     begin(one)
     assert made == [[]], "the tables were there by then"
     assert try_one(one, hill) is not None
+
+
+def _take_waiting(one: Search, together: Any, taken: Any) -> None:
+    with _study(one) as study:
+        together.wait()
+        taken.put([study.ask().number for _ in range(20)])
+
+
+def test_no_two_processes_take_the_same_waiting_trial(tmp_path: Path) -> None:
+    """Those that ask at the same moment, too: of SQLite by itself 9 of 60 were taken twice."""
+    begin(search(tmp_path), [{"rate": 1e-3, "units": units, "kind": "a"} for units in range(10, 70)])
+    together, taken = fast.Barrier(3), fast.Queue()
+    processes = [fast.Process(target=_take_waiting, args=(search(tmp_path), together, taken)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    numbers = [number for _ in processes for number in taken.get(timeout=120)]
+    for process in processes:
+        process.join()
+    assert sorted(numbers) == list(range(60))
 
 
 @pytest.mark.parametrize("storage", ["trials.db", "sqlite:////nowhere/at/all.db", "nodriver://me:secret@host/trials"])

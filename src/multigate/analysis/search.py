@@ -362,20 +362,42 @@ def _storage(search: Search, tries: int = 5) -> Any:
     import optuna
     from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+    in_file = search.storage.startswith("sqlite")
     try:
-        return optuna.storages.RDBStorage(
+        storage = optuna.storages.RDBStorage(
             search.storage,
-            engine_kwargs={"connect_args": {"timeout": SILENCE}} if search.storage.startswith("sqlite") else None,
+            engine_kwargs={"connect_args": {"timeout": SILENCE}} if in_file else None,
             heartbeat_interval=BEAT if search.shared else None,
             grace_period=SILENCE if search.shared else None,
             heartbeat_stale_trial_callback=partial(_again, search),
         )
+        if in_file:
+            _take_turns(storage.engine)
+        return storage
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:  # no URL, driver, database
         made_elsewhere = isinstance(error, IntegrityError) or "already exists" in str(error)
         if not made_elsewhere or tries == 1:
             raise _refused(search, error) from None
     time.sleep(0.2)  # another process is making the tables of a new database
     return _storage(search, tries - 1)
+
+
+def _take_turns(engine: Any) -> None:
+    """Have a transaction of SQLite lock its file from its beginning on.
+
+    By default it does so once it writes, so that two processes may read that a trial waits, and both begin it.
+    """
+    from sqlalchemy import event
+
+    def connect(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # or the driver begins transactions of its own
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)
 
 
 def _refused(search: Search, error: Exception) -> RunError:
