@@ -39,7 +39,7 @@ def found(
     folder: Path, train: pa.Table, valid: pa.Table, test: pa.Table | None = None, **options: int
 ) -> dict[str, float]:
     tables = [None if one is None else open_table(one) for one in (train, valid, test)]
-    return dict(copies(prepare(SCHEMA, *tables, Split(), folder / "rows", **options)))
+    return copies(prepare(SCHEMA, *tables, Split(), folder / "rows", **options))
 
 
 @pytest.mark.parametrize("shard_rows", [65_536, 500])

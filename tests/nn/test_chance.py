@@ -43,6 +43,7 @@ def test_what_is_spared_stays() -> None:
     out = dropout(x, 0.5, True, spared)
     stays = torch.cat([spared, torch.zeros(10, dtype=torch.bool)])
     assert torch.equal(out[:, stays], x[:, stays])
+    assert 0.3 < (out[:, ~stays] == 0).float().mean() < 0.7
     assert ((out[:, ~stays] == 0).float().mean(0) > 0.2).all()
 
 

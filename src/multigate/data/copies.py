@@ -1,7 +1,6 @@
 """Rows of a validation or test part that are training rows too, beyond what chance has."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from multigate.data.prepared import Part, Prepared
 from multigate.data.rows import pick
 
 SHARDS, ROWS = 2, 10_000
-"""Of the training part as many shards, of each part as many rows are looked at: a few hundredths of a second."""
+"""Shards of each part, and rows of these, that are looked at (of training shards all): some hundredths of a second."""
 STEP = 4096
 """Rows that are hashed at a time: they stay in the processor's cache."""
 LEAST, DEVIATIONS = 0.05, 5.0
@@ -21,44 +20,38 @@ LEAST, DEVIATIONS = 0.05, 5.0
 Hashes = NDArray[np.uint64]
 
 
-class Copies(NamedTuple):
-    """``share`` of a part's rows are copies of training rows, labels included, beyond those that chance has."""
-
-    part: str
-    share: float
-
-
-def copies(prepared: Prepared) -> list[Copies]:
-    """Parts with far more rows among the training rows than these have among themselves.
+def copies(prepared: Prepared) -> dict[str, float]:
+    """By part, what share of its rows are copies of training rows, labels included, beyond those that chance has.
 
     Rows may be alike by nature, where columns have few values: then a training row has as many like it among the others
-    as a new row of the same source has. So the share of such training rows is what chance has.
+    as a new row of the same source has. So the share of such training rows is what chance has, and only parts with far
+    more are told.
     """
-    train = prepared.train
-    seen = [train.shards[at] for at in _spread(len(train.shards), SHARDS)]
-    hashes = [_hashes(shard) for shard in seen]
-    known = np.sort(np.concatenate(hashes))
-    looked_at = len(known) / train.rows
-    own = np.concatenate([one[_spread(len(one), ROWS // len(hashes))] for one in hashes])
-    by_chance = _times(known, own) > 1
-    found = []
-    for name, part in prepared.parts.items():
-        if part is not train:
-            copied = _times(known, _hashes(_some(part))) > 0
-            beyond = copied.mean() - by_chance.mean()
-            rate = np.concatenate((copied, by_chance)).mean()
-            deviation = math.sqrt(rate * (1 - rate) * (1 / len(copied) + 1 / len(by_chance)))
-            # copies of rows that were not looked at are as many in proportion
-            share = float(min(1.0, beyond / looked_at))
-            if share >= LEAST and beyond > DEVIATIONS * deviation:
-                found.append(Copies(name, share))
+    known = np.sort(np.concatenate([_hashes(shard) for shard in _some_shards(prepared.train)]))
+    looked_at = len(known) / prepared.train.rows
+    by_chance = _times(known, _some_rows(prepared.train)) > 1
+    found = {}
+    for name in sorted(prepared.parts.keys() - {"train"}):
+        copied = _times(known, _some_rows(prepared.parts[name])) > 0
+        beyond = copied.mean() - by_chance.mean()
+        rate = np.concatenate((copied, by_chance)).mean()
+        deviation = math.sqrt(rate * (1 - rate) * (1 / len(copied) + 1 / len(by_chance)))
+        # copies of rows that were not looked at are as many in proportion
+        share = float(min(1.0, beyond / looked_at))
+        if share >= LEAST and beyond > DEVIATIONS * deviation:
+            found[name] = share
     return found
 
 
-def _some(part: Part) -> Batch:
-    """At most ``ROWS`` rows of a part, of one shard."""
-    shard = part.shards[len(part.shards) // 2]
-    return pick(shard, torch.from_numpy(_spread(shard.rows, ROWS)))
+def _some_shards(part: Part) -> list[Batch]:
+    return [part.shards[at] for at in _spread(len(part.shards), SHARDS)]
+
+
+def _some_rows(part: Part) -> Hashes:
+    """Of rows spread over the same shards."""
+    shards = _some_shards(part)
+    chosen = [torch.from_numpy(_spread(shard.rows, ROWS // len(shards))) for shard in shards]
+    return np.concatenate([_hashes(pick(shard, rows)) for shard, rows in zip(shards, chosen, strict=True)])
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:

@@ -214,7 +214,7 @@ def prepare_sources(
             base=base,
             replace=replace,
         )
-    for part, share in copies(prepared):
+    for part, share in copies(prepared).items():
         report.once(
             f"{part}: {share:.0%} of the rows are copies of training rows, beyond those that are alike by chance; "
             "scores on them reward what was learnt by heart, so keep them out of one of the two"
