@@ -36,7 +36,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 
 @app.command()
 def init(
-    table: Annotated[str, typer.Argument(help="A Parquet or CSV file, a folder or a glob.")], set_: Set = None
+    table: Annotated[str, typer.Argument(help="A Parquet, Arrow or CSV file, a folder or a glob.")], set_: Set = None
 ) -> None:
     """Write an experiment for a table to standard output: multigate init TABLE --set tasks=click,buy > x.yaml."""
     from multigate.draft import draft
@@ -141,12 +141,10 @@ def compare(
 ) -> None:
     """Train several structures on the same rows, seeds and budget, and tell what sharing gains."""
     from multigate.analysis.compare import compare as run_comparison
-    from multigate.analysis.comparison import ALL
     from multigate.experiment import read_experiment
 
-    names = ALL if structures == "all" else tuple(name.strip() for name in structures.split(",") if name.strip())
     comparison = run_comparison(
-        read_experiment(experiment, set_ or ()), out, structures=names, seeds=seeds, device=device
+        read_experiment(experiment, set_ or ()), out, structures=structures, seeds=seeds, device=device
     )
     _print(comparison.table())
 
@@ -256,7 +254,7 @@ def relate(
     relations = run_relate(
         read_experiment(experiment, set_ or ()),
         out,
-        structures=[name.strip() for name in structures.split(",") if name.strip()],
+        structures=structures,
         pairs=None if pairs is None else read_pairs(pairs),
         seeds=seeds,
         train=train,

@@ -50,6 +50,18 @@ def csv_text(delimiter: str = ",") -> str:
     return "".join(delimiter.join("" if cell is None else str(cell) for cell in line) + "\n" for line in lines)
 
 
+def write_arrow(folder: Path, name: str = "a.arrow", stream: bool = False) -> Path:
+    table = pa.table(ROWS)
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(folder / name, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    return folder / name
+
+
+def write_feather(folder: Path) -> Path:
+    pl.DataFrame(ROWS).write_ipc(folder / "a.feather", compression="lz4", compat_level=pl.CompatLevel.newest())
+    return folder / "a.feather"
+
+
 DOORS: dict[str, Callable[[Path], Any]] = {
     "parquet": write_parquet,
     "csv": lambda folder: write_csv(folder, csv_text()),
@@ -62,6 +74,9 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     ),
     "semicolons behind blank lines": lambda folder: write_csv(folder, "\n\r\n" + csv_text(";")),
     "semicolons and cr alone": lambda folder: write_csv(folder, csv_text(";").replace(".", ",").replace("\n", "\r")),
+    "arrow": write_arrow,
+    "arrow stream": lambda folder: write_arrow(folder, stream=True),
+    "feather of views, compressed": write_feather,
     "text path": lambda folder: str(write_parquet(folder)),
     "folder": lambda folder: write_parquet(folder).parent,
     "glob": lambda folder: str(write_parquet(folder).parent / "*.parquet"),
@@ -82,7 +97,7 @@ def test_all_doors_give_the_same_rows(door: str, tmp_path: Path) -> None:
         {"rate": row["rate"], "user": row["user"]} for row in expected()
     ]
     assert source.schema.names == list(ROWS)
-    assert source.rows == (None if any(word in door.lower() for word in ("sv", "semi", "crlf")) else 4)
+    assert source.rows == (None if any(word in door.lower() for word in ("sv", "semi", "crlf", "stream")) else 4)
     assert sum(batch.num_rows for batch in source.batches([])) == 4
 
 
@@ -90,7 +105,9 @@ def test_batches_hold_at_most_the_rows_asked_for(tmp_path: Path) -> None:
     numbers = list(range(10_000))
     pq.write_table(pa.table({"n": numbers}), tmp_path / "a.parquet", row_group_size=1_500)
     text = "n\n" + "".join(f"{n}\n" for n in numbers)
-    for data in (tmp_path / "a.parquet", write_csv(tmp_path, text), {"n": numbers}):
+    with pa.ipc.new_file(tmp_path / "a.ipc", pa.schema([("n", pa.int64())])) as writer:
+        writer.write_table(pa.table({"n": numbers}), max_chunksize=1_500)
+    for data in (tmp_path / "a.parquet", tmp_path / "a.ipc", write_csv(tmp_path, text), {"n": numbers}):
         batches = list(open_table(data).batches(rows=700))
         assert max(batch.num_rows for batch in batches) <= 700
         assert [n for batch in batches for n in batch["n"].to_pylist()] == numbers
@@ -478,6 +495,38 @@ def test_damage_that_arrow_hands_on_is_explained(tmp_path: Path) -> None:
         list(altered(["a", "b", "c"] * 16, codes, b"\xff" * 12).batches(as_read=True))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_arrow_files_damaged_anywhere_are_refused_or_read(stream: bool, tmp_path: Path) -> None:
+    """Never a crash: of codes and text that point beside their values nothing else would tell."""
+    table = pa.table({"word": ["red", "blue", None] * 40, "n": range(120)})
+    table = table.append_column("code", table["word"].dictionary_encode())
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(tmp_path / "whole.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
+    whole = (tmp_path / "whole.arrow").read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for trial in range(300):
+        content = bytearray(whole)
+        if trial % 3:
+            for at in random.integers(0, len(content), 4):
+                content[at] = random.integers(256)
+        else:
+            content = content[: random.integers(1, len(content))]
+        (tmp_path / "a.arrow").write_bytes(content)
+        try:
+            for batch in open_table(tmp_path / "a.arrow").batches():
+                batch.to_pylist()
+            outcomes.add("read")
+        except DataError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+    codes = pa.DictionaryArray.from_arrays(pa.array([0, 1, 7], pa.int8()), ["a", "b"], safe=False)
+    with pa.ipc.new_stream(tmp_path / "b.arrow", pa.schema([("code", codes.type)])) as writer:
+        writer.write_batch(pa.record_batch({"code": codes}))
+    with pytest.raises(DataError, match=r"b\.arrow is damaged and cannot be read to its end; write or fetch it again"):
+        list(open_table(tmp_path / "b.arrow").batches())
+
+
 def test_paths_that_lead_nowhere_are_explained(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, "train.parquet")
     with pytest.raises(DataError, match=r"no 'trian\.parquet'; did you mean 'train\.parquet'\?"):
@@ -491,10 +540,10 @@ def test_paths_that_lead_nowhere_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty; give"):
         open_table("")
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="no Parquet or CSV file is in folder"):
+    with pytest.raises(DataError, match="no Parquet, Arrow or CSV file is in folder"):
         open_table(tmp_path / "none")
     write_csv(tmp_path, "a\n1\n")
-    with pytest.raises(DataError, match="holds Parquet and CSV files"):
+    with pytest.raises(DataError, match=r"holds CSV and Parquet files; give a glob such as .*/\*\.csv$"):
         open_table(tmp_path)
     with pytest.raises(DataError, match="has no column 'aeg'; did you mean 'age'"):
         next(open_table(path).batches(["aeg"]))

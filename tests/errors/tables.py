@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
 import yaml
 from case import Case, Make
 
@@ -161,15 +163,20 @@ def described(table: Callable[[], Any]) -> Make:
     return make
 
 
-def handed_over(**tables: Any) -> Make:
-    """Tables in memory, met by ``mg.train(experiment, "run", tables=tables)``."""
+def trained(out: Callable[[], Any], **options: Any) -> Make:
+    """A folder and what else is given to ``mg.train(experiment, out, ...)``."""
 
     def make(_: Path) -> Callable[[], object]:
         import multigate as mg
 
-        return lambda: mg.train(good.experiment(), "run", tables=tables, quiet=True)
+        return lambda: mg.train(good.experiment(), out(), quiet=True, **options)
 
     return make
+
+
+def handed_over(**tables: Any) -> Make:
+    """Tables in memory, met by ``mg.train(experiment, "run", tables=tables)``."""
+    return trained(lambda: "run", tables=tables)
 
 
 def bundled(rows: Callable[[], Any]) -> Make:
@@ -235,6 +242,32 @@ PARQUET_CASES = [
     Case(PARQUET, "no rows", drafts(rows=0), ("has column names but no rows",)),
     Case(PARQUET, "no columns", drafts(**dict.fromkeys(good.columns(1))), ("rows.parquet has no columns",)),
     Case(PARQUET, "an extension that is not read", written("rows.xlsx", b"PK"), ("unsupported extension", ".csv.gz")),
+]
+
+ARROW = "Arrow files"
+
+
+def as_arrow(change: Callable[[bytes], bytes] = bytes, called: str = "rows.arrow") -> Make:
+    """The good table as an Arrow file with its bytes changed, met by ``init``."""
+
+    def make(folder: Path) -> list[str]:
+        table = pq.read_table(good.table(folder / "good.parquet"))
+        (folder / "good.parquet").unlink()
+        pyarrow.feather.write_feather(table, folder / called)
+        return written(called, change((folder / called).read_bytes()))(folder)
+
+    return make
+
+
+ARROW_CASES = [
+    Case(ARROW, "cut off in the middle", as_arrow(lambda whole: whole[: len(whole) // 2]), ("not a whole Arrow file",)),
+    Case(
+        ARROW, "zeros in its midst", as_arrow(lambda whole: whole[:-3000] + bytes(600) + whole[-2400:]), ("is damaged",)
+    ),
+    Case(ARROW, "of 0 bytes", written("rows.arrow", b""), ("is empty (0 bytes)",)),
+    Case(ARROW, "Parquet called .feather", broken(bytes, called="rows.feather"), ("not an Arrow file", "name it")),
+    Case(ARROW, "Arrow called .parquet", as_arrow(called="rows.parquet"), ("an Arrow (Feather) file; name it .arrow",)),
+    Case(ARROW, "Feather of version 1", written("rows.feather", b"FEA1" + bytes(60)), ("version 1", "as version 2")),
 ]
 
 CSV = "CSV files"
@@ -494,6 +527,14 @@ PYTHON_CASES = [
         "b": pa.array(["x", "y"] * (ROWS // 2), pa.string_view()), "click": HALVES}), (), 0, "Read."),
     Case(PYTHON, "a setting that cannot be", lambda _: lambda: MMoE(experts=0), ("MMoE: experts", "found 0")),
     Case(PYTHON, "a setting there is not", lambda _: lambda: MMoE(expert=3), ("did you mean 'experts'?",)),
+    Case(PYTHON, "a setting in the wrong place", lambda _: lambda: good.experiment().with_(learning_rate=0.1),
+         ("optimizer.learning_rate",)),
+    Case(PYTHON, "a table in an experiment", lambda _: lambda: good.experiment().with_(train=frame(a=1)),
+         ("train: a file, folder or glob is wanted, found DataFrame", "tables={'train': table}")),
+    Case(PYTHON, "a table in place of the folder", trained(lambda: frame(a=1)),
+         ("the path of a folder is wanted, found DataFrame",)),
+    Case(PYTHON, "a table in place of tables", trained(lambda: "run", tables=frame(a=1)),
+         ("'tables' wants parts of the rows", "found DataFrame")),
     Case(PYTHON, "a table for a part there is not", handed_over(validation={"colour": ["red"]}),
          ("'tables' names 'validation'", "did you mean 'valid'?")),
     Case(PYTHON, "a row without a column", bundled(lambda: {"colour": "red"}), ("no column 'price'",)),
@@ -512,5 +553,6 @@ PYTHON_CASES = [
 UNION = pa.UnionArray.from_sparse(pa.array(HALVES, pa.int8()), [pa.array(RISING), pa.array(["a"] * ROWS)])
 
 TABLES: list[Case] = [
-    *PARQUET_CASES, *CSV_CASES, *COLUMN_CASES, *LABEL_CASES, *NAME_CASES, *SPLIT_CASES, *PREDICT_CASES, *PYTHON_CASES
+    *PARQUET_CASES, *ARROW_CASES, *CSV_CASES, *COLUMN_CASES, *LABEL_CASES, *NAME_CASES, *SPLIT_CASES, *PREDICT_CASES,
+    *PYTHON_CASES,
 ]  # fmt: skip

@@ -9,7 +9,8 @@ _OTHER = (
     (b"PARE", "an encrypted Parquet file", "write it without encryption"),
     (b"\x1f\x8b", "compressed with gzip", "name it .csv.gz if it holds CSV"),
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save it as CSV"),
-    (b"ARROW1", "an Arrow (Feather) file", "write it as Parquet"),
+    (b"ARROW1", "an Arrow (Feather) file", "name it .arrow"),
+    (b"FEA1", "a Feather file of version 1", "write it as version 2 or as Parquet"),
     (b"BZh91AY", "compressed with bzip2", "unpack it"),
     (b"\xfd7zXZ", "compressed with xz", "unpack it"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it"),
@@ -37,6 +38,19 @@ def check_csv(path: Path) -> None:
         other = _other(head)
         if other is not None:
             raise DataError(f"{path} is not a CSV file but {other[0]}; {other[1]}")
+
+
+def check_arrow(path: Path) -> bool:
+    """Whether it holds a stream, not an Arrow file; raise ``DataError`` where it is empty or neither."""
+    head = _head(path)
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes); write it again")
+    if head.startswith(b"ARROW1"):
+        return False
+    if head.startswith(b"\xff\xff\xff\xff"):  # goes before every message of a stream
+        return True
+    what, advice = _other(head) or ("something else", "name it .csv if it holds CSV, or write it again")
+    raise DataError(f"{path} is not an Arrow file but {what}; {advice}")
 
 
 def _head(path: Path) -> bytes:

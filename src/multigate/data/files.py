@@ -1,6 +1,5 @@
-"""From paths or a table in memory to a stream of record batches; never a whole file or row group at once."""
+"""From paths or a table in memory to a stream of record batches; never a whole file at once."""
 
-import contextlib
 import glob
 import hashlib
 import os
@@ -9,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
-from multigate.data.beginnings import check_parquet
+from multigate.data.arrow_file import ArrowFile
 from multigate.data.conversion import converted
 from multigate.data.csv_file import CsvFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
+from multigate.data.parquet_file import ParquetFile
 from multigate.data.partition import Keys, Part, keys_of, partitioned
-from multigate.data.types import check_names, common_type, converts, is_text, parse_type, plain_type, type_name
-from multigate.errors import DataError, nearest, one_line
+from multigate.data.types import common_type, converts, is_text, parse_type, type_name
+from multigate.errors import DataError, nearest
 
-PARQUET = (".parquet", ".pq", ".parq")
-CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+KINDS = {
+    "Parquet": (".parquet", ".pq", ".parq"),
+    "Arrow": (".arrow", ".feather", ".ipc"),
+    "CSV": (".csv", ".tsv", ".csv.gz", ".tsv.gz"),
+}
+"""Files that are read, and how their names end."""
 
 
 class Source:
@@ -117,7 +120,7 @@ class Source:
 
 
 def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
-    """A source for a Parquet or CSV file, a folder, a glob, a list of those, or a table in memory.
+    """A source for a Parquet, Arrow or CSV file, a folder, a glob, a list of those, or a table in memory.
 
     In memory: pyarrow Table or RecordBatch, pandas, polars and whatever else speaks the Arrow PyCapsule interface,
     or a dict of lists. ``types`` (column to ``type_name``) freezes the types of CSV columns, which are otherwise
@@ -136,7 +139,7 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
         paths = [path for one in given for path in found[one]]
         keys = [keys_of(path) for path in paths]
         frozen = {column: parse_type(text) for column, text in types.items()}
-        files = [_ParquetFile(path) if _suffix(path) in PARQUET else CsvFile(path, frozen) for path in paths]
+        files = [_part(path, frozen) for path in paths]
         parts = partitioned(files, keys, frozen)
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
         return Source(name, parts, _stamped(paths), types, files=list(zip(paths, keys, strict=True)))
@@ -145,69 +148,14 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
     return Source("table", [Memory(table)], content_hash(table), types, unreadable)
 
 
-class _ParquetFile:
-    guessed = False
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
-        self._dictionaries: list[str] = []
-        check_parquet(path)
-        with self._told("is not a whole Parquet file, perhaps cut off while it was written"):
-            with self._open() as file:
-                self._dictionaries = _dictionary_columns(file)
-            with self._open() as file:
-                schema = file.schema_arrow.remove_metadata()
-                self.schema = pa.schema([field.with_type(plain_type(field.type)) for field in schema])
-                self.rows: int | None = file.metadata.num_rows
-                names = self.schema.names
-        check_names(names, self.name)
-
-    def _open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(
-            self._path, read_dictionary=self._dictionaries, pre_buffer=False, page_checksum_verification=True
-        )
-
-    def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        with self._told("is damaged and cannot be read to its end"), self._open() as file:
-            for batch in file.iter_batches(batch_size=rows, columns=wanted.names):
-                chosen = batch.select(wanted.names)  # 'a.b' also names the field b of a struct a
-                for column in chosen.columns:
-                    if pa.types.is_dictionary(column.type):  # pages without a checksum may hold codes of no value
-                        column.validate(full=True)
-                yield chosen
-
-    @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, OSError, UnicodeError) as error:
-            raise self._explained(error, what) from error
-
-    def _explained(self, error: Exception, what: str) -> DataError:
-        if "crypt" in str(error):
-            return DataError(f"{self.name} is encrypted, which is not read; write it without encryption")
-        if isinstance(error, NotImplementedError):
-            return DataError(
-                f"{self.name} holds what Arrow does not read ({one_line(error)}); write it as another type"
-            )
-        if "Invalid UTF8" in str(error):
-            return DataError(f"{self.name} holds text that is not UTF-8; write it again as UTF-8")
-        if isinstance(error, OSError) and error.errno:
-            return DataError(f"{self.name} cannot be read ({error.strerror}); check the file")
-        return DataError(f"{self.name} {what}; write or fetch it again")
-
-
-def _dictionary_columns(file: pq.ParquetFile) -> list[str]:
-    """Text columns that the file stores as short codes throughout: they are cheaper to read as dictionaries."""
-    names = []
-    for index, field in enumerate(file.schema_arrow):
-        if not is_text(field.type) or file.metadata.num_columns != len(file.schema_arrow):
-            continue
-        chunks = [file.metadata.row_group(group).column(index) for group in range(file.metadata.num_row_groups)]
-        if all(chunk.has_dictionary_page and chunk.total_uncompressed_size < 8 * chunk.num_values for chunk in chunks):
-            names.append(field.name)
-    return names
+def _part(path: Path, frozen: Mapping[str, pa.DataType]) -> Part:
+    match _kind(path):
+        case "Parquet":
+            return ParquetFile(path)
+        case "Arrow":
+            return ArrowFile(path)
+        case _:
+            return CsvFile(path, frozen)
 
 
 def _merged(parts: Sequence[Part], frozen: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -253,13 +201,14 @@ def _found(given: str) -> list[Path]:
         raise DataError("the path of a table is empty; give a file, a folder or a glob")
     if path.is_dir():
         inside = [one for one in sorted(path.rglob("*")) if one.is_file() and not _hidden(one.relative_to(path))]
-        files = [one for one in inside if _suffix(one) in PARQUET + CSV]
+        files = [one for one in inside if _kind(one)]
         if not files:
             seen = f"; it holds {inside[0].name!r}" if inside else "; it is empty"
-            raise DataError(f"no Parquet or CSV file is in folder {given}{seen}")
-        kinds = {_suffix(one) in PARQUET for one in files}
+            raise DataError(f"no Parquet, Arrow or CSV file is in folder {given}{seen}")
+        kinds = sorted({_kind(one) for one in files})
         if len(kinds) > 1:
-            raise DataError(f"folder {given} holds Parquet and CSV files; give a glob such as {given}/*.parquet")
+            example = f"{given}/*{files[0].suffix}"
+            raise DataError(f"folder {given} holds {' and '.join(kinds)} files; give a glob such as {example}")
         return files
     if path.is_file():
         _check_suffix(path)
@@ -305,9 +254,15 @@ def _hidden(path: Path) -> bool:
 
 def _suffix(path: Path) -> str:
     lower = path.name.lower()
-    return next((suffix for suffix in PARQUET + CSV if lower.endswith(suffix)), path.suffix.lower())
+    return next((suffix for suffixes in KINDS.values() for suffix in suffixes if lower.endswith(suffix)), "")
+
+
+def _kind(path: Path) -> str:
+    """Parquet, Arrow or CSV, by its name; else nothing."""
+    return next((kind for kind, suffixes in KINDS.items() if _suffix(path) in suffixes), "")
 
 
 def _check_suffix(path: Path) -> None:
-    if _suffix(path) not in PARQUET + CSV:
-        raise DataError(f"{path} has an unsupported extension; these are read: {', '.join(PARQUET + CSV)}")
+    if not _kind(path):
+        known = [suffix for suffixes in KINDS.values() for suffix in suffixes]
+        raise DataError(f"{path} has an unsupported extension; these are read: {', '.join(known)}")

@@ -9,10 +9,9 @@ from typing import Any
 
 import narwhals as nw
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
-from multigate.data.types import check_names, plain_type
+from multigate.data.types import check_names, plain_column
 from multigate.errors import DataError, one_line
 
 UNREADABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -113,7 +112,7 @@ def _from_capsule(data: Any) -> pa.Table:
         with contextlib.suppress(pa.ArrowException):
             return pa.table(data)
     raise DataError(
-        f"a table is wanted, found {type(data).__name__}; give the path of a Parquet or CSV file, "
+        f"a table is wanted, found {type(data).__name__}; give the path of a Parquet, Arrow or CSV file, "
         "a pyarrow, pandas or polars table (a lazy one collected first), or a dict of lists"
     )
 
@@ -146,13 +145,8 @@ def plain_table(table: pa.Table) -> pa.Table:
     check_names(table.column_names, "table")
     if not table.num_columns:
         raise DataError("the table has no columns; give at least one feature and one label")
-    schema = pa.schema([(field.name, plain_type(field.type)) for field in table.schema])
     try:
-        columns = [
-            pc.run_end_decode(column) if pa.types.is_run_end_encoded(column.type) else column
-            for column in table.columns
-        ]
-        return pa.table(columns, names=table.column_names).cast(schema)
+        return pa.table([plain_column(column) for column in table.columns], names=table.column_names)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"a column of the table cannot be read ({one_line(error)}); write it as another type"

@@ -74,6 +74,14 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def plain_column(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The column as its ``plain_type``. Raises ``pa.ArrowException`` or ``ValueError`` where Arrow cannot."""
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    kind = plain_type(column.type)
+    return column if column.type == kind else column.cast(kind)
+
+
 def _list_of(value: pa.DataType, like: pa.DataType) -> pa.DataType:
     if pa.types.is_fixed_size_list(like):
         return pa.list_(value, like.list_size)
