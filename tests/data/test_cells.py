@@ -28,6 +28,31 @@ def integers(draw):
     return array.slice(draw(st.integers(0, 2)), len(values))
 
 
+def test_whole_numbers_that_a_float_cannot_hold_are_refused_or_rounded_as_in_training() -> None:
+    """2**53 + 1 has no float of its own: beside whole numbers it is told, among floats it is the nearest one."""
+    near = 2**53 + 1
+    whole, double = cells.spelling("int64"), cells.spelling("double")
+    assert whole is not None
+    assert double is not None
+    assert cells.exact_text(2.0**53) == str(2**53)
+    assert cells.exact_text(near) == str(near) == whole(str(near))
+    assert cells.exact_text(math.nan) is None
+    assert double(str(near)) == cells.text(float(near)) == str(2**53)
+    assert double(str(-near)) == str(-(2**53))
+    with pytest.raises(cells.BadCell):
+        cells.exact_text(float(2**54))
+    for kind in (pa.float64(), pa.float32()):
+        floats = pa.array([3.0, None, 2.0**60], kind)
+        with pytest.raises(
+            cells.ColumnError, match=r"column 'id': wanted a whole number, found 1\.15.*Int64 or as text"
+        ):
+            arrow.distinct_texts(floats, "id", whole)
+        index, found = arrow.distinct_texts(floats.slice(0, 2), "id", whole)
+        assert [[*found, None][at] for at in index] == ["3", None]
+    index, found = arrow.distinct_texts(pa.array([near, 2**60, near]), "id", double)
+    assert [found[at] for at in index] == [str(2**53), str(2**60), str(2**53)]
+
+
 @given(integers())
 def test_close_integers_are_found_without_hashing(array):
     values = [one for one in array.to_pylist() if one is not None]

@@ -21,6 +21,8 @@ from multigate.data.cells import (
     BadCell,
     ColumnError,
     Spell,
+    as_whole,
+    exact_text,
     moment,
     number,
     spelling,
@@ -105,6 +107,9 @@ def distinct_texts(array: pa.Array, column: str, spell: Spell | None = None) -> 
     close = close_integers(array)
     if close is not None:
         return close[0], _spelled(list(map(str, close[1].tolist())), array.type, spell)
+    if spell is as_whole and pa.types.is_floating(array.type):
+        index, found = through_distinct(array, exact_text, column)
+        return index, found[:-1]
     index, values = codes(array, column)
     return index, _spelled(texts(values), array.type, spell)
 

@@ -21,6 +21,8 @@ _LONG = 10**76
 """Whole numbers beyond it, which no column holds, are not written out."""
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
+EXACT = 2**53
+"""Up to here a float64 holds every whole number."""
 FIRST, LAST = (datetime.min - _EPOCH) // _MICROSECOND, (datetime.max - _EPOCH) // _MICROSECOND
 """The moments that are read, of the years 1 to 9999; others are taken as missing."""
 DAYS = 19000101, 21001231
@@ -90,6 +92,17 @@ def text(value: Any) -> str | None:
     return _other_text(value)
 
 
+def exact_text(value: Any) -> str | None:
+    """``text`` of a cell among whole numbers. Raises ``BadCell`` for a float that may have been another one."""
+    if isinstance(value, float | np.floating) and EXACT < abs(float(value)) < math.inf:
+        advice = (
+            "a float of so many digits may stand for any of several (pandas makes floats of whole numbers where one is "
+            "missing); give it as Int64 or as text"
+        )
+        raise BadCell("a whole number", value, advice)
+    return text(value)
+
+
 def _float_text(value: float) -> str | None:
     if math.isnan(value):
         return None
@@ -142,7 +155,11 @@ def spelling(kind: str | None) -> Spell | None:
         return None
     if kind == "bool":
         return _as_truth
-    if re.match(r"u?int\d+$|double$|float$|halffloat$|decimal\d+\(", kind):
+    if re.match(r"u?int\d+$", kind):
+        return as_whole
+    if kind in ("double", "float", "halffloat"):
+        return _as_fraction
+    if kind.startswith("decimal"):
         return _as_number
     found = re.match(r"(timestamp|date)(?:.*tz=([^]]+))?", kind)
     return None if found is None else partial(_as_moment, day=found[1] == "date", zone=found[2])
@@ -152,6 +169,18 @@ def _as_truth(text: str) -> str | None:
     if text in MISSING:
         return None
     return {"1": "true", "0": "false"}.get(text, text.lower() if text.lower() in ("true", "false") else text)
+
+
+def as_whole(text: str) -> str | None:
+    """As among numbers, in a column that was of whole ones."""
+    return _as_number(text)
+
+
+def _as_fraction(text: str) -> str | None:
+    """As among numbers, in a column that was of floats: a whole number of many digits was rounded there."""
+    found = _as_number(text)
+    rounded = found is not None and len(found) > 15 and re.fullmatch(r"-?\d+", found)
+    return _float_text(float(text)) if rounded else found
 
 
 def _as_number(text: str) -> str | None:

@@ -6,14 +6,12 @@ import pyarrow.compute as pc
 
 from multigate.data.arrow import NO_MOMENT, moments, numbers
 from multigate.data.buffers import as_arrow, known
-from multigate.data.cells import short
+from multigate.data.cells import EXACT, short
 from multigate.data.types import is_text, type_name
 from multigate.errors import DataError, one_line
 
 ZONED = r"^(.+[T ]\d\d.*?) ?(Z|[+-]\d\d(:?\d\d)?)$"
 """A time of day with its zone."""
-EXACT = 2**53
-"""Up to here a float64 holds every whole number."""
 
 
 def converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first: int) -> pa.Array:

@@ -260,7 +260,8 @@ class Encoder:
                 zone = self._zone(feature.source)
                 return lambda value, raw, ids, packed: ids.extend(time_cell(value, feature, zone))
             case Category() | Hashed():
-                find, text, spell = self._lookups[table_of(feature)].id, cells.text, self._spell(feature.source)
+                find, spell = self._lookups[table_of(feature)].id, self._spell(feature.source)
+                text = cells.exact_text if spell is cells.as_whole else cells.text
 
                 def read_category(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
                     found = (value or None) if type(value) is str else text(value)

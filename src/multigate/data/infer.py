@@ -21,6 +21,8 @@ from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Bag, Category, Feature, Hashed, Schema, Task
 
+Tasks = Sequence[Task | str] | Mapping[str, Any]
+"""Tasks, or names of label columns (``"buy|click"`` is buy given click), or what kind each of them is, by name."""
 _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
 _POINT = r"(\d+|\d{1,3}([,' \x{a0}\x{202f}]\d{3})+)(\.\d+)?"
@@ -54,12 +56,12 @@ class Findings(NamedTuple):
     rows: int
 
 
-def infer_schema(data: Any, tasks: Sequence[Task | str], types: Mapping[str, str] = {}) -> Schema:
+def infer_schema(data: Any, tasks: Tasks, types: Mapping[str, str] = {}) -> Schema:
     """The schema that ``inspect_table`` proposes for whatever ``open_table`` reads (``types`` as there)."""
     return inspect_table(open_table(data, types), tasks).schema
 
 
-def infer_tasks(data: Any, tasks: Sequence[Task | str]) -> tuple[Task, ...]:
+def infer_tasks(data: Any, tasks: Tasks) -> tuple[Task, ...]:
     """The tasks as ``inspect_table`` fills them in, whatever there is to predict them from; errors as there."""
     source = open_table(data)
     wanted = _wanted(source, tasks)
@@ -67,7 +69,7 @@ def infer_tasks(data: Any, tasks: Sequence[Task | str]) -> tuple[Task, ...]:
     return tuple(completed(task, seen) for task in wanted)
 
 
-def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Progress | None = None) -> Findings:
+def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = None) -> Findings:
     """Look at every row once and propose what each column means.
 
     A task is a ``Task``, whose declared fields are kept and whose other ones (kind, positive, classes, transform) are
@@ -96,9 +98,11 @@ def inspect_table(source: Source, tasks: Sequence[Task | str], *, progress: Prog
     return Findings(schema, left_out, tuple(_leaks(schema, seen)), tuple(_written(verdicts, seen)), seen.rows)
 
 
-def _wanted(source: Source, tasks: Sequence[Task | str]) -> list[Task]:
+def _wanted(source: Source, tasks: Tasks) -> list[Task]:
     """The tasks, whose labels are there and can be read."""
     names = source.schema.names
+    if isinstance(tasks, Mapping):
+        tasks = [Task(name, kind=kind) for name, kind in tasks.items()]
     wanted = [read_task(one, names) for one in ([tasks] if isinstance(tasks, str | Task) else tasks)]
     if not wanted:
         raise ExperimentError(f"at least one task is wanted; name a label column of {source.name}")
