@@ -349,6 +349,10 @@ def test_infinite_predictions_have_metrics_and_intervals_without_a_warning() -> 
     labels = np.arange(20.0)
     values = np.where(labels < 3, np.inf, labels)
     assert score_task("regression", values, labels)["rmse"] == np.inf
+    large = np.where(labels < 3, 1e200, labels)  # their squares are infinite
+    assert score_task("regression", large, labels)["r2"] == -np.inf
+    assert np.isfinite(score_task("regression", large, labels)["mae"])
+    assert not np.isfinite(bootstrap("regression", large, labels, replicates=50)["rmse"][1])
     low, high = bootstrap("regression", values, labels, replicates=50)["rmse"]
     assert not np.isfinite(high)
     assert low >= 0 or np.isnan(low)

@@ -154,7 +154,7 @@ def score_task(
     Regression: rmse, mae, r2 and, of labels that are all 0 or more, calibration. Multiclass: accuracy, log_loss, auc.
     """
     units = _Units(_weights(weights, labels), groups)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         metrics = _scorer(kind, outputs, labels, units)(np.ones((1, units.count)))
     return {name: float(value[0]) for name, value in metrics.items()}
 
@@ -212,7 +212,7 @@ def _replicates(
     """Metrics (replicates,) by name, for each of several outputs scored on the same draws."""
     units = _Units(_weights(weights, labels), groups)
     block = max(1, BLOCK // max(1, np.size(labels)))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         scores = [_scorer(kind, one, labels, units) for one in outputs]
         blocks = [[score(drawn) for score in scores] for drawn in _draws(units.count, replicates, seed, block)]
     enough = units.weighted() >= FEWEST
