@@ -28,6 +28,7 @@ import multigate.bundle as bundle_module
 from multigate.bundle import Bundle, build_model, load, sigmoid, softmax
 from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
+from multigate.data.infer import infer_schema
 from multigate.engine import BLOCK, arrays
 from multigate.errors import BundleError, DataError, ExperimentError
 from multigate.experiment import Experiment
@@ -92,8 +93,33 @@ def test_one_row_as_a_dict_is_the_row_of_the_table(bundle: Bundle, table: pa.Tab
     expected = bundle.predict(table)
     for i, row in enumerate(table.slice(0, 10).to_pylist()):
         found = bundle.predict(row)
+        assert bundle.predict(pd.Series(row)) == found
         for name, values in expected.items():
             assert found[name] == pytest.approx(values[i], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_long_ids_are_the_same_by_every_road_or_refused(floats: bool) -> None:
+    """Of whole numbers in training and of floats, which pandas makes of them when one is missing."""
+    ids = [2**60 + 512 * at + 1 for at in range(8)]
+    whole = pd.DataFrame({"user": pd.array([*ids, None] * 10, "Int64"), "click": [0, 1, 1] * 30})
+    rounded = whole.astype({"user": float})
+    trained = rounded if floats else whole
+    schema = infer_schema(trained, [Task("click")]).with_(features=(Category("user"),), keys=())
+    encoder = Encoder.fit(schema, pa.Table.from_pandas(trained, preserve_index=False).to_batches())
+    experiment = Experiment(schema=schema)
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    expected = bundle.predict(whole.head(9))["click"]
+    assert len(set(expected.tolist())) == 9
+    text = pd.DataFrame({"user": [*map(str, ids), None]})
+    for rows in (text, text.to_dict("records"), whole.head(9).to_dict("list")):
+        np.testing.assert_allclose(bundle.predict(rows)["click"], expected, rtol=1e-6)
+    for rows in (rounded.head(9), rounded.head(9).to_dict("records")):
+        if floats:
+            np.testing.assert_allclose(bundle.predict(rows)["click"], expected, rtol=1e-6)
+        else:
+            with pytest.raises(DataError, match=r"column 'user'.*wanted a whole number, found 1\.15.*Int64 or as text"):
+                bundle.predict(rows)
 
 
 class Old(pd.Series):

@@ -4,7 +4,10 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -80,6 +83,40 @@ def test_all_that_is_wrong_is_told_at_once(changes: list[str], wrong: list[str])
     assert len(told) == len(wrong), told
     for one, piece in zip(told, wrong, strict=True):
         assert piece in one
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"learning_rate": 0.1}, "unknown key 'learning_rate'; it stands deeper: optimizer.learning_rate"),
+        ({"hidden": [8]}, "unknown key 'hidden'; it stands deeper: sharing.hidden or tower.hidden"),
+        ({"tasks": ["y"]}, "unknown key 'tasks'; it stands deeper: schema.tasks"),
+        ({"sharing": {"hidden": 8}}, "sharing.hidden: Input should be a valid tuple (found 8); write a list, such as"),
+        ({"embedding": 8}, "or instance of Embedding (found 8); write its fields, as {field: value}"),
+        (
+            {"train": {"x": [1.0], "y": [0]}},
+            "train: a file, folder or glob is wanted, found dict; a table in memory is",
+        ),
+        ({"valid": np.zeros((2, 2))}, "valid: a file, folder or glob is wanted, found ndarray; a table in memory is"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_told_the_right_one(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        Experiment(schema=SCHEMA, **options)
+    assert told in str(caught.value)
+
+
+def test_short_forms_are_those_they_stand_for(tmp_path: Path) -> None:
+    schema = Schema(features=[Number("x")], tasks=["y", "z"])
+    assert schema.tasks == (Task("y"), Task("z"))
+    assert Schema(features=[Number("x")], tasks="y") == SCHEMA
+    experiment = Experiment(
+        schema=SCHEMA, train=tmp_path / "a.csv", valid=[tmp_path, "b.csv"], warm_start=tmp_path, optimizer="adam"
+    )
+    assert experiment.train == str(tmp_path / "a.csv")
+    assert experiment.valid == (str(tmp_path), "b.csv")
+    assert experiment.warm_start == str(tmp_path)
+    assert experiment.optimizer == Optimizer(name="adam")
 
 
 def test_of_very_much_that_is_wrong_the_rest_is_counted() -> None:

@@ -18,6 +18,7 @@ from multigate.data.encoder import Encoder
 from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.errors import DataError, MultigateError
 from multigate.experiment import Experiment, read_experiment
+from multigate.run import open_run
 from multigate.score import score_part, score_table, write_predictions
 from multigate.training.train import train
 from processes import run
@@ -71,7 +72,7 @@ def split(folder: Path) -> tuple[Path, dict[str, pa.Table]]:
 @pytest.mark.parametrize("part", ["test", "valid"])
 def test_rows_that_a_run_set_aside_are_scored_like_a_table_of_them(split: tuple, part: str) -> None:
     run, parts = split
-    metrics, intervals = score_part(run, part, replicates=20)
+    metrics, intervals = score_part(open_run(run), part, replicates=20)  # which stands for its folder
     wanted, wanted_intervals = score_table(load(run), parts[part], replicates=20)
     assert metrics == pytest.approx(wanted, abs=1e-6, nan_ok=True)
     assert {name: pytest.approx(one, abs=1e-6, nan_ok=True) for name, one in intervals.items()} == wanted_intervals

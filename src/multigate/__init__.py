@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from multigate.schema import Task as Task
     from multigate.schema import Time as Time
     from multigate.schema import Vector as Vector
+    from multigate.score import score_part as score_part
+    from multigate.score import score_table as score_table
+    from multigate.score import write_predictions as write_predictions
     from multigate.sharing import AITM as AITM
     from multigate.sharing import CGC as CGC
     from multigate.sharing import PLE as PLE
@@ -78,6 +81,9 @@ _HOMES = {
     "Task": "schema",
     "Time": "schema",
     "Vector": "schema",
+    "score_part": "score",
+    "score_table": "score",
+    "write_predictions": "score",
     "AdaTT": "sharing",
     "AITM": "sharing",
     "CGC": "sharing",
@@ -101,7 +107,9 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605 (the names are written once, above)
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used, so that ``import multigate`` is quick."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'multigate' has no attribute {name!r}")
+        from multigate.errors import nearest
+
+        raise AttributeError(f"module 'multigate' has no attribute {name!r}; {nearest(name, _HOMES)}")
     return getattr(import_module(f"multigate.{_HOMES[name]}"), name)
 
 

@@ -5,10 +5,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import narwhals as nw
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -131,17 +133,19 @@ class Bundle:
     def predict(self, rows: Any, *, gates: bool = False) -> Predictions | dict[str, Any]:
         """Probabilities and values by name, in the order of the rows.
 
-        ``rows``: one row as a dict of values, a list of such rows, a dict of lists, a pandas, polars or pyarrow table,
-        or a path. A binary task gives p(task); one with a ``given`` parent also ``task|parent``; regression gives the
-        value in the label's own unit; multiclass gives the most likely class and ``task=class`` for each probability.
-        Then come the ``outputs`` that the schema declares. ``gates=True`` adds ``gate/<reader>`` with a weight per
-        expert, of several levels ``gate/<level>/<reader>`` counted from 1. Each is an array (R,), gates (R, E); for one
-        row plain values.
+        ``rows``: one row as a dict of values (or a pandas Series), a list of such dicts, a dict of lists, a pandas,
+        polars or pyarrow table, or a path. A binary task gives p(task); one with a ``given`` parent also
+        ``task|parent``; regression gives the value in the label's own unit; multiclass gives the most likely class and
+        ``task=class`` for each probability. Then come the ``outputs`` that the schema declares. ``gates=True`` adds
+        ``gate/<reader>`` with a weight per expert, of several levels ``gate/<level>/<reader>`` counted from 1. Each is
+        an array (R,), gates (R, E); for one row plain values.
 
         Raises ``DataError`` for a feature column that is missing or of the wrong kind, and for a table without rows; of
         an empty list the arrays are empty. Values unseen in training and nulls are read by the same rule as in
         training.
         """
+        if nw.dependencies.is_pandas_series(rows):
+            rows = rows.to_dict()
         if isinstance(rows, Mapping):
             if not all(_is_column(value) for value in rows.values()):
                 return self.predict_row(rows, gates=gates)
@@ -271,7 +275,9 @@ class Bundle:
             (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def load(path: str | Path, *, structures: Sequence[type[Structure]] = (), engine: EngineName = "torch") -> Bundle:
+def load(
+    path: str | PathLike[str], *, structures: Sequence[type[Structure]] = (), engine: EngineName = "torch"
+) -> Bundle:
     """The bundle in a folder, or of a run folder. ``structures`` names structures of your own that it may use.
 
     ``engine`` computes predictions: torch; onnx, the graph that ``Bundle.export`` wrote; or auto, for single rows and

@@ -1,5 +1,6 @@
 """An experiment: one YAML file (or object) that names the data, the structure and how to train it."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,18 @@ from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure
 from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Paths = str | tuple[str, ...]
+
+
+def as_paths(value: Any) -> Any:
+    """Paths as text; anything else as it is. Raises ``ValueError`` for a table in memory."""
+    if isinstance(value, Mapping) or hasattr(value, "shape"):
+        raise ValueError(
+            f"a file, folder or glob is wanted, found {type(value).__name__}; a table in memory is given to what "
+            "trains, as in mg.train(experiment, out, tables={'train': table})"
+        )
+    if isinstance(value, list | tuple):
+        return [as_paths(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 USUAL_DECAY = {"adamw": 0.05, "adam": 0.0}
@@ -140,6 +153,16 @@ with warnings.catch_warnings():
         regressions through ``log1p`` are made true in total."""
         warm_start: str | None = None
         """A run or bundle to go on from: its encoder, grown by the ids that are new, and its weights."""
+
+        @field_validator("train", "valid", "test", "warm_start", mode="before")
+        @classmethod
+        def _paths_as_text(cls, value: Any) -> Any:
+            return as_paths(value)
+
+        @field_validator("optimizer", mode="before")
+        @classmethod
+        def _optimizer_by_name(cls, value: Any) -> Any:
+            return {"name": value} if isinstance(value, str) else value
 
         @field_validator("sharing", mode="before")
         @classmethod

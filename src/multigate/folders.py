@@ -1,7 +1,10 @@
 """What a folder holds in place of one model, told by the names that stand in it."""
 
+from os import PathLike
 from pathlib import Path
 from shlex import quote
+
+from multigate.errors import RunError
 
 EXPERIMENT = "experiment.yaml"
 """The file that every folder of trainings has, from their beginning on."""
@@ -14,6 +17,15 @@ TRAININGS = "trainings"
 
 TRIALS, BEST = "trials.db", "best.yaml"
 """The database that only a tuning has, of its trials, and the experiment of the best of them."""
+
+
+def folder_named(out: str | PathLike[str]) -> Path:
+    """The folder that ``out`` names. Raises ``RunError`` where something else stands in its place, such as a table."""
+    if isinstance(out, str | PathLike):
+        return Path(out)
+    raise RunError(
+        f"the path of a folder is wanted, found {type(out).__name__}; a table goes into tables, as {{'train': table}}"
+    )
 
 
 def other_than_a_model(folder: Path) -> str | None:

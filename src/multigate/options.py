@@ -33,12 +33,27 @@ class Options(BaseModel):
         unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, dict) else []
         if not unknown:
             return data
-        told = [f"unknown key {key!r}; {nearest(str(key), cls.model_fields)}" for key in unknown]
+        advice = {key: cls._place_of(str(key)) or nearest(str(key), cls.model_fields) for key in unknown}
+        told = [f"unknown key {key!r}; {advice[key]}" for key in unknown]
         try:
             cls.model_validate({key: value for key, value in data.items() if key not in unknown})
         except ValidationError as error:  # what is missing may stand there under the wrong name
             told.append(_listed(error, advice=True, left_out=("missing",)))
         raise ValueError(", and ".join(filter(None, told)))
+
+    @classmethod
+    def _place_of(cls, key: str) -> str | None:
+        """Where a key stands that is one of the options within these."""
+        kinds = {
+            name: type(field.default) if isinstance(field.default, Options) else field.annotation
+            for name, field in cls.model_fields.items()
+        }
+        homes = [
+            f"{name}.{key}"
+            for name, kind in kinds.items()
+            if isinstance(kind, type) and issubclass(kind, Options) and key in kind.model_fields
+        ]
+        return f"it stands deeper: {' or '.join(homes)}" if homes else None
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like a new one. Raises ``SettingError``."""
@@ -67,7 +82,14 @@ def _with_tags(value: Any, dumped: Any) -> Any:
     return dumped
 
 
-ADVICE = {"string_type": "; write it in quotes", "missing": "; add it", "value_error": ""}
+ADVICE = {
+    "string_type": "; write it in quotes",
+    "tuple_type": "; write a list, such as [64, 32]",
+    "model_type": "; write its fields, as {field: value}",
+    "model_attributes_type": "; write its fields, as {name: ..., kind: ...}",
+    "missing": "; add it",
+    "value_error": "",
+}
 """What to do about an error of pydantic, by its type; those of our own say it themselves."""
 MOST = 4
 """Wrong fields that a sentence names."""

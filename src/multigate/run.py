@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -36,6 +37,10 @@ class Run:
         self.structures = tuple(structures)
         self.summary = _read_summary(folder / SUMMARY)
 
+    def __fspath__(self) -> str:
+        """Its folder: a run may be given wherever the path of one is."""
+        return str(self.folder)
+
     @property
     def best(self) -> dict[str, float]:
         return {name: math.nan if value is None else value for name, value in self.summary["best"].items()}
@@ -55,7 +60,7 @@ class Run:
         return load(self.folder, structures=self.structures)
 
 
-def open_run(path: str | Path, *, structures: Sequence[type[Structure]] = ()) -> Run:
+def open_run(path: str | PathLike[str], *, structures: Sequence[type[Structure]] = ()) -> Run:
     """The run in a folder, which may use ``structures`` of your own.
 
     Raises ``RunError`` where there is none, or one that did not finish.

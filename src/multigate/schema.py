@@ -254,6 +254,14 @@ class Schema(Options):
     types: dict[str, str] = Field(default_factory=dict)
     """Arrow types of the columns, frozen when the schema was written (CSV files have none of their own)."""
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tasks_by_name(cls, tasks: Any) -> Any:
+        listed = [tasks] if isinstance(tasks, str) else tasks
+        if not isinstance(listed, list | tuple):
+            return tasks
+        return [{"name": one} if isinstance(one, str) else one for one in listed]
+
     @field_validator("keys", mode="before")
     @classmethod
     def _one_key(cls, keys: Any) -> Any:

@@ -4,6 +4,7 @@ import glob
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def score_table(
 
 
 def score_part(
-    run: str | Path,
+    run: str | PathLike[str],
     part: str = "test",
     *,
     replicates: int = 200,

@@ -97,7 +97,7 @@ def test_a_comparison_from_end_to_end(
     again = compare(experiment, tmp_path, structures=NAMES, seeds=3, quiet=True)
     assert steps["done"] == per_epoch * models, "only the third seed is trained"
     assert len(again.rows) == 13
-    fewer = compare(experiment, tmp_path, structures=("mmoe",), seeds=1, boosting=False, quiet=True)
+    fewer = compare(experiment, tmp_path, structures="mmoe", seeds=1, boosting=False, quiet=True)
     assert len(fewer.rows) == 1
     assert len(open_comparison(tmp_path).rows) == 13, "what was trained before stays on file"
 

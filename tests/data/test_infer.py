@@ -245,6 +245,14 @@ def test_tasks_that_do_not_fit_together_are_refused(tasks: tuple[str, ...], mess
         inspect(tasks, **{"a|b": CLICK})
 
 
+def test_kinds_of_tasks_may_be_given_by_name() -> None:
+    table = {"grade": [0, 1, 2] * 20, "click": CLICK[:60], "x": list(range(60))}
+    schema = infer_schema(table, {"grade": "regression", "click": "binary"})
+    assert [(task.name, task.kind) for task in schema.tasks] == [("grade", "regression"), ("click", "binary")]
+    with pytest.raises(ExperimentError, match=r"Task: kind: Input should be .*found 'count'"):
+        infer_schema(table, {"grade": "count"})
+
+
 def test_a_label_is_the_column_of_just_its_name_before_one_that_differs_in_blanks() -> None:
     table = {"y": [0, 1] * 20, "y ": ["a", "b"] * 20, " y": [1.5, 2.5] * 20, "x": list(range(40))}
     for name in ("y", "y ", " y"):

@@ -35,9 +35,9 @@ from multigate.data.rows import join, pick_tasks
 from multigate.errors import ExperimentError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment
-from multigate.folders import MEMBERS
+from multigate.folders import MEMBERS, folder_named
 from multigate.run import claimed, strict
-from multigate.sharing import Structure, known_as, structure_named
+from multigate.sharing import Structure, known_as, listed, structure_named
 from multigate.training.cohort import fit_cohort
 from multigate.training.fit import CHECKPOINT
 from multigate.training.interrupts import interruptible
@@ -62,7 +62,7 @@ def compare(
     experiment: Experiment,
     out: str | Path,
     *,
-    structures: Sequence[str] = ("single_task", "shared_bottom", "omoe", "mmoe"),
+    structures: str | Sequence[str] = ("single_task", "shared_bottom", "omoe", "mmoe"),
     seeds: int = 5,
     device: str = "auto",
     tables: Mapping[str, Any] | None = None,
@@ -80,6 +80,7 @@ def compare(
     scikit-learn is there.
     """
     chosen = choose_device(device)
+    structures = ALL if structures == "all" else listed(structures)
     known = {*ALL, known_as(experiment.sharing)}
     for name in structures:
         if name not in known:
@@ -93,8 +94,8 @@ def compare(
             )
     if experiment.warm_start is not None:
         raise ExperimentError("a comparison trains every model from the start; leave warm_start out")
-    folder = Path(out)
-    sources = open_sources(experiment, tables or {})
+    folder = folder_named(out)
+    sources = open_sources(experiment, tables)
     with (
         interruptible(lambda: "the same command goes on from here"),
         claimed(folder, experiment, resume=True, progress=MEMBERS),

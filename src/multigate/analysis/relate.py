@@ -18,11 +18,11 @@ from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import Experiment
-from multigate.folders import TRAININGS
+from multigate.folders import TRAININGS, folder_named
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.options import explain
 from multigate.run import claimed
-from multigate.sharing import STRUCTURES, VARIANTS, Structure, known_as, structure_named
+from multigate.sharing import STRUCTURES, VARIANTS, Structure, known_as, listed, structure_named
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
@@ -44,7 +44,7 @@ def relate(
     experiment: Experiment,
     out: str | Path,
     *,
-    structures: Sequence[str | Structure] = ("shared_bottom", "mmoe"),
+    structures: str | Sequence[str | Structure] = ("shared_bottom", "mmoe"),
     side_by_side: str | Structure = "single_task",
     pairs: Sequence[tuple[str, str]] | None = None,
     seeds: int = 3,
@@ -66,7 +66,7 @@ def relate(
     Raises ``ExperimentError`` for an experiment of one task, or names that there are not.
     """
     chosen = choose_device(device)
-    tried = _structures(structures, experiment)
+    tried = _structures(listed(structures), experiment)
     (beside,) = _structures([side_by_side], experiment).values()
     names = experiment.schema.task_names
     if len(names) < 2:
@@ -75,8 +75,8 @@ def relate(
         raise ExperimentError("models that are compared are trained from the start; leave warm_start out")
     trained = _places(pairs, names) if train else []
     single = sorted({place for pair in trained for place in pair})
-    folder = Path(out)
-    sources = open_sources(experiment, tables or {})
+    folder = folder_named(out)
+    sources = open_sources(experiment, tables)
     with (
         interruptible(lambda: "the same command goes on from here"),
         claimed(folder, experiment, resume=True, progress=TRAININGS),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Subject:
 
 
 def find_subject(
-    path: str | Path,
+    path: str | PathLike[str],
     table: Any = None,
     *,
     part: str = "valid",

@@ -39,7 +39,7 @@ from multigate.data.prepared import thinned
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, is_memory_gone
 from multigate.experiment import Experiment, Paths
-from multigate.folders import BEST, TRIALS
+from multigate.folders import BEST, TRIALS, folder_named
 from multigate.run import claimed
 from multigate.training.diverged import Diverged
 from multigate.training.interrupts import interruptible
@@ -102,8 +102,8 @@ def tune(
     tried = usual_space(given) if space is None else read_space(given, space)
     if not tried:
         raise ExperimentError("there is nothing to try; name a field and its values, or leave 'space' out")
-    folder = Path(out)
-    sources = open_sources(given, tables or {})
+    folder = folder_named(out)
+    sources = open_sources(given, tables)
     with (
         interruptible(lambda: "the same command goes on from here"),
         claimed(folder, given, resume=True, progress=TRIALS),

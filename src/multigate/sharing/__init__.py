@@ -1,5 +1,8 @@
 """Ways to share: each structure says who may read whom, and how a reading is weighted."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from multigate.sharing.adatt import AdaTT
 from multigate.sharing.aitm import AITM
 from multigate.sharing.cross_stitch import CrossStitch
@@ -13,6 +16,8 @@ from multigate.sharing.soft import Soft
 from multigate.sharing.stacked_mmoe import StackedMMoE
 from multigate.sharing.structure import GatedStructure, Level, Shared, Sharing, Structure
 from multigate.sharing.tensor_factor import TensorFactor
+
+Some = TypeVar("Some")
 
 STRUCTURES: dict[str, type[Structure]] = {
     "single_task": SingleTask,
@@ -50,6 +55,13 @@ VARIANTS: dict[str, Structure] = {
 def structure_named(name: str) -> Structure | None:
     """The structure or variant of that name at its own settings; None where there is none."""
     return STRUCTURES[name]() if name in STRUCTURES else VARIANTS.get(name)
+
+
+def listed(names: Sequence[Some]) -> tuple[Some, ...]:
+    """``"mmoe, ple"`` as the names in it; a sequence as it is."""
+    if isinstance(names, str):
+        return tuple(name.strip() for name in names.split(",") if name.strip())  # type: ignore[misc]
+    return tuple(names)
 
 
 def known_as(structure: Structure) -> str:

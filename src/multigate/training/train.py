@@ -18,7 +18,7 @@ from multigate.data.prepared import Prepared, open_prepared, prepare
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import Experiment
-from multigate.folders import EXPERIMENT, SUMMARY
+from multigate.folders import EXPERIMENT, SUMMARY, folder_named
 from multigate.model import Model
 from multigate.nn.blank import Blank
 from multigate.run import Run, claimed, open_run, strict
@@ -53,15 +53,15 @@ def train(
 
     Raises ``RunError`` where ``out`` holds something else, ``DataError`` and ``ExperimentError`` for what cannot be.
     """
-    folder = Path(out)
+    folder = folder_named(out)
     chosen = choose_device(device)
     finished = resume and (folder / SUMMARY).is_file()
-    sources = {} if finished else open_sources(experiment, tables or {})
+    sources = {} if finished else open_sources(experiment, tables)
     with interruptible(lambda: _go_on(folder)), claimed(folder, experiment, resume=resume, progress=CHECKPOINT):
         with Reporter(quiet=quiet) as report:
             # another process may have finished it while tables were opened here
             if finished or (resume and (folder / SUMMARY).is_file()):
-                _complete(experiment, tables or {}, folder, chosen, report)
+                _complete(experiment, tables, folder, chosen, report)
             else:
                 _train(experiment, sources, folder, chosen, report, resume=resume)
         (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -116,7 +116,7 @@ def _keep(experiment: Experiment, prepared: Prepared, model: Model, device: torc
 
 
 def _complete(
-    experiment: Experiment, tables: Mapping[str, Any], folder: Path, device: torch.device, report: Reporter
+    experiment: Experiment, tables: Mapping[str, Any] | None, folder: Path, device: torch.device, report: Reporter
 ) -> None:
     """Make again what was deleted of a finished run: prepared rows from its tables, the bundle from its best weights.
 
@@ -138,7 +138,9 @@ def _complete(
     _keep(experiment, prepared, model, device, folder)
 
 
-def _prepared_again(experiment: Experiment, tables: Mapping[str, Any], folder: Path, report: Reporter) -> Prepared:
+def _prepared_again(
+    experiment: Experiment, tables: Mapping[str, Any] | None, folder: Path, report: Reporter
+) -> Prepared:
     """The rows of a finished run, whose encoder is known by its fingerprint, prepared anew."""
     known = open_run(folder).summary.get("encoder")
     if known is None and (folder / BUNDLE / ABOUT).is_file():  # an older summary
@@ -167,8 +169,14 @@ def _go_on(folder: Path) -> str:
     return "nothing was begun yet, so run the same command again"
 
 
-def open_sources(experiment: Experiment, tables: Mapping[str, Any]) -> dict[str, Source]:
+def open_sources(experiment: Experiment, tables: Mapping[str, Any] | None) -> dict[str, Source]:
     """The tables of an experiment, opened; the missing ones are left out. Rows to go on from are later rows."""
+    tables = {} if tables is None else tables
+    if not isinstance(tables, Mapping):
+        raise ExperimentError(
+            f"'tables' wants parts of the rows and their tables, such as {{'train': table}}; "
+            f"found {type(tables).__name__}"
+        )
     for name in tables:
         if name not in PARTS:
             raise ExperimentError(f"'tables' names {name!r}, which is no part of the rows; {nearest(name, PARTS)}")
