@@ -60,6 +60,8 @@ def table(feed_experiment: Experiment) -> pa.Table:
 def test_a_bundle_pickles_as_its_files(run_folder: Path, table: pa.Table, curves: dict[str, Curve]) -> None:
     loaded = load(run_folder)
     bundle = Bundle(loaded.experiment, loaded.encoder, loaded.model, curves)
+    assert repr(bundle).startswith("<Bundle: mmoe of ")
+    assert repr(bundle).endswith("features; tasks click, buy, like, watch>")
     expected, row = bundle.predict(table), table.slice(0, 1).to_pylist()[0]
     one = bundle.predict(row)
     data = pickle.dumps(bundle)

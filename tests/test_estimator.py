@@ -257,6 +257,9 @@ def test_unknown_values_and_labels() -> None:
 
 def test_score_is_the_mean_of_auc_and_r2() -> None:
     fitted = small(tasks=["click", "price"]).fit(TABLE, LABELS)
+    named = small(tasks={"click": "multiclass", "price": "regression"}, epochs=1).fit(TABLE, LABELS)
+    assert [task.kind for task in named.tasks_] == ["multiclass", "regression"]
+    assert [task.name for task in small(tasks="click", epochs=1).fit(TABLE, LABELS).tasks_] == ["click"]
     click, _ = fitted.predict_proba(TABLE)
     price = fitted.predict(TABLE)[:, 1]
     weights = np.random.default_rng(0).integers(0, 4, ROWS)

@@ -49,7 +49,7 @@ from multigate.model import Model
 from multigate.nn.blank import Blank
 from multigate.outputs import DeclaredOutputs, Rows
 from multigate.schema import Output, Schema
-from multigate.sharing import Structure
+from multigate.sharing import Structure, known_as
 from multigate.writing import told, writing
 
 FORMAT = 1
@@ -121,6 +121,10 @@ class Bundle:
         self.model.calibration = Calibration(encoder.layout.tasks, self.curves) if self.curves else None
         self.engines = Engines(Torch(self.model), Torch(self.model))
         self._declared = DeclaredOutputs(self.schema)
+
+    def __repr__(self) -> str:
+        features, tasks = len(self.schema.features), ", ".join(self.schema.task_names)
+        return f"<Bundle: {known_as(self.experiment.sharing)} of {features} features; tasks {tasks}>"
 
     def __reduce__(self) -> tuple[Callable[..., "Bundle"], tuple[type[Structure], dict[str, bytes]]]:
         with TemporaryDirectory() as temporary:
@@ -273,6 +277,11 @@ class Bundle:
                 about["graph_of"] = _model_of(about)
                 about["files"][GRAPH] = _checksum(temporary / GRAPH)
             (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def bundle_of(model: "Bundle | str | PathLike[str]") -> Bundle:
+    """A bundle as it is; one that is named by its folder, or by that of its run, loaded."""
+    return model if isinstance(model, Bundle) else load(model)
 
 
 def load(

@@ -20,7 +20,7 @@ from multigate.data.files import open_table
 from multigate.data.infer import infer_schema, infer_tasks
 from multigate.data.meaning import FEW
 from multigate.data.survey import is_text
-from multigate.data.tasks import read_task
+from multigate.data.tasks import Tasks, read_tasks
 from multigate.errors import DataError, ExperimentError, MultigateError, nearest
 from multigate.evaluate import Monitor, forward, scores, spaces
 from multigate.experiment import Experiment, make_experiment
@@ -123,7 +123,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: float = 2e-3,
         balance: str = "fixed",
         kind: Literal["classifier", "regressor"] | None = None,
-        tasks: Sequence[Task | str] | None = None,
+        tasks: Tasks | None = None,
         features: Sequence[Feature] | None = None,
         settings: Sequence[str] = (),
         validation_fraction: float = 0.1,
@@ -284,7 +284,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         if self.kind not in (None, "classifier", "regressor"):
             raise InputError(f"kind {self.kind!r}: wanted 'classifier', 'regressor' or None")
         if self.tasks is not None:
-            return tuple(read_task(one) for one in self.tasks)
+            return tuple(read_tasks(self.tasks))
         try:
             return tuple(Task.model_validate({"name": name}) for name in labels.column_names)
         except ValidationError as error:

@@ -37,6 +37,9 @@ class Run:
         self.structures = tuple(structures)
         self.summary = _read_summary(folder / SUMMARY)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     def __fspath__(self) -> str:
         """Its folder: a run may be given wherever the path of one is."""
         return str(self.folder)

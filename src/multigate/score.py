@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from multigate.analysis.subject import find_subject
 from multigate.batch import Batch
-from multigate.bundle import Bundle
+from multigate.bundle import Bundle, bundle_of
 from multigate.errors import DataError
 from multigate.evaluate import forward, intervals, scores, spaces
 from multigate.run import open_run
@@ -27,15 +27,21 @@ Intervals = dict[str, tuple[float, float]]
 
 
 def score_table(
-    bundle: Bundle, table: Any, *, replicates: int = 200, progress: Progress | None = None, tell: Tell | None = None
+    bundle: Bundle | str | PathLike[str],
+    table: Any,
+    *,
+    replicates: int = 200,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> tuple[Metrics, Intervals]:
-    """Metrics of a bundle on rows with labels, and their bootstrap intervals, by ``<task>/<metric>``.
+    """Metrics of a bundle (or run) on rows with labels, and their bootstrap intervals, by ``<task>/<metric>``.
 
     ``tell`` gets a sentence on why tasks have no main metric here, if there are such. Raises ``DataError`` where label
     columns are missing, or none of the labels was there in training.
     """
-    batches = (batch for batch, _ in bundle.batches(table, labels=True))
-    return _scored(bundle, batches, replicates, progress, tell)
+    model = bundle_of(bundle)
+    batches = (batch for batch, _ in model.batches(table, labels=True))
+    return _scored(model, batches, replicates, progress, tell)
 
 
 def score_part(
@@ -76,12 +82,15 @@ def _scored(
     return metrics, intervals(found, replicates=replicates) if replicates else {}
 
 
-def write_predictions(bundle: Bundle, table: Any, out: Path, *, progress: Progress | None = None) -> int:
+def write_predictions(
+    bundle: Bundle | str | PathLike[str], table: Any, out: str | Path, *, progress: Progress | None = None
+) -> int:
     """Write predictions beside the key columns, in the order of the rows, as Parquet; returns the number of rows.
 
     The file appears only once it is whole; until then one that was there before stays. Raises ``DataError`` for a name
     that cannot be and for rows that cannot be read, ``RunError`` where the disk refuses.
     """
+    out = Path(out)
     if out.suffix != ".parquet":
         raise DataError(f"predictions are written as Parquet; name the file {out.with_suffix('.parquet')}, not {out}")
     if out.is_dir():
@@ -91,7 +100,7 @@ def write_predictions(bundle: Bundle, table: Any, out: Path, *, progress: Progre
     done = 0
     with writing(out) as temporary, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
-        for named, keys in bundle.predict_batches(table):
+        for named, keys in bundle_of(bundle).predict_batches(table):
             columns = {name: keys.column(i) for i, name in enumerate(keys.schema.names)}
             record = pa.table(columns | {name: pa.array(value) for name, value in named.items()})
             if writer is None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -44,6 +45,11 @@ def read_yaml(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ExperimentError(f"{path}, line {line} is not UTF-8 text; save the file as UTF-8") from None
+    if Path(path).suffix.lower() in (".csv", ".tsv"):
+        raise ExperimentError(
+            f"{path} is a table, no experiment; draft one for it with: multigate init {quote(str(path))} --set "
+            "tasks=LABELS > x.yaml"
+        )
     return parse_yaml(text, str(path))
 
 

@@ -99,6 +99,9 @@ def test_a_comparison_from_end_to_end(
     assert len(again.rows) == 13
     fewer = compare(experiment, tmp_path, structures="mmoe", seeds=1, boosting=False, quiet=True)
     assert len(fewer.rows) == 1
+    assert repr(fewer) == f"<Comparison in {tmp_path}: mmoe; 1 seed>"
+    with pytest.raises(ExperimentError, match="wants one structure at least"):
+        compare(experiment, tmp_path, structures=" , ", quiet=True)
     assert len(open_comparison(tmp_path).rows) == 13, "what was trained before stays on file"
 
 

@@ -92,6 +92,7 @@ def test_relative_paths_of_tables_are_found_from_anywhere(
     monkeypatch.chdir(rows)
     relative = experiment.with_(train=("train.parquet",), valid="*id.parquet", epochs=1)
     found = tune(relative, RATES, out=tmp_path / "out", trials=1, workers=1, quiet=True)
+    assert repr(found) == f"<Tuning in {tmp_path / 'out'}: 1 trials of {', '.join(RATES)}>"
     monkeypatch.chdir(tmp_path)
     best = read_experiment(found.folder / "best.yaml")
     assert best.train == (str(rows / "train.parquet"),)

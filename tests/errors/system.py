@@ -203,6 +203,8 @@ SYSTEM: list[Case] = [
     Case(YAML, "there is none", lambda folder: TRAIN, ("x.yaml", "No such file")),
     Case(YAML, "a folder", lambda folder: ["train", "."], ("Is a directory",)),
     Case(YAML, "empty", yaml(""), ("x.yaml is empty", "multigate init")),
+    Case(YAML, "a CSV file in its place", lambda folder: ["train", good.table(folder / "rows.csv").name],
+         ("rows.csv is a table, no experiment", "multigate init rows.csv --set tasks=")),
     Case(YAML, "a table in its place", yaml(b"PAR1\0\x15\x04"), ("x.yaml is a binary file", "multigate init")),
     Case(YAML, "UTF-16", yaml(TEXT.encode("utf-16")), ("UTF-16",)),
     Case(YAML, "Latin-1", yaml(TEXT.replace("price", "größe").encode("latin-1")), ("line 2", "UTF-8")),

@@ -90,14 +90,14 @@ def test_gates_and_predictions_follow_what_gates_read(run: Run, rows: pa.Table) 
 
 
 def test_scoring_reads_logs_and_so_wants_every_column(run: Run, rows: pa.Table) -> None:
-    metrics, _ = score_table(run.bundle(), rows, replicates=2)
+    metrics, _ = score_table(run, rows, replicates=2)
     assert metrics["click/auc"] > 0.5
     with pytest.raises(DataError, match="no column 'position'"):
         score_table(run.bundle(), rows.drop_columns(["position"]), replicates=2)
 
 
 def test_what_biases_a_task_has_no_worth_to_tell(run: Run, tmp_path: Path) -> None:
-    found = inspect_model(find_subject(run.folder), repeats=1)
+    found = inspect_model(run, repeats=1)
     assert {one.feature for one in found.importance} == {
         one.name for one in run.experiment.schema.features if one.biased is None
     }

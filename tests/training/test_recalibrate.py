@@ -42,7 +42,7 @@ def test_curves_are_those_of_the_validation_rows_and_travel_with_the_bundle(
     assert run.best == plain.best, "weights are chosen before there are curves"
     bundle = load(run.folder)
     assert bundle.curves.keys() == {"click", "buy", "like", "watch"}
-    expected = recalibrate(load(plain.folder), feed_experiment.valid).curves
+    expected = recalibrate(plain, feed_experiment.valid).curves  # of the run, and of its bundle
     for name, curve in expected.items():
         np.testing.assert_allclose(bundle.curves[name].to, curve.to, rtol=1e-5)
     valid = pq.read_table(feed_experiment.valid)

@@ -81,6 +81,8 @@ def compare(
     """
     chosen = choose_device(device)
     structures = ALL if structures == "all" else listed(structures)
+    if not structures:
+        raise ExperimentError("a comparison wants one structure at least; name some, such as single_task and mmoe")
     known = {*ALL, known_as(experiment.sharing)}
     for name in structures:
         if name not in known:

@@ -47,6 +47,10 @@ class Comparison:
         self.schema = schema
         self.rows = list(rows)
 
+    def __repr__(self) -> str:
+        many = max(self.seeds().values(), default=0)
+        return f"<Comparison in {self.folder}: {', '.join(self.structures)}; {many} seed{'s' * (many != 1)}>"
+
     @property
     def structures(self) -> list[str]:
         """In the order of the zoo, those of one's own after it, boosting last."""

@@ -1,6 +1,7 @@
 """An inspection: why a model predicts as it does, from its gates, its units, and rows."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from multigate.analysis.audience import Served, served_values
 from multigate.analysis.findings import Finding, find
 from multigate.analysis.gates import LevelGates, level_gates
 from multigate.analysis.importance import Importance, permutation_importance
-from multigate.analysis.subject import Subject
+from multigate.analysis.subject import Subject, find_subject
 from multigate.analysis.units import Units, watching
 from multigate.data.rows import join, to_device
 from multigate.errors import DataError
@@ -55,12 +56,18 @@ class Inspection(Options):
 
 
 def inspect_model(
-    subject: Subject, *, repeats: int = 3, importance: bool = True, progress: Progress | None = None
+    subject: Subject | str | PathLike[str],
+    *,
+    repeats: int = 3,
+    importance: bool = True,
+    progress: Progress | None = None,
 ) -> Inspection:
-    """What the gates, the experts' units and the features of a model do on the rows of a subject.
+    """What the gates, the experts' units and the features of a model do on the rows of a subject; of a run, bundle or
+    comparison on those that ``find_subject`` finds.
 
     ``repeats`` shuffles of each feature for its importance. Raises ``DataError`` where there are no rows.
     """
+    subject = subject if isinstance(subject, Subject) else find_subject(subject)
     if not subject.count:
         raise DataError(f"{subject.rows} holds no rows to inspect {subject.name} with; name a table that has some")
     bundle = subject.bundle

@@ -83,6 +83,9 @@ class Tuning:
         self.experiment = experiment_at(given, best.point)
         """The experiment with the values of the best trial."""
 
+    def __repr__(self) -> str:
+        return f"<Tuning in {self.folder}: {len(self.trials)} trials of {', '.join(self.space)}>"
+
     @property
     def gain(self) -> float | None:
         """What the best trial has over the experiment as given, above 0 where it is better; None where that failed."""

@@ -14,15 +14,13 @@ from multigate.data.files import Source, open_table
 from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported, words_of
 from multigate.data.survey import Progress, Survey, is_list, is_text, survey
-from multigate.data.tasks import check_label, completed, read_task
+from multigate.data.tasks import Tasks, check_label, completed, read_tasks
 from multigate.data.types import type_name
 from multigate.data.vocabulary import implied_tables
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Bag, Category, Feature, Hashed, Schema, Task
 
-Tasks = Sequence[Task | str] | Mapping[str, Any]
-"""Tasks, or names of label columns (``"buy|click"`` is buy given click), or what kind each of them is, by name."""
 _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
 _POINT = r"(\d+|\d{1,3}([,' \x{a0}\x{202f}]\d{3})+)(\.\d+)?"
@@ -101,9 +99,7 @@ def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = N
 def _wanted(source: Source, tasks: Tasks) -> list[Task]:
     """The tasks, whose labels are there and can be read."""
     names = source.schema.names
-    if isinstance(tasks, Mapping):
-        tasks = [Task(name, kind=kind) for name, kind in tasks.items()]
-    wanted = [read_task(one, names) for one in ([tasks] if isinstance(tasks, str | Task) else tasks)]
+    wanted = read_tasks(tasks, names)
     if not wanted:
         raise ExperimentError(f"at least one task is wanted; name a label column of {source.name}")
     for task in wanted:

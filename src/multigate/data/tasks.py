@@ -1,6 +1,6 @@
 """What a task predicts, read off its label column where it was not declared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,17 @@ from multigate.schema import Task, Value
 
 _YES = {"1", "true", "t", "yes", "y", "positive", "on"}
 _NO = {"0", "-1", "false", "f", "no", "n", "negative", "off"}
+
+
+Tasks = Task | str | Sequence[Task | str] | Mapping[str, Any]
+"""Tasks, or names of label columns (``"buy|click"`` is buy given click), or what kind each of them is, by name."""
+
+
+def read_tasks(given: Tasks, columns: Sequence[str] = ()) -> list[Task]:
+    """Tasks as the user gave them, one by itself among them."""
+    if isinstance(given, Mapping):
+        return [Task(name, kind=kind) for name, kind in given.items()]
+    return [read_task(one, columns) for one in ([given] if isinstance(given, str | Task) else given)]
 
 
 def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:

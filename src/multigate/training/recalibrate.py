@@ -3,12 +3,13 @@
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any
 
 import torch
 
 from multigate.batch import Batch
-from multigate.bundle import ROWS, Bundle
+from multigate.bundle import ROWS, Bundle, bundle_of
 from multigate.calibration import FITS, Curve, Method, true_in_total
 from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
@@ -19,18 +20,19 @@ from multigate.model import Model
 from multigate.schema import Schema
 
 
-def recalibrate(bundle: Bundle, table: Any, method: Method = "isotonic") -> Bundle:
-    """The bundle with curves fitted to a table with labels, in place of those it had; the one given stays as it was.
+def recalibrate(bundle: Bundle | str | PathLike[str], table: Any, method: Method = "isotonic") -> Bundle:
+    """The bundle (of a run, loaded) with curves fitted to a table with labels, in place of those it had.
 
-    The table's rows are taken as they are met in use: no correction for ``negatives_kept`` is added. A task of which
-    the table knows one class only, or no label, keeps the curve it had. Raises ``DataError`` where label columns are
-    missing.
+    The one given stays as it was. The table's rows are taken as they are met in use: no correction for
+    ``negatives_kept`` is added. A task of which the table knows one class only, or no label, keeps the curve it had.
+    Raises ``DataError`` where label columns are missing.
     """
-    model = copy.deepcopy(bundle.model)
+    old = bundle_of(bundle)
+    model = copy.deepcopy(old.model)
     model.calibration = None
-    batches = (batch for batch, _ in bundle.batches(table, labels=True))
-    curves = _fitted(bundle.schema, bundle.encoder, model, batches, torch.device("cpu"), method)
-    return Bundle(bundle.experiment, bundle.encoder, model, {**bundle.curves, **curves})
+    batches = (batch for batch, _ in old.batches(table, labels=True))
+    curves = _fitted(old.schema, old.encoder, model, batches, torch.device("cpu"), method)
+    return Bundle(old.experiment, old.encoder, model, {**old.curves, **curves})
 
 
 def fit_curves(experiment: Experiment, prepared: Prepared, model: Model, device: torch.device) -> dict[str, Curve]:
