@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from multigate.sharing import Soft as Soft
     from multigate.sharing import StackedMMoE as StackedMMoE
     from multigate.sharing import TensorFactor as TensorFactor
+    from multigate.tables import show as show
     from multigate.training.recalibrate import recalibrate as recalibrate
     from multigate.training.train import train as train
 
@@ -98,6 +99,7 @@ _HOMES = {
     "OMoE": "sharing",
     "SharedBottom": "sharing",
     "SingleTask": "sharing",
+    "show": "tables",
     "recalibrate": "training.recalibrate",
     "train": "training.train",
 }

@@ -3,24 +3,59 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from multigate.analysis.comparison import Comparison
 from multigate.analysis.gates import LevelGates, dead_sources, is_sparse, polarised_gates
 from multigate.analysis.inspection import Finding, Inspection, Served
 from multigate.analysis.relations import Estimate, Lookahead, Pair, Relations
+from multigate.analysis.tuning import Tuning
+from multigate.errors import ExperimentError
+from multigate.run import Run
 
 Intervals = Mapping[str, tuple[float, float]]
 
+WIDTH = 120
+"""Of what is printed elsewhere than on a terminal."""
 MOST_SOURCES = 12
 MOST_FEATURES = 12
 SIDE_BY_SIDE = 3
 """What fits into 100 columns: sources of a level, features of a target, targets."""
 SMALLEST = 0.00005
 """What four digits after the point can tell from 0."""
+
+
+def show(found: Any) -> None:
+    """Print what a function returned as the command line does: a comparison, tuning, inspection, relations of tasks, a
+    run (its validation metrics), or metrics, with or without their intervals.
+
+    Raises ``ExperimentError`` for anything else.
+    """
+    match found:
+        case Comparison() | Tuning():
+            table: RenderableType = found.table()
+        case Inspection():
+            table = inspection_tables(found)
+        case Relations():
+            table = relation_tables(found)
+        case Run():
+            table = metric_table(f"{found.folder}: validation, best weights", found.best)
+        case (Mapping() as metrics, Mapping() as intervals):
+            table = metric_table("", metrics, intervals)
+        case Mapping():
+            table = metric_table("", found)
+        case _:
+            raise ExperimentError(
+                f"there is no table of {type(found).__name__}; show a run, a comparison, a tuning, an inspection, "
+                "relations of tasks, or metrics"
+            )
+    console = Console()
+    Console(width=None if console.is_terminal or console.is_jupyter else WIDTH).print(table)
 
 
 def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals | None = None) -> Table:
