@@ -1,5 +1,6 @@
 """Every door into the data gives the same rows, and every broken file a sentence that says what is wrong."""
 
+import bz2
 import csv
 import datetime as dt
 import gzip
@@ -50,6 +51,11 @@ def csv_text(delimiter: str = ",") -> str:
     return "".join(delimiter.join("" if cell is None else str(cell) for cell in line) + "\n" for line in lines)
 
 
+def write_packed(folder: Path, name: str, pack: Callable[[bytes], Any], delimiter: str = ",") -> Path:
+    (folder / name).write_bytes(bytes(pack(csv_text(delimiter).encode())))
+    return folder / name
+
+
 def write_arrow(folder: Path, name: str = "a.arrow", stream: bool = False) -> Path:
     table = pa.table(ROWS)
     with (pa.ipc.new_stream if stream else pa.ipc.new_file)(folder / name, table.schema) as writer:
@@ -66,6 +72,8 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "parquet": write_parquet,
     "csv": lambda folder: write_csv(folder, csv_text()),
     "csv.gz": lambda folder: write_csv(folder, csv_text(), "a.csv.gz"),
+    "csv.bz2": lambda folder: write_packed(folder, "a.csv.bz2", bz2.compress),
+    "tsv.zst": lambda folder: write_packed(folder, "a.tsv.zst", pa.Codec("zstd").compress, "\t"),
     "CSV.GZ": lambda folder: write_csv(folder, csv_text(), "A.CSV.GZ"),
     "tsv": lambda folder: write_csv(folder, csv_text("\t"), "a.tsv"),
     "semicolons": lambda folder: write_csv(folder, csv_text(";")),

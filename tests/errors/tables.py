@@ -1,6 +1,7 @@
 """Tables that are not what they should be, or only look so."""
 
 import base64
+import bz2
 import datetime as dt
 import gzip
 import math
@@ -296,6 +297,10 @@ CSV_CASES = [
     Case(CSV, ".csv.gz that is cut off", broken(lambda whole: gzip.compress(whole)[:-9], "rows.csv", "rows.csv.gz"),
          ("rows.csv.gz cannot be read", "write or fetch it again")),
     Case(CSV, ".csv.gz that is not compressed", written("rows.csv.gz", csv()), ("not compressed", "name it rows.csv")),
+    Case(CSV, ".csv.bz2 that is cut off", broken(lambda whole: bz2.compress(whole)[:-9], "rows.csv", "rows.csv.bz2"),
+         ("rows.csv.bz2 cannot be read", "write or fetch it again")),
+    Case(CSV, "bzip2 called .csv.zst", written("rows.csv.zst", bz2.compress(csv().encode())),
+         ("not compressed with zstd but compressed with bz2; name it .csv.bz2",)),
     Case(CSV, "gzip called .csv", written("rows.csv", gzip.compress(csv().encode())), ("gzip; name it .csv.gz",)),
     Case(CSV, "Parquet called .csv", broken(bytes, "rows.parquet", "rows.csv"), ("a Parquet file; name it .parquet",)),
     Case(CSV, "a spreadsheet called .csv", written("rows.csv", b"PK\x03\x04\x14\0"), ("spreadsheet; unpack it",)),

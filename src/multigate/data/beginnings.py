@@ -4,16 +4,19 @@ from pathlib import Path
 
 from multigate.errors import DataError
 
+PACKED = {".gz": ("gzip", b"\x1f\x8b"), ".bz2": ("bz2", b"BZh"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
+"""How text may be compressed, by the end of its name: the word that Arrow has for it, and the first bytes."""
 _OTHER = (
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"PARE", "an encrypted Parquet file", "write it without encryption"),
-    (b"\x1f\x8b", "compressed with gzip", "name it .csv.gz if it holds CSV"),
+    *(
+        (magic, f"compressed with {word}", f"name it .csv{end} if it holds CSV")
+        for end, (word, magic) in PACKED.items()
+    ),
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save it as CSV"),
     (b"ARROW1", "an Arrow (Feather) file", "name it .arrow"),
     (b"FEA1", "a Feather file of version 1", "write it as version 2 or as Parquet"),
-    (b"BZh91AY", "compressed with bzip2", "unpack it"),
     (b"\xfd7zXZ", "compressed with xz", "unpack it"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it"),
 )
 """First bytes, what they say, and what to do about it."""
 
@@ -31,9 +34,11 @@ def check_parquet(path: Path) -> None:
 def check_csv(path: Path) -> None:
     """Raise ``DataError`` where the file is not text, or not compressed although it is called so."""
     head = _head(path)
-    if path.name.lower().endswith(".gz"):
-        if not head.startswith(b"\x1f\x8b"):
-            raise DataError(f"{path} is not compressed with gzip; name it {path.stem}")
+    if (packed := PACKED.get(path.suffix.lower())) is not None:
+        word, magic = packed
+        if not head.startswith(magic):
+            what, advice = _other(head) or ("", f"name it {path.stem}")
+            raise DataError(f"{path} is not compressed with {word}{' but ' * bool(what)}{what}; {advice}")
     elif min(head, default=9) < 9:  # a column of a CSV file may well be called PAR1
         other = _other(head)
         if other is not None:

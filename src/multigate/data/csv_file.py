@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from multigate.data.beginnings import check_csv
+from multigate.data.beginnings import PACKED, check_csv
 from multigate.data.cells import MISSING, short
 from multigate.data.types import are_codes, are_local, check_names, guessed_type, is_text, value_type
 from multigate.errors import DataError, one_line
@@ -32,7 +32,8 @@ class CsvFile:
         head = self._head()
         names = _QUOTED.sub("", head).split("\n", 1)[0]
         self._quoted = names.count('"') % 2 == 1
-        self._delimiter = "\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else _delimiter(names)
+        unpacked = path.with_suffix("") if path.suffix.lower() in PACKED else path
+        self._delimiter = "\t" if unpacked.suffix.lower() == ".tsv" else _delimiter(names)
         commas, points = _decimals(head, self._delimiter)
         self._decimal = "," if commas else "."
         self._points = points if commas else set()
@@ -54,9 +55,9 @@ class CsvFile:
         return head.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
 
     def _open(self) -> pa.NativeFile:
-        """The bytes of the file; Arrow knows of what is called .gz by these letters alone."""
-        packed = self.name.lower().endswith(".gz")
-        return pa.input_stream(self.name, compression="gzip" if packed else None)
+        """The bytes of the file, unpacked; Arrow knows ends of names by small letters alone."""
+        word, _ = PACKED.get(Path(self.name).suffix.lower(), (None, b""))
+        return pa.input_stream(self.name, compression=word)
 
     def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         try:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from multigate.data.arrow_file import ArrowFile
+from multigate.data.beginnings import PACKED
 from multigate.data.conversion import converted
 from multigate.data.csv_file import CsvFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
@@ -22,7 +23,7 @@ from multigate.errors import DataError, nearest
 KINDS = {
     "Parquet": (".parquet", ".pq", ".parq"),
     "Arrow": (".arrow", ".feather", ".ipc"),
-    "CSV": (".csv", ".tsv", ".csv.gz", ".tsv.gz"),
+    "CSV": (".csv", ".tsv", *(kind + end for kind in (".csv", ".tsv") for end in PACKED)),
 }
 """Files that are read, and how their names end."""
 
