@@ -91,7 +91,11 @@ def test_all_that_is_wrong_is_told_at_once(changes: list[str], wrong: list[str])
         ({"learning_rate": 0.1}, "unknown key 'learning_rate'; it stands deeper: optimizer.learning_rate"),
         ({"hidden": [8]}, "unknown key 'hidden'; it stands deeper: sharing.hidden or tower.hidden"),
         ({"tasks": ["y"]}, "unknown key 'tasks'; it stands deeper: schema.tasks"),
-        ({"sharing": {"hidden": 8}}, "sharing.hidden: Input should be a valid tuple (found 8); write a list, such as"),
+        ({"sharing": {"hidden": 8}}, "sharing.hidden: Input should be a valid tuple (found 8); write a list"),
+        ({"lr": 0.1}, "unknown key 'lr'; write optimizer.learning_rate"),
+        ({"optimizer": {"lr": 0.1}}, "optimizer: unknown key 'lr'; write 'learning_rate'"),
+        ({"device": "cpu"}, "unknown key 'device'; it is said to the command, as --device, or to the function"),
+        ({"valid": 0.2}, "valid: a file, folder or glob is wanted, found 0.2; a share of rows is split.valid or split"),
         ({"embedding": 8}, "or instance of Embedding (found 8); write its fields, as {field: value}"),
         (
             {"train": {"x": [1.0], "y": [0]}},
@@ -110,6 +114,14 @@ def test_short_forms_are_those_they_stand_for(tmp_path: Path) -> None:
     schema = Schema(features=[Number("x")], tasks=["y", "z"])
     assert schema.tasks == (Task("y"), Task("z"))
     assert Schema(features=[Number("x")], tasks="y") == SCHEMA
+    assert Schema(features={"x": "number"}, tasks={"y": "binary"}) == SCHEMA
+    assert Schema(features={"x": {"kind": "number", "bins": 8}}, tasks={"y": {}}).features == (Number("x", bins=8),)
+    with pytest.raises(ExperimentError, match=r"features\.0: there is no kind 'numeric'; did you mean 'number'\?$"):
+        Schema(features={"x": "numeric"}, tasks="y")
+    with pytest.raises(ExperimentError, match=r"features\.0: no 'kind' says what it is \(found \{'name': 'x'\}\)$"):
+        Schema(features=[{"name": "x"}], tasks="y")
+    with pytest.raises(ExperimentError, match=r"features\.0: there is no kind '3'; valid names: .*, and tasks\.0: Inp"):
+        Schema(features={"x": 3}, tasks=[3])
     experiment = Experiment(
         schema=SCHEMA, train=tmp_path / "a.csv", valid=[tmp_path, "b.csv"], warm_start=tmp_path, optimizer="adam"
     )

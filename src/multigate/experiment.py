@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     ConfigDict,
@@ -39,6 +39,10 @@ def as_paths(value: Any) -> Any:
             f"a file, folder or glob is wanted, found {type(value).__name__}; a table in memory is given to what "
             "trains, as in mg.train(experiment, out, tables={'train': table})"
         )
+    if isinstance(value, float) and 0 < value < 1:
+        raise ValueError(
+            f"a file, folder or glob is wanted, found {value}; a share of rows is split.valid or split.test"
+        )
     if isinstance(value, list | tuple):
         return [as_paths(one) for one in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -52,6 +56,8 @@ class Optimizer(Options):
     """How weights move."""
 
     model_config = ConfigDict(allow_inf_nan=False)
+
+    elsewhere: ClassVar = {"lr": "write 'learning_rate'"}
 
     name: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -121,6 +127,14 @@ with warnings.catch_warnings():
 
     class Experiment(Options):
         """Everything one training needs. Every field but ``schema`` and ``train`` has a default."""
+
+        elsewhere: ClassVar = {
+            "lr": "write optimizer.learning_rate",
+            "device": "it is said to the command, as --device, or to the function",
+            "out": "it is said to the command, as --out, or to the function",
+            "early_stopping": "write 'patience'",
+            "weights": "write the 'weight' of each task, in the schema",
+        }
 
         schema: Schema  # type: ignore[assignment]
         train: Paths = ""

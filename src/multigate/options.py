@@ -1,10 +1,11 @@
 """Options: frozen, checked settings that turn into YAML and back."""
 
 import re
-from collections.abc import Container
-from typing import Any, Self
+from collections.abc import Container, Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from multigate.errors import SettingError, nearest
 
@@ -27,6 +28,9 @@ class Options(BaseModel):
     # as on BaseModel: pydantic then makes what stands within other options itself, and keeps the places of errors
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """What people write who know other programs, and where it is said here."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
@@ -43,7 +47,9 @@ class Options(BaseModel):
 
     @classmethod
     def _place_of(cls, key: str) -> str | None:
-        """Where a key stands that is one of the options within these."""
+        """Where a key stands that is one of the options within these, or what else it stands for."""
+        if key in cls.elsewhere:
+            return cls.elsewhere[key]
         kinds = {
             name: type(field.default) if isinstance(field.default, Options) else field.annotation
             for name, field in cls.model_fields.items()
@@ -84,13 +90,17 @@ def _with_tags(value: Any, dumped: Any) -> Any:
 
 ADVICE = {
     "string_type": "; write it in quotes",
-    "tuple_type": "; write a list, such as [64, 32]",
+    "tuple_type": "; write a list",
+    "union_tag_not_found": "",
+    "union_tag_invalid": "",
     "model_type": "; write its fields, as {field: value}",
     "model_attributes_type": "; write its fields, as {name: ..., kind: ...}",
     "missing": "; add it",
     "value_error": "",
 }
 """What to do about an error of pydantic, by its type; those of our own say it themselves."""
+SAID = ("value_error", "missing", "union_tag_invalid")
+"""Those of which what was found need not be told."""
 MOST = 4
 """Wrong fields that a sentence names."""
 BRANCH = re.compile(r"(str|int|float|bool|list|tuple)(\[.*\])?")
@@ -114,12 +124,24 @@ def _listed(error: ValidationError, *, advice: bool, left_out: Container[str] = 
         follows = one["type"] == "too_short" and any(at.startswith(f"{place}.") for at in told)
         if one["type"] in left_out or follows:
             continue  # no value is left in a list, for those that are wrong were taken out
-        message = one["msg"].removeprefix("Value error, ")
-        found = "" if one["type"] in ("value_error", "missing") else f" (found {_short(one['input'])})"
+        message = _message(one)
+        found = "" if one["type"] in SAID else f" (found {_short(one['input'])})"
         what_to_do = ADVICE.get(one["type"], "; set another value") if advice else ""
         told.setdefault(place, f"{place + ': ' if place else ''}{message}{found}{what_to_do}")
     more = f" [and {len(told) - MOST} more]" if len(told) > MOST else ""
     return ", and ".join(list(told.values())[:MOST]) + more
+
+
+def _message(one: ErrorDetails) -> str:
+    """What pydantic says, or what we say of options that are told apart by a field such as ``kind``."""
+    told = one.get("ctx", {})
+    match one["type"]:
+        case "union_tag_not_found":
+            return f"no {told['discriminator']} says what it is"
+        case "union_tag_invalid":
+            known = re.findall(r"'([^']+)'", told["expected_tags"])
+            return f"there is no {told['discriminator'].strip(chr(39))} {told['tag']!r}; {nearest(told['tag'], known)}"
+    return one["msg"].removeprefix("Value error, ")
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,6 @@
 """What the columns of a table mean: features that models read, tasks they predict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -253,6 +253,15 @@ class Schema(Options):
     """Whether more than 0.1 % of a child's labels of 1 may stand where their ``given`` parent is 0."""
     types: dict[str, str] = Field(default_factory=dict)
     """Arrow types of the columns, frozen when the schema was written (CSV files have none of their own)."""
+
+    @field_validator("features", "tasks", mode="before")
+    @classmethod
+    def _kinds_by_name(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return [
+            {"name": name} | (dict(one) if isinstance(one, Mapping) else {"kind": one}) for name, one in given.items()
+        ]
 
     @field_validator("tasks", mode="before")
     @classmethod
