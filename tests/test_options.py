@@ -118,7 +118,9 @@ def test_short_forms_are_those_they_stand_for(tmp_path: Path) -> None:
     assert Schema(features={"x": {"kind": "number", "bins": 8}}, tasks={"y": {}}).features == (Number("x", bins=8),)
     with pytest.raises(ExperimentError, match=r"features\.0: there is no kind 'numeric'; did you mean 'number'\?$"):
         Schema(features={"x": "numeric"}, tasks="y")
-    with pytest.raises(ExperimentError, match=r"features\.0: no 'kind' says what it is \(found \{'name': 'x'\}\)$"):
+    with pytest.raises(
+        ExperimentError, match=r"features\.0: no 'kind' says what it is \(found \{'name': 'x'\}\); add it$"
+    ):
         Schema(features=[{"name": "x"}], tasks="y")
     with pytest.raises(ExperimentError, match=r"features\.0: there is no kind '3'; valid names: .*, and tasks\.0: Inp"):
         Schema(features={"x": 3}, tasks=[3])

@@ -91,7 +91,7 @@ def _with_tags(value: Any, dumped: Any) -> Any:
 ADVICE = {
     "string_type": "; write it in quotes",
     "tuple_type": "; write a list",
-    "union_tag_not_found": "",
+    "union_tag_not_found": "; add it",
     "union_tag_invalid": "",
     "model_type": "; write its fields, as {field: value}",
     "model_attributes_type": "; write its fields, as {name: ..., kind: ...}",

@@ -20,6 +20,7 @@ from multigate.analysis.compare import compare
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
 from multigate.calibration import Curve
+from multigate.data.infer import infer_schema
 from multigate.errors import BundleError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.report.trained import open_trained
@@ -247,6 +248,17 @@ def test_values_must_be_spelled_as_the_bundle_knows_them(typed: Run, tmp_path: P
     with pytest.raises(ExperimentError, match=r"schema\.types\.user is string, the bundle's is int64, .* spelled"):
         train(on(user="string"), tmp_path / "run", quiet=True)
     check_start(typed.bundle(), on(user="double", age="string", click="double"))
+
+
+def test_long_ids_are_not_rounded_where_a_bundle_knows_them(tmp_path: Path) -> None:
+    ids = [2**60 + at for at in range(8)]
+    table = {"user": ids * 20, "click": [0, 1] * 80}
+    first = train(Experiment(schema=infer_schema(table, "click"), epochs=1), tmp_path / "a", tables={"train": table})
+    schema = first.experiment.schema
+    later = first.experiment.with_(warm_start=first, schema=schema.with_(types=schema.types | {"user": "double"}))
+    with pytest.raises(ExperimentError, match=r"schema\.types\.user is double, the bundle's is int64, .* spelled"):
+        train(later, tmp_path / "b", tables={"train": table}, quiet=True)
+    check_start(first.bundle(), later.with_(schema=schema))
 
 
 class Mine(MMoE):

@@ -23,6 +23,8 @@ _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 EXACT = 2**53
 """Up to here a float64 holds every whole number."""
+DIGITS = 15
+"""Of whole numbers that are below it."""
 FIRST, LAST = (datetime.min - _EPOCH) // _MICROSECOND, (datetime.max - _EPOCH) // _MICROSECOND
 """The moments that are read, of the years 1 to 9999; others are taken as missing."""
 DAYS = 19000101, 21001231
@@ -179,7 +181,7 @@ def as_whole(text: str) -> str | None:
 def _as_fraction(text: str) -> str | None:
     """As among numbers, in a column that was of floats: a whole number of many digits was rounded there."""
     found = _as_number(text)
-    rounded = found is not None and len(found) > 15 and re.fullmatch(r"-?\d+", found)
+    rounded = found is not None and len(found) > DIGITS and re.fullmatch(r"-?\d+", found)
     return _float_text(float(text)) if rounded else found
 
 
@@ -190,6 +192,10 @@ def _as_number(text: str) -> str | None:
         if "_" not in text:  # Python reads 1_000, no table does
             return str(int(text)) if re.fullmatch(r"\s*[+-]?\d{1,76}\s*", text) else _float_text(float(text))
     return {"true": "1", "false": "0"}.get(text.lower(), text)
+
+
+NUMBERS = (as_whole, _as_fraction, _as_number)
+"""How texts are spelled in columns of whole numbers, of floats and of decimals: alike but for very long numbers."""
 
 
 def _as_moment(text: str, day: bool, zone: str | None) -> str | None:

@@ -7,7 +7,8 @@ from typing import cast
 from torch import Tensor
 
 from multigate.bundle import Bundle
-from multigate.data.cells import spelling
+from multigate.data.cells import DIGITS, NUMBERS, spelling
+from multigate.data.vocabulary import table_of
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.model import Model
@@ -30,7 +31,9 @@ def check_start(bundle: Bundle, experiment: Experiment) -> None:
         raise ExperimentError(f"schema.tasks mean something else than in the bundle; {advice}")
     for one in now.schema.features:
         types = [schema.types.get(one.source) for schema in (before.schema, now.schema)]
-        if isinstance(one, Category | Hashed) and _spelled(types[0]) != _spelled(types[1]):
+        held = bundle.encoder.fitted.vocabularies.get(table_of(one)) if isinstance(one, Category) else None
+        altered = _spelled(types[0]) != _spelled(types[1]) or _altered(() if held is None else held.values, types[1])
+        if isinstance(one, Category | Hashed) and altered:
             raise ExperimentError(
                 f"schema.types.{one.source} is {types[1] or 'not given'}, the bundle's is {types[0] or 'not given'}, "
                 f"by which the values it knows are spelled; {advice}"
@@ -61,9 +64,17 @@ def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
 
 
 def _spelled(kind: str | None) -> object:
-    """Equal for types whose values have the same texts."""
+    """Equal for types whose values have the same texts, very long numbers aside."""
     spell = spelling(kind)
+    if spell in NUMBERS:
+        return NUMBERS
     return spell.keywords if isinstance(spell, partial) else spell
+
+
+def _altered(values: Sequence[str], kind: str | None) -> bool:
+    """Whether long numbers among the values known, of which a column of this type holds only the nearest."""
+    spell = spelling(kind)
+    return spell in NUMBERS and any(spell(value) != value for value in values if len(value) > DIGITS)
 
 
 def _embedded_as(before: Sequence[Feature], now: Sequence[Feature]) -> tuple[Feature, ...]:
