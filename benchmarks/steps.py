@@ -10,8 +10,10 @@ import torch
 import multigate as mg
 from multigate.batch import Batch
 from multigate.data.prepared import Prepared
+from multigate.training.allocator import keep_freed_memory
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
+from multigate.training.subnormal import flushed
 from multigate.training.train import open_sources, prepare_sources
 
 CPU = torch.device("cpu")
@@ -27,6 +29,7 @@ def begun(experiment: mg.Experiment, prepared: Prepared, folder: Path, device: t
     """A training before its first step."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(experiment.seed)
+    keep_freed_memory()
     fit = Fit(experiment, prepared, folder, device, None)
     fit.model.train()
     return fit
@@ -40,6 +43,7 @@ def first_batches(fit: Fit, many: int) -> list[Batch]:
     return [batch for batch in found if batch.rows == fit.loader.batch_size] or found
 
 
+@flushed()
 def step_ms(fit: Fit, batches: list[Batch]) -> float:
     """Milliseconds of a step, mean over the batches."""
     began = time.perf_counter()

@@ -279,11 +279,6 @@ class Bundle:
             (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def bundle_of(model: "Bundle | str | PathLike[str]") -> Bundle:
-    """A bundle as it is; one that is named by its folder, or by that of its run, loaded."""
-    return model if isinstance(model, Bundle) else load(model)
-
-
 def load(
     path: str | PathLike[str], *, structures: Sequence[type[Structure]] = (), engine: EngineName = "torch"
 ) -> Bundle:

@@ -63,6 +63,13 @@ class Run:
         return load(self.folder, structures=self.structures)
 
 
+def bundle_of(model: Bundle | Run | str | PathLike[str]) -> Bundle:
+    """A bundle as it is; that of a run; one that is named by its folder, or by that of its run, loaded."""
+    if isinstance(model, Run):
+        return model.bundle()
+    return model if isinstance(model, Bundle) else load(model)
+
+
 def open_run(path: str | PathLike[str], *, structures: Sequence[type[Structure]] = ()) -> Run:
     """The run in a folder, which may use ``structures`` of your own.
 

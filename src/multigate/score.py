@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from multigate.analysis.subject import find_subject
 from multigate.batch import Batch
-from multigate.bundle import Bundle, bundle_of
+from multigate.bundle import Bundle
 from multigate.errors import DataError
 from multigate.evaluate import forward, intervals, scores, spaces
-from multigate.run import open_run
+from multigate.run import bundle_of, open_run
 from multigate.unscored import listed_reasons, unscored
 from multigate.writing import writing
 

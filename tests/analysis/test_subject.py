@@ -6,8 +6,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
+import multigate as mg
 from multigate.analysis.subject import _thinned, find_subject
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model
@@ -51,3 +55,24 @@ def test_a_structure_of_ones_own_may_be_looked_at(tmp_path: Path) -> None:
     subject = find_subject(tmp_path, table, structures=[Mine])
     assert subject.count == 4
     np.testing.assert_array_equal(subject.bundle.predict(table)["click"], bundle.predict(table)["click"])
+
+
+def test_a_run_knows_its_own_structure_wherever_it_is_given(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=200)
+    table = pa.table({"x": x, "click": (x > 0).astype(int)})
+    schema = Schema(features=(Number("x"),), tasks=(Task("click"),))
+    sharing = Mine(experts=2, hidden=(4,))
+    run = mg.train(
+        Experiment(schema=schema, train="memory:train", sharing=sharing, epochs=2),
+        tmp_path / "run",
+        tables={"train": table},
+        quiet=True,
+    )
+    expected = run.bundle().predict(table)["click"]
+    metrics, _ = mg.score_table(run, table, replicates=0)
+    assert metrics["click/auc"] == pytest.approx(roc_auc_score(table["click"], expected))
+    assert mg.score_part(run, "valid", replicates=0)[0]["click/auc"] == pytest.approx(run.best["click/auc"])
+    assert mg.write_predictions(run, table, tmp_path / "predictions.parquet") == 200
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "predictions.parquet")["click"], expected)
+    assert mg.recalibrate(run, table).curves.keys() == {"click"}
+    assert mg.inspect_model(run, repeats=1).structure == "mine"

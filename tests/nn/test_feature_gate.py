@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from multigate.nn.feature_gate import FeatureGate
+from multigate.nn.feature_gate import FeatureGate, GatedFeatures
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("own", [False, True])
-def test_every_reader_weighs_each_feature_by_its_own_gate(own: bool) -> None:
+def test_every_reader_weighs_each_feature_by_its_own_gate(own: bool, training: bool) -> None:
     """x_d * 2 sigmoid(sum_r (sum_c x_c A_cr) B_rd)."""
-    gate = FeatureGate(3, 4, 2)
+    gate = FeatureGate(3, 4, 2).train(training)
     x = torch.randn(5, 3, 4) if own else torch.randn(5, 4)
     out = gate(x)
     assert out.shape == (5, 3, 4)
@@ -27,3 +28,33 @@ def test_every_reader_weighs_each_feature_by_its_own_gate(own: bool) -> None:
 
 def test_a_gate_costs_twice_its_rank_for_each_feature() -> None:
     assert FeatureGate(3, 100, 8).multiply_adds() == 3 * 2 * 8 * 100
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_gradients_written_out_are_those_of_differences(own: bool, last: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    shape = (5, 3, 4) if own else (5, 4)
+    x, down, up = (torch.randn(one, generator=random, dtype=torch.float64) for one in (shape, (3, 2, 4), (3, 4, 2)))
+    if last:
+        x = x.permute(*range(1, x.dim()), 0).contiguous().permute(-1, *range(x.dim() - 1))
+    for one in (x, down, up):
+        one.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *given: GatedFeatures.apply(given[0], torch.float64, *given[1:]), (x, down, up)
+    )
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_in_half_precision_it_is_near(own: bool) -> None:
+    gate = FeatureGate(3, 40, 8)
+    x = torch.randn(64, 3, 40) if own else torch.randn(64, 40)
+    parts = (x.requires_grad_(), *gate.parameters())
+    exact = torch.autograd.grad(gate(x).square().sum(), parts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = gate(x)
+    assert made.dtype == torch.bfloat16
+    found = torch.autograd.grad(made.float().square().sum(), parts)
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.02 * other.norm()

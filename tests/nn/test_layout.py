@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multigate.nn.layout import Transposed, batch_last, lies_last, mean_of_copies
+from multigate.nn.layout import Transposed, batch_last, lies_last, mean_of_copies, units
 
 B, N, H = 6, 3, 5
 
@@ -55,3 +55,14 @@ def test_the_mean_of_copies_is_the_same_wherever_the_batch_lies(layout: int) -> 
     pull = torch.randn(B, H)
     found = torch.autograd.grad(mean_of_copies(x), x, pull)[0]
     torch.testing.assert_close(found, torch.autograd.grad(x.mean(1), x, pull)[0])
+
+
+@pytest.mark.parametrize("layout", range(4))
+def test_units_lie_as_those_they_were_taken_from(layout: int) -> None:
+    x = of_any_layout()[layout].requires_grad_()
+    places = torch.tensor([2, 0, 2, 1])
+    found, expected = units(x, places), x[:, [2, 0, 2, 1]]
+    assert torch.equal(found, expected)
+    assert lies_last(found) == lies_last(x)
+    pull = torch.randn(B, 4, H)
+    torch.testing.assert_close(torch.autograd.grad(found, x, pull), torch.autograd.grad(expected, x, pull))

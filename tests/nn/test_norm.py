@@ -1,9 +1,12 @@
 """Normalisers of parallel copies against torch's own, one copy at a time."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from multigate.nn.layout import lies_last
 from multigate.nn.norm import ParallelBatchNorm
 
 N, H = 3, 4
@@ -58,3 +61,17 @@ def test_a_loss_of_two_batches_has_a_gradient(norm: ParallelBatchNorm) -> None:
     scale = norm.weight / (norm.variance + 1e-5).sqrt()
     (norm(one).sum() + norm(several).square().sum()).backward()
     torch.testing.assert_close(one.grad, scale.detach().unsqueeze(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_wherever_the_batch_lies(norm: ParallelBatchNorm, training: bool) -> None:
+    norm(torch.randn(20, N, H) * 3 + 1)
+    other = copy.deepcopy(norm)
+    x = torch.randn(9, N, H)
+    last = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    found = []
+    for module, read in ((norm.train(training), x.requires_grad_()), (other.train(training), last.requires_grad_())):
+        out = module(read)
+        assert lies_last(out) == lies_last(read)
+        found.append((out, *torch.autograd.grad(out.pow(3).sum(), (read, *module.parameters())), *module.buffers()))
+    torch.testing.assert_close(found[0], found[1])

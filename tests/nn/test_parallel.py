@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from multigate.nn.layout import lies_last
 from multigate.nn.parallel import ParallelLayerNorm, ParallelLinear, ParallelMLP
 
 
@@ -55,3 +56,25 @@ def test_copies_are_initialised_like_linear_and_differ() -> None:
     assert weight.abs().max() <= bound
     torch.testing.assert_close(weight.std(), torch.tensor(bound / 3**0.5), atol=0.002, rtol=0)
     assert torch.pdist(weight.detach().flatten(1)).min() > 0.1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("inputs", [1, 2, 6])
+def test_linear_of_inputs_whose_batch_lies_last(bias: bool, inputs: int) -> None:
+    """n / u copies in order read each of u inputs; what comes out lies as what went in."""
+    layer = ParallelLinear(6, 5, 4, bias=bias)
+    x = torch.randn(7, inputs, 5)
+    last = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    expected = torch.stack(
+        [functional.linear(x[:, i * inputs // 6], layer.weight[i], layer.bias[i] if bias else None) for i in range(6)],
+        dim=1,
+    )
+    out = layer(last.requires_grad_())
+    torch.testing.assert_close(out, expected)
+    assert lies_last(out)
+    assert not lies_last(layer(x))
+    parts = (last, *layer.parameters())
+    pull = torch.randn(7, 6, 4)
+    x.requires_grad_()
+    found, other = torch.autograd.grad(out, parts, pull), torch.autograd.grad(layer(x), (x, *parts[1:]), pull)
+    torch.testing.assert_close(found, other)

@@ -13,7 +13,7 @@ from multigate.bundle import ROWS, Bundle, load
 from multigate.data.prepared import Prepared
 from multigate.errors import DataError, RunError
 from multigate.evaluate import Scored, forward
-from multigate.run import open_run
+from multigate.run import Run, open_run
 from multigate.sharing import Structure
 from multigate.training.train import PREPARED
 
@@ -54,9 +54,11 @@ def find_subject(
     Rows come from ``table`` if given, else from the ``part`` prepared beside the model: validation rows unless asked
     otherwise, so that looking at a model does not use up the test rows. Of a comparison it is ``structure`` (MMoE, or
     else the last joint structure there is) with ``seed``. ``structures`` names structures of your own that it may
-    use. Raises ``RunError`` or ``BundleError`` where there is no model, ``DataError`` where there are no
-    such rows.
+    use, those of a ``Run`` unless said. Raises ``RunError`` or ``BundleError`` where there is no model, ``DataError``
+    where there are no such rows.
     """
+    if isinstance(path, Run):
+        structures = structures or path.structures
     folder = Path(path)
     name = str(folder)
     if (folder / RUNS).is_file():

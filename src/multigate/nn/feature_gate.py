@@ -1,8 +1,12 @@
 """Feature gates: what each of n readers makes of the features before it reads them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from multigate.nn.eager import eager, transformed, watched
 from multigate.nn.parallel import ParallelLinear
 
 
@@ -18,9 +22,57 @@ class FeatureGate(nn.Module):
         self.up = ParallelLinear(n, rank, d_in, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        down, up = self.down.weight, self.up.weight
+        if self.training and eager(x) and not (watched(self.down, self.up) or transformed(down) or transformed(up)):
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            gated: Tensor = GatedFeatures.apply(x, dtype, down, up)  # type: ignore[no-untyped-call]
+            return gated
         gate = 2 * torch.sigmoid(self.up(self.down(x)))  # (B, n, D)
         return gate * (x if x.dim() == 3 else x.unsqueeze(1))
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through all gates."""
         return self.down.multiply_adds() + self.up.multiply_adds()
+
+
+class GatedFeatures(torch.autograd.Function):
+    """The same of x (B, D) or (B, n, D) and weights down (n, r, D) and up (n, D, r), computed in ``dtype``.
+
+    The batch lies last in what it makes and in its gradients. Passes over memory are what a feature gate costs, so the
+    factor of 2 has none of its own: it is the ``value`` of a product, or that of what is small.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, down: Tensor, up: Tensor) -> Tensor:
+        ctx.kept = x.dtype, down.dtype
+        x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
+        if x.dim() == 2:
+            read = x.t().contiguous()  # (D, B)
+            low = torch.mm(down.flatten(0, 1), read).view(*down.shape[:2], -1)  # (n, r, B)
+        else:
+            read = x.permute(1, 2, 0).contiguous()  # (n, D, B)
+            low = torch.bmm(down, read)
+        gate = torch.bmm(up, low).sigmoid_()  # (n, D, B)
+        ctx.save_for_backward(read, down, up, low, gate)
+        return torch.addcmul(read.new_zeros(()), read, gate, value=2).permute(2, 0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        read, down, up, low, gate = ctx.saved_tensors
+        of_x, of_weights = ctx.kept
+        pull = gradients[0].permute(1, 2, 0).contiguous()
+        at = pull * read
+        torch.ops.aten.sigmoid_backward.grad_input(at, gate, grad_input=at)  # half the gradient of the logits
+        of_up = torch.bmm(at, low.transpose(1, 2)).mul_(2)
+        at_low = torch.bmm(up.transpose(1, 2), at).mul_(2)
+        at_read = torch.addcmul(read.new_zeros(()), pull, gate, value=2)
+        if read.dim() == 2:
+            flat = at_low.flatten(0, 1)
+            of_down = torch.mm(flat, read.t()).view(down.shape)
+            made = torch.addmm(at_read.sum(0), down.flatten(0, 1).t(), flat).t()
+        else:
+            of_down = torch.bmm(at_low, read.transpose(1, 2))
+            made = at_read.baddbmm_(down.transpose(1, 2), at_low).permute(2, 0, 1)
+        return made.to(of_x), None, of_down.to(of_weights), of_up.to(of_weights)

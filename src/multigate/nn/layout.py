@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multigate.nn.eager import eager
+
 
 class Transposed(torch.autograd.Function):
     """x (M, N) -> x^T (N, M), written out anew, as its gradient is: a strided one slows down what comes before."""
@@ -41,3 +43,10 @@ def mean_of_copies(x: Tensor) -> Tensor:
 def lies_last(x: Tensor) -> bool:
     """Whether the batch of x (B, n, H) lies last."""
     return x.permute(1, 2, 0).is_contiguous() and not x.is_contiguous()
+
+
+def units(x: Tensor, places: Tensor) -> Tensor:
+    """Units (m,) of x (B, n, D), some of them more than once -> (B, m, D); the batch lies where it lay."""
+    if eager(x) and lies_last(x):
+        return x.permute(1, 2, 0).index_select(0, places).permute(2, 0, 1)
+    return x.index_select(1, places)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multigate.nn.layout import lies_last
+
 
 class ParallelLayerNorm(nn.Module):
     """Layer normalisation of n copies, each with its own scale and shift. (B, n, H) -> (B, n, H)."""
@@ -43,11 +45,15 @@ class ParallelBatchNorm(nn.Module):
         mean, variance = self.mean.flatten().clone(), self.variance.flatten().clone()
         by_batch = self.training and x.shape[0] > 1
         scale, shift = self.weight.flatten(), self.bias.flatten()
-        normal = functional.batch_norm(x.flatten(1), mean, variance, scale, shift, training=by_batch)
+        # where the batch lies last it is the length of the only row
+        flat = x.permute(1, 2, 0).flatten(0, 1).unsqueeze(0) if lies_last(x) else x.flatten(1)
+        normal = functional.batch_norm(flat, mean, variance, scale, shift, training=by_batch)
         if by_batch:
             with torch.no_grad():
                 self.mean.copy_(mean.view_as(self.mean))
                 self.variance.copy_(variance.view_as(self.variance))
+        if normal.dim() == 3:
+            return normal.view(*x.shape[1:], -1).permute(2, 0, 1)
         return normal.view(x.shape)
 
     def one(self, i: int, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from multigate.nn.chance import dropout
 from multigate.nn.eager import eager, transformed, watched
+from multigate.nn.layout import lies_last
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
 from multigate.nn.relu_layers import ReluLayers, lies_by_rows
 
@@ -42,8 +43,18 @@ class ParallelLinear(nn.Module):
         if x.dim() == 2:
             flat = functional.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
             return flat.view(-1, n, d_out)
-        # (u, B, D) @ (u, D, n / u H): what reads one input is one matmul; the inputs lie as the layer before left them
-        u, x = x.shape[1], x.transpose(0, 1)
+        # what reads one input is one matmul; the inputs lie as the layer before left them, and so do the outputs
+        u = x.shape[1]
+        if eager(x) and lies_last(x):
+            read, weight = (
+                x.permute(1, 2, 0),
+                self.weight.view(u, -1, self.weight.shape[2]),
+            )  # (u, D, B), (u, n / u H, D)
+            made = (
+                torch.bmm(weight, read) if self.bias is None else torch.baddbmm(self.bias.view(u, -1, 1), weight, read)
+            )
+            return made.view(n, d_out, -1).permute(2, 0, 1)
+        x = x.transpose(0, 1)
         weight = self.weight.view(u, -1, self.weight.shape[2]).transpose(1, 2)
         made = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.view(u, 1, -1), x, weight)
         return made.transpose(0, 1) if u == n else made.transpose(0, 1).reshape(-1, n, d_out)

@@ -10,8 +10,9 @@ from torch.nn import functional
 from multigate.errors import ExperimentError, nearest
 from multigate.nn.feature_gate import FeatureGate
 from multigate.nn.gate import beside
+from multigate.nn.layout import units
 from multigate.nn.mixture import mix
-from multigate.nn.ownership import among_all, per_expert
+from multigate.nn.ownership import among_all
 from multigate.nn.parallel import Activation, ParallelLinear
 from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
 from multigate.sharing.ple import SHARED
@@ -153,12 +154,14 @@ class Tasked(nn.Module):
 
     tasks: Tensor
     groups: Tensor
+    read_by_experts: Tensor
+    read_by_gates: Tensor
 
     def __init__(
         self, options: HoME, hidden: tuple[int, ...], d_in: int, d_context: int, group_of: list[int], groups: int
     ) -> None:
         super().__init__()
-        self.m, self.s, self.group_of = options.experts, options.shared, group_of
+        self.m, self.s = options.experts, options.shared
         tasks = len(group_of)
         n, d_gate = (tasks + groups) * self.m + self.s, 2 * d_in + d_context
         self.features = FeatureGate(n, d_in, options.rank) if options.rank else None
@@ -166,14 +169,16 @@ class Tasked(nn.Module):
         self.gate, self.self_gate = options.gate(tasks, 2 * self.m + self.s, d_gate), SelfGate(tasks, self.m, d_gate)
         self.register_buffer("tasks", torch.tensor(own_only(range(tasks), tasks, 1)), persistent=False)
         self.register_buffer("groups", torch.tensor(own_only(group_of, groups, 1)), persistent=False)
+        of_experts = [group for group in (*group_of, *range(groups)) for _ in range(self.m)] + [groups] * self.s
+        of_gates = [unit for group in group_of for unit in (group, groups)]
+        self.register_buffer("read_by_experts", torch.tensor(of_experts), persistent=False)
+        self.register_buffer("read_by_gates", torch.tensor(of_gates), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
-        groups, shared = x[:, :-1], x[:, -1:]
-        group = torch.stack([groups[:, one] for one in self.group_of], dim=1)  # (B, T, D) of each task
-        inputs = per_expert(group, self.m), per_expert(groups, self.m), per_expert(shared, self.s)
-        read = torch.cat(inputs, dim=1)
+        read = units(x, self.read_by_experts)
         experts = self.experts(read if self.features is None else self.features(read))  # (B, E, H)
-        v = beside(torch.cat((group, shared.expand_as(group)), dim=-1), context)
+        pairs = units(x, self.read_by_gates)  # (B, 2 T, D): of each task its group and the shared module
+        v = beside(pairs.view(len(x), len(self.tasks), 2 * x.shape[2]), context)
         gate = self.gate(v)
         own, of_group, common = gate.weights.split((self.m, self.m, self.s), dim=-1)
         own = own + self.self_gate(v)

@@ -31,6 +31,7 @@ from multigate.training.loop import CHECK_EVERY, Fitted
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices, random_state, set_random_state
 from multigate.training.replicas import Replicas, in_front, stack_batches
+from multigate.training.subnormal import flushed
 from multigate.training.turns import turn
 
 SCORED_AT_ONCE = 1 << 17
@@ -306,6 +307,7 @@ def fit_cohort(
             return cohort.finished()
 
 
+@flushed()
 def _run_epoch(cohort: Cohort, report: Reporter, interrupts: Interrupts) -> None:
     """The rest of the current epoch, from the step the cohort has reached."""
     rows, size = cohort.prepared.train.rows, cohort.runs[0].loader.batch_size

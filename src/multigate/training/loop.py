@@ -25,6 +25,7 @@ from multigate.training.history import entry_of, line_of, named, tell, tensorboa
 from multigate.training.interrupts import Interrupts
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices
+from multigate.training.subnormal import flushed
 from multigate.training.turns import turn
 from multigate.training.warm_start import start_from
 
@@ -137,6 +138,7 @@ def _tell_of_rate(fitting: Fit, report: Reporter) -> None:
         report.detail("optimizer.embedding_rate moves nothing: all tables are dense; set optimizer.embedding")
 
 
+@flushed()
 def _run_epoch(fitting: Fit, report: Reporter, interrupts: Interrupts, observe: Observe | None) -> None:
     """The rest of the current epoch, from the step the run has reached."""
     experiment, rows = fitting.experiment, fitting.prepared.train.rows

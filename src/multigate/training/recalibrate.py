@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from multigate.batch import Batch
-from multigate.bundle import ROWS, Bundle, bundle_of
+from multigate.bundle import ROWS, Bundle
 from multigate.calibration import FITS, Curve, Method, true_in_total
 from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
@@ -17,6 +17,7 @@ from multigate.errors import ExperimentError, nearest
 from multigate.evaluate import forward, spaces
 from multigate.experiment import Experiment
 from multigate.model import Model
+from multigate.run import bundle_of
 from multigate.schema import Schema
 
 
