@@ -40,14 +40,16 @@ class Part(NamedTuple):
 
 ONE = ("--rounds", "1")
 SPARSE = ("lazy_adam", "rowwise_adagrad")
+FEWER = ("--experts", "1", "4", "16", "64", "--features", "10", "40", "160")
+"""Points of a curve in place of twice as many."""
 PARTS = (
     Part("roofline.py", ("--rounds", "3"), ONE),
-    Part("startup.py", ("--rounds", "5"), (*ONE, "--rows", "50000")),
+    Part("startup.py", ("--rounds", "3"), (*ONE, "--rows", "50000")),
     Part("train.py", ("--rounds", "3"), (*ONE, "--structures"), True),
     Part("train.py", ("--profile",), ("--profile", "--steps", "20", "--limit-rows", "50000"), True),
     Part(
         "wide.py",
-        ("--rounds", "2", "--rows", "163840", "--ways", *SPARSE),
+        ("--rounds", "2", "--rows", "122880", "--ways", *SPARSE),
         (*ONE, "--rows", "40960", "--vocabulary", "100000", "--ways", "lazy_adam"),
     ),
     Part(
@@ -60,7 +62,7 @@ PARTS = (
     Part("replicas.py", ("--rounds", "3"), (*ONE, "--runs", "40")),
     Part(
         "growth.py",
-        ("--rounds", "2", "--rows", "50000", "200000", "--picture"),
+        ("--rounds", "2", *FEWER, "--rows", "50000", "200000", "--picture"),
         (*ONE, "--tasks", "1", "8", "--experts", "1", "8", "--features", "20", "--rows", "20000"),
     ),
     Part("time_to_quality.py", (), None, True),

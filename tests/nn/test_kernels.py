@@ -15,7 +15,7 @@ import torch
 from multigate.batch import IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
 from multigate.nn import kernels as module
-from multigate.nn.kernels import ARGUMENTS, OFF, Built, Kernels, built, kernels
+from multigate.nn.kernels import ARGUMENTS, OFF, TERMS, Built, Kernels, built, kernels
 from multigate.nn.layout import lies_last
 from multigate.nn.mixture import Mixture, mix
 from multigate.objective import Objective
@@ -78,6 +78,40 @@ def test_relu_and_its_mask_are_bit_equal_to_torchs(found: Kernels, threads: int,
     assert torch.equal(found.mask_(pull.clone(), activated), masked)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "dims"),
+    [
+        ((7, 2, 8, 1, 37), (7, 1, 8, 5, 37), (0, 1, 2, 3, -2)),
+        ((3, 100), (3, 100), (0,)),
+        ((3, 0), (3, 0), (0,)),
+        ((0, 3, 16), (1, 3, 16), (0, 1)),
+        ((4, 1, 65), (1, 9, 65), (0, 1)),
+    ],
+)
+def test_sums_of_products(
+    found: Kernels, threads: int, one: tuple[int, ...], other: tuple[int, ...], dims: tuple[int, ...]
+) -> None:
+    left, right = torch.randn(one), torch.randn(other)
+    apart = torch.randn(*other[:-1], 2, other[-1])[..., 1, :]  # whose rows lie apart
+    for dim in dims:
+        for x in (right, apart):
+            assert found.may_sum(left, x, dim)
+            wanted = (left.double() * x.double()).sum(dim)
+            torch.testing.assert_close(found.sum_of_product(left, x, dim).double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_sums_that_are_left_to_torch(found: Kernels) -> None:
+    x = torch.randn(3, 4, 5)
+    assert found.may_sum(x, x, 1)
+    assert not found.may_sum(x, x, 2), "the last axis"
+    assert not found.may_sum(x, x[..., :1], 1), "one number for all of the last axis"
+    assert not found.may_sum(x.transpose(1, 2), x.transpose(1, 2), 1), "another lies last"
+    assert not found.may_sum(x, x.double(), 1)
+    assert not found.may_sum(x.bfloat16(), x.bfloat16(), 1)
+    assert not found.may_sum(*2 * [torch.randn(1, 1, 1, 1, 2, 3)], 1), "six axes"
+    assert not found.may_sum(*2 * [torch.randn(TERMS + 1, 3)], 0), "many terms"
+
+
 @pytest.mark.parametrize("dim", [1, 3, 8, 16])
 @pytest.mark.parametrize("rows", [0, 1, 700])
 def test_rows_are_looked_up_and_their_gradients_added_up(found: Kernels, threads: int, dim: int, rows: int) -> None:
@@ -128,6 +162,8 @@ PLANTED = {
     "another sum": ("held[lane] += wide(w", "held[lane] -= wide(w"),
     "a row too few": ("i < many; ++i) narrow(sum[i], made[i])", "i + 1 < many; ++i) narrow(sum[i], made[i])"),
     "sixteen rows from the tile's start": ("sum_of_products<16>(w + lane", "sum_of_products<16>(w"),
+    "another row of the product": ("b + i * bi + j * bj + k * bk", "b + i * bi + j * bj + k * bj"),
+    "a sum in another's place": ("((i * nj + j) * nk + k)", "((i * nk + k) * nj + j)"),
     "half of wide rows": ("dim == 16 ? look_up<16>", "dim == 16 ? look_up<8>"),
     "half of wide gradients": ("dim == 16 ? add_up<16>", "dim == 16 ? add_up<8>"),
     "another row": ("std::copy_n(table + place * dim", "std::copy_n(table + (place ^ 1) * dim"),

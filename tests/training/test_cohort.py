@@ -194,13 +194,14 @@ def test_every_run_ends_by_its_own_patience_with_its_own_best_weights(
 
 @pytest.mark.parametrize("balance", ["uncertainty", "dwa"])
 def test_stopped_and_gone_on_with_is_bit_equal(
-    feed_experiment: Experiment, prepared: Prepared, tmp_path: Path, balance: str
+    feed_experiment: Experiment, prepared: Prepared, tmp_path: Path, balance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped by a signal in the middle of an epoch and at the end of one, with dropout, averages and a run that ends
     early."""
     experiment = feed_experiment.with_(
         batch_size=480, epochs=4, patience=1, balance=balance, optimizer={"average": 0.9, "clip": 1.0}
     )
+    monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 6)
     experiments = [
         experiment.with_(seed=seed, optimizer={"average": 0.9, "clip": 1.0, "learning_rate": rate})
         for seed, rate in ((0, 0.05), (1, 0.001), (2, 0.05))

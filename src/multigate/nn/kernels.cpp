@@ -174,6 +174,18 @@ void add_up(const float* dx, const int32_t* ids, const int64_t* starts, const in
 
 } // namespace
 
+// out[i, j, k, :] = sum_t a[i, j, k, t, :] * b[i, j, k, t, :] of arrays whose last axis is contiguous; strides of the others
+extern "C" void sum_of_product_float32(const float* a, const float* b, float* out, int64_t ni, int64_t nj, int64_t nk,
+                                       int64_t terms, int64_t ai, int64_t aj, int64_t ak, int64_t at, int64_t bi,
+                                       int64_t bj, int64_t bk, int64_t bt, int64_t lanes, int threads) {
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (ni * nj * nk * terms * lanes > FEW)
+    for (int64_t i = 0; i < ni; ++i)
+        for (int64_t j = 0; j < nj; ++j)
+            for (int64_t k = 0; k < nk; ++k)
+                sum_of_products(a + i * ai + j * aj + k * ak, at, b + i * bi + j * bj + k * bk, bt, terms,
+                                out + ((i * nj + j) * nk + k) * lanes, lanes);
+}
+
 // x[b, c, :] = table[starts[c] + ids[b, c], :]; returns how many ids have no row there, whose x is not written
 extern "C" int64_t look_up_float32(const float* table, const int32_t* ids, const int64_t* starts, float* x, int64_t rows,
                                    int64_t b, int64_t columns, int64_t dim, int threads) {

@@ -38,11 +38,14 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "unmix": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
     "relu": (c_void_p, c_int64, c_int),
     "mask": (*[c_void_p] * 2, c_int64, c_int),
+    "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
-IN_FLOAT32_ALONE = ("look_up", "add_up")
+IN_FLOAT32_ALONE = ("sum_of_product", "look_up", "add_up")
+TERMS = 256
+"""Those of a sum at most that are added one after the other."""
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -71,6 +74,31 @@ class Kernels:
         of_sources, of_weights = torch.empty_like(sources), torch.empty_like(weights)
         self._call("unmix", sources.dtype, (weights, sources, pull, of_sources, of_weights), t, e, h, b)
         return of_weights, of_sources
+
+    def may_sum(self, one: Tensor, other: Tensor, dim: int) -> bool:
+        """Whether ``sum_of_product`` takes these: float32 on the CPU, of two to five axes, of which not the last is
+        summed, and that is contiguous in both; and so few terms that nothing is lost in adding them one by one."""
+        one, other = _broadcast(one, other)
+        axes = one.dim()
+        return (
+            one.dtype == other.dtype == torch.float32
+            and one.device.type == other.device.type == "cpu"
+            and 2 <= axes <= 5
+            and dim % axes != axes - 1
+            and one.shape[dim] <= TERMS
+            and one.stride(-1) == other.stride(-1) == 1
+        )
+
+    def sum_of_product(self, one: Tensor, other: Tensor, dim: int) -> Tensor:
+        """(one * other).sum(dim), the product written nowhere, of tensors that ``may_sum`` has found fit."""
+        one, other = _broadcast(one, other)
+        kept = [at for at in range(one.dim() - 1) if at != dim % one.dim()]
+        made = one.new_empty([one.shape[at] for at in (*kept, -1)])
+        missing, kept = 3 - len(kept), [*kept, dim]
+        sizes = [1] * missing + [one.shape[at] for at in kept]
+        strides = [[0] * missing + [x.stride(at) for at in kept] for x in (one, other)]
+        self._call("sum_of_product", one.dtype, (one, other, made), *sizes, *strides[0], *strides[1], one.shape[-1])
+        return made
 
     def relu_(self, x: Tensor) -> Tensor:
         """max(x, 0), in place."""
@@ -109,6 +137,12 @@ class Kernels:
         arrays = [tensor.data_ptr() for tensor in tensors]
         found: int | None = self.functions[name, dtype](*arrays, *sizes, torch.get_num_threads())
         return found
+
+
+def _broadcast(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as views of one shape; an axis along which one of them is repeated has a stride of 0 there."""
+    found: tuple[Tensor, Tensor] = torch.broadcast_tensors(one, other)  # type: ignore[no-untyped-call]
+    return found
 
 
 class Built(NamedTuple):
@@ -222,4 +256,6 @@ def _agrees(found: Kernels) -> bool:
             (found.relu_(x.clone()), active, 0.0),
             (found.mask_(x.clone(), active), active, 0.0),
         ]
+    one, other = weights.unsqueeze(2), torch.stack((sources, sources.flip(0))).unsqueeze(1)
+    pairs.append((found.sum_of_product(one, other, 2), (one * other).sum(2), 1e-5))
     return all(torch.allclose(one.float(), other.float(), atol=near, rtol=near) for one, other, near in pairs)

@@ -221,6 +221,7 @@ class Cohort:
         state = {
             "active": self.active,
             "step": self.replicas.step_done,
+            "seen": self.replicas.seen,
             "epoch": self.epoch,
             "runs": [{name: getattr(run, name) for name in moving} for run in self.runs],
             "prepared": self.prepared.content,
@@ -246,7 +247,7 @@ class Cohort:
                 for name, tensor in tensors.items()
                 if name.startswith("replicas/")
             }
-            self.replicas.restore(named, state["active"], state["step"])
+            self.replicas.restore(named, state["active"], state["step"], state.get("seen"))
             self.epoch, self.losses = state["epoch"], tensors["losses"].to(self.device)
             for run, moved in zip(self.runs, state["runs"], strict=True):
                 for name, value in moved.items():

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, vmap
-from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +23,7 @@ from multigate.nn.embed import StackedTables
 from multigate.training.optimizers import Average, Rate, build_optimizer, rate_at
 from multigate.training.recorded import Recordings, may_be_recorded
 from multigate.training.stacking import Stacking
+from multigate.training.traced import lean
 
 TRACE_AFTER = 100
 """Steps of one shape of batch after which they are traced: that takes .1 to .5 s and saves 1 to 4 ms a step."""
@@ -76,8 +76,10 @@ class Replicas:
         self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0] if name in moving}
         self._constant = {name: buffer for name, buffer in buffers[0].items() if name not in moving}
         self.average: Average | None = None
-        self._seen: dict[Any, int] = {}
-        self._graphs: dict[Any, Callable[..., tuple[Tensor, list[Tensor | None]]]] = {}
+        self.seen: dict[str, int] = {}
+        """How many batches of each shape came. They belong to what is saved: traced steps round otherwise than plain
+        ones, so that what goes on is to trace from the same step on."""
+        self._graphs: dict[str, Callable[..., tuple[Tensor, list[Tensor | None]]]] = {}
         self._recordings: Recordings | None = None
         """Of steps on a GPU, where they are recorded as they are in place of being traced."""
         self._build()
@@ -112,9 +114,10 @@ class Replicas:
         """``_gradients``; traced once so many batches of the same shapes have come that tracing pays."""
         if self._recordings is not None:
             return self._gradients
-        shapes = (len(self.active), *((leaf.shape, leaf.stride(), leaf.dtype) for leaf in tree_leaves(batch)))
-        self._seen[shapes] = self._seen.get(shapes, 0) + 1
-        if self._seen[shapes] < TRACE_AFTER:
+        leaves = [(tuple(leaf.shape), leaf.stride(), leaf.dtype) for leaf in tree_leaves(batch)]
+        shapes = str((len(self.active), *leaves))
+        self.seen[shapes] = self.seen.get(shapes, 0) + 1
+        if self.seen[shapes] < TRACE_AFTER:
             return self._gradients
         if shapes not in self._graphs:
             weights = [leaf.detach().requires_grad_() for leaf in self.parameters.values()]
@@ -122,7 +125,7 @@ class Replicas:
             shapes_alone = FakeTensorMode(allow_fallback_kernels=True)  # else torch makes one for each operation
             with torch.no_grad(), torch.random.fork_rng(_cuda(weights[0])), tracing(TracingContext(shapes_alone)):
                 traced = make_fx(partial(self._gradients))(weights, buffers, batch)
-            self._graphs[shapes] = _without_zeros(traced)
+            self._graphs[shapes] = lean(traced)
         return self._graphs[shapes]
 
     def _gradients(
@@ -190,9 +193,15 @@ class Replicas:
             found[f"optimizer/{name}"] = torch.cat([state[name] for state in states]) if first.dim() else first
         return found
 
-    def restore(self, tensors: Mapping[str, Tensor], active: Sequence[int], step_done: int) -> None:
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        active: Sequence[int],
+        step_done: int,
+        seen: Mapping[str, int] | None = None,
+    ) -> None:
         """Put back what ``tensors`` gave when these runs were in the stack; of runs that had stopped it knows none."""
-        self.active, self.step_done = list(active), step_done
+        self.active, self.step_done, self.seen = list(active), step_done, dict(seen or {})
         if self.active:
             with torch.no_grad():
                 self._put(tensors)
@@ -248,27 +257,6 @@ class Replicas:
         scale = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
         for one in gradients:
             one.mul_(scale.view(-1, *[1] * (one.dim() - 1)))
-
-
-def _without_zeros(traced: GraphModule) -> GraphModule:
-    """Where copies of one tensor were made and a single one was read, its gradient as it came: torch lays it among
-    zeros for the others and adds them all up, which is a quarter of the step of a stack of shared bottoms."""
-    aten, found = torch.ops.aten, False
-    for total in traced.graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
-        placed, dims = total.args[:2]
-        if placed.target is aten.select_backward.default and dims == [placed.args[2]] and total.args[2:] == (True,):
-            with traced.graph.inserting_before(total):
-                as_it_came = traced.graph.call_function(aten.unsqueeze.default, (placed.args[0], dims[0]))
-            total.replace_all_uses_with(as_it_came)
-            traced.graph.erase_node(total)
-            found = True
-    if not found:
-        return traced
-    for view in traced.graph.find_nodes(op="call_function", target=aten.view.default):
-        view.target = aten.reshape.default  # what they view may lie otherwise now
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced
 
 
 def _cuda(tensor: Tensor) -> list[torch.device]:

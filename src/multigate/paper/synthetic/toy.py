@@ -176,7 +176,8 @@ class _Work:
         return Trained(self.curves.cpu(), losses.cpu(), tuple(gate.cpu() for gate in gates), self.seconds)
 
     def save(self, path: Path) -> None:
-        state = {"done": self.done, "seconds": self.seconds, "training": repr(self.training)}
+        seen = self.replicas.seen
+        state = {"done": self.done, "seconds": self.seconds, "training": repr(self.training), "seen": seen}
         save_checkpoint(path, self.replicas.tensors() | {"curves": self.curves}, state)
 
     def restore(self, path: Path) -> None:
@@ -186,7 +187,7 @@ class _Work:
         self.curves = tensors.pop("curves").to(self.device)
         self.done, self.seconds = state["done"], state["seconds"]
         on_device = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self.replicas.restore(on_device, range(len(self.training.seeds)), self.done)
+        self.replicas.restore(on_device, range(len(self.training.seeds)), self.done, state.get("seen"))
 
 
 def _take_biases(toy: Toy) -> None:
