@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from multigate.errors import ExperimentError, nearest
-from multigate.nn.mixture import mix
 from multigate.sharing.structure import Level, Shared, Structure
 
 
@@ -119,11 +118,10 @@ class Transfer(nn.Module):
         self.attention = nn.Linear(width, 3 * width, bias=False)
 
     def forward(self, before: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        u = torch.cat((self.info(before), own.unsqueeze(1)), dim=1)  # p_{t-1} and q_t: (B, 2, H)
+        u = torch.stack((self.info(before)[:, 0], own))  # p_{t-1} and q_t: (2, B, H)
         h1, h2, h3 = self.attention(u).chunk(3, dim=-1)
-        w = torch.softmax((h2 * h3).sum(-1) / math.sqrt(u.shape[-1]), dim=-1)
-        return mix(w.unsqueeze(1), h1).squeeze(1), w[:, 0]
+        w = torch.softmax((h2 * h3).sum(-1) / math.sqrt(u.shape[-1]), dim=0)  # (2, B)
+        return (w.unsqueeze(-1) * h1).sum(0), w[0]
 
     def multiply_adds(self) -> int:
-        width = self.attention.in_features
-        return self.info.multiply_adds() + 2 * self.attention.weight.numel() + 2 * width
+        return self.info.multiply_adds() + 2 * self.attention.weight.numel()

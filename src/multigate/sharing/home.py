@@ -178,7 +178,7 @@ class Tasked(nn.Module):
         read = units(x, self.read_by_experts)
         experts = self.experts(read if self.features is None else self.features(read))  # (B, E, H)
         pairs = units(x, self.read_by_gates)  # (B, 2 T, D): of each task its group and the shared module
-        v = beside(pairs.view(len(x), len(self.tasks), 2 * x.shape[2]), context)
+        v = beside(pairs.view(x.shape[0], len(self.tasks), 2 * x.shape[2]), context)
         gate = self.gate(v)
         own, of_group, common = gate.weights.split((self.m, self.m, self.s), dim=-1)
         own = own + self.self_gate(v)
