@@ -45,17 +45,13 @@ class ParallelLinear(nn.Module):
             return flat.view(-1, n, d_out)
         # what reads one input is one matmul; the inputs lie as the layer before left them, and so do the outputs
         u = x.shape[1]
+        weight = self.weight.view(u, -1, self.weight.shape[2])  # (u, n / u H, D)
         if eager(x) and lies_last(x):
-            read, weight = (
-                x.permute(1, 2, 0),
-                self.weight.view(u, -1, self.weight.shape[2]),
-            )  # (u, D, B), (u, n / u H, D)
-            made = (
-                torch.bmm(weight, read) if self.bias is None else torch.baddbmm(self.bias.view(u, -1, 1), weight, read)
-            )
+            last = x.permute(1, 2, 0)  # (u, D, B)
+            bias = None if self.bias is None else self.bias.view(u, -1, 1)
+            made = torch.bmm(weight, last) if bias is None else torch.baddbmm(bias, weight, last)
             return made.view(n, d_out, -1).permute(2, 0, 1)
-        x = x.transpose(0, 1)
-        weight = self.weight.view(u, -1, self.weight.shape[2]).transpose(1, 2)
+        x, weight = x.transpose(0, 1), weight.transpose(1, 2)
         made = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.view(u, 1, -1), x, weight)
         return made.transpose(0, 1) if u == n else made.transpose(0, 1).reshape(-1, n, d_out)
 

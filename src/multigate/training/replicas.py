@@ -200,7 +200,8 @@ class Replicas:
         step_done: int,
         seen: Mapping[str, int] | None = None,
     ) -> None:
-        """Put back what ``tensors`` gave when these runs were in the stack; of runs that had stopped it knows none."""
+        """Put back what ``tensors`` gave when these runs were in the stack, and ``seen``; of runs that had stopped it
+        knows none."""
         self.active, self.step_done, self.seen = list(active), step_done, dict(seen or {})
         if self.active:
             with torch.no_grad():
