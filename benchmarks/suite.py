@@ -49,12 +49,12 @@ PARTS = (
     Part("train.py", ("--profile",), ("--profile", "--steps", "20", "--limit-rows", "50000"), True),
     Part(
         "wide.py",
-        ("--rounds", "2", "--rows", "122880", "--ways", *SPARSE),
+        ("--rounds", "2", "--rows", "98304", "--ways", *SPARSE),
         (*ONE, "--rows", "40960", "--vocabulary", "100000", "--ways", "lazy_adam"),
     ),
     Part(
         "wide.py",
-        ("--rounds", "2", "--growth", "--steps", "6"),
+        ("--rounds", "2", "--growth", "--sizes", "1e4", "1e6", "1e8", "--steps", "6"),
         (*ONE, "--growth", "--sizes", "1e4", "1e6", "--steps", "4"),
     ),
     Part("prepare.py", ("--rounds", "3"), ONE, True),

@@ -248,6 +248,24 @@ def test_progress_without_standard_error_is_told_to_nobody(monkeypatch: pytest.M
         report.line("done")
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--epochs", 3), "write --set epochs=3"),
+        (("--batch-size=64",), "write --set batch_size=64"),
+        (("--learning-rate", 0.1), "it stands deeper: optimizer.learning_rate"),
+        (("--lr", 0.1), "write optimizer.learning_rate"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "compare", "tune"])
+def test_a_field_given_as_an_option_is_told_where_it_is_set(verb: str, words: tuple[object, ...], told: str) -> None:
+    ended = multigate(verb, "x.yaml", *words)
+    assert ended.returncode == 2
+    *_, error, hint = ended.stderr.splitlines()
+    assert error.startswith(f"Error: No such option: {str(words[0]).partition('=')[0]}")
+    assert hint == f"fields of the experiment are set with --set; {told}"
+
+
 def test_wrong_words_keep_the_message_that_shows_the_right_ones() -> None:
     for words in (("trian",), ("train", "--epochs", "3")):
         done = multigate(*words)

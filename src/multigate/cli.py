@@ -428,6 +428,8 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code == STOPPED:  # typer's word for a Ctrl-C that no verb answered
             typer.echo("stopped; nothing half-written is left, so run the same command again", err=True)
+        if ended.code == 2 and (told := _field_meant(sys.argv[1:])) is not None:
+            typer.echo(told, err=True)
         raise
     except BaseException as error:
         code = _tell(error)
@@ -445,6 +447,24 @@ def _check_words(words: Sequence[str]) -> None:
     for word in words:
         if not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
             raise DataError(f"{word!a} holds bytes that are not UTF-8; rename it, or choose another name")
+
+
+def _field_meant(words: Sequence[str]) -> str | None:
+    """Where a field of the experiment is set that was given as an option of its own, as ``--epochs 3``, if one was."""
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    start = next((at for at, word in enumerate(words) if word in verbs), len(words))
+    options = {name for verb in words[start : start + 1] for one in verbs[verb].params for name in one.opts}
+    for at, word in enumerate(words[start + 1 :], start + 2) if "--set" in options else ():
+        name, _, value = word.partition("=")
+        if name.startswith("--") and name not in options:
+            from multigate.experiment import Experiment
+
+            key = name.removeprefix("--").replace("-", "_")
+            value = value or " ".join(words[at : at + 1])
+            place = f"write --set {key}={value}" if key in Experiment.model_fields else Experiment.place_of(key)
+            if place is not None:
+                return f"fields of the experiment are set with --set; {place}"
+    return None
 
 
 def _check_folder() -> None:

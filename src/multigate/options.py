@@ -37,7 +37,7 @@ class Options(BaseModel):
         unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, dict) else []
         if not unknown:
             return data
-        advice = {key: cls._place_of(str(key)) or nearest(str(key), cls.model_fields) for key in unknown}
+        advice = {key: cls.place_of(str(key)) or nearest(str(key), cls.model_fields) for key in unknown}
         told = [f"unknown key {key!r}; {advice[key]}" for key in unknown]
         try:
             cls.model_validate({key: value for key, value in data.items() if key not in unknown})
@@ -46,7 +46,7 @@ class Options(BaseModel):
         raise ValueError(", and ".join(filter(None, told)))
 
     @classmethod
-    def _place_of(cls, key: str) -> str | None:
+    def place_of(cls, key: str) -> str | None:
         """Where a key stands that is one of the options within these, or what else it stands for."""
         if key in cls.elsewhere:
             return cls.elsewhere[key]
