@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -452,16 +453,21 @@ def _check_words(words: Sequence[str]) -> None:
 def _field_meant(words: Sequence[str]) -> str | None:
     """Where a field of the experiment is set that was given as an option of its own, as ``--epochs 3``, if one was."""
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    start = next((at for at, word in enumerate(words) if word in verbs), len(words))
-    options = {name for verb in words[start : start + 1] for one in verbs[verb].params for name in one.opts}
-    for at, word in enumerate(words[start + 1 :], start + 2) if "--set" in options else ():
+    start = next((at for at, word in enumerate(words) if word in verbs), None)
+    if start is None:
+        return None
+    options = {name for one in verbs[words[start]].params for name in one.opts}
+    if "--set" not in options:
+        return None
+    for word, follows in zip_longest(words[start + 1 :], words[start + 2 :], fillvalue=""):
         name, _, value = word.partition("=")
         if name.startswith("--") and name not in options:
             from multigate.experiment import Experiment
 
             key = name.removeprefix("--").replace("-", "_")
-            value = value or " ".join(words[at : at + 1])
-            place = f"write --set {key}={value}" if key in Experiment.model_fields else Experiment.place_of(key)
+            place = (
+                f"write --set {key}={value or follows}" if key in Experiment.model_fields else Experiment.place_of(key)
+            )
             if place is not None:
                 return f"fields of the experiment are set with --set; {place}"
     return None

@@ -95,21 +95,22 @@ def test_sums_of_products(
     apart = torch.randn(*other[:-1], 2, other[-1])[..., 1, :]  # whose rows lie apart
     for dim in dims:
         for x in (right, apart):
-            assert found.may_sum(left, x, dim)
+            made = found.sum_of_product(left, x, dim)
+            assert made is not None
             wanted = (left.double() * x.double()).sum(dim)
-            torch.testing.assert_close(found.sum_of_product(left, x, dim).double(), wanted, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(made.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_sums_that_are_left_to_torch(found: Kernels) -> None:
-    x = torch.randn(3, 4, 5)
-    assert found.may_sum(x, x, 1)
-    assert not found.may_sum(x, x, 2), "the last axis"
-    assert not found.may_sum(x, x[..., :1], 1), "one number for all of the last axis"
-    assert not found.may_sum(x.transpose(1, 2), x.transpose(1, 2), 1), "another lies last"
-    assert not found.may_sum(x, x.double(), 1)
-    assert not found.may_sum(x.bfloat16(), x.bfloat16(), 1)
-    assert not found.may_sum(*2 * [torch.randn(1, 1, 1, 1, 2, 3)], 1), "six axes"
-    assert not found.may_sum(*2 * [torch.randn(TERMS + 1, 3)], 0), "many terms"
+    x, six, many = torch.randn(3, 4, 5), torch.randn(1, 1, 1, 1, 2, 3), torch.randn(TERMS + 1, 3)
+    assert found.sum_of_product(x, x, 1) is not None
+    assert found.sum_of_product(x, x, 2) is None, "the last axis"
+    assert found.sum_of_product(x, x[..., :1], 1) is None, "one number for all of the last axis"
+    assert found.sum_of_product(x.mT, x.mT, 1) is None, "another lies last"
+    assert found.sum_of_product(x, x.double(), 1) is None
+    assert found.sum_of_product(x.bfloat16(), x.bfloat16(), 1) is None
+    assert found.sum_of_product(six, six, 1) is None
+    assert found.sum_of_product(many, many, 0) is None
 
 
 @pytest.mark.parametrize("dim", [1, 3, 8, 16])

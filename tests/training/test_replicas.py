@@ -135,6 +135,7 @@ def test_what_is_drawn_is_each_runs_own(name: str) -> None:
 @pytest.mark.parametrize("name", ["mmoe_noisy_top_k", "home", "aitm", "shared_bottom"])
 def test_traced_steps_are_plain_ones_but_for_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout, draws and running means included; batches of another shape between them are not what was traced."""
+    monkeypatch.setattr("multigate.training.traced.MANY", 0)
     wholes = [Whole(make_model(small(ALL[name]), dropout=0.3)) for _ in range(2)]
     batches = [stack_batches([draw(rows), draw(rows)]) for rows in (ROWS, ROWS, 7)]
     batches[1] = batches[1]._replace(bags=batches[0].bags)
@@ -258,6 +259,7 @@ def test_what_is_saved_goes_on_bit_by_bit() -> None:
 
 def test_what_is_saved_is_traced_from_the_same_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 4)
+    monkeypatch.setattr("multigate.training.traced.MANY", 0)
     wholes = [Whole(make_model(MMoE(experts=3, hidden=(8,)))) for _ in range(2)]
     batches = [stack_batches([draw(), draw()]) for _ in range(7)]
     batches = [batch._replace(bags=batches[0].bags) for batch in batches]

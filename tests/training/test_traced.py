@@ -21,6 +21,7 @@ def mixed(weights: Tensor, sources: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_mixture_and_its_gradients_write_no_product(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multigate.training.traced.MANY", 3 * 2 * 4 * 5 * 33)
     if not compiled:
         monkeypatch.setattr("multigate.training.traced.kernels_for", lambda x: None)
     given = torch.randn(3, 2, 4, 33), torch.randn(3, 4, 5, 33)
@@ -33,7 +34,15 @@ def test_a_mixture_and_its_gradients_write_no_product(compiled: bool, monkeypatc
     torch.testing.assert_close(graph(*given), before)
 
 
-def test_what_else_reads_a_product_still_does() -> None:
+def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multigate.training.traced.MANY", 3 * 2 * 4 * 5 * 33 + 1)
+    graph = lean(make_fx(mixed)(torch.randn(3, 2, 4, 33), torch.randn(3, 4, 5, 33)))
+    assert not graph.graph.find_nodes(op="call_function", target=sum_of_product)
+
+
+def test_what_else_reads_a_product_still_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multigate.training.traced.MANY", 0)
+
     def both(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         product = x * y
         return product.sum(0), product.exp(), (x * 2).sum(0), (x * y).sum((0, 1)), (x * y).sum(0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Whether a shortcut is open: operators run one by one, may look at values and where they lie, and nobody looks on."""
+"""Shortcuts: open where operators run one by one, may look at values and where they lie, and nobody looks on."""
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,12 @@ def transformed(x: Tensor) -> bool:
 def eager(x: Tensor) -> bool:
     """Whether x is computed now: not in a graph being captured, nor under ``torch.func``."""
     return not (torch.compiler.is_compiling() or transformed(x))
+
+
+def multiplied_in(x: Tensor) -> torch.dtype:
+    """What matmuls of x are computed in: what autocast says where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def watched(*modules: nn.Module) -> bool:

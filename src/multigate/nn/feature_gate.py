@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from multigate.nn.eager import eager, transformed, watched
-from multigate.nn.parallel import ParallelLinear
+from multigate.nn.eager import eager, multiplied_in
+from multigate.nn.parallel import ParallelLinear, is_plain
 
 
 class FeatureGate(nn.Module):
@@ -22,11 +22,9 @@ class FeatureGate(nn.Module):
         self.up = ParallelLinear(n, rank, d_in, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        down, up = self.down.weight, self.up.weight
-        if self.training and eager(x) and not (watched(self.down, self.up) or transformed(down) or transformed(up)):
-            kind = x.device.type
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-            gated: Tensor = GatedFeatures.apply(x, dtype, down, up)  # type: ignore[no-untyped-call]
+        if self.training and eager(x) and is_plain(self.down) and is_plain(self.up):
+            weights = self.down.weight, self.up.weight
+            gated: Tensor = GatedFeatures.apply(x, multiplied_in(x), *weights)  # type: ignore[no-untyped-call]
             return gated
         gate = 2 * torch.sigmoid(self.up(self.down(x)))  # (B, n, D)
         return gate * (x if x.dim() == 3 else x.unsqueeze(1))

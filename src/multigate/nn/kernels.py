@@ -75,24 +75,24 @@ class Kernels:
         self._call("unmix", sources.dtype, (weights, sources, pull, of_sources, of_weights), t, e, h, b)
         return of_weights, of_sources
 
-    def may_sum(self, one: Tensor, other: Tensor, dim: int) -> bool:
-        """Whether ``sum_of_product`` takes these: float32 on the CPU, of two to five axes, of which not the last is
-        summed, and that is contiguous in both; and so few terms that nothing is lost in adding them one by one."""
-        one, other = _broadcast(one, other)
+    def sum_of_product(self, one: Tensor, other: Tensor, dim: int) -> Tensor | None:
+        """(one * other).sum(dim), the product written nowhere, of tensors that are broadcast against each other.
+
+        None where it is left to torch: anything but float32 on the CPU, of two to five axes, of which not the last is
+        summed, and that is contiguous in both; and sums of so many terms that adding them one by one loses digits.
+        """
+        one, other = torch.broadcast_tensors(one, other)  # type: ignore[no-untyped-call]
         axes = one.dim()
-        return (
+        if not (
             one.dtype == other.dtype == torch.float32
             and one.device.type == other.device.type == "cpu"
             and 2 <= axes <= 5
             and dim % axes != axes - 1
             and one.shape[dim] <= TERMS
             and one.stride(-1) == other.stride(-1) == 1
-        )
-
-    def sum_of_product(self, one: Tensor, other: Tensor, dim: int) -> Tensor:
-        """(one * other).sum(dim), the product written nowhere, of tensors that ``may_sum`` has found fit."""
-        one, other = _broadcast(one, other)
-        kept = [at for at in range(one.dim() - 1) if at != dim % one.dim()]
+        ):
+            return None
+        kept = [at for at in range(axes - 1) if at != dim % axes]
         made = one.new_empty([one.shape[at] for at in (*kept, -1)])
         missing, kept = 3 - len(kept), [*kept, dim]
         sizes = [1] * missing + [one.shape[at] for at in kept]
@@ -137,12 +137,6 @@ class Kernels:
         arrays = [tensor.data_ptr() for tensor in tensors]
         found: int | None = self.functions[name, dtype](*arrays, *sizes, torch.get_num_threads())
         return found
-
-
-def _broadcast(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as views of one shape; an axis along which one of them is repeated has a stride of 0 there."""
-    found: tuple[Tensor, Tensor] = torch.broadcast_tensors(one, other)  # type: ignore[no-untyped-call]
-    return found
 
 
 class Built(NamedTuple):
@@ -257,5 +251,8 @@ def _agrees(found: Kernels) -> bool:
             (found.mask_(x.clone(), active), active, 0.0),
         ]
     one, other = weights.unsqueeze(2), torch.stack((sources, sources.flip(0))).unsqueeze(1)
-    pairs.append((found.sum_of_product(one, other, 2), (one * other).sum(2), 1e-5))
+    made = found.sum_of_product(one, other, 2)
+    if made is None:
+        return False
+    pairs.append((made, (one * other).sum(2), 1e-5))
     return all(torch.allclose(one.float(), other.float(), atol=near, rtol=near) for one, other, near in pairs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.chance import dropout
-from multigate.nn.eager import eager, transformed, watched
+from multigate.nn.eager import eager, multiplied_in, transformed, watched
 from multigate.nn.layout import lies_last
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
 from multigate.nn.relu_layers import ReluLayers, lies_by_rows
@@ -73,11 +73,9 @@ def is_one(x: Tensor) -> bool:
     return x.dim() == 3 and x.stride(1) == 0 and x.shape[1] > 1
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Whether a layer is a linear map that nobody hooks into or transforms."""
-    if type(layer) is not ParallelLinear or watched(layer):
-        return False
-    return layer.bias is not None and not transformed(layer.weight)
+    return type(layer) is ParallelLinear and not (watched(layer) or transformed(layer.weight))
 
 
 class ParallelMLP(nn.Module):
@@ -126,7 +124,7 @@ class ParallelMLP(nn.Module):
             return False
         if self.activation is not functional.relu or self.norms or self.dropout:
             return False
-        return eager(x) and all(_is_plain(layer) for layer in self.layers)
+        return eager(x) and all(is_plain(layer) and layer.bias is not None for layer in self.layers)
 
     def with_products(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
         """The copies of x (B, D), and weight @ x^T (m, B) for each of the weights (m, D), from one matmul.
@@ -141,9 +139,7 @@ class ParallelMLP(nn.Module):
 
     def _relu_layers(self, x: Tensor, beside: Tensor | None = None) -> Any:
         parameters = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return ReluLayers.apply(x[:, 0] if is_one(x) else x, dtype, beside, *parameters)  # type: ignore[no-untyped-call]
+        return ReluLayers.apply(x[:, 0] if is_one(x) else x, multiplied_in(x), beside, *parameters)  # type: ignore[no-untyped-call]
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone, in evaluation. (B, D) -> (B, H)."""

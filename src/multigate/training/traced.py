@@ -9,6 +9,8 @@ from torch.fx import GraphModule, Node
 from multigate.nn.kernels import kernels_for
 
 aten = torch.ops.aten
+MANY = 1 << 18
+"""Numbers of a product from which on not writing it saves more than asking how its factors lie costs (measured)."""
 
 
 def lean(traced: GraphModule) -> GraphModule:
@@ -47,6 +49,7 @@ def _summed_at_once(traced: GraphModule, total: Any) -> bool:
         or product.target is not aten.mul.Tensor
         or len(product.users) > 1
         or not all(isinstance(one, Node) for one in product.args)
+        or product.meta["val"].numel() < MANY
     ):
         return False
     with traced.graph.inserting_before(total):
@@ -63,7 +66,7 @@ def _put(traced: GraphModule, old: Any, new: Node) -> None:
 def sum_of_product(one: Tensor, other: Tensor, dim: int, keepdim: bool) -> Tensor:
     """(one * other).sum(dim, keepdim), by compiled code where that can be."""
     found = kernels_for(one)
-    if found is None or not found.may_sum(one, other, dim):
+    made = None if found is None else found.sum_of_product(one, other, dim)
+    if made is None:
         return (one * other).sum(dim, keepdim=keepdim)
-    made = found.sum_of_product(one, other, dim)
     return made.unsqueeze(dim) if keepdim else made
