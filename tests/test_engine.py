@@ -1,10 +1,13 @@
 """Engines: batches of any size, cut and put together again; who answers differently is found, who is faster chosen."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +19,27 @@ import torch
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
 from multigate.data.encoder import Arrays, Encoder
-from multigate.engine import BLOCK, Answers, Engine, Onnx, Torch, arrays, disagreement, faster, made_up
+from multigate.engine import BLOCK, SMALL, Answers, Engine, Engines, Onnx, Torch, arrays, disagreement, faster, made_up
 from multigate.errors import BundleError
 from multigate.experiment import Experiment
 from multigate.schema import Bag, Number, Schema, Task
+from multigate.score import score_table
 from multigate.sharing import MMoE
 from multigate.training.train import train
 
 
 @pytest.fixture(scope="module")
-def bundle(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def exported(feed_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a graph: categories, a bag, a chain."""
     folder = tmp_path_factory.mktemp("engine")
     train(feed_experiment, folder / "run", quiet=True)
     load(folder / "run").export(folder / "exported")
-    return load(folder / "exported", engine="onnx")
+    return folder / "exported"
+
+
+@pytest.fixture(scope="module")
+def bundle(exported: Path) -> Bundle:
+    return load(exported, engine="onnx")
 
 
 @pytest.fixture
@@ -95,6 +104,86 @@ def test_a_consumer_may_stop_early(bundle: Bundle) -> None:
     assert len(made) < 10
 
 
+def test_threads_of_torch_stay_as_many_as_they_were(bundle: Bundle, threads: int) -> None:
+    """Of this thread and of those that come later; rows are computed on as many others, each by itself."""
+    seen: list[tuple[str, int]] = []
+
+    def look(module: object, inputs: object) -> None:
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+
+    def of_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    hook = bundle.model.register_forward_pre_hook(look)
+    batches = [(made_up(bundle.encoder.layout, 6 * SMALL), at) for at in range(3)]
+    try:
+        answers = Torch(bundle.model).over(batches)
+        next(answers)
+        assert torch.get_num_threads() == of_a_new_thread() == threads
+        answers.close()
+        list(Torch(bundle.model).over(batches))
+    finally:
+        hook.remove()
+    assert torch.get_num_threads() == of_a_new_thread() == threads
+    assert len({name for name, _ in seen}) > 1
+    assert {number for _, number in seen} == {1}
+
+
+def test_where_no_more_threads_can_begin_none_waits_for_ever(
+    bundle: Bundle, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = threading.Thread.start, []
+
+    def start(self: threading.Thread) -> None:
+        if len(begun) == threads - 1:
+            raise RuntimeError("can't start new thread")
+        begun.append(self)
+        begin(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(Torch(bundle.model).over([(made_up(bundle.encoder.layout, 600), 0)]))
+    assert len(begun) == threads - 1
+    assert not any(thread.is_alive() for thread in begun)
+    assert torch.get_num_threads() == threads
+
+
+def test_tables_may_be_computed_in_bfloat16(bundle: Bundle, exported: Path) -> None:
+    table = pq.read_table(bundle.experiment.test)
+    exact, rough = load(exported), load(exported, precision="bfloat16")
+    expected, found = exact.predict(table), rough.predict(table)
+    assert any(not np.array_equal(found[name], values) for name, values in expected.items())
+    for name, values in expected.items():
+        assert np.abs(found[name] - values).max() < 0.02 * max(1, np.abs(values).max())
+    for row in table.slice(0, 3).to_pylist():
+        assert rough.predict(row) == exact.predict(row)
+    assert rough.with_outputs().predict(table)["click"].tolist() == found["click"].tolist()
+    scores, _ = score_table(rough, table, replicates=0)
+    precise, _ = score_table(exact, table, replicates=0)
+    assert scores != precise
+    assert scores["click/auc"] == pytest.approx(precise["click/auc"], abs=0.01)
+
+
+def test_precision_auto_is_what_the_processor_multiplies(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, named in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert load(exported, precision="auto").precision == named
+        assert load(exported, engine="onnx", precision="auto").engines.table.name == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "told"),
+    [
+        ("torch", "bfloat", "there is no precision 'bfloat'; did you mean 'bfloat16'?"),
+        ("onnx", "bfloat16", "engine 'onnx' computes in float32 alone; take engine 'auto' or 'torch' for bfloat16"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_told(exported: Path, engine: str, precision: str, told: str) -> None:
+    with pytest.raises(BundleError, match=re.escape(told)):
+        load(exported, engine=engine, precision=precision)  # type: ignore[arg-type]
+
+
 def test_other_weights_are_found_out(bundle: Bundle) -> None:
     layout = bundle.encoder.layout
     assert disagreement(Torch(bundle.model), bundle.engines.row, layout) is None
@@ -129,9 +218,9 @@ class Slow:
 def test_the_faster_one_is_chosen_for_one_row_and_for_many(bundle: Bundle) -> None:
     engine = Torch(bundle.model)
     first, second = Slow(engine, one=0.0, many=0.03), Slow(engine, one=0.005, many=0.0)
-    chosen = faster([first, second], bundle.encoder.layout)
+    chosen = faster([Engines(first, first), Engines(second, second)], bundle.encoder.layout)
     assert (chosen.row, chosen.table) == (first, second)
-    chosen = faster([second, first], bundle.encoder.layout)
+    chosen = faster([Engines(second, second), Engines(first, first)], bundle.encoder.layout)
     assert (chosen.row, chosen.table) == (first, second)
 
 

@@ -99,8 +99,14 @@ def test_scores_of_a_part_are_printed_as_those_of_a_table(
     ("words", "told"),
     [
         (["split"], "score wants rows; name a table, or add --part test"),
-        (["split", "test.parquet", "--part", "test"], "leave out the table and --out, or leave out --part"),
-        (["split", "--part", "test", "--out", "p.parquet"], "leave out the table and --out, or leave out --part"),
+        (
+            ["split", "test.parquet", "--part", "test"],
+            "leave out the table, --out and --precision, or leave out --part",
+        ),
+        (
+            ["split", "--part", "test", "--out", "p.parquet"],
+            "leave out the table, --out and --precision, or leave out --part",
+        ),
         (["split", "--part", "tset"], "split has no tset rows; it has train, valid, test; or name a table"),
         (["run", "--part", "test"], "run has no test rows; it has train, valid; or name a table"),
         (["run/bundle", "--part", "test"], "there is no run in run/bundle"),

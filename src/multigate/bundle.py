@@ -28,6 +28,7 @@ from multigate.data.files import open_table
 from multigate.data.labels import Spelling
 from multigate.engine import (
     BLOCK,
+    CPU,
     SMALL,
     Answers,
     Engine,
@@ -48,6 +49,7 @@ from multigate.graph import export_graph
 from multigate.model import Model
 from multigate.nn.blank import Blank
 from multigate.outputs import DeclaredOutputs, Rows
+from multigate.precision import PRECISIONS, Precision, choose_precision
 from multigate.schema import Output, Schema
 from multigate.sharing import Structure, known_as
 from multigate.writing import told, writing
@@ -120,6 +122,8 @@ class Bundle:
         self.model = model.eval()
         self.model.calibration = Calibration(encoder.layout.tasks, self.curves) if self.curves else None
         self.engines = Engines(Torch(self.model), Torch(self.model))
+        self.precision = "float32"
+        """Of matmuls, where tables are predicted or scored by torch."""
         self._declared = DeclaredOutputs(self.schema)
 
     def __repr__(self) -> str:
@@ -148,7 +152,7 @@ class Bundle:
         an empty list the arrays are empty. Values unseen in training and nulls are read by the same rule as in
         training.
         """
-        if nw.dependencies.is_pandas_series(rows):
+        if type(rows) is not dict and nw.dependencies.is_pandas_series(rows):  # asking takes a twentieth of an answer
             rows = rows.to_dict()
         if isinstance(rows, Mapping):
             if not all(_is_column(value) for value in rows.values()):
@@ -236,7 +240,7 @@ class Bundle:
         experiment = self.experiment.with_(schema=self.schema.with_(outputs=outputs))
         _check_names(experiment.schema, self.encoder)
         bundle = Bundle(experiment, self.encoder, self.model, self.curves)
-        bundle.engines = self.engines
+        bundle.engines, bundle.precision = self.engines, self.precision
         return bundle
 
     def save(self, folder: str | Path) -> None:
@@ -280,25 +284,38 @@ class Bundle:
 
 
 def load(
-    path: str | PathLike[str], *, structures: Sequence[type[Structure]] = (), engine: EngineName = "torch"
+    path: str | PathLike[str],
+    *,
+    structures: Sequence[type[Structure]] = (),
+    engine: EngineName = "torch",
+    precision: Precision = "float32",
 ) -> Bundle:
     """The bundle in a folder, or of a run folder. ``structures`` names structures of your own that it may use.
 
     ``engine`` computes predictions: torch; onnx, the graph that ``Bundle.export`` wrote; or auto, for single rows and
     for tables whichever of them is faster here, torch where there is no graph or no ONNX Runtime.
 
+    ``precision`` is that of torch's matmuls where tables are predicted or scored: bfloat16 answers faster on processors
+    that multiply it natively, and otherwise in the third digit; auto is bfloat16 on those alone. A single row is always
+    computed in float32, and so is the graph.
+
     Where another bundle is put in its place meanwhile, that one is read. Raises ``BundleError`` where a file is missing
     or altered, or was written by a newer version, and where the engine asked for cannot be had.
     """
     if engine not in ENGINES:
         raise BundleError(f"there is no engine {engine!r}; {nearest(engine, ENGINES)}")
+    if precision not in PRECISIONS:
+        raise BundleError(f"there is no precision {precision!r}; {nearest(precision, PRECISIONS)}")
+    multiplied_in = choose_precision(precision, CPU)
+    if engine == "onnx" and precision == "bfloat16":
+        raise BundleError("engine 'onnx' computes in float32 alone; take engine 'auto' or 'torch' for bfloat16")
     folder = Path(path)
     if (folder / "bundle" / ABOUT).is_file():
         folder = folder / "bundle"
     while True:
         before = _identity(folder)
         try:
-            bundle = _load(folder, _read_about(folder), structures, engine)
+            bundle = _load(folder, _read_about(folder), structures, engine, multiplied_in)
         except BundleError:
             if _identity(folder) == before:
                 raise
@@ -317,7 +334,9 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _load(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]], engine: EngineName) -> Bundle:
+def _load(
+    folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]], engine: EngineName, precision: str
+) -> Bundle:
     """The bundle in a folder, as long as that stays as it is."""
     try:
         for name, checksum in about["files"].items():
@@ -329,6 +348,7 @@ def _load(folder: Path, about: dict[str, Any], structures: Sequence[type[Structu
                     f"bundle {folder}: {name!r} was altered or damaged after it was written; copy it again"
                 )
         bundle = _restored(folder, about, structures)
+        bundle.precision = precision
         bundle.engines = _engines(engine, bundle, folder, about)
         return bundle
     except (BundleError, MemoryError):
@@ -379,8 +399,9 @@ def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Str
 
 def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -> Engines:
     """What computes one row, and what computes tables."""
+    by_torch = Engines(bundle.engines.row, Torch(bundle.model, bundle.precision))
     if engine == "torch":
-        return bundle.engines
+        return by_torch
     try:
         if GRAPH not in about["files"]:
             raise BundleError(f"bundle {folder} has no graph for engine 'onnx'; write one with Bundle.export")
@@ -388,11 +409,12 @@ def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -
             raise BundleError(f"bundle {folder}: {GRAPH} was written for another model; export it again")
         onnx = Onnx(folder / GRAPH)
         _check_agreement(onnx, bundle, folder)
-        return Engines(onnx, onnx) if engine == "onnx" else faster([bundle.engines.row, onnx], bundle.encoder.layout)
+        by_graph = Engines(onnx, onnx)
+        return by_graph if engine == "onnx" else faster([by_torch, by_graph], bundle.encoder.layout)
     except BundleError:
         if engine == "onnx":
             raise
-        return bundle.engines
+        return by_torch
 
 
 def _check_agreement(engine: Engine, bundle: Bundle, folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -100,24 +100,31 @@ def score(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write predictions here (.parquet), beside the key columns.")] = None,
     replicates: Annotated[int, typer.Option(min=0, help="Bootstrap draws behind the intervals; 0 for none.")] = 200,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 (faster, third digits differ) or auto.  [default: float32]")
+    ] = None,
 ) -> None:
     """Score a run on a table with labels or on rows it set aside, or write predictions for a table without labels."""
     from multigate.bundle import load
     from multigate.errors import DataError
+    from multigate.precision import Precision
     from multigate.score import score_part, score_table, write_predictions
     from multigate.tables import metric_table
     from multigate.training.progress import Reporter
 
     if part is not None:
-        if table is not None or out is not None:
-            raise DataError("score --part takes a run's own rows; leave out the table and --out, or leave out --part")
+        if table is not None or out is not None or precision is not None:
+            raise DataError(
+                "score --part takes a run's own rows; leave out the table, --out and --precision, or leave out --part"
+            )
         with Reporter() as report:
             metrics, intervals = score_part(run, part, replicates=replicates, progress=report, tell=report.line)
         _print(metric_table(f"{run}, {'validation' if part == 'valid' else part} rows", metrics, intervals))
         return
     if table is None:
         raise DataError("score wants rows; name a table, or add --part test for those that the run set aside")
-    bundle = load(run, engine="auto" if out is not None else "torch")
+    chosen = cast(Precision, precision or "float32")  # load checks it
+    bundle = load(run, engine="auto" if out is not None else "torch", precision=chosen)
     with Reporter() as report:
         if out is not None:
             rows = write_predictions(bundle, table, out, progress=report)

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier, Lock
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -12,9 +14,10 @@ from numpy.typing import NDArray
 
 from multigate.batch import BagIds, Batch, IdColumn, Layout
 from multigate.data.encoder import Arrays
-from multigate.data.rows import cut
+from multigate.data.rows import cuts
 from multigate.errors import BundleError
-from multigate.model import Model
+from multigate.model import TOGETHER, Model
+from multigate.precision import multiplying
 
 Floats = NDArray[np.float32]
 More = TypeVar("More")
@@ -23,6 +26,8 @@ BLOCK = 512
 """Rows that a graph computes in one call at most: what lies between its operators then stays in the cache."""
 SMALL = 64
 """Rows that are not worth another thread."""
+CPU = torch.device("cpu")
+_BEGINNING = Lock()
 ABSOLUTE, RELATIVE = 1e-5, 3e-5
 """How far outputs of two engines may lie apart: no probability then differs by more than 1e-5."""
 
@@ -53,30 +58,28 @@ class Engine(Protocol):
 
 
 class Torch:
-    """The model itself; it is always there."""
+    """The model itself; it is always there. ``precision`` is that of its matmuls, float32 or bfloat16."""
 
     name = "torch"
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, precision: str = "float32") -> None:
         self.model = model
+        self.precision = precision
 
     def __call__(self, rows: Arrays) -> Answers:
         bags = [BagIds(torch.from_numpy(values), torch.from_numpy(offsets)) for values, offsets in rows.bags]
-        with torch.inference_mode():
+        with torch.inference_mode(), multiplying(self.precision, CPU):
             out = self.model(torch.from_numpy(rows.numbers), torch.from_numpy(rows.categories), bags)
         logits = out.logits.float().numpy()
         conditionals = logits if out.conditionals is out.logits else out.conditionals.float().numpy()
         return Answers(logits, conditionals, tuple(gate.float().numpy() for gate in out.gates))
 
     def over(self, batches: Iterable[tuple[Batch, More]]) -> Iterator[tuple[Answers, More]]:
-        for batch, more in batches:
-            yield self(arrays(batch)), more
+        return _spread(self, batches, TOGETHER)
 
 
 class Onnx:
     """A graph that ``export_graph`` wrote, run by ONNX Runtime; it maps the weights that lie beside it into memory.
-
-    One call runs on one thread; rows of larger batches are spread over as many threads as torch has.
 
     Raises ``BundleError`` where ONNX Runtime is missing or broken, or refuses the graph or its rows.
     """
@@ -113,19 +116,7 @@ class Onnx:
         return Answers(logits, rest.pop(0) if self._chains else logits, tuple(rest))
 
     def over(self, batches: Iterable[tuple[Batch, More]]) -> Iterator[tuple[Answers, More]]:
-        """The next batch is made while this one is computed."""
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(threads, "multigate-onnx") as pool:
-            ahead: tuple[list[Future[Answers]], More] | None = None
-            for batch, more in batches:
-                size = min(BLOCK, max(SMALL, -(-batch.rows // threads)))
-                starts = range(0, max(batch.rows, 1), size)
-                running = [pool.submit(self, arrays(cut(batch, at, at + size))) for at in starts]
-                if ahead is not None:
-                    yield _joined(ahead[0]), ahead[1]
-                ahead = running, more
-            if ahead is not None:
-                yield _joined(ahead[0]), ahead[1]
+        return _spread(self, batches, BLOCK)
 
 
 def _short(error: Exception) -> str:
@@ -150,8 +141,59 @@ def together(rows: Sequence[Arrays]) -> Arrays:
     )
 
 
-def _joined(parts: Sequence[Future[Answers]]) -> Answers:
-    done = [part.result() for part in parts]
+def _spread(engine: Engine, batches: Iterable[tuple[Batch, More]], block: int) -> Iterator[tuple[Answers, More]]:
+    """Answers to one batch after the other, its rows spread over as many threads as torch has, each of which computes
+    by itself, at most ``block`` at a time. The next batch is made while this one is computed."""
+    ahead: tuple[list[Future[Answers]], More] | None = None
+    with ExitStack() as stack:
+        pool: ThreadPoolExecutor | None = None
+        for batch, more in batches:
+            if pool is None:
+                if batch.rows <= SMALL:
+                    yield engine(arrays(batch)), more
+                    continue
+                pool = stack.enter_context(_workers())
+            size = min(block, max(SMALL, -(-batch.rows // torch.get_num_threads())))
+            running = [pool.submit(engine, arrays(part)) for part in cuts(batch, size)]
+            if ahead is not None:
+                yield _results(ahead[0]), ahead[1]
+            ahead = running, more
+        if ahead is not None:
+            yield _results(ahead[0]), ahead[1]
+
+
+def _workers() -> ThreadPoolExecutor:
+    """As many threads as torch has, on each of which it computes without the others.
+
+    Torch gives threads that come later the number that was set last, by whichever of them: so all of these begin now,
+    and then it is set as it was.
+    """
+    with _BEGINNING:
+        threads = torch.get_num_threads()
+        begun = Barrier(threads)
+        pool = ThreadPoolExecutor(threads, "multigate-predict", _alone)
+        try:
+            list(pool.map(lambda _: begun.wait(), range(threads)))
+        except BaseException:  # fewer threads than were asked for would wait for ever
+            begun.abort()
+            pool.shutdown()
+            raise
+        finally:
+            torch.set_num_threads(threads)
+    return pool
+
+
+def _alone() -> None:
+    """On this thread torch computes without others; a thread that has not been asked yet would forget it again."""
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def _results(running: Sequence[Future[Answers]]) -> Answers:
+    return _joined([one.result() for one in running])
+
+
+def _joined(done: Sequence[Answers]) -> Answers:
     if len(done) == 1:
         return done[0]
     logits = np.concatenate([one.logits for one in done])
@@ -167,12 +209,12 @@ class Engines(NamedTuple):
     table: Engine
 
 
-def faster(engines: Sequence[Engine], layout: Layout) -> Engines:
+def faster(choices: Sequence[Engines], layout: Layout) -> Engines:
     """The engine that is faster on one row, and the one on many: both are measured, in about a second."""
     one, many = arrays(made_up(layout, 1)), made_up(layout, 16 * BLOCK)
     return Engines(
-        _fastest(engines, lambda engine: engine(one), times=30),
-        _fastest(engines, lambda engine: list(engine.over([(many, None)])), times=5),
+        _fastest([choice.row for choice in choices], lambda engine: engine(one), times=30),
+        _fastest([choice.table for choice in choices], lambda engine: list(engine.over([(many, None)])), times=5),
     )
 
 

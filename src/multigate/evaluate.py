@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from multigate.batch import Batch, output_columns
 from multigate.data.encoder import Encoder
-from multigate.data.rows import to_device
+from multigate.data.rows import cuts, to_device
 from multigate.errors import ExperimentError, nearest
 from multigate.metrics import HIGHER_IS_BETTER, LOSS, PRIMARY, bootstrap, score_task
-from multigate.model import Model
+from multigate.model import TOGETHER, Model
+from multigate.precision import multiplying
 from multigate.schema import Schema
 
 Array = NDArray[np.float32]
@@ -40,19 +41,20 @@ class Space(NamedTuple):
     groups: NDArray[np.int64] | None
 
 
-def forward(model: Model, batches: Iterable[Batch], device: torch.device) -> Scored:
-    """Run batches through a model in evaluation mode and float32; everything comes back on the CPU."""
+def forward(model: Model, batches: Iterable[Batch], device: torch.device, *, precision: str = "float32") -> Scored:
+    """Run batches through a model in evaluation mode; everything comes back on the CPU."""
     training = model.training
     model.eval()
     parts: list[tuple[Array, ...]] = []
-    with torch.inference_mode():
-        for batch in batches:
-            at = to_device(batch, device)
-            out = model(at.numbers, at.categories, at.bags)
-            logits = out.logits.float().cpu()
-            conditionals = logits if out.conditionals is out.logits else out.conditionals.float().cpu()
-            kept = (logits, conditionals, batch.labels, batch.known, batch.weights, batch.groups)
-            parts.append(tuple(one.cpu().numpy() for one in kept))
+    with torch.inference_mode(), multiplying(precision, device):
+        for whole in batches:
+            for batch in cuts(whole, TOGETHER) if device.type == "cpu" else [whole]:
+                at = to_device(batch, device)
+                out = model(at.numbers, at.categories, at.bags)
+                logits = out.logits.float().cpu()
+                conditionals = logits if out.conditionals is out.logits else out.conditionals.float().cpu()
+                kept = (logits, conditionals, batch.labels, batch.known, batch.weights, batch.groups)
+                parts.append(tuple(one.cpu().numpy() for one in kept))
     model.train(training)
     return Scored(*(np.concatenate(one) for one in zip(*parts, strict=True)))
 

@@ -25,6 +25,7 @@ from multigate.errors import ExperimentError, nearest
 from multigate.model import Tower, check_reads
 from multigate.nn.embed import Embedding
 from multigate.options import Options, refusal
+from multigate.precision import Precision
 from multigate.schema import Schema
 from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure
 from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
@@ -153,8 +154,8 @@ with warnings.catch_warnings():
         epochs: int = Field(default=12, ge=1)
         batch_size: int | None = Field(default=None, ge=1)
         """Rows of a step; null is 1024, less of small tables, a power of two from 32, for 150 steps an epoch."""
-        precision: Literal["auto", "float32", "bfloat16"] = "auto"
-        """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. Predictions are float32."""
+        precision: Precision = "auto"
+        """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. ``load`` has its own."""
         seed: int = Field(default=0, ge=0, le=2**64 - 1)
         monitor: str = "mean"
         """``<task>/<metric>`` that chooses the best weights on validation rows, or the mean of the tasks' main ones."""

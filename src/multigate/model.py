@@ -24,6 +24,8 @@ from multigate.sharing.structure import Widths
 
 MISSING = 1
 """Id of a missing value."""
+TOGETHER = 2048
+"""Rows that a processor computes in one call at best: what lies between layers then stays in its cache."""
 
 
 class Tower(Options):

@@ -74,7 +74,7 @@ def _scored(
                 progress("scoring", done, None)
 
     device = next(bundle.model.parameters()).device
-    found = spaces(bundle.schema, bundle.encoder, forward(bundle.model, told(), device))
+    found = spaces(bundle.schema, bundle.encoder, forward(bundle.model, told(), device, precision=bundle.precision))
     metrics = scores(found)
     reasons = unscored(found, metrics)
     if reasons and tell is not None:

@@ -78,6 +78,17 @@ def test_relu_and_its_mask_are_bit_equal_to_torchs(found: Kernels, threads: int,
     assert torch.equal(found.mask_(pull.clone(), activated), masked)
 
 
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2048), (5, 2049), (2, 3, 700), (2, 0)])
+def test_relu_of_a_sum_is_bit_equal_to_torchs(
+    found: Kernels, threads: int, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    x, bias = torch.randn(shape).to(dtype), torch.randn(shape[:-1]).to(dtype)
+    x.flatten()[:1], bias.flatten()[-1:] = torch.nan, torch.inf
+    expected = torch.relu(x + bias.unsqueeze(-1))
+    assert torch.equal(found.relu_of_sum_(x, bias).nan_to_num(7), expected.nan_to_num(7))
+
+
 @pytest.mark.parametrize(
     ("one", "other", "dims"),
     [

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multigate.nn import relu_layers as module
+from multigate.nn.eager import MANY
 from multigate.nn.embed import StackedTables
+from multigate.nn.gate import Gate
 from multigate.nn.parallel import ParallelLinear, ParallelMLP
 from multigate.nn.relu_layers import ReluLayers
+from multigate.nn.together import mixture
 
 N, D = 3, 75
 HIDDEN = [(8,), (8, 4), (30, 8, 4)]
@@ -90,6 +94,53 @@ def test_gradients_of_strided_and_expanded_results() -> None:
         own = torch.autograd.grad(read(mlp(x)), list(mlp.parameters()))
         for one, other in zip(own, torch.autograd.grad(read(loops(mlp, x)), list(mlp.parameters())), strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_many_rows_without_gradients_are_those_of_single_networks(
+    hidden: tuple[int, ...], layout: str, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch last, which only the form of its own leaves so; below ``MANY`` rows, and with gradients, there is none."""
+    if not compiled:
+        monkeypatch.setattr(module, "kernels_for", lambda x: None)
+    mlp, x = ParallelMLP(N, D, hidden, dropout=0.5).to(dtype).eval(), LAYOUTS[layout](MANY).to(dtype)
+    for read in (torch.no_grad, torch.inference_mode):
+        with read():
+            found = mlp(x)
+        assert found.permute(1, 2, 0).is_contiguous()
+        torch.testing.assert_close(found, loops(mlp, x), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x[1:]), loops(mlp, x[1:]), rtol=1e-5, atol=1e-5)
+    assert mlp(x).grad_fn is not None
+
+
+def test_many_rows_in_half_precision_are_within_its_rounding() -> None:
+    mlp, x = ParallelMLP(N, D, (30, 8, 4)).eval(), torch.randn(MANY, D)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mlp(x)
+    assert found.dtype == torch.bfloat16
+    assert (found - loops(mlp, x)).norm() < 0.02 * loops(mlp, x).norm()
+
+
+@pytest.mark.parametrize("rows", [MANY - 1, MANY])
+def test_gates_beside_experts_of_many_rows(rows: int) -> None:
+    experts, gate, x = ParallelMLP(N, D, (8, 4)).eval(), Gate(2, N, D).eval(), torch.randn(rows, D)
+    with torch.no_grad():
+        mixed, gated = mixture(experts, gate, x)
+    weights = torch.softmax(torch.einsum("bd,ted->bte", x, gate.linear.weight), dim=-1)
+    torch.testing.assert_close(gated.weights, weights)
+    torch.testing.assert_close(mixed, torch.einsum("bte,beh->bth", weights, loops(experts, x)))
+
+
+def test_hooks_are_called_for_many_rows() -> None:
+    mlp, seen = ParallelMLP(N, D, (8, 4)).eval(), []
+    mlp.layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.shape))
+    with torch.no_grad():
+        mlp(torch.randn(MANY, D))
+    assert seen == [(MANY, N, 8)]
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.5}, {"normalisation": "layer"}, {"activation": "silu"}])

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from multigate.nn.eager import MANY
 from multigate.nn.factorised import FactorisedLinear
 from multigate.nn.parallel import ParallelLinear
 from multigate.sharing import STRUCTURES, VARIANTS, GatedStructure, MMoE, Shared, Sharing, Soft, StackedMMoE, Structure
@@ -64,6 +65,23 @@ def test_rows_are_independent(options: Structure, x: Tensor) -> None:
     together = module(x).z
     alone = torch.cat([module(row.unsqueeze(0)).z for row in x])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "n"),
+    [pytest.param(options, None, id=name) for name, options in ALL.items()]
+    + [pytest.param(options, n, id=f"{name}, own") for name, options in ALL.items() if (n := options.inputs(2))],
+)
+def test_many_rows_are_what_few_are(options: Structure, n: int | None) -> None:
+    """Without gradients many rows are computed in forms of their own."""
+    module = build(options).eval()
+    x = torch.randn(MANY + 3, D) if n is None else torch.randn(MANY + 3, n, D)
+    with torch.inference_mode():
+        many, few = module(x), [module(part) for part in x.split(100)]
+    torch.testing.assert_close(many.z, torch.cat([one.z for one in few]), atol=1e-5, rtol=1e-5)
+    for at, gate in enumerate(many.gates):
+        expected = torch.cat([one.gates[at] for one in few])
+        torch.testing.assert_close(gate, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [*CASES, pytest.param(Soft(penalty="tucker", every=1), id="tucker")])

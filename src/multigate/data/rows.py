@@ -4,7 +4,7 @@ Copies go through numpy, on one thread: this runs beside the training, and torch
 the threads the training needs (on two busy cores 100 times slower). Rows on a GPU are picked there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,12 @@ def cut(batch: Batch, start: int, stop: int) -> Batch:
         offsets = bag.offsets[start : stop + 1]
         bags.append(BagIds(bag.values[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0]))
     return _batch([tensor[start:stop] for tensor in _tensors(batch)], tuple(bags))
+
+
+def cuts(batch: Batch, rows: int) -> Iterator[Batch]:
+    """The batch in order, at most so many rows at a time; a batch of no rows is one part."""
+    for start in range(0, max(batch.rows, 1), rows):
+        yield batch if batch.rows <= rows else cut(batch, start, start + rows)
 
 
 def pick(batch: Batch, rows: Tensor) -> Batch:

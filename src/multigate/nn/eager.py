@@ -20,6 +20,15 @@ def multiplied_in(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+MANY = 512
+"""Rows for which evaluation takes compiled code, which may first have to be built, and forms of its own."""
+
+
+def pays(x: Tensor) -> bool:
+    """Whether x is many rows on a CPU, computed now, of which no gradient will be asked."""
+    return eager(x) and len(x) >= MANY and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 def watched(*modules: nn.Module) -> bool:
     """Whether a hook waits for one of these to be called, or for gradients to come back through it."""
     return any(

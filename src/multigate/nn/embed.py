@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
-from multigate.nn.eager import eager, watched
+from multigate.nn.eager import eager, pays, watched
 from multigate.nn.kernels import kernels
 from multigate.options import Options
 
@@ -282,9 +282,9 @@ class Categories(nn.Module):
         return embedded
 
     def _by_kernels(self, tables: StackedTables, ids: Tensor) -> bool:
-        """Whether to take ``LookedUp``: in training, on a CPU, where nobody hooks into the tables."""
+        """Whether to take ``LookedUp``: in training or of many rows, on a CPU, where nobody hooks into the tables."""
         weight = tables.weight
-        if not self.training or tables.sparse or watched(tables):
+        if not (self.training or pays(ids)) or tables.sparse or watched(tables):
             return False
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and ids.dtype == torch.int32
         plain = plain and weight.is_contiguous()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from multigate.nn.eager import eager, multiplied_in
+from multigate.nn.eager import eager, multiplied_in, pays
 from multigate.nn.parallel import ParallelLinear, is_plain
 
 
@@ -22,7 +22,7 @@ class FeatureGate(nn.Module):
         self.up = ParallelLinear(n, rank, d_in, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and eager(x) and is_plain(self.down) and is_plain(self.up):
+        if (self.training or pays(x)) and eager(x) and is_plain(self.down) and is_plain(self.up):
             weights = self.down.weight, self.up.weight
             gated: Tensor = GatedFeatures.apply(x, multiplied_in(x), *weights)  # type: ignore[no-untyped-call]
             return gated

@@ -10,6 +10,7 @@
 namespace {
 
 constexpr int64_t TILE = 128;    // rows of a batch at a time: their sums and weights stay in the nearest cache
+constexpr int64_t LONG = 2048;   // and where nothing but a row is held
 constexpr int64_t FEW = 1 << 14; // multiply-adds that are not worth a second thread
 
 struct bfloat16 {
@@ -110,6 +111,22 @@ template <typename T> void relu(T* x, int64_t many, int threads) {
     for (int64_t i = 0; i < many; ++i) word[i] &= above(word[i]);
 }
 
+// x[unit, :] = max(x[unit, :] + bias[unit], 0), in place
+template <typename T>
+void relu_of_sum(T* x, const T* bias, int64_t units, int64_t lanes, int threads) {
+    const int64_t tiles = (lanes + LONG - 1) / LONG;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (units * lanes > FEW)
+    for (int64_t unit = 0; unit < units; ++unit)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t first = tile * LONG, many = std::min(LONG, lanes - first);
+            const float more = wide(bias[unit]);
+            T* row = x + unit * lanes + first;
+            auto* word = words(row);
+            for (int64_t i = 0; i < many; ++i) narrow(wide(row[i]) + more, row[i]);
+            for (int64_t i = 0; i < many; ++i) word[i] &= above(word[i]);
+        }
+}
+
 // dx = 0 where x <= 0, in place
 template <typename T> void mask(T* dx, T* x, int64_t many, int threads) {
     auto *word = words(dx), *of = words(x);
@@ -129,6 +146,9 @@ template <typename T> void mask(T* dx, T* x, int64_t many, int threads) {
         unmix(w, x, dz, dx, dw, t, e, h, b, threads);                                                                  \
     }                                                                                                                  \
     extern "C" void relu_##T(T* x, int64_t many, int threads) { relu(x, many, threads); }                              \
+    extern "C" void relu_of_sum_##T(T* x, const T* bias, int64_t units, int64_t lanes, int threads) {                  \
+        relu_of_sum(x, bias, units, lanes, threads);                                                                   \
+    }                                                                                                                  \
     extern "C" void mask_##T(T* dx, T* x, int64_t many, int threads) { mask(dx, x, many, threads); }
 
 using float32 = float;

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "mix": (*[c_void_p] * 3, *[c_int64] * 4, c_int),
     "unmix": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
     "relu": (c_void_p, c_int64, c_int),
+    "relu_of_sum": (*[c_void_p] * 2, *[c_int64] * 2, c_int),
     "mask": (*[c_void_p] * 2, c_int64, c_int),
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
@@ -103,6 +104,11 @@ class Kernels:
     def relu_(self, x: Tensor) -> Tensor:
         """max(x, 0), in place."""
         self._call("relu", x.dtype, (x,), x.numel())
+        return x
+
+    def relu_of_sum_(self, x: Tensor, bias: Tensor) -> Tensor:
+        """max(x + bias, 0), x (..., units, B) and bias (..., units) of the same kind, in place."""
+        self._call("relu_of_sum", x.dtype, (x, bias), bias.numel(), x.shape[-1])
         return x
 
     def mask_(self, pull: Tensor, x: Tensor) -> Tensor:
@@ -249,6 +255,7 @@ def _agrees(found: Kernels) -> bool:
             (of_sources, (weights.unsqueeze(2) * dz.float().unsqueeze(1)).sum(0), near),
             (found.relu_(x.clone()), active, 0.0),
             (found.mask_(x.clone(), active), active, 0.0),
+            (found.relu_of_sum_(x.clone(), x[..., 0].contiguous()), torch.relu(x + x[..., :1]), 0.0),
         ]
     one, other = weights.unsqueeze(2), torch.stack((sources, sources.flip(0))).unsqueeze(1)
     made = found.sum_of_product(one, other, 2)

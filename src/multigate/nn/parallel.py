@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.chance import dropout
-from multigate.nn.eager import eager, multiplied_in, transformed, watched
+from multigate.nn.eager import eager, multiplied_in, pays, transformed, watched
 from multigate.nn.layout import lies_last
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
-from multigate.nn.relu_layers import ReluLayers, lies_by_rows
+from multigate.nn.relu_layers import ReluLayers, lies_by_rows, relu_layers
 
 Activation = Literal["relu", "silu", "gelu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -106,7 +106,7 @@ class ParallelMLP(nn.Module):
         self.norms = nn.ModuleList(norm(n, width) for width in hidden if norm is not None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._by_chain_rule(x):
+        if self._by_relu_layers(x):
             made: Tensor = self._relu_layers(x)
             return made
         for i, layer in enumerate(self.layers):
@@ -118,28 +118,35 @@ class ParallelMLP(nn.Module):
             x = x.unsqueeze(1)
         return x if x.shape[1] == self.n else x.repeat_interleave(self.n // x.shape[1], dim=1)
 
-    def _by_chain_rule(self, x: Tensor) -> bool:
-        """Whether to take ``ReluLayers``: in training, where nothing but ReLU stands between linear maps, eagerly."""
-        if not (self.training and len(self.layers)):
+    def _by_relu_layers(self, x: Tensor) -> bool:
+        """Whether to take ``ReluLayers``, or of many rows without gradients ``relu_layers``: eagerly, where nothing but
+        ReLU stands between linear maps."""
+        if not (len(self.layers) and (self.training or pays(x))):
             return False
-        if self.activation is not functional.relu or self.norms or self.dropout:
+        if self.activation is not functional.relu or self.norms or (self.dropout and self.training):
             return False
         return eager(x) and all(is_plain(layer) and layer.bias is not None for layer in self.layers)
 
     def with_products(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
-        """The copies of x (B, D), and weight @ x^T (m, B) for each of the weights (m, D), from one matmul.
+        """The copies of x (B, D), and weight @ x^T (m, B) for each of the weights (m, D), from one matmul in training.
 
         None where that takes more than one: see ``ReluLayers``.
         """
-        if watched(self) or not (lies_by_rows(x) and self._by_chain_rule(x)):
+        if watched(self) or not (lies_by_rows(x) and self._by_relu_layers(x)):
             return None
         flat = [weight.flatten(0, -2) for weight in weights]
+        if not self.training:
+            x = x.to(multiplied_in(x))
+            return self._relu_layers(x), [torch.mm(weight.to(x.dtype), x.t()) for weight in flat]
         made, products = self._relu_layers(x, flat[0] if len(flat) == 1 else torch.cat(flat))
         return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
 
     def _relu_layers(self, x: Tensor, beside: Tensor | None = None) -> Any:
         parameters = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
-        return ReluLayers.apply(x[:, 0] if is_one(x) else x, multiplied_in(x), beside, *parameters)  # type: ignore[no-untyped-call]
+        x, dtype = x[:, 0] if is_one(x) else x, multiplied_in(x)
+        if not self.training:
+            return relu_layers(x, dtype, *parameters)  # type: ignore[arg-type]
+        return ReluLayers.apply(x, dtype, beside, *parameters)  # type: ignore[no-untyped-call]
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone, in evaluation. (B, D) -> (B, H)."""

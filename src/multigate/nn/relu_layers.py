@@ -86,6 +86,21 @@ class ReluLayers(torch.autograd.Function):
         return (flat.t() @ first)[:, :d_in] if wants_x else None, None, of_beside, *found
 
 
+def relu_layers(x: Tensor, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
+    """What ``ReluLayers`` computes, where no gradient is wanted: rows need nothing beside them, and a bias is added
+    where ReLU reads what it is added to."""
+    n, d_out, d_in = parameters[0].shape
+    first, x = parameters[0].to(dtype), x.to(dtype)
+    if x.dim() == 2:
+        made = torch.mm(first.view(-1, d_in), x.t())
+    else:
+        made = torch.bmm(first.view(x.shape[1], -1, d_in), x.permute(1, 2, 0))
+    made = _relu_of_sum_(made.view(n, d_out, -1), parameters[1])
+    for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
+        made = _relu_of_sum_(torch.bmm(weight.to(dtype), made), bias)
+    return made.permute(2, 0, 1)
+
+
 def _padded(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Matrices of one width one under the other, and zeros beside them: at least one column, up to a multiple of 16."""
     width, heights = parts[0].shape[1], [len(part) for part in parts]
@@ -108,6 +123,12 @@ def _relu_(x: Tensor) -> Tensor:
     """max(x, 0), in place."""
     found = kernels_for(x)
     return x.relu_() if found is None else found.relu_(x)
+
+
+def _relu_of_sum_(x: Tensor, bias: Tensor) -> Tensor:
+    """max(x + bias, 0) of x (n, H, B) and bias (n, H), in place."""
+    found, bias = kernels_for(x), bias.to(x.dtype).contiguous()
+    return x.add_(bias.unsqueeze(2)).relu_() if found is None else found.relu_of_sum_(x, bias)
 
 
 def _mask_(pull: Tensor, x: Tensor) -> None:

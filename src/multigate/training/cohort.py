@@ -21,6 +21,7 @@ from multigate.evaluate import Scored
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
+from multigate.precision import multiplying
 from multigate.run import METRICS, difference, keep_history
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from multigate.training.diverged import diverged
@@ -48,7 +49,7 @@ class Replica(nn.Module):
 
 def replica_loss(replica: Replica, batch: Batch) -> tuple[Tensor, Tensor]:
     """The losses (T,) of a batch, and what a step goes down: as in ``Fit.step``, without Gramians."""
-    with torch.autocast(batch.numbers.device.type, dtype=torch.bfloat16, enabled=replica.precision == "bfloat16"):
+    with multiplying(replica.precision, batch.numbers.device):
         outputs = replica.model(batch.numbers, batch.categories, batch.bags)
     losses = replica.objective(
         outputs.logits, batch.labels, batch.known, batch.weights,

@@ -18,6 +18,7 @@ from multigate.errors import RunError
 from multigate.evaluate import Monitor, Scored, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.objective import Objective
+from multigate.precision import choose_precision, multiplying
 from multigate.run import METRICS, difference, keep_history
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from multigate.training.diverged import diverged
@@ -64,7 +65,7 @@ class Fit:
         size = batch_size(experiment.batch_size, prepared.train.rows)
         self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks, device=device)
         self.steps = experiment.epochs * len(self.loader)
-        self.precision = precision(experiment.precision, device)
+        self.precision = choose_precision(experiment.precision, device)
         self.rate = Rate(self.optimizer, device)
         self.recordings = Recordings() if self._may_be_recorded() else None
         self.step_done = 0
@@ -123,7 +124,7 @@ class Fit:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,) of a batch, the structure's penalty, and the x they come from."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with multiplying(self.precision, self.device):
             seen = self.model.represent(batch.numbers, batch.categories, batch.bags)
             if self.balance.needs_gramian and not seen.x.requires_grad:  # nothing is embedded
                 seen.x.requires_grad_()
@@ -258,11 +259,3 @@ def _present(batch: Batch) -> Tensor:
 def batch_size(asked: int | None, rows: int) -> int:
     """What null means for so many training rows: enough steps an epoch to learn from a small table."""
     return asked or min(max(2 ** int(math.log2(max(rows // STEPS, 1))), 32), 1024)
-
-
-def precision(name: str, device: torch.device) -> str:
-    """What ``auto`` means on this device."""
-    if name != "auto":
-        return name
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if native else "float32"
