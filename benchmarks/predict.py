@@ -28,7 +28,14 @@ from multigate.datasets.fetch import fetch
 from quiet import LEGEND, Taken, Watch, options, spread
 from results import show, table
 
-ENGINES = ("torch", "onnx")
+LOADED: dict[str, dict[str, Any]] = {
+    "torch": {},
+    "torch, bfloat16": {"precision": "bfloat16"},
+    "onnx": {"engine": "onnx"},
+}
+"""Each as it is loaded."""
+FOR_ONE_ROW = ("torch", "onnx")
+"""Of which bfloat16 is none."""
 SINGLE = 2_000
 """Rows that are predicted one by one, each another."""
 ENCODED = 24
@@ -87,7 +94,7 @@ def main() -> None:
         times = -(-arguments.rows // rows.num_rows)
         many, count = repeated(rows, times, folder / "many.parquet"), times * rows.num_rows
         single = rows.slice(0, SINGLE).to_pylist()
-        bundles = {name: mg.load(folder / "exported", engine=name) for name in ENGINES}
+        bundles = {name: mg.load(folder / "exported", **options) for name, options in LOADED.items()}
         chosen = mg.load(folder / "exported", engine="auto").engines
         encoded = list(islice(bundles["torch"].batches(many), ENCODED))
         encoded_rows = sum(batch.rows for batch, _ in encoded)
@@ -103,7 +110,8 @@ def main() -> None:
         sides["one row: encoded"] = lambda: latencies(bundles["torch"].encoder.arrays, single)
         sides["many: encoded"] = lambda: rate(bundles["torch"].batches(many), count)
         for name, bundle in bundles.items():
-            sides[f"one row: {name}"] = lambda bundle=bundle: latencies(bundle.predict, single)
+            if name in FOR_ONE_ROW:
+                sides[f"one row: {name}"] = lambda bundle=bundle: latencies(bundle.predict, single)
             sides[f"many: {name}"] = lambda bundle=bundle: rate(bundle.predict_batches(many), count)
             sides[f"forward: {name}"] = lambda bundle=bundle: rate(bundle.engines.table.over(encoded), encoded_rows)
         found = Watch(arguments.patience).in_turn(sides, arguments.rounds)
@@ -121,10 +129,10 @@ def main() -> None:
 
     by_hand = {"tutorial, a row encoded by hand": found["tutorial"]} if "tutorial" in found else {}
     ones = by_hand | {"encoding alone": found["one row: encoded"]}
-    ones |= {f"multigate, a raw row, {name}": found[f"one row: {name}"] for name in ENGINES}
+    ones |= {f"multigate, a raw row, {name}": found[f"one row: {name}"] for name in FOR_ONE_ROW}
     lines = [speeds("tutorial, rows encoded by hand", found["tutorial"])] if by_hand else []
     lines.append(speeds("reading and encoding alone", found["many: encoded"], multiplies=False))
-    for name in ENGINES:
+    for name in LOADED:
         lines.append(speeds(f"encoded rows, {name}", found[f"forward: {name}"]))
         lines.append(speeds(f"multigate, raw rows, {name}", found[f"many: {name}"]))
     disturbed = any(run.disturbed for runs in found.values() for run in runs)
@@ -133,7 +141,7 @@ def main() -> None:
         table(["one row", "p50, ms", "p99, ms"], [milliseconds(name, runs) for name, runs in ones.items()]),
         table([f"{count:,} rows", "rows/s", "of the limit"], lines),
         f"The limit is {limit:,.0f} rows/s: {forward:,} multiply-adds a row at {2e-9 * machine.rates['float32']:,.0f} "
-        f"GFLOP/s. Engine auto takes {chosen.row.name} for one row and {chosen.table.name} for many. Over "
+        f"GFLOP/s in float32. Engine auto takes {chosen.row.name} for one row and {chosen.table.name} for many. Over "
         f"{SINGLE:,} rows, and medians of {arguments.rounds} rounds.",
         *([LEGEND] if disturbed else []),
     )

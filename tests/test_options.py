@@ -91,7 +91,7 @@ def test_all_that_is_wrong_is_told_at_once(changes: list[str], wrong: list[str])
         ({"learning_rate": 0.1}, "unknown key 'learning_rate'; it stands deeper: optimizer.learning_rate"),
         ({"hidden": [8]}, "unknown key 'hidden'; it stands deeper: sharing.hidden or tower.hidden"),
         ({"tasks": ["y"]}, "unknown key 'tasks'; it stands deeper: schema.tasks"),
-        ({"sharing": {"hidden": 8}}, "sharing.hidden: Input should be a valid tuple (found 8); write a list"),
+        ({"sharing": {"hidden": 8}}, "sharing.hidden: Input should be a list (found 8); put [ ] around it"),
         ({"lr": 0.1}, "unknown key 'lr'; write optimizer.learning_rate"),
         ({"optimizer": {"lr": 0.1}}, "optimizer: unknown key 'lr'; write 'learning_rate'"),
         ({"device": "cpu"}, "unknown key 'device'; it is said to the command, as --device, or to the function"),

@@ -90,7 +90,7 @@ def _with_tags(value: Any, dumped: Any) -> Any:
 
 ADVICE = {
     "string_type": "; write it in quotes",
-    "tuple_type": "; write a list",
+    "tuple_type": "; put [ ] around it",
     "union_tag_not_found": "; add it",
     "union_tag_invalid": "",
     "model_type": "; write its fields, as {field: value}",
@@ -141,6 +141,8 @@ def _message(one: ErrorDetails) -> str:
         case "union_tag_invalid":
             known = re.findall(r"'([^']+)'", told["expected_tags"])
             return f"there is no {told['discriminator'].strip(chr(39))} {told['tag']!r}; {nearest(told['tag'], known)}"
+        case "tuple_type":
+            return "Input should be a list"
     return one["msg"].removeprefix("Value error, ")
 
 

@@ -145,6 +145,7 @@ def test_settings_that_cannot_be_are_told(tmp_path: Path) -> None:
         ("cosines=[0.3]", "0.9"),
         ("rates=[]", "rates"),
         ("rates=[-0.1]", "rates"),
+        ("rates=0.1", "rates: Input should be a list (found 0.1); put [ ] around it"),
         ("data.known=[0.5]", "known"),
     ):
         ended = run(["reproduce", "synthetic", "--out", tmp_path / "x", "--set", change], tmp_path)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from multigate.errors import ExperimentError, MultigateError, nearest
 from multigate.experiment import changed
 from multigate.lock import locked
-from multigate.options import Options, explain
+from multigate.options import Options, refusal
 from multigate.paper.account import Account, write_page
 from multigate.paper.census.study import STUDY as CENSUS
 from multigate.paper.gates.study import STUDY as GATES
@@ -107,4 +107,4 @@ def _settings(study: Study, quick: bool, runs: int | None, changes: Sequence[str
     try:
         return study.settings.model_validate(changed(values, changes))
     except ValidationError as error:
-        raise ExperimentError(f"settings: {explain(error)}") from None
+        raise ExperimentError(refusal("settings", error)) from None
