@@ -19,9 +19,10 @@ import torch
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
 from multigate.data.encoder import Arrays, Encoder
-from multigate.engine import BLOCK, SMALL, Answers, Engine, Engines, Onnx, Torch, arrays, disagreement, faster, made_up
+from multigate.engine import BLOCK, Answers, Engine, Engines, Onnx, Torch, arrays, disagreement, faster, made_up
 from multigate.errors import BundleError
 from multigate.experiment import Experiment
+from multigate.model import TOGETHER
 from multigate.schema import Bag, Number, Schema, Task
 from multigate.score import score_table
 from multigate.sharing import MMoE
@@ -60,7 +61,7 @@ def check_equal(found: Answers, bundle: Bundle, batch: Batch) -> None:
     assert len(found.logits) == batch.rows
 
 
-@pytest.mark.parametrize("rows", [0, 1, 64, 65, 130, BLOCK, 3 * BLOCK + 7, 5 * BLOCK])
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 130, BLOCK, 3 * BLOCK + 7, 5 * BLOCK, 2 * TOGETHER + 1])
 def test_any_number_of_rows_is_computed_whole(bundle: Bundle, threads: int, rows: int) -> None:
     batch = made_up(bundle.encoder.layout, rows)
     for engine in (bundle.engines.table, Torch(bundle.model)):
@@ -116,7 +117,7 @@ def test_threads_of_torch_stay_as_many_as_they_were(bundle: Bundle, threads: int
             return pool.submit(torch.get_num_threads).result()
 
     hook = bundle.model.register_forward_pre_hook(look)
-    batches = [(made_up(bundle.encoder.layout, 6 * SMALL), at) for at in range(3)]
+    batches = [(made_up(bundle.encoder.layout, 3 * TOGETHER), at) for at in range(3)]
     try:
         answers = Torch(bundle.model).over(batches)
         next(answers)
@@ -143,7 +144,7 @@ def test_where_no_more_threads_can_begin_none_waits_for_ever(
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        list(Torch(bundle.model).over([(made_up(bundle.encoder.layout, 600), 0)]))
+        list(Torch(bundle.model).over([(made_up(bundle.encoder.layout, 3 * TOGETHER), 0)]))
     assert len(begun) == threads - 1
     assert not any(thread.is_alive() for thread in begun)
     assert torch.get_num_threads() == threads

@@ -149,7 +149,7 @@ def _spread(engine: Engine, batches: Iterable[tuple[Batch, More]], block: int) -
         pool: ThreadPoolExecutor | None = None
         for batch, more in batches:
             if pool is None:
-                if batch.rows <= SMALL:
+                if batch.rows <= block:  # a table so short that threads would take longer to begin
                     yield engine(arrays(batch)), more
                     continue
                 pool = stack.enter_context(_workers())
