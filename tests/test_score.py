@@ -107,6 +107,11 @@ def test_scores_of_a_part_are_printed_as_those_of_a_table(
             ["split", "--part", "test", "--out", "p.parquet"],
             "leave out the table, --out and --precision, or leave out --part",
         ),
+        (
+            ["split", "--part", "test", "--precision", "auto"],
+            "leave out the table, --out and --precision, or leave out --part",
+        ),
+        (["run", "test.parquet", "--precision", "bfloat"], "no precision 'bfloat'; did you mean 'bfloat16'?"),
         (["split", "--part", "tset"], "split has no tset rows; it has train, valid, test; or name a table"),
         (["run", "--part", "test"], "run has no test rows; it has train, valid; or name a table"),
         (["run/bundle", "--part", "test"], "there is no run in run/bundle"),

@@ -1,4 +1,4 @@
-// What is no matmul in a training step, with the batch last in memory; numbers are float32 or bfloat16.
+// What is no matmul in training and predicting, with the batch last in memory; numbers are float32 or bfloat16.
 //
 // Built without any header of torch, which takes a second. Every array is contiguous, and nothing is checked here.
 

@@ -142,10 +142,10 @@ class ParallelMLP(nn.Module):
         return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
 
     def _relu_layers(self, x: Tensor, beside: Tensor | None = None) -> Any:
-        parameters = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
+        parameters: list[Any] = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
         x, dtype = x[:, 0] if is_one(x) else x, multiplied_in(x)
         if not self.training:
-            return relu_layers(x, dtype, *parameters)  # type: ignore[arg-type]
+            return relu_layers(x, dtype, *parameters)
         return ReluLayers.apply(x, dtype, beside, *parameters)  # type: ignore[no-untyped-call]
 
     def one(self, i: int, x: Tensor) -> Tensor:
