@@ -16,6 +16,7 @@ from multigate.analysis.inspection import Finding, Inspection, Served
 from multigate.analysis.relations import Estimate, Lookahead, Pair, Relations
 from multigate.analysis.tuning import Tuning
 from multigate.errors import ExperimentError
+from multigate.formats import number
 from multigate.run import Run
 
 Intervals = Mapping[str, tuple[float, float]]
@@ -68,23 +69,13 @@ def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals 
         table.add_column("95 % interval", justify="right")
     for task, names in groupby(metrics, key=lambda name: name.rpartition("/")[0]):
         for place, name in enumerate(names):
-            cells = ["" if place else task, name.rpartition("/")[2], _number(metrics[name])]
+            cells = ["" if place else task, name.rpartition("/")[2], number(metrics[name])]
             if intervals:
                 low, high = intervals.get(name, (float("nan"), float("nan")))
-                cells.append(f"{_number(low)} to {_number(high)}" if math.isfinite(low) and math.isfinite(high) else "")
+                cells.append(f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else "")
             _add(table, cells)
         table.add_section()
     return table
-
-
-def _number(value: float) -> str:
-    """Four digits after the point for shares and the like, fewer of large quantities, three digits of tiny ones; n/a
-    where there is none."""
-    if math.isnan(value):
-        return "n/a"
-    if 0 < abs(value) < 0.0001:
-        return f"{value:.3g}"
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def inspection_tables(inspection: Inspection) -> Group:

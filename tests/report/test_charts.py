@@ -14,10 +14,10 @@ from reading import values
 from multigate.analysis.gates import level_gates
 from multigate.analysis.importance import Importance
 from multigate.analysis.reliability import Reliability
+from multigate.formats import interval, listed, number, share, signed
 from multigate.report.blocks import Chart, Figure
 from multigate.report.calibration import _told
 from multigate.report.charts import dot_chart, gate_chart, heat_chart, line_chart, reliability_axes, reliability_chart
-from multigate.report.formats import interval, listed, number, share, signed
 from multigate.report.gates import weights
 from multigate.report.image import picture
 from multigate.report.importance import worth

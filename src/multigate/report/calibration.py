@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from math import isfinite
 
 from multigate.analysis.reliability import Reliability, reliability
+from multigate.formats import listed
 from multigate.report.blocks import Block, Figure, Text
 from multigate.report.charts import reliability_axes, reliability_chart
-from multigate.report.formats import listed
 from multigate.report.trained import Trained
 
 

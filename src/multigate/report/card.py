@@ -16,7 +16,7 @@ from multigate.analysis.subject import Subject
 from multigate.data.prepared import open_prepared
 from multigate.data.vocabulary import UNSEEN
 from multigate.evaluate import Space, intervals, scores, spaces
-from multigate.report.formats import directed, interval, listed, number, share
+from multigate.formats import directed, interval, listed, number, share
 from multigate.report.origin import facts, typical
 from multigate.report.trained import Trained
 from multigate.report.write import target

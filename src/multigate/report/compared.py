@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from multigate.analysis.comparison import BASELINE, Comparison, spread
 from multigate.analysis.intervals import Summary
+from multigate.formats import directed, interval, listed, number, signed
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
 from multigate.report.charts import dot_chart
-from multigate.report.formats import directed, interval, listed, number, signed
 from multigate.report.trained import Trained
 
 COSTS = {

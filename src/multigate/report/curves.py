@@ -6,9 +6,9 @@ from typing import Any
 
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
+from multigate.formats import listed, number
 from multigate.report.blocks import Block, Chart, Figure
 from multigate.report.charts import line_chart
-from multigate.report.formats import listed, number
 from multigate.report.trained import Trained
 from multigate.run import METRICS, read_history
 

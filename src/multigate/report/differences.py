@@ -5,10 +5,10 @@ from math import isfinite
 
 from multigate.analysis.paired import Difference, paired_differences
 from multigate.analysis.subject import Subject
+from multigate.formats import directed, listed, number, signed
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.report.blocks import Block, Figure, Table
 from multigate.report.charts import dot_chart
-from multigate.report.formats import directed, listed, number, signed
 
 
 def between(a: Subject, b: Subject, names: tuple[str, str], main: Sequence[str]) -> Iterator[Block]:

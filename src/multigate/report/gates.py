@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from multigate.analysis.inspection import LevelGates, Served
+from multigate.formats import listed, share
 from multigate.report.blocks import Block, Chart, Figure, Listing, Table, Text
 from multigate.report.charts import gate_chart, heat_chart
-from multigate.report.formats import listed, share
 from multigate.report.trained import Trained
 
 MOST_SERVED = 3

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from multigate.analysis.inspection import Importance
+from multigate.formats import SMALLEST, listed
 from multigate.report.blocks import Block, Chart, Figure, Text
 from multigate.report.charts import bar_chart
-from multigate.report.formats import SMALLEST, listed
 from multigate.report.trained import Trained
 
 MOST_FEATURES = 12

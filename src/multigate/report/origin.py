@@ -8,8 +8,8 @@ import numpy as np
 from multigate.analysis.comparison import spread
 from multigate.data.encoder import Encoder
 from multigate.data.labels import LabelStats
+from multigate.formats import listed, number, share
 from multigate.report.blocks import Block, Folded, Table, Text
-from multigate.report.formats import listed, number, share
 from multigate.report.trained import Trained
 from multigate.schema import Task
 from multigate.sharing import Structure

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from multigate.evaluate import forward, intervals, scores, spaces
+from multigate.formats import directed, interval, listed, number
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.report.blocks import Block, Chart, Figure, Table
 from multigate.report.charts import dot_chart
-from multigate.report.formats import directed, interval, listed, number
 from multigate.report.trained import Trained
 
 Found = dict[str, tuple[dict[str, float], dict[str, tuple[float, float]]]]

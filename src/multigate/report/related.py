@@ -6,8 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from multigate.analysis.relations import Estimate, Gain, Lookahead, Pair, Relations, Skill
+from multigate.formats import interval, listed, number, signed
 from multigate.report.blocks import Block, Figure, Listing, Table, Text
-from multigate.report.formats import interval, listed, number, signed
 from multigate.report.page import Chapter, render, require_extra
 from multigate.writing import write_text
 

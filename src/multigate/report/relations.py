@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from multigate.analysis.relatedness import Matrix, relatedness
+from multigate.formats import signed
 from multigate.report.blocks import Block, Figure, Text
 from multigate.report.charts import heat_chart
-from multigate.report.formats import signed
 from multigate.report.trained import Trained
 
 

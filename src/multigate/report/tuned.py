@@ -7,8 +7,8 @@ from pathlib import Path
 
 from multigate.analysis.search import Choice
 from multigate.analysis.tuning import Tried, Tuning, shown
+from multigate.formats import number
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
-from multigate.report.formats import number
 from multigate.report.page import Chapter, render, require_extra
 from multigate.writing import write_text
 

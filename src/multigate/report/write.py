@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from multigate.errors import MultigateError, RunError
+from multigate.formats import listed
 from multigate.report.blocks import Block, Part, Section, Text
-from multigate.report.formats import listed
 from multigate.report.page import Chapter, render, require_extra
 from multigate.report.trained import Progress, Source, Trained, open_trained
 from multigate.writing import write_text

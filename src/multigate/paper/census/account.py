@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from multigate.analysis.intervals import Summary, paired_difference, summary
 from multigate.analysis.search import Trial, best
+from multigate.formats import bracketed
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.census.methods import BOOSTING, METHODS, SINGLE, Training
 from multigate.paper.census.rows import AUXILIARY
 from multigate.paper.census.training import SHIFTED
 from multigate.paper.published import Cell, table_1, table_2
 from multigate.report.blocks import Block, Figure, Table, Text
-from multigate.report.formats import bracketed
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 TABLES = {"income": (1, table_1), "college": (2, table_2)}

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from multigate.analysis.gates import LevelGates, divergences, entropy, level_gates
 from multigate.analysis.intervals import Summary, paired_difference, summary
+from multigate.formats import bracketed, listed, plus_minus, share, signed
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.gates.matching import Floats, agreement, estranged, match_runs
 from multigate.paper.ledger import Row
 from multigate.paper.published import figure_6
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
-from multigate.report.formats import bracketed, listed, plus_minus, share, signed
 from multigate.sharing.structure import Level, all_read_all, experts_named
 
 NULLS = 20

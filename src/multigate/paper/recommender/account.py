@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 from multigate.analysis.intervals import Summary, paired_difference, summary
+from multigate.formats import bracketed, plus_minus, signed
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
 from multigate.paper.published import Lift, table_3, table_4
 from multigate.paper.recommender.bottoms import TITLES
 from multigate.paper.recommender.sources import Source
 from multigate.report.blocks import Block, Figure, Table, Text
-from multigate.report.formats import bracketed, plus_minus, signed
 
 PARTS = ("one third", "two thirds", "all")
 BASE = "shared_bottom"

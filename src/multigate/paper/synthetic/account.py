@@ -7,12 +7,12 @@ import numpy as np
 
 from multigate.analysis.intervals import Floats, resampled, summary
 from multigate.datasets.synthetic import Synthetic, label_correlation
+from multigate.formats import bracketed
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
 from multigate.paper.published import BIN, Curve, figure_2, figure_3, figure_4, figure_5
 from multigate.paper.synthetic.toy import TICK
 from multigate.report.blocks import Chart, Figure, Table, Text
-from multigate.report.formats import bracketed
 
 TITLES = {
     "small_bottom": "Shared-Bottom (16)",

@@ -9,13 +9,13 @@ import numpy as np
 from multigate.analysis.budget import matched
 from multigate.analysis.intervals import Floats, resampled
 from multigate.datasets.synthetic import Synthetic
+from multigate.formats import bracketed
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
 from multigate.paper.synthetic.account import TOO_FEW
 from multigate.paper.synthetic.cells import Cell, cell
 from multigate.paper.synthetic.toy import Training
 from multigate.report.blocks import Figure, Table, Text
-from multigate.report.formats import bracketed
 from multigate.sharing import CGC, MMoE, OMoE, SharedBottom, SingleTask, Soft, Structure
 
 AXIS = (-1.0, -0.9, -0.5, 0.0, 0.5, 0.9, 1.0)

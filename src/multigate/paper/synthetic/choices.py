@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from multigate.analysis.intervals import resampled
+from multigate.formats import bracketed
 from multigate.paper.account import Account
 from multigate.paper.ledger import Row
 from multigate.paper.published import figure_4
@@ -14,7 +15,6 @@ from multigate.paper.synthetic.account import FAILED, TITLES, failed, final_coun
 from multigate.paper.synthetic.cells import Cell, cell
 from multigate.paper.synthetic.toy import TICK, Training
 from multigate.report.blocks import Table, Text
-from multigate.report.formats import bracketed
 from multigate.sharing import Structure
 
 COSINE = 0.5

@@ -7,15 +7,17 @@ from multigate.metrics import HIGHER_IS_BETTER
 
 SMALLEST = 0.0001
 """Of what is smaller four digits after the point tell nothing."""
+LARGEST = 1e15
+"""What is larger is more digits than anybody reads."""
 
 
 def number(value: float | None) -> str:
-    """Four digits after the point for shares and the like, fewer for large quantities, three digits of what would be 0;
-    n/a where there is none.
+    """Four digits after the point for shares and the like, fewer for large quantities, three digits of what would be 0
+    and of what is beyond all measure; n/a where there is none.
     """
     if value is None or not math.isfinite(value):
         return "n/a"
-    if 0 < abs(value) < SMALLEST:
+    if 0 < abs(value) < SMALLEST or abs(value) > LARGEST:
         return f"{value:.3g}"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 

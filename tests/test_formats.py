@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from multigate.analysis.comparison import Comparison
+from multigate.formats import bracketed, number, plus_minus
 from multigate.report.blocks import Figure
 from multigate.report.compared import structures
-from multigate.report.formats import bracketed, plus_minus
 from multigate.schema import Number, Schema, Task
 from multigate.tables import metric_table
 
@@ -27,6 +27,22 @@ from multigate.tables import metric_table
 )
 def test_a_value_and_its_interval(values: tuple[float, float, float], sign: bool, expected: str) -> None:
     assert bracketed(*values, 2, sign=sign) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.12345, "0.1235"),
+        (-12345.67, "-12,345.7"),
+        (0.00001234, "1.23e-05"),
+        (-1.234e84, "-1.23e+84"),
+        (0.0, "0.0000"),
+        (math.nan, "n/a"),
+        (None, "n/a"),
+    ],
+)
+def test_a_number_has_the_digits_that_people_read(value: float | None, expected: str) -> None:
+    assert number(value) == expected
 
 
 def test_half_an_interval() -> None:
