@@ -13,6 +13,7 @@ from typing import Any, Literal
 import narwhals as nw
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -76,7 +77,7 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
         structure = structure.for_tasks(tuple(schema.tasks[i].name for i in tasks))
         schema = schema.only([schema.tasks[i].name for i in tasks])
         layout = layout.with_(tasks=tuple(layout.tasks[i] for i in tasks))
-    return Model(
+    model = Model(
         layout,
         structure,
         embedding=experiment.embedding,
@@ -85,6 +86,7 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
         order=schema.order(),
         risks=schema.risks(),
     )
+    return model.float()  # whatever torch's default is: rows are float32
 
 
 def _check_names(schema: Schema, encoder: Encoder) -> None:
@@ -120,7 +122,7 @@ class Bundle:
         self.encoder = encoder
         self.curves = dict(curves or {})
         self.model = model.eval()
-        self.model.calibration = Calibration(encoder.layout.tasks, self.curves) if self.curves else None
+        self.model.calibration = Calibration(encoder.layout.tasks, self.curves).float() if self.curves else None
         self.engines = Engines(Torch(self.model), Torch(self.model))
         self.precision = "float32"
         """Of matmuls, where tables are predicted or scored by torch."""
@@ -130,13 +132,13 @@ class Bundle:
         features, tasks = len(self.schema.features), ", ".join(self.schema.task_names)
         return f"<Bundle: {known_as(self.experiment.sharing)} of {features} features; tasks {tasks}>"
 
-    def __reduce__(self) -> tuple[Callable[..., "Bundle"], tuple[type[Structure], dict[str, bytes]]]:
+    def __reduce__(self) -> tuple[Callable[..., "Bundle"], tuple[type[Structure], dict[str, bytes], str]]:
         with TemporaryDirectory() as temporary:
             folder = Path(temporary, "bundle")
             self.save(folder)
             paths = (path for path in folder.rglob("*") if path.is_file())
             files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-        return _unpickled, (type(self.experiment.sharing), files)
+        return _unpickled, (type(self.experiment.sharing), files, self.precision)
 
     def predict(self, rows: Any, *, gates: bool = False) -> Predictions | dict[str, Any]:
         """Probabilities and values by name, in the order of the rows.
@@ -158,7 +160,7 @@ class Bundle:
             if not all(_is_column(value) for value in rows.values()):
                 return self.predict_row(rows, gates=gates)
             # of a tensor Arrow would read every value as a tensor of its own
-            rows = {name: one.numpy(force=True) if isinstance(one, Tensor) else one for name, one in rows.items()}
+            rows = {name: _plain(one) if isinstance(one, Tensor) else one for name, one in rows.items()}
         if _are_rows(rows):
             return self.predict_rows(rows, gates=gates)
         answers = self.engines.table.over(self.batches(rows))
@@ -296,8 +298,8 @@ def load(
     for tables whichever of them is faster here, torch where there is no graph or no ONNX Runtime.
 
     ``precision`` is that of torch's matmuls where tables are predicted or scored: bfloat16 answers faster on processors
-    that multiply it natively, and otherwise in the third digit; auto is bfloat16 on those alone. A single row is always
-    computed in float32, and so is the graph.
+    that multiply it natively, and otherwise in the third digit (where gates read few experts, at times others); auto is
+    bfloat16 on those alone. A row given as a dict is always computed in float32, and so is the graph.
 
     Where another bundle is put in its place meanwhile, that one is read. Raises ``BundleError`` where a file is missing
     or altered, or was written by a newer version, and where the engine asked for cannot be had.
@@ -362,13 +364,13 @@ def _load(
         raise BundleError(f"bundle {folder} does not fit together ({reason}); save or copy it again") from error
 
 
-def _unpickled(structure: type[Structure], files: dict[str, bytes]) -> Bundle:
+def _unpickled(structure: type[Structure], files: dict[str, bytes], precision: Precision = "float32") -> Bundle:
     with TemporaryDirectory() as temporary:
         for name, content in files.items():
             path = Path(temporary, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        return load(temporary, structures=[structure])
+        return load(temporary, structures=[structure], precision=precision)
 
 
 def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]]) -> Bundle:
@@ -382,7 +384,7 @@ def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Str
     experiment = make_experiment(data, name=f"bundle {folder}")
     encoder = Encoder.load(folder / "encoder", experiment.schema)
     encoder.row(dict.fromkeys(experiment.schema.columns(labels=False, carried=False)))  # or it fits no row at all
-    with Blank():
+    with CPU, Blank():
         model = build_model(experiment, encoder)
     try:
         weights = load_file(folder / WEIGHTS)
@@ -488,8 +490,14 @@ def _is_column(value: Any) -> bool:
     return (
         isinstance(value, list | tuple | range | np.ndarray | pa.Array | pa.ChunkedArray)
         or hasattr(value, "__arrow_c_stream__")
+        or (isinstance(value, Tensor) and value.dim() > 0)
         or (hasattr(value, "__array__") and getattr(value, "ndim", None) == 1)
     )
+
+
+def _plain(tensor: Tensor) -> NDArray[Any]:
+    """A tensor as an array, of which numpy has no half-width floats but its own."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
 
 
 def _check_replaceable(folder: Path) -> None:

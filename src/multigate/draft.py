@@ -9,7 +9,7 @@ from multigate.data.files import open_table
 from multigate.data.infer import Findings, Note, inspect_table
 from multigate.data.survey import Progress
 from multigate.errors import ExperimentError
-from multigate.experiment import changed, make_experiment
+from multigate.experiment import TYPES, changed, make_experiment
 from multigate.yaml_text import dump_yaml
 
 
@@ -22,12 +22,32 @@ def draft(
     """
     if not tasks:
         raise ExperimentError("init wants the label columns: --set tasks=click,buy")
-    frozen = changed({}, [change for change in changes if change.startswith("schema.types.")])
-    source = open_table(table, frozen.get("schema", {}).get("types", {}))
+    chosen = _types(changes)
+    source = open_table(table, chosen)
     findings = inspect_table(source, tasks, progress=progress)
     data = changed({"schema": findings.schema.to_dict(), "train": str(table)}, changes)
-    make_experiment(data)  # a change that does not fit is told now, not when training starts
+    experiment = make_experiment(data)  # a change that does not fit is told now, not when training starts
+    types = dict(findings.schema.types) | chosen  # those that were not chosen stay frozen
+    data["schema"] = data["schema"] | {
+        "features": [one.to_dict() for one in experiment.schema.features],
+        "tasks": [one.to_dict() for one in experiment.schema.tasks],
+        **({"types": types} if types else {}),
+    }
     return _render(source.name, data, findings)
+
+
+def _types(changes: Sequence[str]) -> dict[str, str]:
+    """Types of columns that changes set, one by one or all at once."""
+    wanted = [change for change in changes if change.startswith((TYPES, TYPES.rstrip(".") + "="))]
+    found = changed({}, wanted).get("schema", {}).get("types", {})
+    if not isinstance(found, dict):
+        raise ExperimentError(
+            f"schema.types: wanted types by the names of columns, found {found!r}; write {{c: string}}"
+        )
+    for name, kind in found.items():
+        if not isinstance(kind, str):
+            raise ExperimentError(f"schema.types.{name}: wanted the name of a type, such as string; found {kind!r}")
+    return found
 
 
 def _render(name: str, data: dict[str, Any], findings: Findings) -> str:

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, Self
@@ -306,7 +307,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
             "schema": schema,
             "monitor": f"{first.name}/log_loss" if alone else "mean",
             "sharing": self.sharing,
-            "tower": tuple(self.tower),
+            "tower": self.tower,
             "balance": self.balance,
             "optimizer": {"learning_rate": self.learning_rate},
             "epochs": self.epochs,
@@ -405,7 +406,7 @@ def _known(column: pa.ChunkedArray, name: str) -> Array:
         raise InputError(f"column {name!r} of y is {values.type}, but labels are numbers, text or booleans")
     found = np.array(values.to_pylist()) if is_text(values.type) else values.to_numpy(zero_copy_only=False)
     if found.dtype.kind == "f":
-        found = found[~np.isnan(found)]
+        found = np.unique(found[~np.isnan(found)] + 0.0)  # -0 is 0
         if np.isinf(found).any():
             raise InputError(f"column {name!r} of y contains infinity; leave such labels out, or make them NaN")
     return np.sort(found)
@@ -430,7 +431,7 @@ def _parts(rows: pa.Table, tasks: Sequence[Task], fraction: float, seed: int) ->
 
     Systematic sampling: common and rare labels are in both parts in proportion, whatever the kinds of the tasks.
     """
-    if not 0 <= fraction < 1:
+    if not (isinstance(fraction, Real) and 0 <= fraction < 1):
         raise InputError(f"validation_fraction wants a number from 0 up to below 1, found {fraction!r}")
     roots = [task for task in tasks if task.given is None]
     ranks = sorted((_ranks(task, rows[task.source].combine_chunks()) for task in roots), key=_varieties)

@@ -11,7 +11,7 @@ from multigate.batch import Batch, output_columns
 from multigate.data.encoder import Encoder
 from multigate.data.rows import cuts, to_device
 from multigate.errors import ExperimentError, nearest
-from multigate.metrics import HIGHER_IS_BETTER, LOSS, PRIMARY, bootstrap, score_task
+from multigate.metrics import BY_KIND, HIGHER_IS_BETTER, LOSS, PRIMARY, bootstrap, score_task
 from multigate.model import TOGETHER, Model
 from multigate.precision import multiplying
 from multigate.schema import Schema
@@ -128,10 +128,13 @@ class Monitor:
             names = {*schema.task_names, *conditionals}
             if task not in names:
                 raise ExperimentError(f"monitor {name!r}: there is no task {task!r}; {nearest(task, names)}")
-            if metric not in HIGHER_IS_BETTER:
-                raise ExperimentError(
-                    f"monitor {name!r}: there is no metric {metric!r}; {nearest(metric, HIGHER_IS_BETTER)}"
-                )
+            kind = next((one.kind for one in schema.tasks if one.name == task), "binary")
+            able = [one for one in BY_KIND[kind] if one != "gauc" or schema.group is not None]
+            if metric not in able:
+                known = metric in HIGHER_IS_BETTER
+                why = f"{task!r} has no {metric}" if known else f"there is no metric {metric!r}"
+                why += " without a column 'group' of the schema" if metric == "gauc" and kind == "binary" else ""
+                raise ExperimentError(f"monitor {name!r}: {why}; {nearest(metric, able)}")
         elif not self.main:
             raise ExperimentError("monitor 'mean': every task is auxiliary; name one '<task>/<metric>' instead")
 

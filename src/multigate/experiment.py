@@ -258,6 +258,10 @@ def unknown_structure(name: str, data: Mapping[str, Any]) -> str | None:
     return f"{name} uses structure {tag!r}, which is not built in; pass its options class: structures=[Mine]"
 
 
+TYPES = "schema.types."
+"""What stands before the name of a column whose type is set."""
+
+
 def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Plain values with ``key.inner=value`` settings applied; values are read as YAML."""
     result: dict[str, Any] = dict(data)
@@ -266,6 +270,8 @@ def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         if not found or not key:
             raise ExperimentError(f"--set wants key=value, such as sharing.experts=16; found {change!r}")
         *path, last = key.split(".")
+        if key.startswith(TYPES):  # the name of a column, which may have dots
+            path, last = TYPES.rstrip(".").split("."), key.removeprefix(TYPES)
         at = result
         for part in path:
             inner = at.get(part) or {}

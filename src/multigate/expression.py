@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ class Expression:
     """
 
     def __init__(self, text: str) -> None:
-        self._text = text.replace("\n", " ").strip()
+        self._text = re.sub(r"[\r\n]", " ", text).strip()
         tree = _parsed(self._text)
         self._names: list[str] = []
         self._compute = self._compiled(tree.body)

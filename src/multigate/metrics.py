@@ -31,6 +31,12 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "accuracy": True,
 }
 """Direction of each metric. Calibration has none: its best value is 1."""
+BY_KIND = {
+    "binary": ("auc", "log_loss", "ne", "pr_auc", "gauc"),
+    "regression": ("r2", "rmse", "mae"),
+    "multiclass": ("auc", "accuracy", "log_loss"),
+}
+"""Those that a task of each kind has; gauc where there are groups."""
 
 FEWEST = 6
 """Rows, groups or runs that a 95 % interval wants: all that n of them span holds the median of what they are drawn from
@@ -296,7 +302,8 @@ def _score_binary(logits: ArrayLike, labels: ArrayLike, units: _Units) -> _Score
 def _score_regression(values: ArrayLike, labels: ArrayLike, units: _Units) -> _Score:
     values, labels = _floats(values), _floats(labels)
     # Centred, as sum y^2 - (sum y)^2 / n would cancel; by the median, which is exact for constant labels.
-    centred = labels - (np.median(labels) if len(labels) else 0)
+    counted = labels[units.weights > 0]
+    centred = labels - (np.median(counted) if len(counted) else 0)
     error = values - labels
     sums = units.sums(error**2, np.abs(error), centred, centred**2, np.ones(len(labels)), values, labels)
     # a label of 0 that was scaled in float32 and back may be a little less

@@ -102,10 +102,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def keep_history(path: Path, step: int) -> None:
-    """Drop entries written after ``step``, that of the checkpoint which is gone back to."""
+def keep_history(path: Path, step: int, epoch: int) -> None:
+    """Drop entries written after ``step`` and ``epoch``, those of the checkpoint which is gone back to."""
     if path.is_file():
-        kept = [entry for entry in read_history(path) if entry["step"] <= step]
+        kept = [one for one in read_history(path) if one["step"] <= step and one.get("epoch", 0) <= epoch]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from multigate.analysis.subject import find_subject
 from multigate.batch import Batch
 from multigate.bundle import Bundle
-from multigate.errors import DataError
+from multigate.data.types import type_name
+from multigate.errors import DataError, SettingError, one_line
 from multigate.evaluate import forward, intervals, scores, spaces
 from multigate.run import bundle_of, open_run
 from multigate.unscored import listed_reasons, unscored
@@ -65,6 +66,9 @@ def score_part(
 def _scored(
     bundle: Bundle, batches: Iterable[Batch], replicates: int, progress: Progress | None, tell: Tell | None
 ) -> tuple[Metrics, Intervals]:
+    if type(replicates) is not int or replicates < 0:
+        raise SettingError(f"replicates={replicates!r}: a whole number of draws is wanted; 0 leaves intervals out")
+
     def told() -> Iterable[Batch]:
         done = 0
         for batch in batches:
@@ -91,10 +95,10 @@ def write_predictions(
     that cannot be and for rows that cannot be read, ``RunError`` where the disk refuses.
     """
     out = Path(out)
-    if out.suffix != ".parquet":
-        raise DataError(f"predictions are written as Parquet; name the file {out.with_suffix('.parquet')}, not {out}")
     if out.is_dir():
         raise DataError(f"{out} is a folder; name a file for the predictions, such as {out / 'predictions.parquet'}")
+    if out.suffix != ".parquet":
+        raise DataError(f"predictions are written as Parquet; name the file {out.with_suffix('.parquet')}, not {out}")
     if _is_read(table, out):
         raise DataError(f"{out} is among the rows to predict; write the predictions to another folder")
     done = 0
@@ -103,9 +107,16 @@ def write_predictions(
         for named, keys in bundle_of(bundle).predict_batches(table):
             columns = {name: keys.column(i) for i, name in enumerate(keys.schema.names)}
             record = pa.table(columns | {name: pa.array(value) for name, value in named.items()})
-            if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(temporary, record.schema))
-            writer.write_table(record)
+            try:
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(temporary, record.schema))
+                writer.write_table(record)
+            except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+                told = ", ".join(f"{field.name!r} of type {type_name(field.type)}" for field in keys.schema)
+                raise DataError(
+                    f"keys cannot be written as Parquet ({one_line(error)}): {told}; make them text or numbers, or "
+                    "leave them out of schema.keys"
+                ) from error
             done += record.num_rows
             if progress is not None:
                 progress("predicting", done, None)

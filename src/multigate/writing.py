@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from multigate.errors import RunError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-LEFTOVERS = ("*.writing", ".*.old")
-"""Names of what a killed process was in the middle of."""
+_LEFTOVER = re.compile(r"\..*\.\d+-\d+\.(writing|old)", re.DOTALL)
+"""Names of what a killed process was in the middle of, as ``_beside`` makes them."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's fcntl.h and fs.h."""
 _numbers = count()
@@ -87,14 +88,13 @@ def remove(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a dead process left half-written in a folder that is nobody else's now."""
-    for pattern in LEFTOVERS:
-        for path in list(folder.rglob(pattern)):
-            remove(path)
+    for path in [path for path in folder.rglob(".*") if is_leftover(path)]:
+        remove(path)
 
 
 def is_leftover(path: Path) -> bool:
     """Whether a name is one of those."""
-    return any(path.match(pattern) for pattern in LEFTOVERS)
+    return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def _beside(path: Path, kind: str) -> Path:

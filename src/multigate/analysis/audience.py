@@ -63,16 +63,18 @@ def served_values(
 
     A row weighs as much as all its readers together read of the source; a source that hardly anyone reads is left
     out. Told is a lift that is not chance: the mean weight of n of R rows, drawn without replacement, has the variance
-    sd^2 / n (R - n) / (R - 1), and the bound is Bonferroni's for all values looked at.
+    sd^2 / n (R - n) / (R - 1), and the bound is Bonferroni's for all values looked at, further out where weights are
+    skewed, as they are of sharp gates (Cornish and Fisher 1938, its first term).
     """
     columns = list(value_columns(encoder, batch))
     found: list[Served] = []
+    sources = sum(len(level.sources) for level in levels)
     for place, (level, gate) in enumerate(zip(levels, gates, strict=True)):
         idle = dead_sources(level, IDLE)
         weights = np.abs(gate).sum(axis=1, dtype=np.float64)  # (R, sources)
         for at, source in enumerate(level.sources):
             if at not in idle:
-                found += _of_source(place, source, weights[:, at], columns, len(level.sources))
+                found += _of_source(place, source, weights[:, at], columns, sources)
     return tuple(found)
 
 
@@ -105,12 +107,14 @@ def _of_source(level: int, source: str, weights: Floats, columns: Sequence[Colum
     counts = [np.bincount(column.ids) for column in columns]
     kept = [np.flatnonzero(count >= max(SUPPORT, SUPPORT_SHARE * rows)) for count in counts]
     bound = NormalDist().inv_cdf(1 - LEVEL / max(1, sum(map(len, kept)) * sources))
+    skew = max(0.0, float((((weights - mean) / sd) ** 3).mean()))
     found = []
     for column, count, values in zip(columns, counts, kept, strict=True):
         n = count[values]
         lift = np.bincount(column.ids, weights[column.rows])[values] / n / mean
-        chance = sd / mean * np.sqrt((rows - n) / (rows - 1) / n)
-        clear = np.where((lift >= LIFT) & (lift - 1 > bound * chance), lift, 0)
+        error = np.sqrt((rows - n) / (rows - 1) / n)  # of a mean, in standard deviations of a weight
+        chance = (bound + skew * (bound**2 - 1) / 6 * error) * error * sd / mean
+        clear = np.where((lift >= LIFT) & (lift - 1 > chance), lift, 0)
         if clear.any():
             best = int(clear.argmax())
             share = float(n[best] / rows)

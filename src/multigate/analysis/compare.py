@@ -80,7 +80,9 @@ def compare(
     scikit-learn is there.
     """
     chosen = choose_device(device)
-    structures = ALL if structures == "all" else listed(structures)
+    structures = ALL if structures == "all" else tuple(dict.fromkeys(listed(structures)))
+    if seeds < 1:
+        raise ExperimentError(f"seeds={seeds}: a comparison wants one at least, and six or more for intervals")
     if not structures:
         raise ExperimentError("a comparison wants one structure at least; name some, such as single_task and mmoe")
     known = {*ALL, known_as(experiment.sharing)}
@@ -266,7 +268,7 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
                 continue
             runs = [_reached(one) for one in runs]
             folders = [folder / "given" for folder in folders]
-            checkpoint = checkpoint.with_name(f"{task.name} given.safetensors")
+            checkpoint = checkpoint.parent / "given" / checkpoint.name
             for at, (_, found, reasons) in enumerate(_fit(ground, runs, ground.reached, places, folders, checkpoint)):
                 if task.name in reasons:
                     without[conditional] = reasons[task.name]

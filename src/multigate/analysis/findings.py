@@ -130,7 +130,7 @@ def _of_features(importance: Sequence[Importance]) -> Iterator[Finding]:
 def _more_gate_dropout(experiment: Experiment) -> str:
     """A setting that keeps gates from settling, where the structure has it."""
     now = getattr(experiment.sharing, "gate_dropout", None)
-    return "" if now is None else f"sharing.gate_dropout={min(max(0.1, 2 * now), 0.5):g}"
+    return "" if now is None or now >= 0.5 else f"sharing.gate_dropout={min(max(0.1, 2 * now), 0.5):g}"
 
 
 def _slower(experiment: Experiment) -> str:

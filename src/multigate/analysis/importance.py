@@ -11,6 +11,7 @@ from multigate.batch import Batch
 from multigate.bundle import Bundle
 from multigate.data.names import FeatureColumns, feature_columns
 from multigate.data.rows import cut, pick
+from multigate.errors import ExperimentError
 from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.options import Options
@@ -49,6 +50,8 @@ def permutation_importance(
     whose metric is undefined on these rows is left out, and so are features that only bias a task: predictions do not
     read them.
     """
+    if repeats < 1:
+        raise ExperimentError(f"repeats={repeats}: importance wants one shuffle of each feature at least")
     features = [columns for columns in feature_columns(bundle.encoder) if columns.feature.biased is None]
     most = min(MOST, max(LEAST, RUN // max(1, repeats * len(features))))
     if batch.rows > most:

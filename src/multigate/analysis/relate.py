@@ -69,6 +69,8 @@ def relate(
     tried = _structures(listed(structures), experiment)
     (beside,) = _structures([side_by_side], experiment).values()
     names = experiment.schema.task_names
+    if seeds < 1:
+        raise ExperimentError(f"seeds={seeds}: relating wants one at least, and more for intervals")
     if len(names) < 2:
         raise ExperimentError(f"there is one task only, {names[0]!r}; relating wants two at least")
     if experiment.warm_start is not None:
@@ -146,8 +148,8 @@ class Found:
         for rows in (*self.alone.get(place, {}).values(), self.side_by_side, self.together):
             value, error = (estimate([row["skills"][name][at] for row in rows]) for at in (0, 1))
             best = best.with_(unscored=rows[0].get("unscored", {}).get(name, ""))  # the rows are those of all
-            if value is not None and error is None and best.value is None:  # so few rows that nothing is clear
-                best = best.with_(value=value.mean)
+            if value is not None and error is None and best.error is None:  # so few rows that nothing is clear
+                best = best.with_(value=value.mean if best.value is None else max(best.value, value.mean))
             if value is not None and error is not None:
                 above = (value.mean - chance) / max(error.mean, 1e-12)
                 if above > most:
@@ -287,6 +289,8 @@ def _places(pairs: Sequence[tuple[str, str]] | None, names: Sequence[str]) -> li
         return list(combinations(range(len(names)), 2))
     found = set()
     for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ExperimentError(f"pairs are two tasks each, such as [('click', 'buy')]; found {pair!r}")
         for name in pair:
             if name not in names:
                 raise ExperimentError(f"there is no task {name!r}; {nearest(name, names)}")

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from multigate.analysis.search import Choice, Point, Range, Space, Value
@@ -14,7 +16,7 @@ from multigate.options import Options, refusal
 from multigate.sharing import known_as
 from multigate.yaml_text import dump_yaml, parse_yaml
 
-Spec = str | tuple[float, float] | list[Any]
+Spec = str | tuple[float, float] | list[Any] | NDArray[Any]
 """Values of a field: text as ``--try`` has it, two ends of a range, or a list of choices."""
 ROWS = "all trials train and are judged on the same rows, encoded once"
 FIXED = {
@@ -125,6 +127,11 @@ def applied(experiment: Experiment, point: Point) -> dict[str, Any]:
     return {key: value if key in BLOCKS or _has(base, key) else None for key, value in values.items()}
 
 
+def known_by(experiment: Experiment, point: Point) -> str:
+    """The same for points that make the same experiment, whatever they say of fields that its blocks have not."""
+    return _text(applied(experiment, point))
+
+
 def own_value(experiment: Experiment, key: str) -> Any:
     """The plain value that the experiment has; None where it has none."""
     if key in BLOCKS:
@@ -143,7 +150,7 @@ def combinations(experiment: Experiment, space: Space, most: int) -> list[Point]
     found: dict[str, Point] = {}
     for values in product(*every):
         point = dict(zip(space, values, strict=True))
-        found.setdefault(_text(applied(experiment, point)), point)
+        found.setdefault(known_by(experiment, point), point)
         if len(found) > most:
             return None
     return list(found.values())
@@ -171,18 +178,42 @@ def _values(key: str, spec: Spec) -> Range | Choice:
         low, dots, high = spec.partition("..")
         ends = [_number(low), _number(high)] if dots else []
         if not dots:
-            return _choices(key, _list(key, spec))
+            return _choices(key, [_simple(key, value) for value in _list(key, spec)])
         if None in ends:
             raise ExperimentError(f"--try {key}={spec}: a range is between two numbers; write it as 0..0.5")
         whole = all(re.fullmatch(r"[-+]?[0-9]+", text.strip()) for text in (low, high))
         return _range(key, float(low), float(high), whole=whole)
     if isinstance(spec, tuple):
-        if len(spec) != 2 or not all(isinstance(end, int | float) for end in spec):
+        if len(spec) != 2 or not all(isinstance(end, int | float | np.number) for end in spec):
             raise ExperimentError(
                 f"{key}: a range is two numbers, such as (0, 0.5); found {spec!r}; choices are a list"
             )
-        return _range(key, *map(float, spec), whole=all(isinstance(end, int) for end in spec))
-    return _choices(key, list(spec))
+        return _range(key, *map(float, spec), whole=all(isinstance(end, int | np.integer) for end in spec))
+    if not isinstance(spec, list | np.ndarray):
+        raise ExperimentError(
+            f"{key}: what is to be tried is a list of values, a range (low, high), or text such as '0..0.5' or 'a,b'; "
+            f"found {spec!r}"
+        )
+    return _choices(key, [_simple(key, value) for value in spec])
+
+
+def _simple(key: str, value: Any) -> Any:
+    """A choice as YAML would have it, and numbers such as 1e-3, which YAML takes for text, as numbers."""
+    if isinstance(value, Options):
+        return value.to_dict()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_simple(key, one) for one in value]
+    if isinstance(value, dict):
+        return {name: _simple(key, one) for name, one in value.items()}
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ExperimentError(
+        f"{key}: {value!r} is no value that an experiment file could hold; write it as one does there"
+    )
 
 
 def _list(key: str, text: str) -> list[Any]:
@@ -330,10 +361,14 @@ def _listed(one: Range | Choice, most: int) -> Iterator[Value]:
 
 
 def _plain(value: Value) -> Any:
-    """A point's value as an experiment has it: texts are YAML, and of a number a few digits count."""
+    """A point's value as an experiment has it: texts are YAML, and of a number a few digits count (unless a share below
+    1 would become 1, which many fields do not allow)."""
     if isinstance(value, str):
         return parse_yaml(value, value)
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    rounded = float(f"{value:.{DIGITS}g}")
+    return value if (rounded < 1) != (value < 1) else rounded
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,7 @@ from multigate.analysis.space import (
     combinations,
     described,
     experiment_at,
+    known_by,
     point_of,
     read_space,
     usual_space,
@@ -172,8 +173,6 @@ def _plan(ground: Ground, space: Space, trials: int, about: str, hopeless: float
     A space of no more points than trials is tried whole.
     """
     given = point_of(ground.experiment, space)
-    every = combinations(ground.experiment, space, trials) or []
-    first = [*([] if given is None else [given]), *(point for point in every if point != given)]
     many = trials - (given is None)
     search = Search(
         name="settings",
@@ -184,7 +183,12 @@ def _plan(ground: Ground, space: Space, trials: int, about: str, hopeless: float
         hopeless=hopeless,
     )
     inside = partial(try_point, ground if given is None else ground._replace(given=given))
-    sought = [Sought(search, inside, min(many, len(first)) if every else many)]
+    every = combinations(ground.experiment, space, trials) or []
+    before = finished(search)
+    tried = {known_by(ground.experiment, trial.point) for trial in before}
+    first = [*([] if given is None else [given]), *(point for point in every if point != given)]
+    first = [point for point in first if known_by(ground.experiment, point) not in tried]
+    sought = [Sought(search, inside, min(many, len(before) + len(first)) if every else many)]
     if given is None:
         alone = search._replace(name="as given", space={})
         sought.insert(0, Sought(alone, partial(try_point, ground), 1))

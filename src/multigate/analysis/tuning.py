@@ -16,7 +16,7 @@ from multigate.analysis.space import applied, experiment_at, own_value
 from multigate.errors import RunError
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
-from multigate.metrics import HIGHER_IS_BETTER
+from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.writing import writing
 from multigate.yaml_text import dump_yaml
 
@@ -104,6 +104,8 @@ class Tuning:
             table.add_row(Text(key), *(Text(shown(one.settings[key])) for one in (given, best)))
         table.add_section()
         for name in best.metrics if len(best.metrics) < MOST else self.main:
+            if name == self.goal.name:
+                continue
             table.add_row(Text(name), *(Text(_number(one.metrics.get(name))) for one in (given, best)))
         table.add_section()
         table.add_row(Text(self.goal.name), *(Text(_number(one.goal)) for one in (given, best)))
@@ -111,8 +113,8 @@ class Tuning:
 
     @cached_property
     def main(self) -> list[str]:
-        """The main metric of each task."""
-        return Monitor("mean", self.given.schema).main if self.given.monitor == "mean" else [self.given.monitor]
+        """The main metric of each task, whichever of them is the goal: what one gains another may pay for."""
+        return [f"{task.name}/{PRIMARY[task.kind]}" for task in self.given.schema.tasks]
 
     @property
     def verdict(self) -> str:
@@ -149,7 +151,7 @@ class Tuning:
 
 
 MOST = 12
-"""Metrics that a table has room for; of more those of the goal are shown."""
+"""Metrics that a table has room for; of more the main one of each task is shown."""
 
 
 def shown(value: Any) -> str:

@@ -62,6 +62,8 @@ class GradNormBalancer(Balancer):
         behind = left * count / (left.sum() + EPSILON)
         target = lengths.sum() / count * behind**self.options.alpha
         gradient = norms * torch.sign(lengths - target)
+        before = torch.where(active, self.learnt, 0.0).sum()  # of the tasks that are there: others pay nothing
         self.adam.step(self.learnt, gradient, self.options.learning_rate, active & gradient.isfinite())
         self.learnt.clamp_(min=LEAST)
-        self.learnt.mul_(len(losses) / self.learnt.sum())
+        now = torch.where(active, self.learnt, 0.0).sum()
+        self.learnt.copy_(torch.where(active, self.learnt * before / now, self.learnt))

@@ -179,7 +179,7 @@ def open_census(source: Path) -> tuple[pa.Table, pa.Table]:
     if _is_archive(source.name) and source.is_file():
         try:
             texts = _members(source.name, source.read_bytes())
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+        except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
             raise DataError(f"cannot read archive {str(source)!r}: {_one_line(error)}") from None
         if texts.keys() != {_TRAIN.text, _TEST.text}:
             raise DataError(

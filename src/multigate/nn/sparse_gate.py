@@ -39,8 +39,13 @@ class TopKGate(Gate):
         self.most = min(sources, sum(min(k, choice) for choice in choices))
 
     def forward(self, x: Tensor) -> Gated:
-        logits = at_least_float32(self.logits(x))
+        logits = self.logits(x)
         return self.regulariser(kept(logits, largest(logits, self.k)))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, readers, sources) in float32, whatever other matmuls are computed in: that one logit is larger than
+        another is not for rounding to decide."""
+        return self._adjusted(unrounded(self.linear, x))
 
     def most_read(self) -> int:
         return self.most
@@ -76,8 +81,7 @@ class NoisyTopKGate(TopKGate):
     def forward(self, x: Tensor) -> Gated:
         if not self.training:
             return super().forward(x)
-        clean, deviation = at_least_float32(self.logits(x)), at_least_float32(self.noise(x))
-        deviation = functional.softplus(deviation) + NOISE_FLOOR
+        clean, deviation = self.logits(x), functional.softplus(unrounded(self.noise, x)) + NOISE_FLOOR
         noisy = clean + torch.randn_like(clean) * deviation
         chosen = largest(noisy, self.k)
         weights, penalty = self.regulariser(kept(noisy, chosen))
@@ -151,6 +155,15 @@ class DSelectKGate(nn.Module):
     def most_read(self) -> int:
         """All sources: whether selectors have settled is not known beforehand."""
         return self.sources
+
+
+def unrounded(linear: ParallelLinear, x: Tensor) -> Tensor:
+    """What a linear map makes of x in float32, under autocast too."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return at_least_float32(linear(x))
+    with torch.autocast(kind, enabled=False):
+        return at_least_float32(linear(x.to(linear.weight.dtype)))
 
 
 def largest(scores: Tensor, k: int) -> Tensor:

@@ -25,8 +25,8 @@ from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
 from multigate.writing import told
 
-ADDRESS = re.compile(r"://[^@/]*@")
-"""User and password within the URL of a database."""
+ADDRESS = re.compile(r"://[^\s?#]*@|\?\S*")
+"""User and password within the URL of a database, and what is asked of it, which may be a password too."""
 STUDIES: dict[str, Study] = {
     "synthetic": SYNTHETIC,
     "census": CENSUS,
@@ -64,7 +64,7 @@ def reproduce(
         out.mkdir(parents=True, exist_ok=True)
     # locked before the settings are looked at: results of one process must not go under those of another
     with locked(out), interruptible(lambda: f"the same command goes on from what {out} holds"), report:
-        ledger = Ledger(out, name, settings, study.may_change)
+        ledger = Ledger(out.resolve(), name, settings, study.may_change)
         chapters = study.run(settings, Site(ledger, data.resolve(), choose_device(device), report))
         report.line(f"results: {ledger.gather()}")
         try:
@@ -97,7 +97,7 @@ def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, An
 
 def _shown(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return ADDRESS.sub("://...@", text)
+    return ADDRESS.sub(lambda found: "://...@" if found[0].endswith("@") else "?...", text) if "://" in text else text
 
 
 def _settings(study: Study, quick: bool, runs: int | None, changes: Sequence[str]) -> Options:

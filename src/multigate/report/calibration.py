@@ -15,7 +15,12 @@ def curves(one: Trained) -> Iterator[Block]:
     subject = one.checked
     found = reliability(subject)
     if not found:
-        yield Text("None of the tasks is binary, so there are no probabilities to check.")
+        binary = any(task.kind == "binary" for task in one.experiment.schema.tasks)
+        yield Text(
+            "No row has a known label of a binary task, so there is nothing to check probabilities by."
+            if binary
+            else "None of the tasks is binary, so there are no probabilities to check."
+        )
         return
     edges = " On logarithmic axes, a triangle on the lower edge is a bin in which nothing was observed."
     logarithmic = any(reliability_axes(curve)[2] for curve in found)

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from multigate.analysis.search import Choice
+from multigate.analysis.space import own_value
 from multigate.analysis.tuning import Tried, Tuning, shown
 from multigate.formats import number
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
@@ -74,7 +75,8 @@ def _charts(tuning: Tuning) -> Iterator[Chart]:
             if one.goal is not None and one.settings[key] is not None
         ]
         described = f"{tuning.goal.name} of each trial by its {key}"
-        log = not isinstance(kind, Choice) and kind.log
+        own = own_value(tuning.given, key)
+        log = not isinstance(kind, Choice) and kind.log and (own is None or own > 0)
         yield scatter_chart(key, described, rows, key, tuning.goal.name, words=words, log=log)
 
 

@@ -11,11 +11,13 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multigate.bundle import Bundle
 from multigate.errors import MultigateError, RunError
 from multigate.serve.models import load_models
+from multigate.training.interrupts import handled
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -45,9 +47,24 @@ def run(bundles: Mapping[str, Bundle], listening: socket.socket, ready: Callable
     try:
         server = _server(bundles)
         ready()
-        server.run([listening])
+        _run(server, listening)
     finally:
         torch.set_num_threads(threads)
+
+
+def _run(server: "Server", listening: socket.socket) -> None:
+    """Serve until a signal comes: SIGHUP, of which uvicorn knows nothing, lets requests be answered as others do."""
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        server.should_exit = True
+
+    with handled(stop):
+        server.run([listening])
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _server(bundles: Mapping[str, Bundle]) -> "Server":

@@ -13,7 +13,7 @@ from multigate.nn.mixture import mix
 from multigate.nn.ownership import dealt_inputs
 from multigate.nn.together import together
 from multigate.sharing.levels import dealt, experts_of, shared_experts, through
-from multigate.sharing.ple import SHARED
+from multigate.sharing.ple import SHARED, not_shared
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all
 
 
@@ -37,6 +37,10 @@ class AdaTT(GatedStructure):
     def _layers_for_each_level(self) -> Self:
         dealt(self.hidden, self.levels)
         return self
+
+    def check(self, tasks: tuple[str, ...]) -> None:
+        if self.shared and self.levels > 1:
+            not_shared(tasks)
 
     def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> "AdaTTSharing":
         return AdaTTSharing(self, d_in, tasks, d_context)

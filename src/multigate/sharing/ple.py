@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from multigate.errors import ExperimentError
 from multigate.nn.gate import beside
 from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all, dealt_inputs
@@ -15,6 +16,12 @@ from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_
 
 SHARED = "shared module"
 """What reads for all tasks, at every level but the last."""
+
+
+def not_shared(tasks: tuple[str, ...]) -> None:
+    """Raise ``ExperimentError`` where a task has the name of what reads for all of them."""
+    if SHARED in tasks:
+        raise ExperimentError(f"task {SHARED!r} has the name of what reads for all tasks; give the task another name")
 
 
 class TaskExperts(GatedStructure):
@@ -53,6 +60,10 @@ class PLE(TaskExperts):
     def _layers_for_each_level(self) -> Self:
         dealt(self.hidden, self.levels)
         return self
+
+    def check(self, tasks: tuple[str, ...]) -> None:
+        if self.levels > 1:
+            not_shared(tasks)
 
     def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> "ExtractionSharing":
         return ExtractionSharing(self, d_in, tasks, d_context, levels=self.levels)

@@ -253,7 +253,7 @@ class Cohort:
             for run, moved in zip(self.runs, state["runs"], strict=True):
                 for name, value in moved.items():
                     setattr(run, name, value)
-                keep_history(run.folder / METRICS, run.step_done)
+                keep_history(run.folder / METRICS, run.step_done, self.epoch)
                 if run.best:
                     load_weights(run.folder / BEST, self.device)  # told now, not when training is over
             set_random_state(tensors, self.device)

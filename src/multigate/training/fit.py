@@ -248,7 +248,7 @@ class Fit:
         self.best_value, self.best, self.stale = state["best_value"], state["best"], state["stale"]
         self.seconds = state["seconds"]
         set_random_state(tensors, self.device)
-        keep_history(self.folder / METRICS, self.step_done)
+        keep_history(self.folder / METRICS, self.step_done, self.epoch)
 
 
 def _present(batch: Batch) -> Tensor:

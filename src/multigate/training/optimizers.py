@@ -41,6 +41,7 @@ def rate_at(options: Optimizer, step: int, steps: int) -> float:
     if options.schedule == "constant":
         return options.learning_rate
     last = max(steps - 1, 1)
+    step = min(step, last)  # beyond its end a schedule stays where it ended
     if options.schedule == "cosine":
         return options.learning_rate * _between(1.0, END, step / last)
     top = RISE * steps - 1  # the step of the highest rate

@@ -65,15 +65,20 @@ class Replicas:
         self._template = _Call(_rectangular(copy.deepcopy(self._plain)))
         self._rates = dict(enumerate(rates))
         self._stopped: dict[int, dict[str, Tensor]] = {}
-        weights = [dict(module.named_parameters()) for module in modules]
-        buffers = [dict(module.named_buffers()) for module in modules]
+        weights = [{name: p for name, p in module.named_parameters() if p.requires_grad} for module in modules]
+        frozen = [{name: p for name, p in module.named_parameters() if not p.requires_grad} for module in modules]
+        buffers = [kept | dict(module.named_buffers()) for kept, module in zip(frozen, modules, strict=True)]
+        _check_untied(modules[0])
         for tensors in (weights, buffers):
             _check_alike(tensors)
         moving = modules[0].state_dict().keys()
         self.parameters = {
             name: torch.stack([each[name].detach() for each in weights]).requires_grad_() for name in weights[0]
         }
-        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0] if name in moving}
+        self.buffers = {
+            name: torch.stack([each[name].detach() for each in buffers]) for name in buffers[0] if name in moving
+        }
+        """Weights that are frozen among them."""
         self._constant = {name: buffer for name, buffer in buffers[0].items() if name not in moving}
         self.average: Average | None = None
         self.seen: dict[str, int] = {}
@@ -254,7 +259,9 @@ class Replicas:
     def _clip(self, most: float) -> None:
         """Scale the gradient of each run to a norm of at most ``most``."""
         gradients = [leaf.grad for leaf in self.parameters.values() if leaf.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in gradients])  # (weights, R)
+        norms = torch.stack(
+            [torch.linalg.vector_norm(one.reshape(len(one), -1), dim=1) for one in gradients]
+        )  # (weights, R)
         scale = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
         for one in gradients:
             one.mul_(scale.view(-1, *[1] * (one.dim() - 1)))
@@ -262,6 +269,14 @@ class Replicas:
 
 def _cuda(tensor: Tensor) -> list[torch.device]:
     return [tensor.device] if tensor.is_cuda else []
+
+
+def _check_untied(module: nn.Module) -> None:
+    names: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(parameter), name)
+        if other != name:
+            raise ExperimentError(f"replicas want weights of their own; {name!r} is the same tensor as {other!r}")
 
 
 def _check_alike(modules: Sequence[Mapping[str, Tensor]]) -> None:
@@ -348,8 +363,9 @@ class _Bucket:
         for name, leaf in leaves.items():
             owner, _, own = name.rpartition(".")
             setattr(slices.get_submodule(owner), own, nn.Parameter(leaf.detach()[start:stop]))
-        self.weights = dict(slices.named_parameters())
-        self.optimizer = build_optimizer(slices, nn.Module(), self.options)
+        named = dict(slices.named_parameters())
+        self.weights = {name: named.pop(name) for name in leaves}
+        self.optimizer = build_optimizer(slices, nn.Module(), self.options, but=named.values())
         self.rate = Rate(self.optimizer, next(iter(leaves.values())).device)
 
     def set_rate(self, step: int, steps: int) -> None:

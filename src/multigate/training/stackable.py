@@ -9,7 +9,8 @@ from multigate.bundle import build_model
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import cut, pick_tasks
-from multigate.experiment import Experiment, Optimizer
+from multigate.errors import ExperimentError
+from multigate.experiment import Experiment
 from multigate.objective import Objective
 from multigate.training.cohort import Replica, replica_loss
 from multigate.training.fit import batch_size
@@ -79,7 +80,15 @@ def _trial(experiment: Experiment, prepared: Prepared, tasks: Sequence[int] | No
         model, balance = build_model(experiment, prepared.encoder, tasks), experiment.balance.build(schema.tasks)
         pair = [Replica(model, objective, balance, "float32")] * 2
         try:
-            Replicas(pair, replica_loss, Optimizer()).step(stack_batches([batch, batch]))
-        except (RuntimeError, ValueError, NotImplementedError, UserWarning) as error:
+            Replicas(pair, replica_loss, experiment.optimizer).step(stack_batches([batch, batch]))
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            NotImplementedError,
+            UserWarning,
+            ExperimentError,
+        ) as error:
             return f"structure {experiment.sharing.name!r} cannot be stacked ({' '.join(str(error).split())[:120]})"
     return ""

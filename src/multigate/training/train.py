@@ -57,7 +57,10 @@ def train(
     chosen = choose_device(device)
     finished = resume and (folder / SUMMARY).is_file()
     sources = {} if finished else open_sources(experiment, tables)
-    with interruptible(lambda: _go_on(folder)), claimed(folder, experiment, resume=resume, progress=CHECKPOINT):
+    with (
+        interruptible(lambda: _go_on(folder, typed=not tables)),
+        claimed(folder, experiment, resume=resume, progress=CHECKPOINT),
+    ):
         with Reporter(quiet=quiet) as report:
             # another process may have finished it while tables were opened here
             if finished or (resume and (folder / SUMMARY).is_file()):
@@ -97,6 +100,7 @@ def _train(
         "rows_per_second": round(fitted.rows_per_second),
         "rows": {name: part.rows for name, part in prepared.parts.items()},
         "encoder": prepared.encoder.fingerprint,
+        "prepared": prepared.content,
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
         "multiply_adds": fitted.model.multiply_adds(),
         "device": str(device),
@@ -154,7 +158,8 @@ def _prepared_again(
     base = None if start is None else start.encoder
     sources = open_sources(experiment, tables)
     prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=False)
-    if prepared.encoder.fingerprint != known:
+    content = open_run(folder).summary.get("prepared")  # older ones do not tell
+    if prepared.encoder.fingerprint != known or not (content is None or prepared.is_known_as(content)):
         remove(folder / PREPARED)
         raise RunError(
             f"the tables changed since the run in {folder} was trained; change them back, or train in another folder"
@@ -162,8 +167,10 @@ def _prepared_again(
     return prepared
 
 
-def _go_on(folder: Path) -> str:
-    """How a training that was stopped is gone on with."""
+def _go_on(folder: Path, *, typed: bool) -> str:
+    """How a training that was stopped is gone on with; ``typed`` where all it reads is in files that it names."""
+    if (folder / EXPERIMENT).is_file() and not typed:
+        return "go on with the same call of train and resume=True"
     if (folder / EXPERIMENT).is_file():
         return f"go on with: multigate train --resume --out {quote(str(folder))}"
     return "nothing was begun yet, so run the same command again"

@@ -82,7 +82,12 @@ class CensusStudy(Options):
         for name in methods:
             if name not in known:
                 raise ValueError(f"there is no method {name!r}; {nearest(name, known)}")
-        return methods
+        return tuple(dict.fromkeys(methods))
+
+    @field_validator("groups")
+    @classmethod
+    def _once(cls, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        return tuple(dict.fromkeys(groups))
 
     @property
     def mains(self) -> tuple[str, ...]:

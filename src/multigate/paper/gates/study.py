@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from multigate.data.prepared import Prepared
 from multigate.data.rows import join, to_device
@@ -47,6 +47,11 @@ class GatesStudy(Options):
     """At most; weights are those that were best on validation rows."""
     rows: int = Field(default=2_048, ge=1)
     """Test rows whose gates are looked at, about, evenly spread and the same for all runs."""
+
+    @field_validator("data")
+    @classmethod
+    def _once(cls, names: tuple[Data, ...]) -> tuple[Data, ...]:
+        return tuple(dict.fromkeys(names))
 
 
 QUICK = {"runs": 3, "data": ("census_1", "kuairand"), "epochs": 1}

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from multigate.analysis.budget import multiply_adds, within_budget
 from multigate.analysis.trials import opened
@@ -20,7 +21,7 @@ from multigate.paper.parts import run_parts
 from multigate.paper.recommender.account import tell
 from multigate.paper.recommender.bottoms import BOTTOM, EXPERTS, structures_on
 from multigate.paper.recommender.sources import Source, feed, kuairand, prepare_once
-from multigate.paper.recommender.training import Ground, Learner, Training, train_one
+from multigate.paper.recommender.training import POINTS, Ground, Learner, Training, train_one
 from multigate.paper.study import Count, Rate, Site, Study
 from multigate.writing import remove
 
@@ -59,6 +60,18 @@ class RecommenderStudy(Options):
     """Trainings at a time, each on its part of the processor's cores; by default one for each core, on a GPU one."""
     feed_known: float = Field(default=0.05, gt=0, le=1)
     """Share of the feed's rows whose satisfaction is known: the paper's label is "much sparser"."""
+
+    @model_validator(mode="after")
+    def _rows_enough(self) -> Self:
+        if not (self.kuairand or self.feed_rows):
+            raise ValueError("without KuaiRand there are the rows of the feed alone; set feed_rows, such as 1000000")
+        # 8 of 10 rows are trained on, once; a point after each third of the steps
+        fewest = math.ceil((POINTS - 1) * self.batch / 0.8) + 10
+        if 0 < self.feed_rows < fewest:
+            raise ValueError(
+                f"feed_rows={self.feed_rows} are fewer than {POINTS} steps of batch={self.batch}; set {fewest} or more"
+            )
+        return self
 
 
 QUICK = {"runs": 3, "epochs": 1, "bottom": (64, 32), "rates": (0.002,)}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from multigate.batch import IdColumn, Layout, NumberColumn, TaskColumn
@@ -45,8 +45,16 @@ class ServingStudy(Options):
     """... and columns of numbers."""
     batch: int = Field(default=4_096, ge=1)
     """Rows that are predicted together where throughput is measured."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1_024)
     """Of torch; 0 for as many as it takes by itself."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _different(cls, tasks: tuple[int, ...]) -> tuple[int, ...]:
+        found = tuple(dict.fromkeys(tasks))
+        if len(found) < 2:
+            raise ValueError(f"two numbers of tasks are wanted, found {found[0]} alone; add another")
+        return found
 
 
 QUICK = {"runs": 3, "tasks": (1, 2, 8)}

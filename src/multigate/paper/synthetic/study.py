@@ -1,9 +1,10 @@
 """Synthetic tasks (Ma et al. 2018, sections 3 and 5): what relatedness does to sharing. Figures 2 to 5."""
 
 from collections.abc import Iterator, Mapping
+from typing import Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from multigate.analysis.workers import Workers
 from multigate.cores import usable_cores
@@ -83,6 +84,15 @@ class SyntheticStudy(Options):
             if getattr(data, name) != getattr(Synthetic(), name):
                 raise ValueError(f"{name} of the generator is what the study sets itself; leave it out")
         return data
+
+    @model_validator(mode="after")
+    def _inputs_enough(self) -> Self:
+        if self.beyond and self.data.size < max(beyond.MANY):
+            raise ValueError(
+                f"with beyond=true there are runs of {max(beyond.MANY)} tasks, which want as many inputs; "
+                f"set data.size to that or more, found {self.data.size}"
+            )
+        return self
 
     @field_validator("cosines")
     @classmethod
