@@ -32,7 +32,7 @@ from multigate.data.infer import infer_schema
 from multigate.engine import BLOCK, arrays
 from multigate.errors import BundleError, DataError, ExperimentError
 from multigate.experiment import Experiment
-from multigate.schema import Category, Number, Schema, Task
+from multigate.schema import Category, Number, Schema, Task, Vector
 from multigate.score import score_table, write_predictions
 from multigate.sharing import STRUCTURES, MMoE
 from multigate.training.train import train
@@ -718,3 +718,44 @@ def test_predictions_have_names_of_their_own() -> None:
         build(tasks=[size, twin])
     with pytest.raises(ExperimentError, match=r"would be named 'b\|a'"):
         build(tasks=[Task("a"), Task("b", given="a")], keys=["b|a"])
+
+
+def test_a_copy_is_as_precise_as_what_it_was_made_of(run_folder: Path, table: pa.Table) -> None:
+    bundle = load(run_folder, precision="bfloat16")
+    for again in (pickle.loads(pickle.dumps(bundle)), copy.copy(bundle), copy.deepcopy(bundle)):
+        assert again.precision == "bfloat16"
+        assert np.array_equal(again.predict(table)["click"], bundle.predict(table)["click"])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_are_columns_whatever_their_width_and_type(kind: torch.dtype) -> None:
+    schema = Schema(features=(Number("a"), Vector("v", size=3)), tasks=(Task("click"),))
+    v = np.arange(12.0).reshape(4, 3)
+    table = pa.table({"a": [1.0, 2.0, 3.0, 4.0], "v": v.tolist(), "click": [0, 1, 0, 1]})
+    experiment = Experiment(schema=schema)
+    encoder = Encoder.fit(schema, table.to_batches())
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    expected = bundle.predict(table.drop_columns(["click"]))["click"]
+    found = bundle.predict({"a": torch.arange(1.0, 5.0, dtype=kind), "v": torch.tensor(v, dtype=kind)})["click"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_what_torch_takes_by_default_changes_nothing(run_folder: Path, table: pa.Table, tmp_path: Path) -> None:
+    """Neither its type of numbers nor its device, which notebooks set for other work."""
+    expected = load(run_folder).predict(table)["click"]
+    rows = {"a": [0.5, 1.5, 2.5, 3.5] * 50, "click": [0, 1, 0, 1] * 50}
+    schema = Schema(features=(Number("a", embedding="none"),), tasks=(Task("click"),))
+    experiment = Experiment(schema=schema, epochs=1, sharing=MMoE(experts=2, hidden=(4,)), recalibrate="platt")
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert np.array_equal(load(run_folder).predict(table)["click"], expected)
+        run = train(experiment, tmp_path / "run", tables={"train": rows}, quiet=True)
+        bundle = run.bundle()
+        assert {one.dtype for one in bundle.model.state_dict().values() if one.is_floating_point()} == {torch.float32}
+        assert bundle.predict({"a": [1.0, 2.0]})["click"].shape == (2,)
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("meta")
+        assert np.array_equal(load(run_folder).predict(table)["click"], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)

@@ -153,3 +153,32 @@ def test_what_cannot_be_is_refused(table: Path) -> None:
         draft(table, ["always"])
     with pytest.raises(ExperimentError, match="epochs"):
         draft(table, ["click"], ["epoch=3"])
+
+
+def test_types_may_be_set_one_by_one_or_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("user.age,c,a\n" + "".join(f"{20 + i % 50},v{i % 5},{i % 2}\n" for i in range(300)))
+    whole = yaml.safe_load(draft(path, ["a"]))["schema"]["types"]
+    assert whole == {"user.age": "int64", "c": "string", "a": "int64"}
+    for changes in (["schema.types.user.age=string"], ["schema.types={user.age: string}"]):
+        schema = yaml.safe_load(draft(path, ["a"], changes))["schema"]
+        assert schema["types"] == whole | {"user.age": "string"}  # the others stay frozen
+        assert {one["name"]: one["kind"] for one in schema["features"]} == {"user.age": "category", "c": "category"}
+
+
+@pytest.mark.parametrize("value", ["5", "null", "[a]", "{age: string}"])
+def test_a_type_is_a_word(table: Path, value: str) -> None:
+    with pytest.raises(ExperimentError, match=r"schema\.types\.amount: wanted the name of a type"):
+        draft(table, ["click"], [f"schema.types.amount={value}"])
+    with pytest.raises(ExperimentError, match=r"schema\.types: wanted types by the names of columns, found 5"):
+        draft(table, ["click"], ["schema.types=5"])
+
+
+def test_features_and_tasks_by_name_keep_what_is_said_of_them(table: Path) -> None:
+    changes = ["schema.features={amount: number}", "schema.tasks={click: {weight: 3}, grade: {kind: multiclass}}"]
+    experiment = make_experiment(yaml.safe_load(draft(table, ["click", "grade"], changes)))
+    assert [(one.name, one.kind) for one in experiment.schema.features] == [("amount", "number")]
+    assert [(one.name, one.kind, one.weight) for one in experiment.schema.tasks] == [
+        ("click", "binary", 3.0),
+        ("grade", "multiclass", 1.0),
+    ]

@@ -98,3 +98,10 @@ def test_all_else_is_refused(text: str) -> None:
 def test_an_unquoted_name_is_told_to_want_quotes() -> None:
     with pytest.raises(ValueError, match=r"'buy\|click \* 2' is none of names.*names such as 'buy\|click' want quotes"):
         Expression("buy|click * 2")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\n\n\r"])
+def test_lines_end_as_anywhere(end: str) -> None:
+    found = Expression(f"(click *{end} watch{end})")
+    assert found.names == ("click", "watch")
+    assert found({"click": np.array([2.0, 3.0]), "watch": np.array([5.0, 7.0])}).tolist() == [10.0, 21.0]

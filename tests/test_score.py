@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from multigate.bundle import Bundle, load
+from multigate.bundle import Bundle, build_model, load
 from multigate.cli import app
 from multigate.data.encoder import Encoder
 from multigate.datasets.feed import Feed, feed_schema, write_feed
-from multigate.errors import DataError, MultigateError
+from multigate.errors import DataError, MultigateError, SettingError
 from multigate.experiment import Experiment, read_experiment
 from multigate.run import open_run
+from multigate.schema import Number, Schema, Task
 from multigate.score import score_part, score_table, write_predictions
 from multigate.training.train import train
 from processes import run
@@ -251,3 +253,30 @@ def test_a_bundle_takes_no_folder_of_something_else(folder: Path, tmp_path: Path
         bundle.save(tmp_path / place)
         assert load(tmp_path / place).predict(folder / "test.parquet").keys()
     assert names(tmp_path / "new") == ["bundle", *(f"bundle/{name}" for name in names(tmp_path / "new/bundle"))]
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", ""])
+def test_a_folder_is_no_place_for_predictions(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(
+        DataError, match=r"is a folder; name a file for the predictions, such as .*predictions\.parquet"
+    ):
+        write_predictions("run", "t.parquet", out)
+
+
+def test_keys_that_parquet_has_no_place_for_are_named(tmp_path: Path) -> None:
+    schema = Schema(features=(Number("a"),), tasks=(Task("click"),), keys=("id",))
+    table = pa.table({"a": [1.0, 2.0, 3.0, 4.0], "click": [0, 1, 0, 1]})
+    table = table.append_column("id", pa.array([{}] * 4, pa.struct([])))
+    experiment = Experiment(schema=schema)
+    encoder = Encoder.fit(schema, table.to_batches())
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    with pytest.raises(DataError, match=r"keys cannot be written as Parquet .*'id' of type struct.*make them text"):
+        write_predictions(bundle, table, tmp_path / "p.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("replicates", [-1, 2.5])
+def test_draws_are_counted_from_0_on(folder: Path, replicates: Any) -> None:
+    with pytest.raises(SettingError, match="a whole number of draws is wanted; 0 leaves intervals out"):
+        score_table(folder / "run", folder / "t.parquet", replicates=replicates)

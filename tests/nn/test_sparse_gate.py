@@ -332,3 +332,26 @@ def test_the_entropy_penalty_settles_selectors(static: bool) -> None:
     assert before == pytest.approx(math.log(8), rel=0.02), "of selectors over 8 codes, at first even"
     assert gate(x).penalty < 0.1 * before
     assert ((gate(x).weights > 1e-3).sum(-1) <= 2).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("make", [TopKGate, NoisyTopKGate])
+@pytest.mark.parametrize("training", [False, True])
+def test_which_sources_are_read_is_chosen_in_float32(make: Make, training: bool) -> None:
+    """Logits a thousandth apart are one number in bfloat16, which matmuls may be computed in."""
+    torch.manual_seed(0)
+    gate = make(1, 4, D, 2).train(training)
+    rows = gate.linear.weight
+    with torch.no_grad():
+        rows[:] = torch.tensor([1.0, 1.001, 1.002, 0.999])[None, :, None] * torch.rand(D)
+        if hasattr(gate, "noise"):
+            gate.noise.weight.fill_(-1e4)  # so little noise that it moves nothing
+    x = torch.rand(64, D) + 0.5
+    torch.manual_seed(1)
+    plain = gate(x).weights
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gate(x).weights
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain)
+    if not training:
+        assert (found > 0)[:, 0].tolist() == [[False, True, True, False]] * 64

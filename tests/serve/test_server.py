@@ -169,7 +169,7 @@ def test_a_request_that_a_stopping_server_waits_no_longer_for_is_told_so(folder:
     assert json.loads(sent[1]["body"])["error"].startswith("the server stops, and waits no longer")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_in_flight_is_finished(folder: Path, tmp_path: Path, bundle: Bundle, rows: Rows, number: int) -> None:
     """Half of a request is there when the signal comes: new ones are refused, this one is answered."""
     body = json.dumps({"rows": rows}).encode()

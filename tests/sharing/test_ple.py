@@ -5,7 +5,9 @@ import torch
 from loops import loop_mlp, loop_softmax
 from torch import Tensor
 
-from multigate.errors import SettingError
+from multigate.errors import ExperimentError, SettingError
+from multigate.experiment import Experiment
+from multigate.schema import Number, Schema, Task
 from multigate.sharing import CGC, PLE, VARIANTS
 
 D, TASKS = 5, ("a", "b", "c")
@@ -179,3 +181,13 @@ def test_the_entropy_penalty_adds_up_over_tasks_and_shared_modules(x: Tensor) ->
         expected += rows[:, :T].mean().item() + (rows[:, T].mean().item() if level < 2 else 0)
     assert found.penalty.item() == pytest.approx(0.1 * expected, rel=1e-5)
     assert ple.eval()(x).penalty == 0
+
+
+@pytest.mark.parametrize("structure", ["ple", "adatt"])
+def test_a_task_is_not_named_as_what_reads_for_all(structure: str) -> None:
+    schema = Schema(features=(Number("a"),), tasks=(Task("shared module"), Task("buy")))
+    shared = {"structure": structure, "shared": 1}
+    with pytest.raises(ExperimentError, match="task 'shared module' has the name of what reads for all tasks"):
+        Experiment(schema=schema, sharing=shared)
+    Experiment(schema=schema, sharing=shared | {"levels": 1})  # of one level no such thing reads
+    Experiment(schema=schema, sharing="cgc")
