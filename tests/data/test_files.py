@@ -347,6 +347,14 @@ def test_decimal_commas_and_points_in_one_file(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in rows_of(open_table(swapped, types))] == [(1.5, 1.5, "2.000", 8.5, 1)]
 
 
+def test_decimal_commas_are_found_as_far_as_types_are(tmp_path: Path) -> None:
+    whole, fractional = ["1;2"] * 30_000, ["3,5;2.25"] * 10
+    for at, rows in enumerate((whole + fractional, fractional + whole)):
+        source = open_table(write_csv(tmp_path, "\n".join(["x;y", *rows, ""]), f"{at}.csv"))
+        assert [type_name(kind) for kind in source.schema.types] == ["double", "double"]
+        assert {tuple(row.values()) for row in rows_of(source)} == {(1, 2), (3.5, 2.25)}
+
+
 def test_frozen_types_turn_text_of_any_table_into_what_the_schema_says() -> None:
     types = {"n": "double", "t": "timestamp[us]", "v": "fixed_size_list<item: double>[2]", "k": "string"}
     data = {"n": ["1.5", ""], "t": ["2022-04-25 10:00:00", None], "v": [[1.0, 2.0], [3.0, 4.0]], "k": [1, 2]}

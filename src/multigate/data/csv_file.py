@@ -1,6 +1,5 @@
 """CSV files, which have no types: those of the schema, or what the first rows look like."""
 
-import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,9 +33,7 @@ class CsvFile:
         self._quoted = names.count('"') % 2 == 1
         unpacked = path.with_suffix("") if path.suffix.lower() in PACKED else path
         self._delimiter = "\t" if unpacked.suffix.lower() == ".tsv" else _delimiter(names)
-        commas, points = _decimals(head, self._delimiter)
-        self._decimal = "," if commas else "."
-        self._points = points if commas else set()
+        self._decimal, self._points = ".", set[str]()
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
@@ -79,7 +76,7 @@ class CsvFile:
             raise self._explained(error) from error
 
     def _infer(self, frozen: Mapping[str, pa.DataType]) -> pa.Schema:
-        block = next((batch for batch in self._stream({}, None) if batch.num_rows), None)
+        block = self._first({})
         try:
             names = self._names() if block is None else block.schema.names
         except UnicodeDecodeError as error:
@@ -89,6 +86,11 @@ class CsvFile:
         if block is None:
             self.rows = 0
             return pa.schema([(name, frozen.get(name, pa.null())) for name in names[numbered:]])
+        commas, points = self._decimals(names)
+        if commas:
+            self._decimal, self._points = ",", points
+            block = self._first({})
+            assert block is not None
         fields = list(block.schema)[numbered:]
         found = {field.name: frozen.get(field.name, _inferred(field.type)) for field in fields}
         for column, kind in found.items():
@@ -102,6 +104,24 @@ class CsvFile:
         if unsure or codes or zoned:
             found |= self._looked_at(unsure, codes, zoned)
         return pa.schema(list(found.items()))
+
+    def _first(self, types: Mapping[str, pa.DataType]) -> pa.RecordBatch | None:
+        """The first rows, None where there are none."""
+        return next((batch for batch in self._stream(types, None) if batch.num_rows), None)
+
+    def _decimals(self, names: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Columns with numbers such as 1,5 among fields between semicolons, and those with none but such as 1.5.
+
+        Where there are both, 1.500 may be one and a half thousand: a column of nothing else is neither.
+        """
+        block = self._first(dict.fromkeys(names, pa.binary())) if self._delimiter == ";" else None
+        if block is None:
+            return set(), set()
+        commas, points = (
+            {name for name in names if pc.any(pc.match_substring_regex(block[name], rf"^\s*[-+]?{digits}\s*$")).as_py()}
+            for digits in (r"\d+,\d+", r"\d+\.(\d{1,2}|\d{4,})")
+        )
+        return commas, points - commas
 
     def _looked_at(
         self, unsure: list[str], codes: list[str], zoned: list[str], blocks: int = 16
@@ -185,19 +205,6 @@ class CsvFile:
         if "UTF8" in text:
             return DataError(f"{self.name}: column {name!r}, {where} is not UTF-8 text; save the file as UTF-8")
         return DataError(f"{self.name} cannot be read to its end ({text}); write or fetch it again")
-
-
-def _decimals(head: str, delimiter: str) -> tuple[set[str], set[str]]:
-    """Columns with numbers such as 1,5 among fields between semicolons, and those with none but such as 1.5.
-
-    Where there are both, 1.500 may be one and a half thousand: a column of nothing else is neither.
-    """
-    if delimiter != ";":
-        return set(), set()
-    names, *rows = csv.reader(head[: head.rfind("\n")].split("\n"), delimiter=delimiter)
-    fields = [(name, field.strip()) for row in rows for name, field in zip(names, row, strict=False)]
-    commas = {name for name, field in fields if re.fullmatch(r"[-+]?\d+,\d+", field)}
-    return commas, {name for name, field in fields if re.fullmatch(r"[-+]?\d+\.(?!\d{3}$)\d+", field)} - commas
 
 
 def _delimiter(line: str) -> str:
