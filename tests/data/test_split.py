@@ -143,6 +143,18 @@ def test_thresholds_in_iso_text_fit_every_kind_of_time(kind):
     assert splitter.thresholds == {"valid_from": "2022-05-05", "test_from": "2022-05-07"}
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", None])
+def test_the_zone_of_a_threshold_counts_where_the_column_has_one(zone):
+    moments = [dt.datetime(2024, 5, 1, hour) + dt.timedelta(days=day) for day in range(2) for hour in range(24)]
+    table = pa.table({"x": range(48), "t": pa.array(moments, pa.timestamp("us", zone and "UTC"))})
+    if zone is not None:
+        table = table.set_column(1, "t", table["t"].cast(pa.timestamp("us", zone)))
+    for given in ("2024-05-02T00:00:00Z", "2024-05-02T02:00:00+02:00") if zone else ("2024-05-02T00:00:00Z",):
+        assert parts_of(Split(valid_from=given), table, schema(time="t"))[0].tolist() == [0] * 24 + [1] * 24
+    on_the_clock = 26 if zone == "Europe/Berlin" else 24
+    assert parts_of(Split(valid_from="2024-05-02"), table, schema(time="t"))[0].sum() == on_the_clock
+
+
 def test_rows_without_a_time_train():
     table = pa.table({"x": range(4), "t": [1, 2, None, 3]})
     found, _ = parts_of(Split(valid_from="2"), table, schema(time="t"))
@@ -169,6 +181,7 @@ def test_a_table_of_its_own_takes_no_rows_from_training():
         ({"valid_from": "2022"}, {}, ExperimentError, "'time' column"),
         ({"valid_from": "soon"}, {"time": "t"}, ExperimentError, "'soon' is not a time"),
         ({"valid_from": "nan"}, {"time": "t"}, ExperimentError, "'nan' is not a time"),
+        ({"by": "time", "valid_from": ""}, {"time": "t"}, ExperimentError, "valid_from '' is not a time"),
         ({"valid_from": "50", "test_from": "50"}, {"time": "t"}, ExperimentError, "later than valid_from 50"),
         ({}, {"time": "x1"}, DataError, "no column 'x1'"),
         ({}, {"time": "same"}, DataError, "one and the same time"),

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from multigate.data import arrow, cells
 from multigate.data.numbers import Sample, row_hashes
+from multigate.data.types import value_type
 from multigate.data.vocabulary import xxh64
 from multigate.errors import DataError, ExperimentError
 from multigate.options import Options
@@ -198,8 +199,9 @@ def _by_time(split: Split, source: Table, name: str) -> _ByTime:
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     given = [one for one in (split.valid_from, split.test_from) if one is not None]
     as_moments = not (numeric and all(_is_number(one) for one in given))
-    valid = _threshold(split.valid_from, as_moments, "valid_from")
-    test = _threshold(split.test_from, as_moments, "test_from")
+    zone = cells.zone_of(str(value_type(kind)))
+    valid = _threshold(split.valid_from, as_moments, zone, "valid_from")
+    test = _threshold(split.test_from, as_moments, zone, "test_from")
     if valid is not None and test is not None and valid.at >= test.at:
         raise ExperimentError(f"split: test_from {test.label} must be later than valid_from {valid.label}")
     if (split.valid and valid is None) or (split.test and test is None):
@@ -246,14 +248,13 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def _threshold(value: str | None, as_moments: bool, what: str) -> _Cut | None:
+def _threshold(value: str | None, as_moments: bool, zone: str | None, what: str) -> _Cut | None:
     if value is None:
         return None
     try:
-        at = cells.moment(value) if as_moments else float(value)
+        at = cells.moment(value, zone) if as_moments else float(value)
     except cells.BadCell:
-        raise ExperimentError(
-            f"split: {what} {value!r} is not a time; write it as ISO 8601, such as 2024-05-31"
-        ) from None
-    assert at is not None
+        at = None
+    if at is None:
+        raise ExperimentError(f"split: {what} {value!r} is not a time; write it as ISO 8601, such as 2024-05-31")
     return _Cut(float(at), value)
