@@ -336,6 +336,11 @@ def test_numbers_in_csv_that_no_number_holds_stay_text(tmp_path: Path) -> None:
         list(open_table(late).batches())
 
 
+def test_whole_numbers_written_in_hexadecimal_stay_text(tmp_path: Path) -> None:
+    source = open_table(write_csv(tmp_path, "a,b,c\n0x1F,1, -0X2\n0x20,0x2,3\n"))
+    assert rows_of(source) == [{"a": "0x1F", "b": "1", "c": " -0X2"}, {"a": "0x20", "b": "0x2", "c": "3"}]
+
+
 def test_decimal_commas_and_points_in_one_file(tmp_path: Path) -> None:
     rows = [f"{at},5;{at}.25;1.{at:03};NA;{at}" if at else "0,5;;1.000;7.5;0" for at in range(4)]
     source = open_table(write_csv(tmp_path, "\n".join(["comma;point;thousand;few;n", *rows, ""])))

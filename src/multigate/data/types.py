@@ -114,8 +114,8 @@ def converts(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def are_codes(texts: pa.Array) -> bool:
-    """Whether they are whole numbers that no number holds as it is written: 007, or more digits than an int64 has."""
-    if pc.any(pc.match_substring_regex(texts, r"^\s*[-+]?0\d+\s*$")).as_py():
+    """Whether they are whole numbers that no number holds as it is written: 007, 0x1F, or more digits than an int64."""
+    if pc.any(pc.match_substring_regex(texts, r"^\s*[-+]?0(\d+|[xX][\da-fA-F]+)\s*$")).as_py():
         return True
     if not pc.all(pc.match_substring_regex(texts, r"^\s*[-+]?\d+\s*$")).as_py():
         return False
