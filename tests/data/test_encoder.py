@@ -629,8 +629,16 @@ CELLS = [
     ("x", [1.5, "1.5", " 1.5", "1.5 ", "15e-1"], [2, "2", 2.0], []),
     ("many", [11, "11", "11.0", 11.0], [12.5, "12.5"], []),
     ("day", ["2026-01-05 10:00", "2026-01-05T10:00:00Z", "2026-01-05T10:30:00+05:00", "20260105T1015"], [], []),
+    ("day", ["2026-01-05 10:00", " 2026-01-05 10:00", "2026-01-05T10:00:00Z "], ["", " ", "0000-05-01 10:00"], []),
     ("seen", ["2026-01-05 10:00", "2026-01-05T10:00:00Z", "2026-01-05T15:30:00+05:00", "20260105T1015"], [], []),
+    (
+        "seen",
+        ["2026-01-05 10:00 ", " 2026-01-05T15:30+05:00\t", " 20260105T1015"],
+        ["", "0000-05-01", "0000-05-01T10Z"],
+        [],
+    ),
     ("date", ["2026-01-04", "2026-01-04 00:00:00", "2026-01-04T00:00:00.000Z", "20260104", _days[3].date()], [], []),
+    ("date", ["2026-01-04", " 2026-01-04", "2026-01-04 "], ["", "0000-02-29", "00000501"], []),
 ]
 
 
@@ -669,7 +677,10 @@ _moments = [dt.datetime(2026, 5, 1 + at, 17, at) for at in range(4)]
 OF_TYPE = {
     "moments": (pa.array(_moments, pa.timestamp("us")), ["2026-05-01T17:00", "2026-05-01 17:00:00", _moments[0]]),
     "zoned": (pa.array(_moments, pa.timestamp("ms", "Europe/Berlin")), ["2026-05-01T19:00", "2026-05-02T00:00+07:00"]),
-    "days": (pa.array([at.date() for at in _moments], pa.date32()), ["2026-05-01", "20260501", _moments[0].date()]),
+    "days": (
+        pa.array([at.date() for at in _moments], pa.date32()),
+        ["2026-05-01", "20260501", " 2026-05-01", "2026-05-01 ", _moments[0].date()],
+    ),
     "decimals": (
         pa.array(map(decimal.Decimal, ("1.10", "2.50", "3.00", "0.01")), pa.decimal128(3, 2)),
         ["1.10", "1.1", " 1.1", 1.1, decimal.Decimal("1.10")],
@@ -697,7 +708,9 @@ def test_times_and_decimals_as_categories_are_found_again_by_their_text(name, tm
         assert encoder.row({"c": cell}).categories.item() == 0
 
 
-@pytest.mark.parametrize(("column", "cell"), [("x", "1,5"), ("x", "1_000"), ("day", "05.01.2026"), ("seen", "soon")])
+@pytest.mark.parametrize(
+    ("column", "cell"), [("x", "1,5"), ("x", "1_000"), ("day", "05.01.2026"), ("seen", "soon"), ("day", "0000-02-30")]
+)
 def test_a_text_that_is_refused_in_a_row_is_refused_in_a_table(column, cell):
     row = {name: values[0] for name, values in TYPED_ROWS.to_pydict().items()} | {column: cell}
     with pytest.raises(DataError, match=f"column '{column}'"):

@@ -133,6 +133,12 @@ def test_a_column_is_left_out_for_a_reason(case: str) -> None:
     assert reason in found
 
 
+def test_text_of_times_may_hold_some_of_no_year() -> None:
+    times = [f"2024-05-{day:02} 10:{day:02}" for day in range(1, 31)]
+    for odd in (["0000-01-01 00:00"], ["0000-01-01", "0000-02-29"]):
+        assert feature((times + odd) * 10, "at") == Time("at")
+
+
 def test_keys_time_group_and_types() -> None:
     schema = inspect(
         order_id=pa.array(range(ROWS)),

@@ -241,20 +241,17 @@ def number(value: Any) -> float:
 def moment(value: Any, zone: str | None = None) -> int | None:
     """A cell as microseconds since 1970 on the wall clock, None where missing or not of the years 1 to 9999.
 
-    Dates, datetimes and ISO text are read as they stand; what has a time zone is read on the clock of ``zone``, or,
-    without one, on its own. A number such as 20240531 is that day, as the text is; any other is a
-    moment, counted from 1970 UTC in seconds below 1e11, else milliseconds below 1e14, else microseconds below 1e17,
+    Dates, datetimes and ISO text, blanks around it aside, are read as they stand; what has a time zone is read on the
+    clock of ``zone``, or, without one, on its own. A number such as 20240531 is that day, as the text is; any other is
+    a moment, counted from 1970 UTC in seconds below 1e11, else milliseconds below 1e14, else microseconds below 1e17,
     else nanoseconds.
     """
     if isinstance(value, np.datetime64):
         value = _datetime(value)
-    if value is None or (isinstance(value, str) and not value) or type(value).__name__ in ("NaTType", "NAType"):
-        return None
     if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise BadCell("a time such as '2024-05-31 17:00'", value, "write it as ISO 8601") from None
+        value = _written(value)
+    if value is None or type(value).__name__ in ("NaTType", "NAType"):
+        return None
     if isinstance(value, datetime):
         if zone is not None and value.tzinfo is not None:
             try:
@@ -267,6 +264,19 @@ def moment(value: Any, zone: str | None = None) -> int | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBERS):
         raise BadCell("a time", value, "give a timestamp, ISO 8601 text or a number of seconds since 1970")
     return _counted(number(value), zone)
+
+
+def _written(value: str) -> datetime | None:
+    """The time that ISO text tells, None where it is blank or of the year 0, which Arrow has and Python has not."""
+    found = value.strip()
+    if not found:
+        return None
+    year_0 = found.startswith("0000")
+    try:
+        read = datetime.fromisoformat("0004" + found[4:] if year_0 else found)  # which has a 29th of February, too
+    except ValueError:
+        raise BadCell("a time such as '2024-05-31 17:00'", value, "write it as ISO 8601") from None
+    return None if year_0 else read
 
 
 def _counted(count: float, zone: str | None) -> int | None:

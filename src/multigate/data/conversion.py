@@ -73,6 +73,7 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _on_the_clock(texts: pa.Array, kind: pa.DataType) -> pa.Array:
     """Times as they stand; in the zone of ``kind``, if it has one, where theirs is told."""
+    texts = pc.utf8_trim_whitespace(texts)
     naive = pa.timestamp(kind.unit)
     if kind.tz is None:
         return _clock(texts, naive)

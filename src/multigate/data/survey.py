@@ -1,7 +1,6 @@
 """One pass over a table in bounded memory: what is in each column, and a sample of whole rows."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -222,8 +221,8 @@ def _decoded(kind: pa.DataType) -> pa.DataType:
 
 def _is_iso(text: str) -> bool:
     try:
-        datetime.fromisoformat(text)
-    except ValueError:
+        cells.moment(text)
+    except cells.BadCell:
         return False
     return True
 
