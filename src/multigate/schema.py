@@ -395,8 +395,14 @@ class Schema(Options):
         features = tuple(one for one in self.features if one.biased is None or one.biased in names)
         return self.with_(features=features, tasks=kept, outputs=())
 
+    def read_types(self) -> dict[str, str]:
+        """How text is read: ``types``, and bags that have none as the text that they are, not as the number 39,12."""
+        bags = {one.source for one in self.features if isinstance(one, Bag)}
+        others = {one.source for one in self.features if not isinstance(one, Bag)} | {self.time, self.group}
+        return dict.fromkeys(sorted(bags - others), "string") | self.types
+
     def later_types(self) -> dict[str, str]:
-        """How text is read that comes once a model is there: ``types``, but nothing that was never seen is refused.
+        """How text is read once a model is there: ``read_types``, but nothing that was never seen is refused.
 
         Categories and groups are text, which is spelled as the values of training were; whole numbers may have become
         fractional ones, as a null makes them in pandas, and days times. Labels of 0 and 1 are text as well, since later
@@ -407,12 +413,13 @@ class Schema(Options):
         read |= {name for task in self.tasks for name in (task.source, task.sample_weight)} | set(self.keys)
         counted = {one.source for one in self.features if isinstance(one, Number | Time)}
         counted |= {task.source for task in self.tasks if task.kind != "multiclass" or _are_exact(task.classes)}
-        types = {name: "string" if name in named - read else kind for name, kind in self.types.items()}
+        types = {name: "string" if name in named - read else kind for name, kind in self.read_types().items()}
         whole = {name for name, kind in types.items() if kind.startswith(("int", "uint")) and name in counted}
         truths = {one.source for one in self.tasks if one.kind == "binary" and one.positive is None} & whole
         truths -= {one.source for one in self.tasks if one.kind != "binary" or one.positive is not None}
         truths -= {one.sample_weight for one in self.tasks} | {self.time, self.group}
-        days = {name for name, kind in types.items() if kind.startswith("date") and name in read}
+        bags = {one.source for one in self.features if isinstance(one, Bag)}  # whose text is that of the type
+        days = {name for name, kind in types.items() if kind.startswith("date") and name in read - bags}
         later = dict.fromkeys(whole, "double") | dict.fromkeys(days, "timestamp[us]") | dict.fromkeys(truths, "string")
         return types | {name: kind for name, kind in later.items() if name not in self.keys}
 

@@ -719,6 +719,27 @@ def test_a_text_that_is_refused_in_a_row_is_refused_in_a_table(column, cell):
         next(open_table({name: [value] for name, value in row.items()}, TYPED_SCHEMA.later_types()).batches())
 
 
+@pytest.mark.parametrize(
+    ("types", "later"),
+    [
+        ({}, ["39,12", "", "7"]),  # between semicolons, where such are numbers elsewhere
+        ({"tags": "string"}, ["39,12", "", "7"]),
+        ({"tags": "date32[day]"}, ["2026-05-01", "", "2026-05-03"]),
+    ],
+)
+def test_a_bag_is_read_alike_in_training_and_later(types, later, tmp_path):
+    schema = Schema(features=[Bag("tags"), Number("x")], tasks=BINARY, types=types)
+    (tmp_path / "rows.csv").write_text("tags;x;y\n" + "".join(f"{one};{at},5;1\n" for at, one in enumerate(later)))
+    batch = next(open_table(tmp_path / "rows.csv", schema.read_types()).batches())
+    encoder = Encoder.fit(schema, [batch, batch_of(tags=[None], x=[1.0], y=[0])])
+    items = sorted({item for one in later for item in one.split(",") if item})
+    assert sorted(encoder.fitted.vocabularies["tags"].values) == items
+    again = encoder.columns(next(open_table(tmp_path / "rows.csv", schema.later_types()).batches()), labels=False)
+    assert min(again.bags[0].values.tolist()) == 1  # nothing is unseen
+    for at, (one, row) in enumerate(zip(later, batch.to_pylist(), strict=True)):
+        same(cut(again, at, at + 1), encoder.row({"tags": one, "x": row["x"]}))
+
+
 def test_seconds_since_1970_may_have_become_fractional_by_a_null(tmp_path):
     seconds = [1_767_225_600 + 3600 * at for at in range(4)]
     schema = Schema(features=[Time("at")], tasks=BINARY, types={"at": "int64"})

@@ -191,7 +191,7 @@ def open_sources(experiment: Experiment, tables: Mapping[str, Any] | None) -> di
     if isinstance(given["train"], str) and not given["train"]:
         raise ExperimentError("the experiment names no table: set 'train' to a file, folder or glob")
     schema = experiment.schema
-    types = schema.types if experiment.warm_start is None else schema.later_types()
+    types = schema.read_types() if experiment.warm_start is None else schema.later_types()
     return {name: open_table(table, types=types) for name, table in given.items() if table is not None}
 
 
