@@ -28,6 +28,7 @@ import multigate.bundle as bundle_module
 from multigate.bundle import Bundle, build_model, load, sigmoid, softmax
 from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
+from multigate.data.files import open_table
 from multigate.data.infer import infer_schema
 from multigate.engine import BLOCK, arrays
 from multigate.errors import BundleError, DataError, ExperimentError
@@ -122,6 +123,20 @@ def test_long_ids_are_the_same_by_every_road_or_refused(floats: bool) -> None:
         else:
             with pytest.raises(DataError, match=r"column 'user'.*wanted a whole number, found 1\.15.*Int64 or as text"):
                 bundle.predict(rows)
+
+
+def test_ids_with_decimal_commas_are_those_of_training(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": [*map(float, range(8)), math.nan] * 10, "click": [0, 1, 1] * 30})
+    frame.to_csv(tmp_path / "rows.csv", sep=";", decimal=",", index=False)
+    schema = infer_schema(tmp_path / "rows.csv", [Task("click")])
+    schema = schema.with_(features=(Category("user"),), keys=(), group="user")
+    assert schema.types["user"] == "double"
+    encoder = Encoder.fit(schema, open_table(tmp_path / "rows.csv", schema.read_types()).batches())
+    experiment = Experiment(schema=schema)
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    expected = bundle.predict(frame)["click"]
+    assert len(set(expected.tolist())) == 9
+    np.testing.assert_allclose(bundle.predict(tmp_path / "rows.csv")["click"], expected, rtol=1e-6)
 
 
 class Old(pd.Series):

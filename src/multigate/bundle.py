@@ -190,7 +190,7 @@ class Bundle:
         columns = [*self.schema.columns(labels=labels, carried=False), *carried]
         if labels and self.schema.group:
             columns.append(self.schema.group)
-        source = open_table(rows, types=self.schema.later_types())
+        source = open_table(rows, types=self.schema.later_types(), trained=self.schema.types)
         spelling = Spelling(self.schema, self.encoder.stats) if labels else None
         first_row = 0
         for record in source.batches(list(dict.fromkeys(columns)), rows=ROWS):

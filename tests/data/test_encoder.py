@@ -17,7 +17,7 @@ from multigate.data.files import open_table
 from multigate.data.float32 import shortest, shortest_of
 from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
-from multigate.data.types import type_name
+from multigate.data.types import parse_type, type_name
 from multigate.data.vocabulary import Vocabulary
 from multigate.errors import DataError, ExperimentError
 from multigate.model import Heads
@@ -738,6 +738,30 @@ def test_a_bag_is_read_alike_in_training_and_later(types, later, tmp_path):
     assert min(again.bags[0].values.tolist()) == 1  # nothing is unseen
     for at, (one, row) in enumerate(zip(later, batch.to_pylist(), strict=True)):
         same(cut(again, at, at + 1), encoder.row({"tags": one, "x": row["x"]}))
+
+
+@pytest.mark.parametrize("kind", ["double", "float", "int64", "decimal128(4, 2)"])
+def test_numbers_with_decimal_commas_are_the_categories_and_the_group_that_they_were_in_training(kind, tmp_path):
+    features = [Category("user"), Hashed("item", column="group", buckets=99), Category("text"), Number("x")]
+    types = {"user": kind, "group": kind, "text": "string", "x": "double", "y": "int64"}
+    schema = Schema(features=features, tasks=BINARY, group="group", types=types)
+    rows = [(f"{at},0" if kind == "int64" else f"{at},25", f"{at},{at}") for at in range(2, 5)]
+    lines = [f"{one};{one};{text};1;{at % 2},0" for at, (one, text) in enumerate([*rows, ("1e-05", "1.5"), ("", "")])]
+    (tmp_path / "rows.csv").write_text("user;group;text;x;y\n" + "\n".join([*lines, ""]))
+    number = {"int64": int, "double": float, "float": np.float32, "decimal128(4, 2)": decimal.Decimal}[kind]
+    values = pa.array([number(float(one.replace(",", "."))) for one, _ in rows], parse_type(kind))
+    texts = [text for _, text in rows]
+    encoder = Encoder.fit(schema, [batch_of(user=values, group=values, text=texts, x=[1.0] * 3, y=[0, 1, 0])])
+    source = open_table(tmp_path / "rows.csv", schema.later_types(), trained=types)
+    found = encoder.columns(next(source.batches()))
+    trained = encoder.columns(batch_of(user=values, group=values, text=texts, x=[1.0] * 3, y=[0, 1, 0]))
+    same(cut(found, 0, 3), trained)
+    assert found.categories[3:, [0, 2]].tolist() == [[0, 0], [1, 1]]
+    assert trained.categories[:, [0, 2]].min() >= 2
+    for at, value in enumerate(values.to_pylist()):
+        row = encoder.row({"user": value, "group": value, "text": texts[at], "x": 1.0})
+        assert torch.equal(row.categories[0], found.categories[at])
+    assert encoder.row({"user": "2,25", "group": "", "text": "", "x": 1}).categories[0, 0] == 0  # no file told commas
 
 
 def test_seconds_since_1970_may_have_become_fractional_by_a_null(tmp_path):

@@ -360,6 +360,11 @@ def test_decimal_commas_are_found_as_far_as_types_are(tmp_path: Path) -> None:
         assert {tuple(row.values()) for row in rows_of(source)} == {(1, 2), (3.5, 2.25)}
 
 
+def test_text_with_commas_makes_no_decimal_commas_of_other_columns(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "tags;x\n39,12;1.234\n")
+    assert rows_of(open_table(path, {"tags": "string", "x": "double"})) == [{"tags": "39,12", "x": 1.234}]
+
+
 def test_frozen_types_turn_text_of_any_table_into_what_the_schema_says() -> None:
     types = {"n": "double", "t": "timestamp[us]", "v": "fixed_size_list<item: double>[2]", "k": "string"}
     data = {"n": ["1.5", ""], "t": ["2022-04-25 10:00:00", None], "v": [[1.0, 2.0], [3.0, 4.0]], "k": [1, 2]}

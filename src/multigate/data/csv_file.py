@@ -17,14 +17,19 @@ BLOCK = 4 << 20
 """Bytes of a CSV file read at a time; column types are inferred from the first of them."""
 _QUOTED = re.compile(r'(?<![^,;\t|\n])"(?:[^"]|"")*"')
 """A field in quotes, which may hold what else separates."""
+_COMMA = r"^(\s*[-+]?\d*),(\d+(?:[eE][-+]?\d+)?\s*)$"
+"""A number with a decimal comma."""
 
 
 class CsvFile:
-    """One file as a part of a table; types that are not ``frozen`` are inferred."""
+    """One file as a part of a table; types that are not ``frozen`` are inferred.
+
+    In columns that are read as text, but were ``trained`` on as numbers, 1,5 between semicolons is 1.5 as well.
+    """
 
     guessed = True
 
-    def __init__(self, path: Path, frozen: Mapping[str, pa.DataType]) -> None:
+    def __init__(self, path: Path, frozen: Mapping[str, pa.DataType], trained: Mapping[str, pa.DataType] = {}) -> None:
         self.name = str(path)
         self.rows: int | None = None
         check_csv(path)
@@ -34,6 +39,7 @@ class CsvFile:
         unpacked = path.with_suffix("") if path.suffix.lower() in PACKED else path
         self._delimiter = "\t" if unpacked.suffix.lower() == ".tsv" else _delimiter(names)
         self._decimal, self._points = ".", set[str]()
+        self._numbers = {column for column, kind in trained.items() if _is_number(kind)}
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
@@ -86,7 +92,8 @@ class CsvFile:
         if block is None:
             self.rows = 0
             return pa.schema([(name, frozen.get(name, pa.null())) for name in names[numbered:]])
-        commas, points = self._decimals(names)
+        texts = {column for column, kind in frozen.items() if is_text(kind)} - self._numbers
+        commas, points = self._decimals([name for name in names if name not in texts])
         if commas:
             self._decimal, self._points = ",", points
             block = self._first({})
@@ -98,8 +105,7 @@ class CsvFile:
                 raise DataError(f"{self.name}: column {column!r} is not UTF-8 text; save the file as UTF-8")
         pointed = self._points - frozen.keys()
         unsure = [column for column, kind in found.items() if pa.types.is_null(kind) or column in pointed]
-        numbers = (pa.types.is_integer, pa.types.is_floating)
-        codes = [column for column, kind in found.items() if any(of(kind) for of in numbers) and column not in frozen]
+        codes = [column for column, kind in found.items() if _is_number(kind) and column not in frozen]
         zoned = [at for at, kind in found.items() if pa.types.is_timestamp(kind) and kind.tz and at not in frozen]
         if unsure or codes or zoned:
             found |= self._looked_at(unsure, codes, zoned)
@@ -161,10 +167,18 @@ class CsvFile:
             for at, field in enumerate(wanted)
             if pa.types.is_timestamp(field.type) or (field.name in self._points and not is_text(field.type))
         ]
+        counted = [
+            at
+            for at, field in enumerate(wanted)
+            if self._decimal == "," and field.name in self._numbers and is_text(field.type)
+        ]
         for block in self._stream(types or {names[0]: pa.string()}, names):
             found = block.select(wanted.names)
             for at in texts:
                 found = found.set_column(at, wanted.names[at], _nulls_where_missing(found.column(at)))
+            for at in counted:
+                pointed = pc.replace_substring_regex(found.column(at), _COMMA, r"\1.\2")
+                found = found.set_column(at, wanted.names[at], pointed)
             for start in range(0, block.num_rows, rows):
                 yield found.slice(start, rows)
 
@@ -220,6 +234,10 @@ def _there(texts: pa.Array) -> pa.Array:
 def _inferred(kind: pa.DataType) -> pa.DataType:
     """The type that a column gets of which the reader infers this one: times of day stay the text that they are."""
     return pa.string() if pa.types.is_time(kind) else kind
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _nulls_where_missing(texts: pa.Array) -> pa.Array:

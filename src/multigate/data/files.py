@@ -120,13 +120,14 @@ class Source:
                 first += batch.num_rows
 
 
-def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
+def open_table(data: Any, types: Mapping[str, str] = {}, trained: Mapping[str, str] = {}) -> Source:
     """A source for a Parquet, Arrow or CSV file, a folder, a glob, a list of those, or a table in memory.
 
     In memory: pyarrow Table or RecordBatch, pandas, polars and whatever else speaks the Arrow PyCapsule interface,
     or a dict of lists. ``types`` (column to ``type_name``) freezes the types of CSV columns, which are otherwise
     inferred from the first rows; in any other table it turns text into the type named, and lists into lists of
-    a fixed size. Columns it names that are not there are ignored.
+    a fixed size. Columns it names that are not there are ignored. ``trained`` are the types that the columns had in
+    training, by which decimal commas are told in those that are read as text since.
 
     Raises:
         DataError: nothing to read, files that do not fit together, or column names that are empty or repeated.
@@ -140,7 +141,7 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
         paths = [path for one in given for path in found[one]]
         keys = [keys_of(path) for path in paths]
         frozen = {column: parse_type(text) for column, text in types.items()}
-        files = [_part(path, frozen) for path in paths]
+        files = [_part(path, frozen, {column: parse_type(text) for column, text in trained.items()}) for path in paths]
         parts = partitioned(files, keys, frozen)
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
         return Source(name, parts, _stamped(paths), types, files=list(zip(paths, keys, strict=True)))
@@ -149,14 +150,14 @@ def open_table(data: Any, types: Mapping[str, str] = {}) -> Source:
     return Source("table", [Memory(table)], content_hash(table), types, unreadable)
 
 
-def _part(path: Path, frozen: Mapping[str, pa.DataType]) -> Part:
+def _part(path: Path, frozen: Mapping[str, pa.DataType], trained: Mapping[str, pa.DataType]) -> Part:
     match _kind(path):
         case "Parquet":
             return ParquetFile(path)
         case "Arrow":
             return ArrowFile(path)
         case _:
-            return CsvFile(path, frozen)
+            return CsvFile(path, frozen, trained)
 
 
 def _merged(parts: Sequence[Part], frozen: Mapping[str, pa.DataType]) -> pa.Schema:

@@ -192,7 +192,7 @@ def open_sources(experiment: Experiment, tables: Mapping[str, Any] | None) -> di
         raise ExperimentError("the experiment names no table: set 'train' to a file, folder or glob")
     schema = experiment.schema
     types = schema.read_types() if experiment.warm_start is None else schema.later_types()
-    return {name: open_table(table, types=types) for name, table in given.items() if table is not None}
+    return {name: open_table(table, types, trained=schema.types) for name, table in given.items() if table is not None}
 
 
 def _start(experiment: Experiment) -> Bundle | None:
