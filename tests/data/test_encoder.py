@@ -601,6 +601,28 @@ def test_the_shortest_decimal_of_a_float32_is_the_one_that_numpy_prints(value):
         assert shortest_of(value) == printed
 
 
+_places = np.random.default_rng(5).uniform(-180, 180, 120).round(9)
+FINER = {
+    "places": (_places, 48, 256),
+    "places, a bin each": (_places, 120, 0),
+    "whole numbers": (2.0**24 + np.arange(60), 8, 256),
+    "only the values": (np.append(np.arange(40) / 4, [0.1234567891, 7.0000000123]), 4, 256),
+}
+
+
+@pytest.mark.parametrize("case", FINER)
+def test_numbers_finer_than_a_float32_are_read_alike_in_a_row_and_in_a_column_of_float32s(case):
+    values, bins, most = FINER[case]
+    x = np.repeat(values, 6)
+    encoder = fit(
+        (Number("x", embedding="bins", bins=bins, values=most),), columns={"x": x, "y": LABEL * (len(x) // 2)}
+    )
+    single = pa.array(values.astype(np.float32))
+    wanted = torch.cat([encoder.row({"x": cell}).categories for cell in single.to_pylist()])
+    for array in (single, single.cast(pa.float64()), single.dictionary_encode()):
+        assert torch.equal(encoder.columns(batch_of(x=array), labels=False).categories, wanted)
+
+
 TYPED = {
     "member": "bool", "code": "int64", "share": "double", "x": "double", "many": "int64", "day": "timestamp[us]",
     "seen": "timestamp[us, tz=UTC]", "date": "date32[day]", "y": "int64",

@@ -61,6 +61,12 @@ class Encoder:
         self._scales = Scales(fitted.scales)
         self._bin_edges = {name: np.array(edges, dtype=np.float64) for name, edges in fitted.edges.items()}
         self._values = {name: np.array(values, dtype=np.float64) for name, values in fitted.values.items()}
+        self._narrow = {
+            name
+            for name, edges in self._bin_edges.items()
+            if float32.are_shortest(edges) and float32.are_shortest(self._values.get(name, edges[:0]))
+        }
+        """Numbers whose bounds are no finer than float32s."""
         self._lookups: dict[str, Lookup] = dict(fitted.vocabularies)
         for table, feature in table_features(schema).items():
             if isinstance(feature, Hashed | Bag) and feature.buckets:
@@ -133,7 +139,7 @@ class Encoder:
                         numbers[at] = self._scales.encode(x[None], [at])[0].take(index)
                     if self.fitted.embeddings[feature.name] == "bins":
                         # of float32s the bounds are made as narrow as they are, which is quicker than the reverse
-                        narrow = pa.types.is_float32(array.type)
+                        narrow = pa.types.is_float32(array.type) and feature.name in self._narrow
                         x, width = (x, np.float32) if narrow else (float32.shortest(x), np.float64)
                         ids.append(_each(bin_ids(x, self._bin_edges[feature.name].astype(width)), index))
                         if feature.name in self._values:

@@ -35,6 +35,11 @@ def shortest(x: np.ndarray) -> np.ndarray:
     return found
 
 
+def are_shortest(x: np.ndarray) -> bool:
+    """Whether each of some numbers is the shortest decimal of a float32: float32s lie to them as to their float32s."""
+    return np.array_equal(shortest(x.astype(np.float32).astype(np.float64)), x)
+
+
 def shortest_of(value: float) -> float:
     """``shortest`` of one number."""
     if value.is_integer() or not abs(value) <= LARGEST:
