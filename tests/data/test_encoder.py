@@ -137,6 +137,8 @@ def test_features_share_a_vocabulary_by_naming_a_table():
         ((Number("a"), Category("b", table="a")), "holds the bins or parts of feature 'a'"),
         ((Time("a"), Category("a:hour")), "holds the bins or parts of feature 'a'"),
         ((Number("a"), Category("b", table="a:value")), "holds the bins or parts of feature 'a'"),
+        ((Number("a"), Number("a:value")), "'a' and 'a:value' both want the table 'a:value' .* 'a:value' another name"),
+        ((Number("a:hour"), Time("a")), "'a:hour' and 'a' both want the table 'a:hour' .* 'a:hour' another name"),
     ],
 )  # fmt: skip
 def test_features_that_cannot_share_a_table_are_refused(features, words):

@@ -278,6 +278,39 @@ def test_names_of_tables_of_bins_and_parts_may_be_names_of_columns() -> None:
     assert {feature.name for feature in schema.features} == {"x", "x:value"}
 
 
+def test_a_drafted_schema_has_a_table_for_each_number_and_time_whatever_their_names() -> None:
+    moments = [dt.datetime(2026, 1, 1) + dt.timedelta(hours=at) for at in range(ROWS)]
+    often = RNG.permutation(ROWS) % 20
+    columns = {
+        "price": np.arange(ROWS) % 300, "price:value": often, "price:value:value": often + 1.5, "seen": moments,
+        "seen:hour": often, "price:value:number": often, "seen:hour:number:value": ["a", "b", "c"] * (ROWS // 3),
+        "old:value": ["a", "b", "c"] * (ROWS // 3), "old": often, "old:value:category": often,
+    }  # fmt: skip
+    table = open_table({name: list(values) for name, values in (columns | {"click": CLICK}).items()})
+    schema = infer_schema(table, ["click"])
+    assert {one.source for one in schema.features} == set(columns)
+    schema = schema.with_(
+        features=tuple(
+            one.with_(embedding="bins")
+            if isinstance(one, Number)
+            else one  # what ``auto`` may come to in a later table
+            for one in schema.features
+        )
+    )
+    encoder = Encoder.fit(schema, table.batches())
+    encoded = next(iter(table.batches()))
+    ids = encoder.columns(encoded)
+    assert len(encoder.layout.tables) == len(encoder.layout.categories), "no two share a table"
+    for at, one in enumerate(encoder.layout.categories):
+        assert int(ids.categories[:, at].max()) < encoder.layout.tables[one.table]
+
+
+def test_a_leak_is_told_of_the_column_whatever_its_feature_is_called() -> None:
+    found = inspect(**{"price": RNG.normal(size=ROWS), "price:value": CLICK + RNG.random(ROWS) / 2, "click": CLICK})
+    assert [one.name for one in found.schema.features if one.source == "price:value"] == ["price:value:number"]
+    assert {note.column for note in found.leaks} == {"price:value"}
+
+
 def test_a_table_of_labels_alone_is_refused() -> None:
     with pytest.raises(DataError, match="no column to predict from"):
         inspect_table(open_table({"click": [0, 1]}), ["click"])

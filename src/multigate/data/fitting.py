@@ -19,7 +19,7 @@ from multigate.data.numbers import (
     frequent_values,
     signed_log,
 )
-from multigate.data.vocabulary import Vocabulary, add_counts, table_features, table_of
+from multigate.data.vocabulary import Vocabulary, add_counts, check_own_tables, table_features, table_of
 from multigate.errors import DataError
 from multigate.schema import Bag, Category, Number, Schema, Vector
 
@@ -61,6 +61,8 @@ class Fit:
             for one in self._numeric
             for _ in range(one.size if isinstance(one, Vector) else 1)
         ]
+        if base is None:
+            check_own_tables(schema.features)
         self._tables = table_features(schema)
         self._counts: dict[str, dict[str, int]] = {
             table: {}

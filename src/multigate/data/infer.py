@@ -1,7 +1,7 @@
 """A first schema for a table nobody has described yet: what each column most likely means, and what looks wrong."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,10 @@ from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported
 from multigate.data.survey import Progress, Survey, is_list, is_text, survey
 from multigate.data.tasks import Tasks, check_label, completed, read_tasks
 from multigate.data.types import type_name
-from multigate.data.vocabulary import implied_tables
+from multigate.data.vocabulary import own_tables
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
-from multigate.schema import Bag, Category, Feature, Hashed, Schema, Task
+from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Task
 
 _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
@@ -143,14 +143,26 @@ def _schema(source: Source, seen: Survey, labels: Sequence[Task], verdicts: dict
 
 
 def _apart(features: Sequence[Feature]) -> tuple[Feature, ...]:
-    """The features, those whose name is that of a table of another's bins, values or parts with tables of their own."""
-    taken = implied_tables(features)
-    return tuple(
-        one.with_(table=f"{one.name}:category")
-        if isinstance(one, Category | Hashed | Bag) and one.name in taken
-        else one
-        for one in features
-    )
+    """The features, those whose name is that of a table of another's bins, values or parts with another name, which for
+    categories and bags is the table's alone."""
+    derived = {table for one in features for table in own_tables(one) if table != one.name}
+    taken = derived | {one.name for one in features}
+    return tuple(_renamed(one, taken) if one.name in derived else one for one in features)
+
+
+def _renamed(feature: Feature, taken: Set[str]) -> Feature:
+    if isinstance(feature, Number):
+        return feature.with_(name=_free(feature.name, ":number", taken), column=feature.source)
+    if isinstance(feature, Category | Hashed | Bag):
+        return feature.with_(table=_free(feature.name, ":category", taken))
+    return feature
+
+
+def _free(name: str, ending: str, taken: Set[str]) -> str:
+    """The name with the ending as often as needed for it and the table of its values to be no other's."""
+    while name in taken or f"{name}:value" in taken:
+        name += ending
+    return name
 
 
 def _group(features: Sequence[Feature], seen: Survey) -> str | None:
@@ -251,11 +263,11 @@ def _numeric(texts: pa.Array) -> str:
 def _leaks(schema: Schema, seen: Survey) -> Iterator[Note]:
     targets = [_target(task, seen) for task in schema.tasks]
     for feature in schema.features:
-        column = seen.columns[feature.name]
+        column = seen.columns[feature.source]
         if is_list(column.kind):
             continue
-        for reason in leaks(seen.sampled(column.name), feature.name, targets):
-            yield Note(feature.name, reason)
+        for reason in leaks(seen.sampled(column.name), column.name, targets):
+            yield Note(column.name, reason)
 
 
 def _target(task: Task, seen: Survey) -> Target:

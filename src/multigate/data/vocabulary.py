@@ -113,15 +113,29 @@ def table_of(feature: Category | Hashed | Bag) -> str:
     return feature.table or feature.name
 
 
+def own_tables(feature: Feature) -> tuple[str, ...]:
+    """Tables that hold the bins and values of a number or the parts of a time."""
+    if isinstance(feature, Number) and feature.embedding in ("auto", "bins"):
+        return feature.name, f"{feature.name}:value"
+    return tuple(f"{feature.name}:{part}" for part in feature.parts) if isinstance(feature, Time) else ()
+
+
 def implied_tables(features: Iterable[Feature]) -> dict[str, str]:
-    """Tables that hold the bins and values of numbers and the parts of times, each with the name of its feature."""
+    """``own_tables`` of all features, each with the name of its feature."""
+    return {table: one.name for one in features for table in own_tables(one)}
+
+
+def check_own_tables(features: Iterable[Feature]) -> None:
+    """Raise ``ExperimentError`` where a number has the name of a table of another feature's values or parts."""
     taken: dict[str, str] = {}
     for one in features:
-        if isinstance(one, Number) and one.embedding in ("auto", "bins"):
-            taken |= {one.name: one.name, f"{one.name}:value": one.name}
-        if isinstance(one, Time):
-            taken |= {f"{one.name}:{part}": one.name for part in one.parts}
-    return taken
+        for table in own_tables(one):
+            other = taken.setdefault(table, one.name)
+            if other != one.name:
+                raise ExperimentError(
+                    f"features {other!r} and {one.name!r} both want the table {table!r} for bins, values or parts; "
+                    f"give the feature {table!r} another name, and {table!r} as its 'column'"
+                )
 
 
 def table_features(schema: Schema) -> dict[str, Category | Hashed | Bag]:
