@@ -3,6 +3,7 @@ import decimal
 import json
 import math
 import time
+import uuid
 
 import hypothesis.strategies as st
 import numpy as np
@@ -911,6 +912,24 @@ def test_a_duration_of_pandas_is_that_of_python():
         assert wanted.categories[0, 0] == at + 2
         same(encoder.row({"f": one}), wanted)
         same(encoder.row({"f": pandas.Timedelta(one)}), wanted)
+
+
+@pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this Arrow has no UUIDs")
+@pytest.mark.parametrize("feature", [Category("c", min_count=1), Hashed("c", buckets=99), Bag("c", min_count=1)])
+def test_a_uuid_is_its_text_in_a_row_and_in_a_table(feature):
+    found = [uuid.UUID(int=at * 7919**9) for at in range(6)]
+    column = pa.array(found)
+    encoder = fit((feature,), columns={"c": column}, group="c")
+    coded = pa.DictionaryArray.from_arrays(pa.array(range(6)), column)
+    wanted = encoder.columns(batch_of(c=list(map(str, found))), labels=False)
+    assert len(set(wanted.groups.tolist())) == 6
+    for array in (column, coded):
+        whole = encoder.columns(batch_of(c=array), labels=False)
+        same(whole, wanted)
+        for at, one in enumerate(found):
+            same(encoder.row({"c": one}), cut(whole, at, at + 1))
+            same(encoder.row({"c": str(one)}), cut(whole, at, at + 1))
+    assert encoder.row({"c": uuid.UUID(int=1)}).groups.item() not in wanted.groups
 
 
 def test_a_label_does_not_depend_on_its_neighbours():

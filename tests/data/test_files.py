@@ -5,6 +5,8 @@ import csv
 import datetime as dt
 import gzip
 import os
+import random
+import uuid
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -667,6 +669,22 @@ def test_text_views_in_parquet_are_text(tmp_path: Path) -> None:
         assert "view" not in " ".join(map(type_name, source.schema.types))
         assert source.schema.field("c").type == pa.large_string()
         assert pa.Table.from_batches(source.batches()).to_pydict() == {name: text for name, (text, _) in texts.items()}
+
+
+@pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this Arrow has no UUIDs")
+def test_uuids_are_text_in_every_door(tmp_path: Path) -> None:
+    found = [None if at % 4 == 3 else uuid.UUID(int=random.Random(at).getrandbits(128)) for at in range(11)]
+    texts = [None if one is None else str(one) for one in found]
+    table = pa.table({"id": pa.chunked_array([pa.array(found[:3]), pa.array(found)[3:9], pa.array(found[9:])])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    frames = [pd.DataFrame({"id": values}) for values in (found, pd.Categorical(found))]
+    for data in (table, tmp_path / "a.parquet", tmp_path / "a.arrow", {"id": found}, *frames):
+        source = open_table(data)
+        assert source.schema.types == [pa.large_string()]
+        assert rows_of(source) == [{"id": one} for one in texts]
+    assert rows_of(open_table(table[1:5])) == [{"id": one} for one in texts[1:5]]
 
 
 def test_whole_numbers_too_long_for_the_fractions_of_another_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import datetime as dt
 import decimal
 import math
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ KINDS: dict[str, tuple[str, Any, Feature]] = {
     "codes by frequency": ("x", RNG.choice(120, ROWS, p=RNG.dirichlet(np.full(120, 0.5))), Category("x")),
     "booleans": ("x", CLICK == 0, Category("x")),
     "text": ("x", words(900), Category("x")),
+    "UUIDs": ("x", [uuid.UUID(int=n % 900) for n in range(ROWS)], Category("x")),
     "phrases": ("x", [f"not in {one} universe" for one in words(20)], Category("x")),
     "ranges": ("x", RNG.choice(["(0,10]", "(10,50]", "(50,100]", "500+"], ROWS), Category("x")),
     "dictionary of numbers": ("x", pa.array(RNG.integers(0, 10**6, ROWS)).dictionary_encode(), Category("x")),

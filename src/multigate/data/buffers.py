@@ -5,10 +5,33 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+_DIGITS = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+_UUID = len("00000000-0000-0000-0000-000000000000")
+_PLACES = [at for at in range(_UUID) if at not in (8, 13, 18, 23)]
+"""Of the digits of a UUID in its text."""
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether it is Arrow's type of UUIDs."""
+    return getattr(kind, "extension_name", "") == "arrow.uuid"
+
 
 def plain(array: pa.Array) -> pa.Array:
-    """The array without its extension type."""
+    """The array without its extension type; of UUIDs their text."""
+    if is_uuid(array.type):
+        return _uuid_texts(array.storage)
     return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _uuid_texts(array: pa.Array) -> pa.Array:
+    """16 bytes each as Python writes the UUID that they are."""
+    rows = len(array)
+    held = np.frombuffer(array.buffers()[1] or b"", np.uint8, 16 * rows, 16 * array.offset)
+    text = np.full((rows, _UUID), ord("-"), dtype=np.uint8)
+    text[:, _PLACES] = _DIGITS[np.stack([held >> 4, held & 15], axis=1)].reshape(rows, 32)
+    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * _UUID)
+    valid = as_arrow(known(array)).buffers()[1]
+    return pa.Array.from_buffers(pa.large_string(), rows, [valid, ends, pa.py_buffer(text)])
 
 
 def stored(array: pa.Array) -> np.ndarray:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from multigate.data.beginnings import check_parquet
 from multigate.data.damage import DAMAGED, told
-from multigate.data.types import check_names, is_text, plain_type
+from multigate.data.types import check_names, is_text, plain_column, plain_type
 
 
 class ParquetFile:
@@ -43,7 +43,8 @@ class ParquetFile:
                 for column in chosen.columns:
                     if pa.types.is_dictionary(column.type):  # pages without a checksum may hold codes of no value
                         column.validate(full=True)
-                yield chosen
+                columns = [plain_column(column) for column in chosen.columns]
+                yield pa.RecordBatch.from_arrays(columns, names=wanted.names) if columns else chosen
 
 
 def _dictionary_columns(file: pq.ParquetFile) -> list[str]:

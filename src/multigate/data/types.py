@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from multigate.data.buffers import is_uuid, plain
 from multigate.errors import DataError, nearest
 
 INTEGER_DIGITS = 20
@@ -60,8 +61,8 @@ def value_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without views and run ends, which few kernels know."""
-    if pa.types.is_string_view(kind):
+    """The type without views and run ends, which few kernels know; UUIDs are text."""
+    if pa.types.is_string_view(kind) or is_uuid(value_type(kind)):
         return pa.large_string()
     if pa.types.is_binary_view(kind):
         return pa.large_binary()
@@ -78,6 +79,10 @@ def plain_column(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArr
     """The column as its ``plain_type``. Raises ``pa.ArrowException`` or ``ValueError`` where Arrow cannot."""
     if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
+    if is_uuid(value_type(column.type)):
+        if isinstance(column, pa.ChunkedArray):
+            return pa.chunked_array([plain_column(one) for one in column.chunks], pa.large_string())
+        return plain(column.dictionary_decode() if pa.types.is_dictionary(column.type) else column)
     kind = plain_type(column.type)
     return column if column.type == kind else column.cast(kind)
 
