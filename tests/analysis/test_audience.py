@@ -124,6 +124,24 @@ def test_ranges_hold_about_as_many_rows_each(encoder, batch):
         assert counts.max() < 2 * counts.min()
 
 
+@pytest.mark.parametrize(("transform", "least"), [("log", 0), ("quantile", 0), ("standard", 1e7)])
+def test_ranges_of_a_long_tail_are_apart(transform, least):
+    bytes_sent = np.concatenate([np.zeros(100), np.arange(100) % 8 + 1.0, (np.arange(200) % 9 + 1) * 1e7])
+    rows = pa.RecordBatch.from_pydict({"bytes": bytes_sent, "y": np.arange(400) % 2})
+    feature = Number("bytes", transform=transform, embedding="none")
+    one = Encoder.fit(Schema(features=[feature], tasks=[Task("y")]), [rows])
+    column = next(value_columns(one, one.columns(rows)))
+    said = [column.words(at) for at in column.ids]
+    assert len(set(said)) == len(set(column.ids.tolist()))
+    assert not {"< 0", "[0, 0)"} & set(said)
+    for value, words in zip(bytes_sent, said, strict=True):
+        low, _, high = words.strip("[≥<)").partition(",")
+        if words.startswith("<"):
+            assert value < float(low) * (1 + 1e-5)
+        elif value >= least:
+            assert float(low) * (1 - 1e-5) <= value <= float(high or "inf") * (1 + 1e-5)
+
+
 def test_weights_that_look_at_nothing_serve_nobody(encoder, batch):
     random = np.random.default_rng(1)
     for spread in (0.0, 0.05, 0.4):

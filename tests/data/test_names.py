@@ -132,9 +132,34 @@ def test_numbers_come_back_in_their_own_unit(encoder, batch, table, name):
     assert math.isnan(raw_values(encoder.fitted.scales[at], np.array([math.nan]))[0])
 
 
+LONG = [0.0, *(digit * 10.0**power for power in range(8) for digit in range(1, 6))]
+
+
+def test_bins_of_a_long_tail_are_the_ranges_they_are_called():
+    feature = Number("x", transform="log", embedding="bins", bins=30)
+    rows = pa.RecordBatch.from_pydict({"x": LONG * 2, "y": [0, 1] * len(LONG)})
+    encoder = Encoder.fit(Schema(features=[feature], tasks=[Task("y")]), [rows])
+    said_of = said(encoder, encoder.columns(rows), "x")
+    assert all(holds(words, value) for words, value in zip(said_of, LONG * 2, strict=True))
+    assert len(set(said_of)) == 30
+
+
+@pytest.mark.parametrize("transform", ["standard", "log", "quantile"])
+@pytest.mark.parametrize("values", [LONG, [-one for one in LONG], [0.0, 1e-3, 2e-3, 0.1], [7.0, 0.0], [0.0]])
+def test_a_0_comes_back_as_0_and_what_is_next_to_it_does_not(transform, values):
+    rows = pa.RecordBatch.from_pydict({"x": values * 20, "y": [0, 1] * (10 * len(values))})
+    feature = Number("x", transform=transform, embedding="none")
+    encoder = Encoder.fit(Schema(features=[feature], tasks=[Task("y")]), [rows])
+    raw = raw_values(encoder.fitted.scales[0], encoder.columns(rows).numbers[:, 0].numpy())[: len(values)]
+    least = 1e-6 * max(map(abs, values)) if transform == "standard" else 0  # nearer ones are no float32s apart
+    for one, found in zip(values, raw.tolist(), strict=True):
+        assert found == 0 if one == 0 else found != 0 or abs(one) < least
+
+
 def test_words_of_ranges():
     words = range_words([1e-12, 2.5, 1_234_567.0])
     assert [words(at) for at in range(6)] == [
-        "unseen", "missing", "< 0", "[0, 2.5)", "[2.5, 1234570)", "≥ 1234570"
+        "unseen", "missing", "< 1e-12", "[1e-12, 2.5)", "[2.5, 1234570)", "≥ 1234570"
     ]  # fmt: skip
+    assert range_words([-0.0])(2) == "< 0"
     assert range_words([])(2) == "known"

@@ -15,6 +15,9 @@ from multigate.schema import Bag, Category, Feature, Hashed, Number, Time, Vecto
 Words = Callable[[int], str]
 """What an id stands for."""
 
+ROUNDING = float(np.finfo(np.float32).eps)
+"""Of an encoded number, as a share of it."""
+
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -60,7 +63,10 @@ def feature_columns(encoder: Encoder) -> tuple[FeatureColumns, ...]:
 
 def raw_values(scale: Scale, encoded: np.ndarray) -> np.ndarray:
     """Encoded numbers (R,) in their own unit again, to float32's precision; what was clipped stays so."""
-    x = encoded.astype(np.float64) * scale.sd + scale.mean
+    off = encoded.astype(np.float64) * scale.sd
+    x = off + scale.mean
+    zero = dict(zip(scale.knots, scale.scores, strict=True)).get(0.0, np.nan) if scale.transform == "quantile" else 0.0
+    x[np.abs(x - zero) <= ROUNDING * np.abs(off)] = zero  # it may have been a 0
     if scale.transform == "log":
         x = np.copysign(np.expm1(np.abs(x)), x)
     if scale.transform == "quantile":
@@ -72,8 +78,7 @@ def range_words(edges: Sequence[float]) -> Words:
     """Of the bins that begin at each of ``edges``, and of the one below them."""
     if not len(edges):
         return _named(("known",).__getitem__)
-    nothing = 1e-6 * max(abs(edge) for edge in edges)  # what may be left of a 0 that was encoded and decoded
-    shown = [_short(edge) if abs(edge) > nothing else "0" for edge in edges]
+    shown = [_short(edge) for edge in edges]
     between = [f"[{low}, {high})" for low, high in pairwise(shown)]
     return _named([f"< {shown[0]}", *between, f"≥ {shown[-1]}"].__getitem__)
 
@@ -102,4 +107,4 @@ def _words(encoder: Encoder, feature: Feature) -> tuple[Words, ...]:
 
 def _short(value: float) -> str:
     """Six digits that mean something, and no exponent unless the number is very large or small."""
-    return f"{float(f'{value:.6g}'):.12g}"
+    return f"{float(f'{value:.6g}') + 0.0:.12g}"  # -0 is 0
