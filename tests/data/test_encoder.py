@@ -407,6 +407,19 @@ def test_a_broken_funnel_is_counted_and_refused_unless_loose():
     assert labels[500:503, 0].tolist() == [1, 1, 1]
 
 
+def test_a_row_that_where_takes_away_breaks_no_funnel():
+    tasks = (Task("click"), Task("seen"), Task("buy", given="click", where="seen"))
+    columns = {"x": [1.0, 2.0, 3.0] * 100, "click": [1, 1, 0] * 100, "seen": [1, 1, 0] * 100, "buy": [1, 0, 1] * 100}
+    encoder = fit((Number("x"),), tasks, columns)
+    buy = encoder.stats[2]
+    assert (buy.known, buy.positives, buy.violations) == (200, 100, 0)
+    later = batch_of(**columns).filter(pa.array([False, True, True] * 100))  # no label of 1 is known among them
+    buy = encoder.grown(encoder.schema, [later]).stats[2]
+    assert (buy.known, buy.positives, buy.violations) == (100, 0, 0)
+    with pytest.raises(DataError, match=r"'buy' is given 'click', but 100 of its 199 labels of 1"):
+        fit((Number("x"),), tasks, columns | {"seen": [0, *[1] * 299]})
+
+
 @pytest.mark.parametrize("kind", ["binary", "regression", "multiclass"])
 def test_labels_that_teach_nothing_are_refused(kind):
     task = Task("y", kind=kind)

@@ -39,7 +39,7 @@ class LabelStats(Options):
     positives: int = 0
     """Known labels that are 1 (binary only)."""
     violations: int = 0
-    """Labels of 1 under a ``given`` parent of 0."""
+    """Known labels of 1 under a ``given`` parent of 0."""
     mean: float = 0.0
     sd: float = 1.0
     """Of a regression target after ``log1p``; 0 and 1 where it is not standardised."""
@@ -73,18 +73,18 @@ class LabelReader:
         self._given = [(at, parent) for at in schema.order() if (parent := parents[at]) is not None]
 
     def read(self, rows: int, column: Column) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels (T, R) float64, NaN where null; known (T, R) bool; labels of 1 under a given parent of 0 (T,)."""
+        """Labels (T, R) float64, NaN where null; known (T, R) bool; known labels of 1 under a given 0 (T,)."""
         labels = np.empty((len(self.schema.tasks), rows))
         for at, task in enumerate(self.schema.tasks):
             labels[at] = self._label(task, column(task.source))
-        violations = np.zeros(len(labels), dtype=np.int64)
         for child, parent in self._given:
-            off = labels[parent] == 0
-            labels[child, off & np.isnan(labels[child])] = 0.0
-            violations[child] = (off & (labels[child] == 1)).sum()
+            labels[child, (labels[parent] == 0) & np.isnan(labels[child])] = 0.0
         known = ~np.isnan(labels)
         for task_at, parent in self._where:
             known[task_at] &= labels[parent] == 1
+        violations = np.zeros(len(labels), dtype=np.int64)
+        for child, parent in self._given:
+            violations[child] = (known[child] & (labels[child] == 1) & (labels[parent] == 0)).sum()
         return labels, known, violations
 
     def weights(self, rows: int, column: Column) -> np.ndarray:
