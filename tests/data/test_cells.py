@@ -41,8 +41,8 @@ def test_whole_numbers_that_a_float_cannot_hold_are_refused_or_rounded_as_in_tra
     assert double(str(-near)) == str(-(2**53))
     with pytest.raises(cells.BadCell):
         cells.exact_text(float(2**54))
-    for kind in (pa.float64(), pa.float32()):
-        floats = pa.array([3.0, None, 2.0**60], kind)
+    single, double_width = (pa.array([3.0, None, 2.0**60], kind) for kind in (pa.float32(), pa.float64()))
+    for floats in (single, double_width, double_width.dictionary_encode()):
         with pytest.raises(
             cells.ColumnError, match=r"column 'id': wanted a whole number, found 1\.15.*Int64 or as text"
         ):

@@ -29,6 +29,7 @@ from multigate.data.cells import (
     text,
 )  # fmt: skip
 from multigate.data.float32 import LARGEST
+from multigate.data.types import value_type
 
 
 def codes(array: pa.Array, column: str) -> tuple[np.ndarray, pa.Array]:
@@ -104,10 +105,11 @@ def texts(values: pa.Array) -> list[str | None]:
 
 def distinct_texts(array: pa.Array, column: str, spell: Spell | None = None) -> tuple[np.ndarray, list[str | None]]:
     """``codes`` and ``texts`` of a column, in any order, spelled by ``spell``."""
+    array = plain(array)
     close = close_integers(array)
     if close is not None:
         return close[0], _spelled(list(map(str, close[1].tolist())), array.type, spell)
-    if spell is as_whole and pa.types.is_floating(array.type):
+    if spell is as_whole and pa.types.is_floating(value_type(array.type)):
         index, found = through_distinct(array, exact_text, column)
         return index, found[:-1]
     index, values = codes(array, column)
