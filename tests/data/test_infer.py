@@ -221,6 +221,8 @@ BAD_LABELS: dict[str, tuple[Any, Any, str]] = {
     "null": ("y", pa.nulls(ROWS), "holds no value in any row"),
     "lists": ("y", [[1]] * ROWS, "is list<item: int64>, but labels are numbers, text or booleans"),
     "times": ("y", [DAY] * ROWS, r"is timestamp\[us\], but labels"),
+    "days as categories": ("y", pa.array([DAY.date() + dt.timedelta(n % 4) for n in range(ROWS)]).dictionary_encode(),
+                           r"is dictionary<values=date32\[day\].*, but labels are"),
     "three for given": ("y|click", [*"abc"] * (ROWS // 3), r"3 different values \('a', 'b', 'c', ...\), but a binary"),
     "positive not there": (Task("y", positive="yes"), ["yea", "no"] * (ROWS // 2), "never holds 'yes'.* mean 'yea'"),
     "all positive": (Task("y", positive=(0, 1)), CLICK, "nothing but its positive values"),

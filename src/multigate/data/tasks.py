@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from multigate.data import cells
 from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, words_of
 from multigate.data.survey import Column, Survey, is_moment, is_number, is_scalar
-from multigate.data.types import type_name
+from multigate.data.types import type_name, value_type
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Task, Value
@@ -50,7 +50,7 @@ def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
 def check_label(task: Task, kind: pa.DataType) -> None:
     """Raise ``DataError`` where a column of this type cannot be the task's label."""
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    if is_moment(kind) or not (is_scalar(kind) or pa.types.is_null(kind)):
+    if is_moment(value_type(kind)) or not (is_scalar(kind) or pa.types.is_null(kind)):
         raise DataError(
             f"{_place(task)} is {type_name(kind)}, but labels are numbers, text or booleans; choose another column"
         )
