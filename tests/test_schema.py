@@ -47,6 +47,23 @@ def test_unknown_feature_kinds_are_named() -> None:
     assert "categroy" in refused(features=[{"kind": "categroy", "name": "age"}], tasks=[{"name": "click"}])
 
 
+def test_names_that_are_there_twice_are_told() -> None:
+    click, age, user = {"name": "click"}, {"kind": "number", "name": "age"}, {"kind": "category", "name": "user"}
+    twice = refused(features=[user, age, user, age], tasks=[click])
+    assert twice == "two features are named 'age'; give each a name of its own"
+    assert "two tasks are named 'click'" in refused(features=[age], tasks=[click, click])
+    output = {"name": "click", "expression": "click * 2"}
+    assert "two tasks or outputs are named 'click'" in refused(features=[age], tasks=[click], outputs=[output])
+    told = refused(features=[age], tasks=[click], keys=["id", "day", "id"])
+    assert told == "key 'id' is named twice among the keys; name each column once"
+
+
+def test_a_time_has_parts() -> None:
+    told = refused(features=[{"kind": "time", "name": "at", "parts": []}], tasks=[{"name": "click"}])
+    assert "time.parts" in told
+    assert "at least 1 item" in told
+
+
 def test_parents_come_before_children() -> None:
     tasks = [Task("pay", given="buy"), Task("like"), Task("buy", given="click"), Task("click")]
     schema = Schema(features=FEATURES, tasks=tasks)

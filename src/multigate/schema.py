@@ -1,6 +1,7 @@
 """What the columns of a table mean: features that models read, tasks they predict."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -79,7 +80,7 @@ class Time(_Feature):
     """A point in time, read as the categories hour of day and day of week."""
 
     kind: Literal["time"] = "time"
-    parts: tuple[Literal["hour", "weekday", "day", "month"], ...] = ("hour", "weekday")
+    parts: tuple[Literal["hour", "weekday", "day", "month"], ...] = Field(default=("hour", "weekday"), min_length=1)
     dim: int | None = Field(default=None, ge=1)
 
 
@@ -225,6 +226,11 @@ class Output(Named):
         return Expression(self.expression)
 
 
+def _twice(names: Iterable[str]) -> list[str]:
+    """Those that are there more than once, sorted."""
+    return sorted(name for name, many in Counter(names).items() if many > 1)
+
+
 class Risk(NamedTuple):
     """A counterfactual risk in a task's loss, with the places of the task and of its parent among the tasks."""
 
@@ -280,10 +286,12 @@ class Schema(Options):
     def _fits_together(self) -> "Schema":
         predicted = (*self.tasks, *self.outputs)
         for what, held in (("features", self.features), ("tasks", self.tasks), ("tasks or outputs", predicted)):
-            names = [one.name for one in held]
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = _twice(one.name for one in held)
             if twice:
                 raise ValueError(f"two {what} are named {twice[0]!r}; give each a name of its own")
+        twice = _twice(self.keys)
+        if twice:
+            raise ValueError(f"key {twice[0]!r} is named twice among the keys; name each column once")
         labels = {task.source: task.name for task in self.tasks}
         for feature in self.features:
             if feature.source in labels:

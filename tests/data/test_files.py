@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from multigate.data.cells import placed
 from multigate.data.files import Source, open_table
-from multigate.data.types import parse_type, type_name
+from multigate.data.types import check_names, parse_type, type_name
 from multigate.errors import DataError
 
 ROWS = {"user": ["u1", None, "u3", "u1"], "age": [31, 44, None, 7], "rate": [0.5, None, 2.0, -1.0]}
@@ -282,6 +282,18 @@ def test_names_of_fields_inside_lists_do_not_matter() -> None:
     assert type_name(pa.list_(pa.field("element", pa.string(), nullable=False))) == "list<item: string>"
     with pytest.raises(DataError, match=r"'strin' is not the name.*did you mean 'string'"):
         parse_type("strin")
+
+
+def test_names_of_columns_are_there_once_and_not_empty() -> None:
+    check_names(["", *map(str, range(9))], "rows", first=1)
+    for names, told in (
+        (["", "a", "b", "a"], "rows: two columns are named 'a'; rename one"),
+        (["a", "b", "a"], "rows: two columns are named 'a'; rename one"),
+        (["", "a", " "], "rows: column 3 has an empty name; name every column"),
+    ):
+        with pytest.raises(DataError) as caught:
+            check_names(names, "rows", first=1)
+        assert str(caught.value) == told
 
 
 def test_csv_types_are_inferred_and_can_be_frozen(tmp_path: Path) -> None:

@@ -151,8 +151,10 @@ def are_local(texts: pa.Array) -> bool:
 
 def check_names(names: Sequence[str], where: str, *, first: int = 0) -> None:
     """Raise ``DataError`` where a column of ``where``, from the ``first`` on, has no name, or that of another."""
+    seen = set(names[:first])
     for at, name in enumerate(names[first:], first):
         if not name.strip():
             raise DataError(f"{where}: column {at + 1} has an empty name; name every column")
-        if name in names[:at]:
+        if name in seen:
             raise DataError(f"{where}: two columns are named {name!r}; rename one")
+        seen.add(name)
