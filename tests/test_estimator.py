@@ -196,6 +196,19 @@ def test_kind_and_tasks_say_otherwise() -> None:
     assert wide.predict_proba(X).shape == (150, 4)
 
 
+def test_a_zero_with_a_sign_is_zero() -> None:
+    signed = [-0.0 if at % 2 and not label else float(label) for at, label in enumerate(CLICK)]
+    assert 0 < np.signbit(signed).sum() < CLICK.count(0)
+    fitted = small().fit(TABLE, signed)
+    assert (fitted.tasks_[0].kind, fitted.classes_.tolist()) == ("binary", [0, 1])
+    assert (fitted.predict_proba(TABLE) == small().fit(TABLE, np.array(CLICK, dtype=float)).predict_proba(TABLE)).all()
+
+
+@pytest.mark.parametrize("tower", [[5, 4], np.array([5, 4]), (np.int64(5), 4), range(5, 3, -1)])
+def test_widths_of_towers_are_any_list_of_numbers(tower: Any) -> None:
+    assert small(tower=tower, epochs=1).fit(TABLE, CLICK).bundle_.experiment.tower.hidden == (5, 4)
+
+
 def test_features_may_be_declared() -> None:
     fitted = small(features=[mg.Category("shop"), mg.Number("cost", column="size")], epochs=1).fit(TABLE, CLICK)
     assert [feature.name for feature in fitted.bundle_.schema.features] == ["shop", "cost"]
@@ -411,6 +424,10 @@ def test_a_run_may_be_kept(tmp_path: Path) -> None:
         ({"settings": ["embedding.dims=4"]}, TABLE, CLICK, "did you mean 'dim'"),
         ({"sharing": "mmo"}, TABLE, CLICK, "did you mean 'mmoe'"),
         ({"validation_fraction": 1}, TABLE, CLICK, "from 0 up to below 1"),
+        ({"validation_fraction": "0.1"}, TABLE, CLICK, "from 0 up to below 1, found '0.1'"),
+        ({"tower": 32}, TABLE, CLICK, r"tower: .*\(found 32\)"),
+        ({"tower": None}, TABLE, CLICK, r"tower: .*\(found None\)"),
+        ({"tower": np.array(32)}, TABLE, CLICK, r"tower: .*\(found 32\)"),
         ({"features": [mg.Number("weight")]}, TABLE, CLICK, "weight"),
         ({}, {"all": [1.0] * ROWS}, CLICK, "no column to predict from"),
         ({}, pd.DataFrame([[1.0, 2.0]] * ROWS, columns=["a", "a"]), CLICK, "two columns of the table are named 'a'"),

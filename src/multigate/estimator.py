@@ -307,7 +307,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
             "schema": schema,
             "monitor": f"{first.name}/log_loss" if alone else "mean",
             "sharing": self.sharing,
-            "tower": self.tower,
+            "tower": np.asarray(self.tower).tolist() if isinstance(self.tower, np.ndarray | range) else self.tower,
             "balance": self.balance,
             "optimizer": {"learning_rate": self.learning_rate},
             "epochs": self.epochs,
@@ -450,8 +450,9 @@ def _ranks(task: Task, column: pa.Array) -> Array:
     if task.kind == "regression":
         return arrow.numbers(column, task.source)
     index, values = arrow.codes(column, task.source)
-    places = [np.nan if text is None else place for place, text in enumerate(arrow.texts(values))]
-    return np.array([*places, np.nan])[index]
+    places: dict[str | None, float] = {None: np.nan}
+    ranks = [places.setdefault(text, len(places)) for text in arrow.texts(values)]  # -0 and 0 are one text
+    return np.array([*ranks, np.nan])[index]
 
 
 def _varieties(ranks: Array) -> int:

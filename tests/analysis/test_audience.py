@@ -148,6 +148,46 @@ def test_weights_that_look_at_nothing_serve_nobody(encoder, batch):
         assert serve(encoder, batch, 0.5 + spread * random.uniform(-1, 1, ROWS)) == ()
 
 
+@pytest.fixture(scope="module")
+def many_values():
+    """20 columns of 60 values each in 5,000 rows, by name of the column."""
+    cells = np.random.default_rng(0).integers(0, 60, (5_000, 20))
+    columns = {f"c{at}": cells[:, at].astype(str) for at in range(20)}
+    schema = Schema(features=[Category(name) for name in columns], tasks=[Task("y")])
+    record = pa.RecordBatch.from_pydict(columns | {"y": cells[:, 0] % 2})
+    encoder = Encoder.fit(schema, [record])
+    return encoder, encoder.columns(record), columns
+
+
+SHARES = (0.5, 0.2, 0.1, 0.08, 0.06, 0.03, 0.02, 0.01)
+
+
+def chosen(draw, rows):
+    """A gate that gives each row to one of eight experts, whatever is in it."""
+    return np.eye(8, dtype=np.float32)[np.random.default_rng(draw).choice(8, (rows, 1), p=SHARES)]
+
+
+def test_gates_that_choose_one_expert_by_lot_serve_nobody(many_values):
+    """The weights of a rare expert are so skewed that a normal bound tells something of most draws."""
+    encoder, batch, _ = many_values
+    level = Level(("a",), tuple(f"expert {at}" for at in range(8)), ((True,) * 8,))
+    draws = [chosen(draw, batch.rows) for draw in range(40)]
+    gates = level_gates(level, draws[0])  # who is read at all is the same in each
+    told = [bool(served_values(encoder, batch, [gates], [gate])) for gate in draws]
+    assert sum(told) <= 4
+
+
+def test_whom_a_rare_expert_serves_is_told_all_the_same(many_values):
+    encoder, batch, columns = many_values
+    level = Level(("a",), tuple(f"expert {at}" for at in range(8)), ((True,) * 8,))
+    gate = chosen(0, batch.rows)
+    rows = np.flatnonzero((columns["c7"] == "31") & (np.random.default_rng(1).random(batch.rows) < 0.3))
+    gate[rows] = np.eye(8, dtype=np.float32)[6]
+    found = served_values(encoder, batch, [level_gates(level, gate)], [gate])
+    assert [(one.source, one.feature, one.value) for one in found] == [("expert 6", "c7", "31")]
+    assert found[0].share == pytest.approx((columns["c7"][gate[:, 0, 6] == 1] == "31").mean())
+
+
 def test_a_few_rows_are_no_audience(encoder, batch, table):
     weights = np.where(table["rare"] == "few", 0.9, 0.1)
     assert not [one for one in serve(encoder, batch, weights) if one.value == "few"]

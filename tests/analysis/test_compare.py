@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -28,7 +30,7 @@ from multigate.evaluate import forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import strict
-from multigate.schema import Output, Task
+from multigate.schema import Number, Output, Schema, Task
 from multigate.sharing import STRUCTURES, MMoE, known_as
 from multigate.training.cohort import Cohort
 from multigate.training.fit import Fit
@@ -271,6 +273,48 @@ def test_what_is_not_trained_together_is_said_once_and_is_what_fit_gives(
     assert found.bundle("mmoe", 2).model.state_dict().keys() == alone.model.state_dict().keys()
     for name, tensor in found.bundle("mmoe", 2).model.state_dict().items():
         assert torch.equal(tensor, alone.model.state_dict()[name])
+
+
+def test_a_task_may_be_called_what_the_model_of_a_conditional_is(tmp_path: Path) -> None:
+    """Its scores are those of the same task by another name: no weights are taken for its own."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal(400)
+    table = pa.table({"x": x, "click": x > -0.5, "buy": x > 0.5, "like": x < random.standard_normal(400)})
+    found = {}
+    for name in ("buy given", "like"):
+        experiment = Experiment(
+            schema=Schema(
+                features=[Number("x", embedding="none")],
+                tasks=[Task("click"), Task("buy", given="click"), Task(name, column="like")],
+            ),
+            sharing=MMoE(experts=2, hidden=(4,)),
+            tower=(),
+            split={"by": "fraction", "valid": 0.5},
+            epochs=2,
+            batch_size=64,
+            precision="float32",
+        )
+        options = {"tables": {"train": table}, "seeds": 3, "boosting": False, "quiet": True}
+        rows = compare(experiment, tmp_path / name, structures=("single_task",), **options).rows
+        found[name] = [{metric.replace(name, "like"): row[metric] for metric in row if "/" in metric} for row in rows]
+    assert found["buy given"] == found["like"]
+    assert all("like/auc" in row and "buy|click/auc" in row for row in found["like"])
+
+
+def test_a_structure_named_twice_is_compared_once(feed_experiment: Experiment, tmp_path: Path) -> None:
+    experiment = feed_experiment.with_(epochs=1)
+    names = ["shared_bottom", "mmoe", "shared_bottom"]
+    found = compare(experiment, tmp_path, structures=names, seeds=1, boosting=False, quiet=True)
+    assert [row["structure"] for row in found.rows] == ["shared_bottom", "mmoe"]
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_a_comparison_of_no_seed_is_refused_before_anything_is_written(
+    feed_experiment: Experiment, tmp_path: Path, seeds: int
+) -> None:
+    with pytest.raises(ExperimentError, match=f"seeds={seeds}: a comparison wants one at least"):
+        compare(feed_experiment, tmp_path / "c", structures=["mmoe"], seeds=seeds, quiet=True)
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_task_whose_name_no_folder_can_have_is_refused_before_anything_is_written(

@@ -68,6 +68,17 @@ def test_a_gate_that_settled():
     assert "sharing.gate_dropout=0.1" in one.advice
 
 
+@pytest.mark.parametrize("dropout", [0.2, 0.3, 0.5, 0.8])
+def test_advice_never_lowers_gate_dropout(dropout):
+    sharing = MMoE(experts=3, gate_dropout=dropout)
+    (settled,) = found(level_of([[9, 0, 1], [0, 0.5, 1]]), sharing=sharing)
+    (dead,) = found(level_of([[1, -15, 0], [0, -15, 1]]), sharing=sharing)
+    for one, other in ((settled, "optimizer.learning_rate"), (dead, "sharing.experts=2")):
+        told = [float(value) for value in re.findall(r"sharing\.gate_dropout=([\d.]*\d)", one.advice)]
+        assert told == ([min(2 * dropout, 0.5)] if dropout < 0.5 else [])
+        assert told or other in one.advice, "there is something to do all the same"
+
+
 def test_gates_that_are_alike():
     rows = np.random.default_rng(0).normal(size=(500, 1, 3)).repeat(2, axis=1)
     gate = softmax(rows, axis=-1).astype(np.float32)

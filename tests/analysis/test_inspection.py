@@ -19,7 +19,7 @@ from multigate.analysis.inspection import Inspection, inspect_model
 from multigate.analysis.subject import Subject, find_subject
 from multigate.bundle import Bundle, build_model
 from multigate.data.encoder import Encoder
-from multigate.errors import DataError
+from multigate.errors import DataError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.nn.gate import Gate
 from multigate.nn.mixture import mix
@@ -68,6 +68,14 @@ def test_a_gate_set_by_hand_is_the_softmax_it_is():
     assert np.array(found.sd) == pytest.approx(gate.std(axis=0), abs=1e-6)
     assert found.readers == ("click", "buy", "watch")
     assert found.entropy[1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("repeats", [0, -1])
+def test_importance_wants_a_shuffle(repeats):
+    subject = subject_of(MMoE(experts=3, hidden=(4,)))
+    with pytest.raises(ExperimentError, match=f"repeats={repeats}: importance wants one shuffle"):
+        inspect_model(subject, repeats=repeats)
+    assert inspect_model(subject, repeats=repeats, importance=False).importance == ()
 
 
 def test_planted_faults_are_found_and_served_rows_named():

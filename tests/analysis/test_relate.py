@@ -84,6 +84,19 @@ def test_what_so_few_rows_score_that_it_has_no_error_is_nothing_learnt() -> None
     assert (skill.value, skill.error, skill.learnt) == (0.9, None, False)
 
 
+def test_of_several_models_without_an_error_the_best_is_the_skill_unless_one_has_an_error() -> None:
+    def skill(*models: tuple[float | None, float | None]) -> tuple[float | None, float | None, bool]:
+        found = Found(cast(Any, SimpleNamespace(names=("rare",), metric=lambda place: "rare/auc")))
+        own, found.side_by_side, found.together = ([{"skills": {"rare": list(model)}}] for model in models)
+        found.alone = {0: {"mmoe": own}}
+        one = found.skill(0)
+        return one.value, one.error, one.learnt
+
+    assert skill((0.6, None), (0.9, None), (0.7, None)) == (0.9, None, False)
+    assert skill((0.9, None), (0.6, None), (None, None)) == (0.9, None, False)
+    assert skill((0.6, None), (0.7, 0.01), (0.9, None)) == (0.7, 0.01, True)
+
+
 def test_what_noise_does_to_others_cannot_be_told_from_nothing(known: Relations) -> None:
     """Of 18 ways to and from the noise one or so is clear by chance; of those between the same tasks all are."""
     noise = [way for name in known.tasks[:-1] for way in known.pair(name, "noise0").lookahead]
@@ -273,6 +286,9 @@ def test_auxiliary_tasks_count_and_tables_are_shared(feed_experiment: Experiment
         ({"pairs": [("click", "bui")]}, "buy"),
         ({"pairs": [("click", "click")]}, "no pair with itself"),
         ({"device": "tpu"}, "tpu"),
+        ({"seeds": 0}, "seeds=0: relating wants one at least"),
+        ({"pairs": "y+z"}, r"two tasks each, such as .*found 'y'"),
+        ({"pairs": [("click", "buy", "like")]}, "two tasks each"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(

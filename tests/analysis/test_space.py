@@ -1,5 +1,8 @@
 """What is tried is read as people write it, checked before anything runs, and put where --set would put it."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from multigate.analysis.search import Choice, Range
@@ -14,7 +17,7 @@ from multigate.analysis.space import (
 )
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment, make_experiment
-from multigate.sharing import STRUCTURES, MMoE
+from multigate.sharing import PLE, STRUCTURES, MMoE
 
 DATA = {
     "schema": {"features": [{"name": "x", "kind": "number"}], "tasks": [{"name": "a"}, {"name": "b"}]},
@@ -39,6 +42,13 @@ GIVEN = make_experiment(DATA)
         ("patience", "null,3", Choice(values=("null", "3"))),
         ("optimizer.schedule", "one_cycle,cosine", Choice(values=("one_cycle", "cosine"))),
         ("batch_size", [64, 256], Choice(values=("64", "256"))),
+        ("optimizer.learning_rate", "1e-3,1e-2", Choice(values=("0.001", "0.01"))),  # text, as YAML reads them
+        ("optimizer.learning_rate", ["1e-3", 0.01], Choice(values=("0.001", "0.01"))),
+        ("optimizer.learning_rate", np.logspace(-4, -2, 3), Choice(values=("0.0001", "0.001", "0.01"))),
+        ("optimizer.learning_rate", [np.float64(1e-3), np.float32(0.5)], Choice(values=("0.001", "0.5"))),
+        ("sharing.experts", (np.int64(2), np.int64(16)), Range(low=2, high=16, whole=True)),
+        ("sharing.hidden", [np.array([64]), (np.int64(128), 64)], Choice(values=("[64]", "[128, 64]"))),
+        ("sharing.hidden", np.array([[64, 8], [128, 64]]), Choice(values=("[64, 8]", "[128, 64]"))),
     ],
 )
 def test_values_are_read_as_they_are_meant(key: str, written: object, wanted: object) -> None:
@@ -65,11 +75,15 @@ def test_values_are_read_as_they_are_meant(key: str, written: object, wanted: ob
         ({"epochs": "8..4"}, "the lower end first"),
         ({"epochs": "a..4"}, "between two numbers"),
         ({"epochs": (1, 2, 3)}, "two numbers"),
+        ({"epochs": 8}, r"a list of values, a range \(low, high\), or text .*found 8"),
+        ({"epochs": np.array(8)}, r"a list of values, a range .*found array\(8\)"),
+        ({"epochs": {4: 8}}, "a list of values, a range .*found {4: 8}"),
+        ({"sharing": [object(), "ple"]}, "sharing: <object .* is no value that an experiment file could hold"),
         ({"epochs.x": "1..2"}, "no fields of its own"),
         ({"balance.method": "fixed,dwa", "balance": "fixed,famo"}, "tried twice"),
     ],
 )
-def test_what_cannot_be_is_refused(wanted: dict[str, str], told: str) -> None:
+def test_what_cannot_be_is_refused(wanted: dict[str, Any], told: str) -> None:
     with pytest.raises(ExperimentError, match=told):
         read_space(GIVEN, wanted)
 
@@ -106,6 +120,33 @@ def test_the_usual_space_holds_the_experiment_whatever_it_is(name: str) -> None:
     for key, one in space.items():
         ends = one.values if isinstance(one, Choice) else (one.at(0.0), one.at(1.0))
         assert len({experiment_at(given, point | {key: end}).to_yaml() for end in ends}) == len(ends), key
+
+
+@pytest.mark.parametrize("rates", ["1e-3,1e-2", ["1e-3", "1e-2"], np.logspace(-3, -2, 2)])
+def test_an_experiment_is_at_its_choice_however_its_number_is_written(rates: Any) -> None:
+    given = make_experiment(DATA | {"optimizer": {"learning_rate": 0.001}})
+    space = read_space(given, {"optimizer.learning_rate": rates})
+    assert point_of(given, space) == {"optimizer.learning_rate": "0.001"}
+    found = combinations(given, space, 9)
+    assert found is not None
+    assert [experiment_at(given, point).optimizer.learning_rate for point in found] == [0.001, 0.01]
+
+
+def test_a_structure_with_options_may_be_chosen_beside_a_name() -> None:
+    space = read_space(GIVEN, {"sharing": [MMoE(experts=3), "ple"]})
+    found = combinations(GIVEN, space, 9)
+    assert found is not None
+    assert [experiment_at(GIVEN, point).sharing for point in found] == [MMoE(experts=3), PLE()]
+
+
+def test_an_end_just_below_one_is_not_rounded_to_one() -> None:
+    """An average of 1 would never move, and no experiment may have it."""
+    space = read_space(GIVEN, {"optimizer.average": (0.9, 0.99999)})
+    one = space["optimizer.average"]
+    assert isinstance(one, Range)
+    assert experiment_at(GIVEN, {"optimizer.average": one.at(1.0)}).optimizer.average == 0.99999
+    assert experiment_at(GIVEN, {"optimizer.average": 0.98765432}).optimizer.average == 0.9877
+    assert experiment_at(GIVEN, {"optimizer.learning_rate": 1.00004}).optimizer.learning_rate == 1
 
 
 def test_an_experiment_outside_the_space_has_no_point() -> None:

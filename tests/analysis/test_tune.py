@@ -1,5 +1,6 @@
 """Tuning finds what is known to be best, begins with the experiment as given, and goes on as if nothing had been."""
 
+import io
 import signal
 import sys
 from pathlib import Path
@@ -9,13 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from multigate.analysis.search import Point, Stopped
+from multigate.analysis.search import Point, Stopped, Trial
+from multigate.analysis.space import read_space
 from multigate.analysis.tune import Ground, try_point, tune
 from multigate.analysis.tuning import Tuning
 from multigate.data.prepared import Prepared, thinned
 from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, read_experiment
+from multigate.schema import Task
 from multigate.sharing import MMoE
 from multigate.training.train import train
 from processes import Ended, Stop, run
@@ -105,6 +109,43 @@ def test_what_it_leaves_says_what_every_trial_came_to(rates: Tuning) -> None:
     assert [row["goal"] for row in kept] == [trial.goal for trial in rates.trials]
     assert [row["a/auc"] for row in kept] == [trial.metrics["a/auc"] for trial in rates.trials]
     assert [(row["stopped"], row["failed"]) for row in kept] == [(False, None)] * 2
+
+
+def test_of_many_metrics_the_table_shows_the_main_one_of_every_task(experiment: Experiment, tmp_path: Path) -> None:
+    """Whichever is the goal, and that once: what one task gains another may have paid for."""
+    names = ("a", "b", "c", "d")
+    schema = experiment.schema.with_(tasks=[*map(Task, names), Task("z", kind="regression")])
+    given = experiment.with_(schema=schema, monitor="b/auc")
+    metrics = {f"{task}/{name}": 0.5 for task in names for name in ("auc", "pr_auc", "log_loss")} | {"z/r2": 0.25}
+    point: Point = {"optimizer.learning_rate": "1e-06"}
+    trial = Trial(0, point, 0.5, {}, False, 1.0, metrics, "")
+    tuning = Tuning(tmp_path, given, read_space(given, RATES), [trial])
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(tuning.table())
+    told = [
+        words[0] for line in shown.getvalue().splitlines() if "/" in (words := line.strip("│┃ ").split() or [""])[0]
+    ]
+    assert told == ["a/auc", "c/auc", "d/auc", "z/r2", "b/auc"]
+
+
+TWO = {"sharing": "shared_bottom,mmoe", "sharing.experts": "2..5"}
+"""Eight points and five experiments: a shared bottom has no experts."""
+
+
+def tried(tuning: Tuning) -> set[tuple[Any, ...]]:
+    return {tuple(trial.settings.values()) for trial in tuning.trials}
+
+
+def test_a_small_space_gone_on_with_is_tried_to_its_end(experiment: Experiment, tmp_path: Path) -> None:
+    quick = experiment.with_(epochs=1, batch_size=900, seed=4)
+    every = {("shared_bottom", None), *(("mmoe", experts) for experts in range(2, 6))}
+    few = tune(quick, TWO, out=tmp_path, trials=4, workers=1, quiet=True)
+    assert (len(few.trials), len(tried(few))) == (4, 2), "three of the points drawn are one shared bottom"
+    more = tune(quick, TWO, out=tmp_path, trials=10, workers=1, quiet=True)
+    assert tried(more) == every
+    assert more.trials[:4] == few.trials
+    assert len(more.trials) == 4 + len(every - tried(few)), "none of them twice"
+    assert tune(quick, TWO, out=tmp_path, trials=30, workers=1, quiet=True).trials == more.trials, "nothing is left"
 
 
 SPACE = ("--try", "optimizer.learning_rate=1e-4..1e-1", "--try", "sharing.experts=1..4")

@@ -2,11 +2,39 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from multigate.experiment import Experiment
-from multigate.report.blocks import Figure
+from multigate.report.blocks import Figure, Text
 from multigate.report.calibration import curves
 from multigate.report.trained import open_trained
 from multigate.training.train import train
+
+
+def sentence(folder: Path, table: str | None = None) -> str:
+    """What stands in the place of curves."""
+    (one,) = open_trained([folder], table, None)
+    (block,) = curves(one)
+    assert isinstance(block, Text)
+    return block.text
+
+
+def test_where_no_label_is_known_the_page_does_not_say_that_no_task_is_binary(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    plain = feed_experiment.with_(epochs=1)
+    train(plain, tmp_path / "plain", quiet=True)
+    rows = pq.read_table(feed_experiment.test)
+    for name in ("click", "buy", "like"):
+        place = rows.column_names.index(name)
+        rows = rows.set_column(place, name, pa.nulls(len(rows), rows.schema.field(name).type))
+    pq.write_table(rows, tmp_path / "unknown.parquet")
+    said = sentence(tmp_path / "plain", str(tmp_path / "unknown.parquet"))
+    assert said.startswith("No row has a known label of a binary task")
+
+    train(plain.with_(schema=plain.schema.only(["watch"])), tmp_path / "watch", quiet=True)
+    assert sentence(tmp_path / "watch").startswith("None of the tasks is binary")
 
 
 def told(folder: Path, table: str | None = None) -> str:

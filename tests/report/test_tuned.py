@@ -7,6 +7,7 @@ import pytest
 from reading import BAD, Html, values
 
 from multigate.analysis.search import Choice, Range, Space, Trial
+from multigate.analysis.space import point_of, read_space
 from multigate.analysis.tuning import Tuning
 from multigate.experiment import make_experiment
 from multigate.report.tuned import write_tuning
@@ -64,6 +65,21 @@ def test_charts_hold_the_trials_that_came_to_something_and_have_the_setting(page
     assert rates["encoding"]["x"]["scale"]["type"] == "log"
     assert [row["x"] for row in values(structures)] == ["mmoe", "shared_bottom", "mmoe", "mmoe"]
     assert [row["x"] for row in values(experts)] == [8, 5, 4], "a shared bottom has none"
+
+
+@pytest.mark.parametrize(("decay", "scale"), [(0.0, "linear"), (1e-3, "log")])
+def test_a_setting_that_was_nothing_as_given_has_no_logarithmic_axis(tmp_path: Path, decay: float, scale: str) -> None:
+    """The logarithm of 0 has no place on it."""
+    key = "optimizer.weight_decay"
+    given = GIVEN.with_(optimizer={"weight_decay": decay})
+    space = read_space(given, {key: "1e-4..1e-1"})
+    point = point_of(given, space) or {}
+    trials = [Trial(at, one, -1.0, {}, False, 2.0, {}, "") for at, one in enumerate([point, {key: 1e-4}, {key: 0.1}])]
+    path = write_tuning(Tuning(tmp_path, given, space, trials), tmp_path / "tune.html")
+    chart = Html(path.read_text(encoding="utf-8")).specs[1]
+    alt.Chart.from_dict(chart, validate=True)
+    assert [row["x"] for row in values(chart)] == [decay, 1e-4, 0.1]
+    assert chart["encoding"]["x"]["scale"]["type"] == scale
 
 
 def test_every_trial_is_told_and_its_text_is_text(page: Html) -> None:

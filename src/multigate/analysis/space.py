@@ -189,20 +189,21 @@ def _values(key: str, spec: Spec) -> Range | Choice:
                 f"{key}: a range is two numbers, such as (0, 0.5); found {spec!r}; choices are a list"
             )
         return _range(key, *map(float, spec), whole=all(isinstance(end, int | np.integer) for end in spec))
-    if not isinstance(spec, list | np.ndarray):
+    values = spec.tolist() if isinstance(spec, np.ndarray) else spec
+    if not isinstance(values, list):
         raise ExperimentError(
             f"{key}: what is to be tried is a list of values, a range (low, high), or text such as '0..0.5' or 'a,b'; "
             f"found {spec!r}"
         )
-    return _choices(key, [_simple(key, value) for value in spec])
+    return _choices(key, [_simple(key, value) for value in values])
 
 
 def _simple(key: str, value: Any) -> Any:
     """A choice as YAML would have it, and numbers such as 1e-3, which YAML takes for text, as numbers."""
     if isinstance(value, Options):
         return value.to_dict()
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
         return float(value)
     if isinstance(value, list | tuple):
