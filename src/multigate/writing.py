@@ -16,7 +16,7 @@ from multigate.errors import RunError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-_LEFTOVER = re.compile(r"\..*\.\d+-\d+\.(writing|old)", re.DOTALL)
+_LEFTOVER = re.compile(r"\..*\.\d+(-\d+)?\.(writing|old)", re.DOTALL)
 """Names of what a killed process was in the middle of, as ``_beside`` makes them."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's fcntl.h and fs.h."""
