@@ -1,4 +1,7 @@
-"""What is scored: labels in their own unit, rows that belong to no group."""
+"""What is scored: labels in their own unit, rows that belong to no group; what weights may be chosen by."""
+
+import re
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +12,9 @@ from sklearn.metrics import r2_score, roc_auc_score
 import multigate as mg
 from multigate.batch import Batch, Layout, NumberColumn, TaskColumn
 from multigate.data.encoder import Encoder
-from multigate.evaluate import Scored, forward, intervals, scores, spaces
+from multigate.errors import ExperimentError
+from multigate.evaluate import Monitor, Scored, forward, intervals, scores, spaces
+from multigate.metrics import HIGHER_IS_BETTER
 from multigate.model import Model, Tower
 from multigate.sharing import SharedBottom
 
@@ -90,6 +95,61 @@ def test_a_conditional_is_scored_where_the_parent_is_1_and_both_labels_are_known
     np.testing.assert_array_equal(found["buy|click"].labels, [buy[i] for i in rows])
     rows = [i for i in range(600) if click[i] is not None]
     np.testing.assert_array_equal(found["click"].outputs, outputs[rows, 0])
+
+
+def monitored(group: str | None = None) -> mg.Schema:
+    """A task of each kind, and one that has a parent."""
+    tasks = [
+        mg.Task("click"),
+        mg.Task("buy", given="click"),
+        mg.Task("amount", kind="regression"),
+        mg.Task("size", kind="multiclass"),
+    ]
+    return mg.Schema(features=[mg.Number("x")], tasks=tasks, group=group)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("click/rmse", r"'click' has no rmse; valid names: 'auc', 'log_loss', 'ne', 'pr_auc'$"),
+        ("click/accuracy", r"'click' has no accuracy; .*auc"),
+        ("buy|click/mae", r"'buy\|click' has no mae; .*auc"),
+        ("amount/auc", r"'amount' has no auc; .*r2"),
+        ("amount/gauc", r"'amount' has no gauc; .*r2"),
+        ("size/pr_auc", r"'size' has no pr_auc; .*auc"),
+        ("click/gauc", r"'click' has no gauc without a column 'group' of the schema; .*auc"),
+        ("buy|click/gauc", r"'buy\|click' has no gauc without a column 'group' of the schema; .*auc"),
+        ("amount/rsme", r"there is no metric 'rsme'; did you mean 'rmse'\?"),
+    ],
+)
+def test_a_monitor_that_its_task_cannot_have_is_refused_with_those_there_are(name: str, says: str) -> None:
+    with pytest.raises(ExperimentError, match=rf"^monitor '{re.escape(name)}': {says}"):
+        Monitor(name, monitored())
+
+
+def test_the_monitors_that_are_taken_are_the_metrics_that_are_scored() -> None:
+    """All of them but calibration, and no other; with groups and without."""
+    random = np.random.default_rng(0)
+    click = random.integers(0, 2, 400)
+    table = {
+        "x": np.arange(400.0),
+        "user": random.integers(0, 20, 400),
+        "click": click,
+        "buy": click * random.integers(0, 2, 400),
+        "amount": random.random(400),
+        "size": np.array(["s", "m", "l"])[random.integers(0, 3, 400)],
+    }
+    outputs = random.standard_normal((400, 6)).astype(np.float32)
+    for group in (None, "user"):
+        schema = monitored(group)
+        encoder, scored = scored_by(schema, pa.table(table), outputs)
+        found = scores(spaces(schema, encoder, scored))
+        assert ("click/gauc" in found) == (group is not None)
+        taken = {}
+        for name in {f"{one.rpartition('/')[0]}/{metric}" for one in found for metric in HIGHER_IS_BETTER}:
+            with suppress(ExperimentError):
+                taken[name] = abs(Monitor(name, schema).value(found))
+        assert taken == {name: abs(value) for name, value in found.items() if not name.endswith("/calibration")}
 
 
 def test_a_model_in_training_is_scored_without_its_dropout_and_goes_on_with_it() -> None:

@@ -185,6 +185,18 @@ def test_large_logits_lose_nothing():
     assert score_task("binary", np.array([math.inf, -math.inf]), [1, 0])["log_loss"] == 0
 
 
+def test_labels_of_no_weight_do_not_blur_r2():
+    """Most lie far from those that count, as 0 where a time is not known: centred there, squares would cancel."""
+    random = np.random.default_rng(0)
+    times = 1.7e9 + 1_000 * random.standard_normal(160)
+    labels, weights = np.concatenate([np.zeros(240), times]), np.repeat([0.0, 1.0], [240, 160])
+    values = labels + 600 * random.standard_normal(400)
+    wanted = reference.r2_score(labels, values, sample_weight=weights)
+    assert 0.4 < wanted < 0.8
+    assert metrics.r2(values, labels, weights) == pytest.approx(wanted, rel=1e-6)
+    assert score_task("regression", values, labels, weights)["r2"] == pytest.approx(wanted, rel=1e-6)
+
+
 def test_an_offset_does_not_blur_r2():
     random = np.random.default_rng(0)
     labels = random.normal(size=100)

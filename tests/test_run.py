@@ -12,7 +12,8 @@ from multigate.errors import BundleError, RunError
 from multigate.experiment import Experiment
 from multigate.folders import EXPERIMENT, SUMMARY
 from multigate.lock import LOCK
-from multigate.run import METRICS, claimed, difference, open_run, read_history
+from multigate.run import METRICS, claimed, difference, keep_history, open_run, read_history
+from multigate.training.train import train
 
 
 def names(folder: Path) -> list[str]:
@@ -33,7 +34,7 @@ def test_an_error_before_anything_is_reached_leaves_nothing(
     if place == "begun by a killed process":
         folder.mkdir()
         (folder / LOCK).write_text("1")
-        (folder / f".{EXPERIMENT}.1.writing").write_text("sch")
+        (folder / f".{EXPERIMENT}.1-0.writing").write_text("sch")
         before = names(tmp_path)[:1]
 
     def work() -> None:
@@ -82,9 +83,21 @@ def test_leftovers_are_removed_only_where_a_run_is(feed_experiment: Experiment, 
         claimed(tmp_path, feed_experiment, resume=True, progress="model").__enter__()
     assert names(tmp_path) == ["mine.writing", "thesis.tex"]
     with claimed(tmp_path / "run", feed_experiment, resume=False, progress="model"):
-        (tmp_path / "run" / ".prepared.1.writing").mkdir()
+        (tmp_path / "run" / ".prepared.1-3.writing").mkdir()
     with claimed(tmp_path / "run", feed_experiment, resume=True, progress="model"):
         assert names(tmp_path / "run") == [LOCK, EXPERIMENT]
+
+
+@pytest.mark.parametrize("name", [".notes.old", "a.writing"])
+def test_a_folder_with_a_users_file_alone_is_not_empty_whatever_its_name(
+    feed_experiment: Experiment, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("dear")
+    for resume in (False, True):
+        with pytest.raises(RunError, match="is not empty and holds no run"):
+            train(feed_experiment, tmp_path, resume=resume, quiet=True)
+    assert names(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "dear"
 
 
 def test_a_torn_last_line_is_no_entry_and_any_other_is_told(tmp_path: Path) -> None:
@@ -98,6 +111,17 @@ def test_a_torn_last_line_is_no_entry_and_any_other_is_told(tmp_path: Path) -> N
             read_history(path)
     with pytest.raises(RunError, match="nothing"):
         read_history(tmp_path / "nothing")
+
+
+def test_history_beyond_the_step_or_the_epoch_of_a_checkpoint_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    keep_history(path, 0, 0)
+    assert not path.exists()
+    entries = [{"epoch": epoch, "step": 10 * epoch} for epoch in range(4)]
+    for step, epoch, kept in ((20, 1, 2), (20, 2, 3), (25, 2, 3), (30, 2, 3), (0, 0, 1), (99, 99, 4)):
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        keep_history(path, step, epoch)
+        assert read_history(path) == entries[:kept], (step, epoch)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"best": 3}', '{"best": {"a": "b"}}', "null", "[" * 100_000])

@@ -14,7 +14,7 @@ from threading import Barrier
 import pytest
 
 from multigate.errors import RunError
-from multigate.writing import remove_leftovers, write_text, writing
+from multigate.writing import _beside, is_leftover, remove_leftovers, write_text, writing
 
 
 def names(folder: Path) -> list[str]:
@@ -164,13 +164,30 @@ def test_what_dead_processes_left_is_removed_but_not_what_living_ones_write(tmp_
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (tmp_path / f".x.{int(dead.stdout)}.writing").write_text("half")
     (tmp_path / f".x.{int(dead.stdout)}-7.writing").write_text("half")
-    living = tmp_path / f".x.{os.getppid()}.writing"
+    living = tmp_path / f".x.{os.getppid()}-0.writing"
     living.write_text("half")
     write_text(tmp_path / "x", "whole")
     assert names(tmp_path) == [living.name, "x"]
-    (tmp_path / ".prepared.7.writing").mkdir()
-    (tmp_path / ".prepared.7.writing" / "shard").write_text("half")
+    (tmp_path / ".prepared.7-0.writing").mkdir()
+    (tmp_path / ".prepared.7-0.writing" / "shard").write_text("half")
     (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / ".bundle.7.old").mkdir()
+    (tmp_path / "inner" / ".bundle.7-12.old").mkdir()
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["inner", "x"]
+
+
+@pytest.mark.parametrize("name", [".notes.old", "a.writing", ".a.writing", "c.7-0.old", ".d.7-0.writing~"])
+def test_what_has_a_name_of_its_own_is_nobodys_leftover(tmp_path: Path, name: str) -> None:
+    """But for the names that writing gives, of any file."""
+    for folder in (tmp_path, tmp_path / "inner"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("dear")
+        for kind in ("writing", "old"):
+            made = _beside(folder / name, kind)
+            assert is_leftover(made)
+            made.write_text("half")
+    before = names(tmp_path)
+    assert not is_leftover(tmp_path / name)
+    remove_leftovers(tmp_path)
+    assert len(before) == 7
+    assert names(tmp_path) == sorted([name, "inner", f"inner/{name}"])

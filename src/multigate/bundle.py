@@ -53,7 +53,7 @@ from multigate.outputs import DeclaredOutputs, Rows
 from multigate.precision import PRECISIONS, Precision, choose_precision
 from multigate.schema import Output, Schema
 from multigate.sharing import Structure, known_as
-from multigate.writing import told, writing
+from multigate.writing import held_apart, told, writing
 
 FORMAT = 1
 ABOUT, WEIGHTS, GRAPH = "bundle.json", "model.safetensors", "model.onnx"
@@ -263,7 +263,7 @@ class Bundle:
 
     def _write(self, folder: Path, *, compiled: bool) -> None:
         _check_replaceable(folder)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        weights = held_apart(self.model.state_dict())
         with writing(folder) as temporary:
             temporary.mkdir()
             save_file(weights, temporary / WEIGHTS)

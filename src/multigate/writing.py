@@ -5,14 +5,18 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from multigate.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -60,6 +64,18 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def held_apart(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Tensors as safetensors writes them: on the CPU, contiguous, each in a place of its own, tied weights too."""
+    held: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        held[name] = here.clone() if place in places else here
+        places.add(place)
+    return held
 
 
 @contextmanager

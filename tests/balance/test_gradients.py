@@ -364,7 +364,7 @@ def test_gradnorm_begins_each_task_with_its_first_labels() -> None:
 
 
 def test_gradnorm_learns_as_if_absent_tasks_were_not_there() -> None:
-    """Whatever loss and gradient one is given: only the scale to a mean of 1 then counts it too."""
+    """Whatever loss and gradient one is given."""
     of_two, of_three = GradNorm().build(tasks(2)), GradNorm().build(tasks(3))
     for balancer in (of_two, of_three):
         balancer.first.fill_(1)
@@ -375,6 +375,27 @@ def test_gradnorm_learns_as_if_absent_tasks_were_not_there() -> None:
     assert of_two.learnt[0] < 1 < of_two.learnt[1]
     torch.testing.assert_close(of_three.learnt.sum(), torch.tensor(3.0))
     torch.testing.assert_close(of_three.learnt[1], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("out", ["weighs nothing", "is absent"])
+def test_gradnorm_of_tasks_beside_one_that_is_out_is_that_of_those_tasks_alone(out: str) -> None:
+    """Over many steps of losses and gradients that leap about: what is out lends no weight and takes none."""
+    of_two = GradNorm().build(tasks(2))
+    of_three = GradNorm().build([task.with_(weight=0) if i == 1 and out == "weighs nothing" else task
+                                 for i, task in enumerate(tasks(3))])  # fmt: skip
+    of_all = GradNorm().build(tasks(3))
+    there, all_there = torch.tensor([True, out != "is absent", True]), torch.ones(3, dtype=torch.bool)
+    for _ in range(300):
+        losses, lengths = torch.rand(3) + 0.1, torch.randn(3).exp()
+        gramian = lengths.square().diag()
+        of_two.weights(losses[[0, 2]], gramian[[0, 2]][:, [0, 2]], torch.tensor([True, True]))
+        of_three.weights(losses, gramian, there)
+        of_all.weights(losses, gramian, all_there)
+        assert torch.equal(of_three.learnt[[0, 2]], of_two.learnt)
+    assert of_three.learnt[1] == 1
+    assert abs(of_two.learnt[0] - of_two.learnt[1]) > 0.1, "nothing was learnt"
+    for balancer in (of_two, of_three, of_all):
+        torch.testing.assert_close(balancer.learnt.mean(), torch.tensor(1.0))
 
 
 def test_gradnorms_weights_never_fall_to_zero() -> None:

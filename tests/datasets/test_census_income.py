@@ -210,6 +210,22 @@ def test_the_data_are_found_in_every_form(tmp_path, form):
     assert render_census(test) == texts["census-income.test"]
 
 
+def test_an_archive_that_wants_a_password_is_told(tmp_path):
+    path = tmp_path / "census.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("census-income.data", "census-income.test"):
+            archive.writestr(name, TEXT)
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of members, and of the list of them
+        at = content.find(mark)
+        while at >= 0:
+            content[at + flags] |= 1
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read archive .*census\.zip.*password"):
+        open_census(path)
+
+
 def test_altered_data_are_refused_and_nothing_is_written(census, tmp_path):
     out = tmp_path / "out"
     for change, says in (("a row less", "99,761 rows"), ("a value", "sha256")):

@@ -85,3 +85,10 @@ def test_files_from_before_there_were_checksums_are_read(tmp_path: Path) -> None
     assert state == STATE
     save_file(held, tmp_path / "best")
     assert same(load_weights(tmp_path / "best", CPU), tensors())
+
+
+def test_tensors_that_are_one_are_written_each(tmp_path: Path) -> None:
+    one = torch.randn(3, 4)
+    given = {"a": one, "b": one, "turned": one.t(), "flat": one.view(-1), "row": one[1], "none": one[:0]}
+    save_weights(tmp_path / "best", given)
+    assert same(load_weights(tmp_path / "best", CPU), {name: tensor.clone() for name, tensor in given.items()})

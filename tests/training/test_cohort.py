@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file
+from tied import Tied
 from torch import Tensor, nn
 
 from multigate.balance import BALANCES
@@ -310,10 +311,20 @@ def test_labels_of_weight_0_are_labels_that_are_not_known(
         ({"optimizer": {"embedding": "lazy_adam"}}, 2, "optimiser of their own"),
         ({"sharing": Soft(hidden=(8,), penalty="tucker")}, 2, "soft.*outside its tensors"),
         ({"sharing": Loops(hidden=(8,))}, 2, "loops.*cannot be stacked"),
+        ({"sharing": Tied(hidden=(8,))}, 2, r"tied.*cannot be stacked.*'\S+other\.weight' is the same tensor as"),
         ({"sharing": SharedBottom(hidden=(256, 256)), "batch_size": 4096}, 2, "million multiply-adds"),
         ({"embedding": {"dim": 16}, "batch_size": 64}, 10_000, "MB"),
     ],
-    ids=["Gramian", "looks back", "lazy tables", "counts its steps", "own structure", "large matmuls", "too many"],
+    ids=[
+        "Gramian",
+        "looks back",
+        "lazy tables",
+        "counts its steps",
+        "own structure",
+        "tied weights",
+        "large matmuls",
+        "too many",
+    ],
 )
 def test_what_cannot_or_need_not_be_stacked_is_said(
     feed_experiment: Experiment, prepared: Prepared, changes: dict[str, Any], runs: int, match: str

@@ -300,3 +300,64 @@ def test_modules_of_two_kinds_are_refused() -> None:
         Replicas([nn.Linear(3, 2), nn.Linear(4, 2)], loss, PLAIN)
     with pytest.raises(ExperimentError, match="learning rate for each"):
         Replicas([nn.Linear(3, 2)] * 2, loss, PLAIN, rates=[0.1])
+
+
+class Small(nn.Module):
+    """Two layers and a scale that is one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l1, self.l2 = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l2(torch.tanh(self.l1(x))) * self.scale
+
+
+def to_zero(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    losses = module(x).square().mean(0)
+    return losses, losses.sum()
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip": 0.05}, {"average": 0.7}], ids=["plain", "clipped", "averaged"])
+def test_weights_that_are_frozen_stay_and_numbers_alone_are_weights(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each run alone has it, through a stop, a save and traced steps; decay, too, leaves frozen weights alone."""
+    monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 4)
+    options, rates = PLAIN.with_(weight_decay=0.5, **changes), [0.01, 0.01, 0.02]
+    wholes = [Small() for _ in rates]
+    for whole in wholes:
+        whole.l1.weight.requires_grad_(False)
+    frozen = [whole.l1.weight.clone() for whole in wholes]
+    inputs = torch.randn(6, len(rates), 8, 4)
+    stacked = Replicas(wholes, to_zero, options, rates=rates)
+    for x in inputs[:2]:
+        stacked.step(x)
+    on = Replicas(wholes, to_zero, options, rates=rates)
+    on.restore(stacked.tensors(), stacked.active, stacked.step_done)
+    on.stop([0])
+    for x in inputs[2:]:
+        on.step(x[1:])
+    for run, (whole, rate) in enumerate(zip(wholes, rates, strict=True)):
+        optimizer = build_optimizer(whole, nn.Module(), options.with_(learning_rate=rate))
+        for x in inputs[: 2 if run == 0 else 6, run]:
+            optimizer.zero_grad()
+            to_zero(whole, x)[1].backward()
+            if options.clip is not None:
+                torch.nn.utils.clip_grad_norm_(whole.parameters(), options.clip)
+            optimizer.step()
+        found = on.module(run) if run else stacked.module(0)
+        assert torch.equal(found.l1.weight, frozen[run])
+        assert torch.equal(whole.l1.weight, frozen[run])
+        assert not found.l1.weight.requires_grad
+        assert found.scale != 1
+        for (name, here), there in zip(found.named_parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_weights_that_are_one_tensor_are_refused_by_both_names() -> None:
+    tied = Small()
+    tied.l2.weight = tied.l1.weight
+    with pytest.raises(ExperimentError, match=r"'l2\.weight' is the same tensor as 'l1\.weight'"):
+        Replicas([tied, tied], to_zero, PLAIN)

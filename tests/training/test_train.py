@@ -15,15 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from tied import Tied
 
 from multigate.datasets.feed import Feed, write_feed
 from multigate.errors import ExperimentError, RunError
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.metrics import auc
-from multigate.run import open_run
+from multigate.run import METRICS, open_run, read_history
 from multigate.score import score_table
-from multigate.training.fit import CHECKPOINT, batch_size
+from multigate.training.fit import CHECKPOINT, Fit, batch_size
 from multigate.training.interrupts import Interrupted
 from multigate.training.train import open_sources, train
 from processes import begin
@@ -185,6 +186,24 @@ def test_the_best_weights_are_kept_not_the_last(feed_experiment: Experiment, tmp
     assert scored["click/log_loss"] == pytest.approx(losses[best], abs=1e-6)
 
 
+def test_a_structure_whose_layers_have_one_weight_trains_goes_on_and_predicts_as_it_did(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    experiment = feed_experiment.with_(sharing=Tied(hidden=(8,)), optimizer={"average": 0.9})
+    whole = train(experiment, tmp_path / "whole", quiet=True)
+    with StopAt(25), pytest.raises(Interrupted):  # in the second of two epochs of 19 steps
+        train(experiment, tmp_path / "pieces", quiet=True)
+    train(experiment, tmp_path / "pieces", resume=True, quiet=True)
+    assert_bit_equal(weights(tmp_path / "whole"), weights(tmp_path / "pieces"))
+    found = weights(tmp_path / "whole")
+    assert torch.equal(found["sharing.one.weight"], found["sharing.other.weight"])
+    bundle = whole.bundle()
+    assert bundle.model.sharing.one.weight is bundle.model.sharing.other.weight
+    scored, _ = score_table(bundle, experiment.valid, replicates=0)
+    for name, value in whole.best.items():
+        assert scored[name] == pytest.approx(value, abs=1e-6, nan_ok=True)
+
+
 def test_learning_approaches_the_known_truth_and_stays_below_it(feed_experiment: Experiment, tmp_path: Path) -> None:
     """On a simulated feed the probabilities behind the labels are known: nothing scores better than they do."""
     write_feed(Feed(rows=30_000, users=300, items=150), tmp_path)
@@ -236,6 +255,19 @@ def test_one_cycle_is_torchs() -> None:
         optimiser.step()
         if step < 100:
             schedule.step()
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 101])
+def test_beyond_its_last_step_a_schedule_stays_where_it_ended(schedule: str, steps: int) -> None:
+    from multigate.experiment import Optimizer
+    from multigate.training.optimizers import rate_at
+
+    options = Optimizer(learning_rate=0.01, schedule=schedule)
+    last = rate_at(options, max(steps - 1, 1), steps)
+    assert [rate_at(options, steps + more, steps) for more in (0, 1, 7, 1_000)] == [last] * 4
+    if schedule != "constant" and steps == 101:
+        assert 0 < last < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -360,10 +392,70 @@ def test_a_finished_run_is_not_completed_from_other_rows(feed_experiment: Experi
         train(experiment, folder, tables=tables, resume=True, quiet=True)
 
 
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_a_finished_run_is_not_completed_with_other_rows_to_be_scored(
+    feed_experiment: Experiment, tmp_path: Path, part: str
+) -> None:
+    """Its encoder is that of the training rows, which are the same."""
+    folder = tmp_path / "run"
+    tables = {name: pq.read_table(getattr(feed_experiment, name)) for name in ("train", "valid", "test")}
+    experiment = feed_experiment.with_(epochs=1)
+    train(experiment, folder, tables=tables, quiet=True)
+    whole = contents(folder)
+    shutil.rmtree(folder / "bundle")
+    shutil.rmtree(folder / "prepared")
+    before = contents(folder)
+    with pytest.raises(RunError, match="the tables changed since the run"):
+        train(experiment, folder, tables=tables | {part: tables[part].slice(1)}, resume=True, quiet=True)
+    assert contents(folder) == before
+    train(experiment, folder, tables=tables, resume=True, quiet=True)
+    assert contents(folder) == whole
+
+
+def test_how_a_stopped_training_goes_on_is_told_of_tables_in_memory_and_of_files(
+    feed_experiment: Experiment, tmp_path: Path
+) -> None:
+    """No command could go on with a table that is in no file."""
+    table = pq.read_table(feed_experiment.train)
+    with StopAt(5), pytest.raises(Interrupted) as told:
+        train(feed_experiment, tmp_path / "memory", tables={"train": table}, quiet=True)
+    assert str(told.value).endswith("go on with the same call of train and resume=True")
+    with StopAt(5), pytest.raises(Interrupted) as told:
+        train(feed_experiment, tmp_path / "files", quiet=True)
+    assert str(told.value).endswith(f"go on with: multigate train --resume --out {tmp_path / 'files'}")
+
+
+def test_an_epoch_that_was_told_of_but_not_saved_is_in_the_metrics_once(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at the last step of an epoch, gone on with, and killed between the line of the epoch and its checkpoint:
+    the step of that line is the checkpoint's."""
+    folder = tmp_path / "run"
+    with StopAt(19), pytest.raises(Interrupted):  # an epoch has 19 steps
+        train(feed_experiment, folder, quiet=True)
+
+    def killed(fitting: Fit) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Fit, "save", killed)
+        with pytest.raises(SystemExit):
+            train(feed_experiment, folder, resume=True, quiet=True)
+    assert [(entry["epoch"], entry["step"]) for entry in read_history(folder / METRICS)] == [(1, 19)]
+    run = train(feed_experiment, folder, resume=True, quiet=True)
+    assert [(entry["epoch"], entry["step"]) for entry in run.history] == [(1, 19), (2, 38)]
+
+
 def test_monitors_that_cannot_be_are_told_before_training(feed_experiment: Experiment, tmp_path: Path) -> None:
-    for monitor, match in (("clik/auc", "click"), ("click/auk", "auc"), ("buy|like/auc", "buy")):
+    """And before a table is read: there is none."""
+    experiment = feed_experiment.with_(train=str(tmp_path / "absent.parquet"))
+    for monitor, match in (
+        *(("clik/auc", "click"), ("click/auk", "auc"), ("buy|like/auc", "buy")),
+        *(("click/rmse", "has no rmse"), ("watch/auc", "has no auc")),
+    ):
         with pytest.raises(ExperimentError, match=match):
-            train(feed_experiment.with_(monitor=monitor), tmp_path / monitor.replace("/", "-"), quiet=True)
+            train(experiment.with_(monitor=monitor), tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()
 
 
 def test_metrics_and_summary_are_plain_files(

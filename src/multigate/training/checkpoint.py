@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multigate.errors import RunError
-from multigate.writing import writing
+from multigate.writing import held_apart, writing
 
 UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
 """What reading a torn or damaged file raises."""
@@ -45,7 +45,7 @@ def load_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], state: str) -> None:
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    held = held_apart(tensors)
     with writing(path) as temporary:
         save_file(held, temporary, {"state": state, "checksum": _checksum(held, state)})
 

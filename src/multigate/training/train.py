@@ -17,6 +17,7 @@ from multigate.data.files import Source, open_table
 from multigate.data.prepared import Prepared, open_prepared, prepare
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, nearest
+from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.folders import EXPERIMENT, SUMMARY, folder_named
 from multigate.model import Model
@@ -56,6 +57,8 @@ def train(
     folder = folder_named(out)
     chosen = choose_device(device)
     finished = resume and (folder / SUMMARY).is_file()
+    if not finished:
+        Monitor(experiment.monitor, experiment.schema)  # refused before any table is read
     sources = {} if finished else open_sources(experiment, tables)
     with (
         interruptible(lambda: _go_on(folder, typed=not tables)),
