@@ -82,16 +82,17 @@ def test_settings_of_a_reproduction_at_work_are_left_alone(tmp_path: Path, monke
     Ledger(tmp_path / "out", "tried", Settings())
 
 
-def test_the_folder_of_data_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_the_same_however_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And absolute, for those who work elsewhere."""
     seen = []
 
     def run(settings: Settings, site: Site) -> list[Account]:
-        seen.append(site.data)
+        seen.append((site.data, site.ledger.folder))
         site.ledger.keep("part", [{"run": 1}])
         return []
 
     monkeypatch.setitem(reproduction.STUDIES, "tried", Study("Tried", Settings, {}, run))
     monkeypatch.chdir(tmp_path)
-    for data in (Path("data"), tmp_path / "data", Path("other/../data")):
-        reproduction.reproduce("tried", tmp_path / "out", data=data)
-    assert seen == [tmp_path.resolve() / "data"] * 3
+    for data, out in (("data", "out"), (tmp_path / "data", tmp_path / "out"), ("other/../data", "other/../out")):
+        reproduction.reproduce("tried", Path(out), data=Path(data))
+    assert seen == [(tmp_path.resolve() / "data", tmp_path.resolve() / "out")] * 3

@@ -25,8 +25,9 @@ from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
 from multigate.writing import told
 
-ADDRESS = re.compile(r"://[^\s?#]*@|\?\S*")
-"""User and password within the URL of a database, and what is asked of it, which may be a password too."""
+ADDRESS = re.compile(r"://(?P<all>\S*\?\S*@\S*)|://(?P<user>[^\s?]*)@|\?\S*")
+"""User and password within the URL of a database, and what is asked of it, which may be a password too: all of it where
+an @ after a ? leaves open which of the two it belongs to."""
 STUDIES: dict[str, Study] = {
     "synthetic": SYNTHETIC,
     "census": CENSUS,
@@ -97,7 +98,11 @@ def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, An
 
 def _shown(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return ADDRESS.sub(lambda found: "://...@" if found[0].endswith("@") else "?...", text) if "://" in text else text
+    return ADDRESS.sub(_hidden, text) if "://" in text else text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return {"all": "://...", "user": "://...@"}.get(found.lastgroup or "", "?...")
 
 
 def _settings(study: Study, quick: bool, runs: int | None, changes: Sequence[str]) -> Options:
