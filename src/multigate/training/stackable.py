@@ -81,14 +81,6 @@ def _trial(experiment: Experiment, prepared: Prepared, tasks: Sequence[int] | No
         pair = [Replica(model, objective, balance, "float32")] * 2
         try:
             Replicas(pair, replica_loss, experiment.optimizer).step(stack_batches([batch, batch]))
-        except (
-            RuntimeError,
-            ValueError,
-            LookupError,
-            TypeError,
-            NotImplementedError,
-            UserWarning,
-            ExperimentError,
-        ) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, UserWarning, ExperimentError) as error:
             return f"structure {experiment.sharing.name!r} cannot be stacked ({' '.join(str(error).split())[:120]})"
     return ""
