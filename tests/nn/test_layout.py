@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multigate.nn.layout import Transposed, batch_last, lies_last, mean_of_copies, units
+from multigate.nn.layout import Transposed, batch_last, lies_last, mean_of_copies, neighbours, units
 
 B, N, H = 6, 3, 5
 
@@ -66,3 +66,14 @@ def test_units_lie_as_those_they_were_taken_from(layout: int) -> None:
     assert lies_last(found) == lies_last(x)
     pull = torch.randn(B, 4, H)
     torch.testing.assert_close(torch.autograd.grad(found, x, pull), torch.autograd.grad(expected, x, pull))
+
+
+@pytest.mark.parametrize("layout", range(4))
+def test_neighbours_are_a_slice_whose_gradient_lies_as_what_it_was_taken_from(layout: int) -> None:
+    x = of_any_layout()[layout].requires_grad_()
+    found, expected = neighbours(x, 1, 3), x[:, 1:3]
+    assert torch.equal(found, expected)
+    pull = torch.randn(B, 2, H)
+    (gradient,) = torch.autograd.grad(found, x, pull)
+    assert torch.equal(gradient, torch.autograd.grad(expected, x, pull)[0])
+    assert lies_last(gradient) == lies_last(x)

@@ -50,3 +50,10 @@ def units(x: Tensor, places: Tensor) -> Tensor:
     if eager(x) and lies_last(x):
         return x.permute(1, 2, 0).index_select(0, places).permute(2, 0, 1)
     return x.index_select(1, places)
+
+
+def neighbours(x: Tensor, first: int, end: int) -> Tensor:
+    """Units ``first`` to ``end``, without it, of x (B, n, D) -> (B, end - first, D), whose gradient lies as x does."""
+    if eager(x) and lies_last(x):
+        return x.permute(1, 2, 0)[first:end].permute(2, 0, 1)
+    return x[:, first:end]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multigate.errors import ExperimentError
 from multigate.nn.gate import beside
+from multigate.nn.layout import neighbours
 from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all, dealt_inputs
 from multigate.nn.together import together
@@ -122,7 +123,8 @@ class Extraction(nn.Module):
             experts, (gate, *of_all) = together(self.experts, gates, x, context)
         else:
             many, read = [*[self.own] * len(self.owners), self.shared], beside(x, context)
-            own, shared = read[:, :-1], read[:, -1:]
+            tasks = len(self.owners)
+            own, shared = neighbours(read, 0, tasks), neighbours(read, tasks, tasks + 1)
             experts = self.experts(dealt_inputs(x, many))
             gate = self.gate(own if self.trained is None else (own + shared) / 2)
             of_all = [one(shared) for one in gates[1:]]
