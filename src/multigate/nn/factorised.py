@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.layout import batch_last
+from multigate.nn.mixture import combine
 
 Form = Literal["tucker", "tt", "laf"]
 
@@ -48,18 +49,17 @@ class FactorisedLinear(nn.Module):
         return weight if self.output_factor is None else self.output_factor @ weight
 
     def forward(self, x: Tensor) -> Tensor:
-        n, d_out = self.bias.shape
         if x.dim() == 2:
             last = x.t() if self.input_factor is None else self.input_factor @ x.t()  # (r1, B)
             # one input: first every direction, then the tasks' mixtures of them
             directions, r2, _ = self.core_weight.shape
             each = self._leave((self.core_weight.flatten(0, 1) @ last).view(directions, r2, -1))
-            last = (self.task_factor @ each.flatten(1)).view(n, d_out, -1)
+            last = combine(self.task_factor, each)
         else:
             last = batch_last(x)
             last = last if self.input_factor is None else _each(self.input_factor, last)  # (n, r1, B)
             last = self._leave(torch.bmm(self._cores(), last))
-        return (last + self.bias.unsqueeze(-1)).permute(2, 0, 1)
+        return (last + self.bias.to(last.dtype).unsqueeze(-1)).permute(2, 0, 1)
 
     def _cores(self) -> Tensor:
         """sum_k U3[t, k] S_k of each task. (n, r2, r1)."""

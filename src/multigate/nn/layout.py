@@ -37,7 +37,8 @@ def batch_last(x: Tensor) -> Tensor:
 
 def mean_of_copies(x: Tensor) -> Tensor:
     """(B, n, H) -> (B, H), wherever the batch lies."""
-    return x.permute(1, 2, 0).mean(0).t() if lies_last(x) else x.mean(1)
+    # divided last: the gradient of a mean is otherwise divided once for each copy
+    return (x.permute(1, 2, 0).sum(0) / x.shape[1]).t() if lies_last(x) else x.mean(1)
 
 
 def lies_last(x: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multigate.nn.eager import eager
+from multigate.nn.eager import MANY, eager
 from multigate.nn.kernels import kernels_for
 from multigate.nn.layout import batch_last, lies_last
 
@@ -22,6 +22,17 @@ def mix(gate: Tensor, sources: Tensor) -> Tensor:
         return torch.bmm(gate, sources)
     mixed: Tensor = Mixture.apply(gate, sources)  # type: ignore[no-untyped-call]
     return mixed
+
+
+def combine(weights: Tensor, last: Tensor) -> Tensor:
+    """sum_s weights[t, s] last[s, :, :], by weights that are the same for all rows. (T, S), (S, H, B) -> (T, H, B).
+
+    That is one matmul, but of the shape that multiplies half precision worst: few of these are mixed instead.
+    """
+    few = last.dtype == torch.bfloat16 and weights.numel() <= FEW
+    if few and eager(last) and (last.requires_grad or last.shape[2] >= MANY) and kernels_for(last) is not None:
+        return batch_last(mix(weights.expand(last.shape[2], -1, -1), last.permute(2, 0, 1)))
+    return (weights @ last.flatten(1)).view(len(weights), *last.shape[1:])
 
 
 class Mixture(torch.autograd.Function):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from multigate.nn.layout import batch_last
+from multigate.nn.mixture import combine
 from multigate.nn.parallel import ParallelMLP
 from multigate.sharing.structure import Level, Shared, Structure, all_read_all
 
@@ -64,8 +65,8 @@ class CrossStitchSharing(nn.Module):
         gates = []
         for network, stitch in zip(self.networks, self.stitches, strict=True):
             last = batch_last(network(x))  # (T, H, B)
-            parts = last.view(len(stitch), -1)  # (T s, H / s B)
-            x = (stitch @ parts).view(last.shape).permute(2, 0, 1)  # (B, T, H)
+            parts = last.view(len(stitch), last.shape[1] // self.subspaces, -1)  # (T s, H / s, B)
+            x = combine(stitch, parts).view(last.shape).permute(2, 0, 1)  # (B, T, H)
             # a view of a parameter would want gradients even in inference mode
             gates.append(stitch.clone().expand(x.shape[0], -1, -1))
         return Shared(x, tuple(gates), penalty=x.new_zeros(()))
