@@ -266,6 +266,13 @@ def test_a_field_given_as_an_option_is_told_where_it_is_set(verb: str, words: tu
     assert hint == f"fields of the experiment are set with --set; {told}"
 
 
+def test_init_tells_where_it_writes() -> None:
+    for words in (("--out", "x.yaml"), ("--out=x.yaml",)):
+        ended = multigate("init", "table.csv", *words)
+        assert ended.returncode == 2
+        assert ended.stderr.splitlines()[-1] == "init writes to standard output; add > x.yaml"
+
+
 def test_wrong_words_keep_the_message_that_shows_the_right_ones() -> None:
     for words in (("trian",), ("train", "--epochs", "3")):
         done = multigate(*words)

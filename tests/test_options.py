@@ -94,7 +94,10 @@ def test_all_that_is_wrong_is_told_at_once(changes: list[str], wrong: list[str])
         ({"sharing": {"hidden": 8}}, "sharing.hidden: Input should be a list (found 8); put [ ] around it"),
         ({"lr": 0.1}, "unknown key 'lr'; write optimizer.learning_rate"),
         ({"optimizer": {"lr": 0.1}}, "optimizer: unknown key 'lr'; write 'learning_rate'"),
-        ({"device": "cpu"}, "unknown key 'device'; it is said to the command, as --device, or to the function"),
+        (
+            {"device": "cpu"},
+            "unknown key 'device'; it is said to the command that trains, as --device, or to the function",
+        ),
         ({"valid": 0.2}, "valid: a file, folder or glob is wanted, found 0.2; a share of rows is split.valid or split"),
         ({"embedding": 8}, "or instance of Embedding (found 8); write its fields, as {field: value}"),
         (

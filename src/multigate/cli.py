@@ -469,6 +469,8 @@ def _field_meant(words: Sequence[str]) -> str | None:
     for word, follows in zip_longest(words[start + 1 :], words[start + 2 :], fillvalue=""):
         name, _, value = word.partition("=")
         if name.startswith("--") and name not in options:
+            if name == "--out":
+                return f"{words[start]} writes to standard output; add > {value or follows or 'experiment.yaml'}"
             from multigate.experiment import Experiment
 
             key = name.removeprefix("--").replace("-", "_")

@@ -131,8 +131,8 @@ with warnings.catch_warnings():
 
         elsewhere: ClassVar = {
             "lr": "write optimizer.learning_rate",
-            "device": "it is said to the command, as --device, or to the function",
-            "out": "it is said to the command, as --out, or to the function",
+            "device": "it is said to the command that trains, as --device, or to the function",
+            "out": "it is said to the command that trains, as --out, or to the function",
             "early_stopping": "write 'patience'",
             "weights": "write the 'weight' of each task, in the schema",
         }

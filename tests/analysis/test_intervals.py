@@ -42,7 +42,15 @@ def test_equal_values_do_not_tell_how_seeds_differ(values):
     assert not found.clear
 
 
-@pytest.mark.parametrize("values", [[], [0.5, math.nan, 0.7]])
+@pytest.mark.parametrize(("values", "mean"), [([0.5, math.inf], math.inf), ([-math.inf], -math.inf)])
+def test_an_infinite_value_has_no_interval(values, mean):
+    found = summary(values)
+    assert found.mean == mean
+    assert all(math.isnan(value) for value in (found.sd, found.low, found.high))
+    assert not found.clear
+
+
+@pytest.mark.parametrize("values", [[], [0.5, math.nan, 0.7], [math.inf, -math.inf]])
 def test_no_values_or_an_undefined_one_give_nan(values):
     found = summary(values)
     assert found.n == len(values)

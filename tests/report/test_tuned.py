@@ -6,7 +6,7 @@ import altair as alt
 import pytest
 from reading import BAD, Html, values
 
-from multigate.analysis.search import Choice, Range, Space, Trial
+from multigate.analysis.search import Choice, Point, Range, Space, Trial
 from multigate.analysis.space import point_of, read_space
 from multigate.analysis.tuning import Tuning
 from multigate.experiment import make_experiment
@@ -65,6 +65,15 @@ def test_charts_hold_the_trials_that_came_to_something_and_have_the_setting(page
     assert rates["encoding"]["x"]["scale"]["type"] == "log"
     assert [row["x"] for row in values(structures)] == ["mmoe", "shared_bottom", "mmoe", "mmoe"]
     assert [row["x"] for row in values(experts)] == [8, 5, 4], "a shared bottom has none"
+
+
+def test_nothing_may_be_one_of_the_choices(tmp_path: Path) -> None:
+    space = read_space(GIVEN, {"optimizer.clip": [None, 1.0]})
+    points: list[Point] = [{}, {"optimizer.clip": "1.0"}, {"optimizer.clip": "null"}]
+    trials = [Trial(at, point, -0.5, {}, False, 2.0, {"a/log_loss": 0.5}, "") for at, point in enumerate(points)]
+    path = write_tuning(Tuning(tmp_path, GIVEN, space, trials), tmp_path / "tune.html")
+    clips = Html(path.read_text(encoding="utf-8")).specs[1]
+    assert [(row["x"], row["series"]) for row in values(clips)] == [("-", "as given"), ("1", "others"), ("-", "others")]
 
 
 @pytest.mark.parametrize(("decay", "scale"), [(0.0, "linear"), (1e-3, "log")])

@@ -34,14 +34,15 @@ class Summary(NamedTuple):
 def summary(values: Sequence[float], level: float = 0.95) -> Summary:
     """Mean, standard deviation (n - 1) and two-sided Student-t interval of ``values``, one from each seed.
 
-    One value has no deviation and no interval, none has no mean: NaN, as in any sum with a NaN in it. Nor have values
-    that are all the same an interval: they do not tell how seeds differ, and it would have no width.
+    One value has no deviation and no interval, nor have infinite ones; none has no mean: NaN, as in any sum with a NaN
+    in it. Nor have values that are all the same an interval: they do not tell how seeds differ, and it would have no
+    width.
     """
     n = len(values)
     if n == 0 or any(math.isnan(value) for value in values):
         return Summary(math.nan, math.nan, math.nan, math.nan, n)
-    mean = statistics.fmean(values)
-    if n == 1:
+    mean = sum(values) / n if any(map(math.isinf, values)) else statistics.fmean(values)
+    if n == 1 or not math.isfinite(mean):
         return Summary(mean, math.nan, math.nan, math.nan, n)
     from scipy.special import stdtrit
 

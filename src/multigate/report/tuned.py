@@ -65,6 +65,7 @@ def _charts(tuning: Tuning) -> Iterator[Chart]:
 
     for key, kind in tuning.space.items():
         words = isinstance(kind, Choice)
+        may_be_none = isinstance(kind, Choice) and "null" in kind.values
         rows = [
             {
                 "x": shown(one.settings[key]) if words else one.settings[key],
@@ -72,7 +73,7 @@ def _charts(tuning: Tuning) -> Iterator[Chart]:
                 "series": _series(tuning, one),
             }
             for one in tuning.trials
-            if one.goal is not None and one.settings[key] is not None
+            if one.goal is not None and (may_be_none or one.settings[key] is not None)
         ]
         described = f"{tuning.goal.name} of each trial by its {key}"
         own = own_value(tuning.given, key)
