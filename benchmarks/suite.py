@@ -49,7 +49,7 @@ PARTS = (
     Part("train.py", ("--profile",), ("--profile", "--steps", "20", "--limit-rows", "50000"), True),
     Part(
         "wide.py",
-        ("--rounds", "2", "--rows", "65536", "--ways", *SPARSE),
+        ("--rounds", "2", "--rows", "98304", "--ways", *SPARSE),
         (*ONE, "--rows", "40960", "--vocabulary", "100000", "--ways", "lazy_adam"),
     ),
     Part(
