@@ -1,11 +1,13 @@
 """Metrics against scikit-learn, closed forms, plain loops and repeated rows; intervals against simulated truth."""
 
 import math
+import tracemalloc
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import log_softmax
 from sklearn import metrics as reference
 
 from multigate import metrics
@@ -45,6 +47,24 @@ def test_binary_metrics_equal_scikit_learn(seed, weighted, ties):
     found = score_task("binary", logits, labels, weights)
     assert list(found) == list(expected)
     assert_allclose(list(found.values()), list(expected.values()), rtol=1e-9)
+
+
+def test_many_classes_take_no_memory_beside_their_logits():
+    """No copy of all of them, nor the order of the rows by each class, at once; more are scored than are at a time."""
+    random = np.random.default_rng(0)
+    labels, logits = random.integers(0, 1_500, 4_000), random.normal(size=(4_000, 1_500)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        found = score_task("multiclass", logits, labels)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < logits.nbytes / 2
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    assert found["log_loss"] == pytest.approx(-log_p[np.arange(4_000), labels].mean(), rel=1e-9)
+    assert found["accuracy"] == (log_p.argmax(1) == labels).mean()
+    one_by_one = [metrics.auc(log_p[:, k], labels == k) for k in np.unique(labels)]
+    assert found["auc"] == pytest.approx(np.mean(one_by_one), rel=1e-9)
 
 
 def test_only_amounts_have_a_calibration():

@@ -51,12 +51,16 @@ def forward(model: Model, batches: Iterable[Batch], device: torch.device, *, pre
             for batch in cuts(whole, TOGETHER) if device.type == "cpu" else [whole]:
                 at = to_device(batch, device)
                 out = model(at.numbers, at.categories, at.bags)
-                logits = out.logits.float().cpu()
-                conditionals = logits if out.conditionals is out.logits else out.conditionals.float().cpu()
-                kept = (logits, conditionals, batch.labels, batch.known, batch.weights, batch.groups)
-                parts.append(tuple(one.cpu().numpy() for one in kept))
+                logits = out.logits.float().cpu().numpy()
+                same = out.conditionals is out.logits
+                conditionals = logits if same else out.conditionals.float().cpu().numpy()
+                told = (one.cpu().numpy() for one in (batch.labels, batch.known, batch.weights, batch.groups))
+                parts.append((logits, conditionals, *told))
     model.train(training)
-    return Scored(*(np.concatenate(one) for one in zip(*parts, strict=True)))
+    every, given, *others = zip(*parts, strict=True)
+    logits = np.concatenate(every)
+    same = all(one is other for one, other in zip(every, given, strict=True))
+    return Scored(logits, logits if same else np.concatenate(given), *map(np.concatenate, others))
 
 
 def spaces(schema: Schema, encoder: Encoder, scored: Scored, tasks: Sequence[int] | None = None) -> list[Space]:

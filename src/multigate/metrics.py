@@ -6,7 +6,7 @@ rows with an unknown label are left out by the caller. Weights (R,) are not nega
 undefined (one class only, no rows, NaN outputs) is NaN; nothing here raises.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,7 +161,7 @@ def score_task(
     """
     units = _Units(_weights(weights, labels), groups)
     with np.errstate(invalid="ignore", over="ignore"):
-        metrics = _scorer(kind, outputs, labels, units)(np.ones((1, units.count)))
+        metrics = _scorer(kind, outputs, labels, units, once=True)(np.ones((1, units.count)))
     return {name: float(value[0]) for name, value in metrics.items()}
 
 
@@ -264,12 +264,13 @@ _Score = Callable[[Floats], dict[str, Floats]]
 """Times each unit was drawn (B, U) -> metrics (B,) by name."""
 
 
-def _scorer(kind: str, outputs: ArrayLike, labels: ArrayLike, units: _Units) -> _Score:
+def _scorer(kind: str, outputs: ArrayLike, labels: ArrayLike, units: _Units, *, once: bool = False) -> _Score:
+    """``once``: it will be called a single time, and need not keep what it sorted."""
     if kind == "binary":
         return _score_binary(outputs, labels, units)
     if kind == "regression":
         return _score_regression(outputs, labels, units)
-    return _score_multiclass(outputs, labels, units)
+    return _score_multiclass(outputs, labels, units, once)
 
 
 def _score_binary(logits: ArrayLike, labels: ArrayLike, units: _Units) -> _Score:
@@ -325,8 +326,10 @@ def _score_regression(values: ArrayLike, labels: ArrayLike, units: _Units) -> _S
     return score
 
 
-def _score_multiclass(logits: ArrayLike, labels: ArrayLike, units: _Units) -> _Score:
-    curves = list(_one_vs_rest(logits, labels))
+def _score_multiclass(logits: ArrayLike, labels: ArrayLike, units: _Units, once: bool) -> _Score:
+    curves = _one_vs_rest(logits, labels)
+    if not once:
+        curves = list(curves)  # 24 bytes for each row and class
     sums = units.sums(_hits(logits, labels), _losses(logits, labels), np.ones(len(units.weights)))
 
     def score(drawn: Floats) -> dict[str, Floats]:
@@ -372,10 +375,10 @@ def _group_aucs(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, weights
     return np.divide(areas, pairs, out=np.zeros_like(areas), where=mixed), impressions
 
 
-def _one_vs_rest(logits: ArrayLike, labels: ArrayLike) -> Iterator[_Curve]:
-    log_p = _log_softmax(logits)
-    for k in range(log_p.shape[1]):
-        yield _Curve(log_p[:, k], np.asarray(labels) == k)
+def _one_vs_rest(logits: ArrayLike, labels: ArrayLike) -> Iterable[_Curve]:
+    logits = np.asarray(logits)
+    largest, log_total = _log_sums(logits)
+    return (_Curve(_floats(one) - largest - log_total, np.asarray(labels) == k) for k, one in enumerate(logits.T))
 
 
 def _macro(aucs: list[Floats]) -> Floats:
@@ -389,21 +392,30 @@ def _losses(logits: ArrayLike, labels: ArrayLike) -> Floats:
     """Negative log likelihood of each row in nats, (R,)."""
     if np.ndim(logits) == 1:
         return np.logaddexp(0, (1 - 2 * _floats(labels)) * _floats(logits))
-    log_p = _log_softmax(logits)
-    return -log_p[np.arange(len(log_p)), np.asarray(labels).astype(np.intp)]
+    logits = np.asarray(logits)
+    largest, log_total = _log_sums(logits)
+    of_label = _floats(logits[np.arange(len(logits)), np.asarray(labels).astype(np.intp)])
+    return -(of_label - largest - log_total)
 
 
-def _log_softmax(logits: ArrayLike) -> Floats:
-    logits = _floats(logits)
-    shifted: Floats = logits - logits.max(axis=1, keepdims=True)
-    total: Floats = np.exp(shifted).sum(axis=1, keepdims=True)
-    return shifted - np.log(total)
+def _log_sums(logits: NDArray[Any]) -> tuple[Floats, Floats]:
+    """What makes log probabilities of logits (R, K): logit - largest - log sum exp(logit - largest), (R,) both.
+
+    Few rows at a time: of many classes a copy in float64 would take more memory than all else.
+    """
+    largest = _floats(logits.max(axis=1))
+    log_total = np.empty(len(logits))
+    rows = max(1, BLOCK // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        log_total[part] = np.log(np.exp(_floats(logits[part]) - largest[part, None]).sum(axis=1))
+    return largest, log_total
 
 
 def _hits(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    logits = _floats(logits)
+    logits = np.asarray(logits)
     hits = logits.argmax(axis=1) == np.asarray(labels)
-    return np.where(np.isnan(logits).any(axis=1), np.nan, hits)
+    return np.where(np.isnan(logits.max(axis=1)), np.nan, hits)
 
 
 def _sigmoid(logits: ArrayLike) -> Floats:
