@@ -178,12 +178,13 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Percentile interval of every metric of ``score_task``, by drawing rows or, with two groups or more, groups.
 
-    Rows of one user are not independent, hence the groups. NaN for fewer than ``FEWEST`` of weight above 0, and where
-    more replicates leave a metric undefined than the interval may leave out: what the others say is no interval then.
+    Rows of one user are not independent, hence the groups. Of few it is as wide as Student's t asks (``widened``). NaN
+    for fewer than ``FEWEST`` of weight above 0, and where more replicates leave a metric undefined than the interval
+    may leave out: what the others say is no interval then.
     Scores are sorted once; time is O(replicates R), memory that of ``BLOCK`` weights or one replicate.
     """
-    (drawn,) = _replicates(kind, [outputs], labels, weights, groups, replicates, seed)
-    return {name: _interval(values, level) for name, values in drawn.items()}
+    units, (drawn,) = _replicates(kind, [outputs], labels, weights, groups, replicates, seed)
+    return {name: _interval(values, level, units) for name, values in drawn.items()}
 
 
 def paired_bootstrap(
@@ -202,8 +203,20 @@ def paired_bootstrap(
 
     Each replicate scores both on the same draw: what the rows do to both alike cancels.
     """
-    drawn_a, drawn_b = _replicates(kind, [a, b], labels, weights, groups, replicates, seed)
-    return {name: _interval(drawn_b[name] - drawn_a[name], level) for name in drawn_a}
+    units, (drawn_a, drawn_b) = _replicates(kind, [a, b], labels, weights, groups, replicates, seed)
+    return {name: _interval(drawn_b[name] - drawn_a[name], level, units) for name in drawn_a}
+
+
+def widened(level: float, units: int) -> float:
+    """The level of a percentile interval of draws of so many units that holds the truth as often as ``level`` says.
+
+    What is drawn anew from n varies by (n - 1) / n of what n vary by, and its quantiles are those of a normal law where
+    Student's t has longer ends: of the mean of ten 95 % hold it in 90 % (Hesterberg 2015, expanded percentiles).
+    """
+    from scipy.special import ndtr, stdtrit
+
+    half = stdtrit(units - 1, (1 + level) / 2) * (units / (units - 1)) ** 0.5
+    return float(2 * ndtr(half) - 1)
 
 
 def _replicates(
@@ -214,17 +227,18 @@ def _replicates(
     groups: ArrayLike | None,
     replicates: int,
     seed: int,
-) -> list[dict[str, Floats]]:
-    """Metrics (replicates,) by name, for each of several outputs scored on the same draws."""
+) -> tuple[int, list[dict[str, Floats]]]:
+    """How many units of weight above 0 there are, and metrics (replicates,) by name, for each of several outputs scored
+    on the same draws."""
     units = _Units(_weights(weights, labels), groups)
     block = max(1, BLOCK // max(1, np.size(labels)))
     with np.errstate(invalid="ignore", over="ignore"):
         scores = [_scorer(kind, one, labels, units) for one in outputs]
         blocks = [[score(drawn) for score in scores] for drawn in _draws(units.count, replicates, seed, block)]
-    enough = units.weighted() >= FEWEST
-    return [
+    many = units.weighted()
+    return many, [
         {
-            name: np.concatenate([block[name] for block in found]) if enough else np.full(replicates, np.nan)
+            name: np.concatenate([block[name] for block in found]) if many >= FEWEST else np.full(replicates, np.nan)
             for name in found[0]
         }
         for found in zip(*blocks, strict=True)
@@ -460,11 +474,12 @@ def _last_of_equal(ordered: NDArray[Any]) -> NDArray[np.intp]:
     return np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
 
 
-def _interval(values: Floats, level: float) -> tuple[float, float]:
-    """The middle ``level`` of the values that are defined; NaN where more than the rest of them are not."""
+def _interval(values: Floats, level: float, units: int) -> tuple[float, float]:
+    """The middle ``level``, ``widened``, of the values that are defined; NaN where more than the rest are not."""
     defined = values[~np.isnan(values)]
     if not len(defined) or len(defined) < level * len(values):
         return float("nan"), float("nan")
+    level = widened(level, units)
     with np.errstate(invalid="ignore"):  # between two infinite values there is none
         low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

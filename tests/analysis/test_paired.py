@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from multigate.analysis.paired import paired_differences
 from multigate.errors import MultigateError
@@ -40,6 +41,12 @@ def table(rows=600, seed=0):
     }
 
 
+def ends(level, many):
+    """Of percentiles over so many units, as wide as Student's t asks."""
+    low = stats.norm.cdf(stats.t.ppf((1 - level) / 2, many - 1) * math.sqrt(many / (many - 1)))
+    return [low, 1 - low]
+
+
 def draws(units, rows, replicates, seed):
     """Rows of each replicate, and for each row which draw brought it."""
     random = np.random.default_rng(seed)
@@ -67,7 +74,7 @@ def test_the_paired_bootstrap_equals_scoring_both_on_each_draw(kind, grouped):
     found = paired_bootstrap(kind, a, b, labels, weights, groups if grouped else None, replicates=40, seed=5, level=0.8)
     assert list(found) == list(differences[0])
     for name, interval in found.items():
-        expected = np.quantile([difference[name] for difference in differences], [0.1, 0.9])
+        expected = np.quantile([difference[name] for difference in differences], ends(0.8, units.max() + 1))
         assert interval == pytest.approx(tuple(expected), abs=1e-9), name
 
 
@@ -90,7 +97,7 @@ def test_differences_equal_scores_of_each_model_and_a_loop_over_users(linear):
     auc = found["click", "auc"]
     assert (auc.a, auc.b) == pytest.approx(aucs, abs=1e-6)
     assert auc.difference == auc.b - auc.a
-    assert (auc.low, auc.high) == pytest.approx(np.quantile(looped, [0.025, 0.975]), abs=1e-6)
+    assert (auc.low, auc.high) == pytest.approx(np.quantile(looped, ends(0.95, users.max() + 1)), abs=1e-6)
     assert auc.clear
     assert auc.high < 0, "noise costs accuracy"
     turned = {(one.target, one.metric): one for one in paired_differences(b, a, replicates=30, seed=7)}["click", "auc"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigate.errors import ExperimentError
-from multigate.metrics import FEWEST
+from multigate.metrics import FEWEST, widened
 
 Floats = NDArray[np.float64]
 ROUNDING = 1e-12
@@ -72,8 +72,8 @@ def resampled(
     """Percentile interval of a statistic of runs, by the bootstrap: runs are drawn again with replacement.
 
     Samples of one length are of the same seeds in order, and those are drawn: what two runs of a seed share cancels
-    out of a difference or ratio. ``statistic`` takes one array (draws, runs) for each sample -> (draws,). NaN for fewer
-    than ``FEWEST`` runs.
+    out of a difference or ratio. ``statistic`` takes one array (draws, runs) for each sample -> (draws,). Of few runs
+    the interval is as wide as Student's t asks (``metrics.widened``); NaN for fewer than ``FEWEST``.
     """
     random = np.random.default_rng(seed)
     values = [np.asarray(sample, dtype=np.float64) for sample in samples]
@@ -81,6 +81,7 @@ def resampled(
         return math.nan, math.nan
     picked = random.integers(0, len(values[0]), (draws, len(values[0])))
     found = statistic(*(value[picked] for value in values))
+    level = widened(level, len(values[0]))
     low, high = np.quantile(found, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 
