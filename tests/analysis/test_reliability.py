@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from scipy import stats
 
 from multigate.analysis.reliability import reliability
@@ -100,6 +101,39 @@ def test_the_interval_is_wilsons(linear):
     for observed, low, high, rows in zip(click.observed, click.low, click.high, click.rows, strict=True):
         expected = stats.binomtest(round(observed * rows), rows).proportion_ci(method="wilson")
         assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_rows_of_one_user_that_are_alike_are_one_row_to_the_interval(linear):
+    """400 users of 5 equal rows each, 40 of them in a bin: variances of users over those of rows, both of n - 1."""
+    schema = Schema(features=FEATURES, tasks=[Task("click")], group="user")
+    one_each = {name: values[:400] for name, values in table(400).items() if name in ("x", "click")}
+    columns = {name: np.repeat(values, 5) for name, values in one_each.items()} | {"user": np.arange(400).repeat(5)}
+    (found,) = reliability(linear(schema, columns, HEADS), 10)
+    assert found.rows == (200,) * 10
+    (apart,) = reliability(linear(schema, columns | {"user": [None] * 2000}, HEADS), 10)  # rows of nobody
+    for observed, *ends in zip(found.observed, found.low, found.high, apart.low, apart.high, strict=True):
+        worth = 200 / (5 * (40 / 39) / (200 / 199))
+        assert ends == pytest.approx([*wilson(worth * observed, worth), *wilson(200 * observed, 200)], abs=1e-6)
+
+
+def test_intervals_over_users_cover_the_rates_as_often_as_they_say(linear):
+    """60 users of 20 rows, whose rates differ about what is predicted; rows taken one by one hold them in .67."""
+    schema = Schema(features=FEATURES, tasks=[Task("click")], group="user")
+    random, held = np.random.default_rng(0), []
+    users, nodes = np.arange(60).repeat(20), np.linspace(-4, 4, 81)
+    for _ in range(40):
+        x = random.normal(size=60)
+        subject = linear(schema, {"x": x[users], "click": np.arange(1200) % 2, "user": users}, {"click": [1.0]}, 1200)
+        z = subject.scored().logits[:, 0]
+        # a user's logit is s + N(0, 1), of which the mean rate is what the model says
+        spread = np.linspace(-12, 12, 1201)
+        means = (sigmoid(spread[:, None] + nodes) * np.exp(-(nodes**2) / 2)).sum(1) / np.exp(-(nodes**2) / 2).sum()
+        own = np.interp(sigmoid(z), means, spread) + random.normal(size=60)[users]
+        labels = (random.random(1200) < sigmoid(own)).astype(np.float32)
+        rows = tuple(batch._replace(labels=torch.from_numpy(labels)[:, None]) for batch in subject.batches)
+        (curve,) = reliability(replace(subject, batches=rows), 10)
+        held += [low <= p <= high for p, low, high in zip(curve.predicted, curve.low, curve.high, strict=True)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.04)
 
 
 def test_equal_predictions_share_a_bin_and_few_rows_make_few_bins(linear):

@@ -42,7 +42,7 @@ def reliability(subject: Subject, bins: int = 15) -> tuple[Reliability, ...]:
 
     Bins hold about equally many rows; equal predictions share one, so that there may be fewer than ``bins``. Rows of
     no weight do not count, and targets without rows are left out. Weighted rows are worth (sum w)^2 / sum w^2 rows to
-    the interval (Kish 1965).
+    the interval (Kish 1965), and those of groups as many fewer as their groups make rates vary more than single rows.
     """
     if not subject.count:
         return ()
@@ -65,7 +65,9 @@ def _curve(space: Space, bins: int) -> Reliability | None:
     starts = np.append(0, ends[:-1])
     total, squares, predicted, observed = (np.add.reduceat(one, starts) for one in (w, w * w, w * p, w * y))
     predicted, observed = predicted / total, observed / total
-    low, high = _wilson(observed, total**2 / squares)
+    bins_of = np.repeat(np.arange(len(starts)), ends - starts)
+    alike = 1.0 if space.groups is None else _design_effect(space.groups[order], bins_of, y, w, observed)
+    low, high = _wilson(observed, total**2 / squares / alike)
     return Reliability(
         target=space.name,
         predicted=tuple(predicted.tolist()),
@@ -76,6 +78,19 @@ def _curve(space: Space, bins: int) -> Reliability | None:
         ece=float(np.average(np.abs(predicted - observed), weights=total)),
         calibration=calibration(space.outputs, space.labels, space.weights),
     )
+
+
+def _design_effect(groups: NDArray[np.int64], bins: NDArray[np.int64], y: Floats, w: Floats, observed: Floats) -> float:
+    """How many times more the observed shares vary than if rows were drawn one by one and not in their groups, over all
+    bins; at least 1. Rows (R,) with their bins, of which ``observed`` (bins,) are the shares of ones."""
+    cells, cell_of = np.unique(np.stack([bins, groups]), axis=1, return_inverse=True)
+    off = np.bincount(cell_of.ravel(), w * (y - observed[bins]))
+    many, rows = np.bincount(cells[0]), np.bincount(bins)
+    told = many > 1  # of one group alone nobody knows how it differs from others
+    many, rows, share = many[told], rows[told], observed[told]
+    by_group = (np.bincount(cells[0], off**2)[told] * many / (many - 1)).sum()
+    by_row = (np.bincount(bins, w**2)[told] * share * (1 - share) * rows / (rows - 1)).sum()
+    return max(1.0, float(by_group / by_row)) if by_row > 0 else 1.0
 
 
 def _wilson(share: Floats, rows: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
