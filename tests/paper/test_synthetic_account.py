@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from multigate.datasets.synthetic import Synthetic
 from multigate.paper.account import Account
@@ -67,6 +68,13 @@ def test_few_runs_have_neither_an_interval_nor_a_verdict() -> None:
     (*_, shares), (losses, ratios) = tables(chapters["figure-5"]), tables(chapters["figure-4"])
     assert not any("[" in cell for table in (shares, losses, ratios) for row in table.rows for cell in row)
     assert {row[-1] for row in ratios.rows} == {"too few runs"}
+
+
+def test_that_no_run_failed_does_not_say_that_none_ever_will() -> None:
+    (shares,) = tables(told(10_000, many=20)["figure-5"])
+    share = {(row[0], row[1]): row[6] for row in shares.rows}["MMoE", "1"]
+    expected = stats.binomtest(0, 20).proportion_ci(method="wilson")
+    assert share == f"0.0% [0.0%, {expected.high:.1%}]"
 
 
 @pytest.mark.parametrize(("steps", "compared"), [(10_000, True), (5_000, False)])

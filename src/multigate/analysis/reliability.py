@@ -1,11 +1,10 @@
 """Reliability: are predicted probabilities the rates observed?"""
 
-from statistics import NormalDist
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from multigate.analysis.intervals import share_interval
 from multigate.analysis.subject import Subject
 from multigate.evaluate import Space, spaces
 from multigate.metrics import calibration
@@ -67,7 +66,7 @@ def _curve(space: Space, bins: int) -> Reliability | None:
     predicted, observed = predicted / total, observed / total
     bins_of = np.repeat(np.arange(len(starts)), ends - starts)
     alike = 1.0 if space.groups is None else _design_effect(space.groups[order], bins_of, y, w, observed)
-    low, high = _wilson(observed, total**2 / squares / alike)
+    low, high = share_interval(observed, total**2 / squares / alike)
     return Reliability(
         target=space.name,
         predicted=tuple(predicted.tolist()),
@@ -91,12 +90,3 @@ def _design_effect(groups: NDArray[np.int64], bins: NDArray[np.int64], y: Floats
     by_group = (np.bincount(cells[0], off**2)[told] * many / (many - 1)).sum()
     by_row = (np.bincount(bins, w**2)[told] * share * (1 - share) * rows / (rows - 1)).sum()
     return max(1.0, float(by_group / by_row)) if by_row > 0 else 1.0
-
-
-def _wilson(share: Floats, rows: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
-    """The score interval of a share seen in so many rows (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = share + z**2 / (2 * rows)
-    half = z * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    scale = 1 + z**2 / rows
-    return np.clip((centre - half) / scale, 0, share), np.clip((centre + half) / scale, share, 1)

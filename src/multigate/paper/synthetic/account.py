@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from multigate.analysis.intervals import Floats, resampled, summary
+from multigate.analysis.intervals import Floats, resampled, share_interval, summary
 from multigate.datasets.synthetic import Synthetic, label_correlation
 from multigate.formats import bracketed
+from multigate.metrics import FEWEST
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
 from multigate.paper.published import BIN, Curve, figure_2, figure_3, figure_4, figure_5
@@ -187,7 +188,12 @@ def _figure_5(runs: Runs) -> Account:
         "Figure 5: how much luck there is in a run",
         (
             *(() if compared else (Text("These runs are shorter than the paper's, whose final losses are not told."),)),
-            Table("Final losses of one task; 95 % bootstrap intervals", head, tuple(rows), words=1),
+            Table(
+                "Final losses of one task; 95 % intervals, by the bootstrap and of shares by Wilson's score",
+                head,
+                tuple(rows),
+                words=1,
+            ),
         ),
         draw,
     )
@@ -202,8 +208,10 @@ def _spread(own: Sequence[float], counts: Sequence[int] | None) -> Iterator[str]
         low, high = resampled(lambda drawn, share=share: np.quantile(drawn, share, axis=1), own)
         yield bracketed(np.quantile(own, share), low, high, 3)
         yield "" if counts is None else f"{quantile_of(counts, share):.3f}"
-    low, high = resampled(lambda drawn: (drawn >= FAILED).mean(1), own)
-    yield f"{np.mean(np.array(own) >= FAILED):.1%}" + (f" [{low:.1%}, {high:.1%}]" if math.isfinite(low) else "")
+    share = float(np.mean(np.array(own) >= FAILED))
+    # draws of runs that all end well end well: the bootstrap has no interval for a share of 0
+    (low,), (high,) = share_interval(np.array([share]), np.array([float(len(own))]))
+    yield f"{share:.1%}" + (f" [{low:.1%}, {high:.1%}]" if len(own) >= FEWEST else "")
     yield "" if counts is None else f"{failed(counts):.1%}"
 
 
