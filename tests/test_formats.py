@@ -48,6 +48,7 @@ def test_a_number_has_the_digits_that_people_read(value: float | None, expected:
 def test_half_an_interval() -> None:
     assert plus_minus(0.5, 0.3, 0.7, 1) == "0.5 ± 0.2"
     assert plus_minus(math.nan, 0.0, 0.0) == "n/a"
+    assert plus_minus(0.5, math.nan, math.nan, 1) == "0.5", "seeds of one and the same value have no interval"
 
 
 def test_names_in_brackets_are_shown_as_they_are() -> None:

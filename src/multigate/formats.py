@@ -48,8 +48,11 @@ def bracketed(middle: float, low: float, high: float, digits: int = 4, *, sign: 
 
 
 def plus_minus(middle: float, low: float, high: float, digits: int = 4) -> str:
-    """A value and half the width of its interval: 0.12 ± 0.02."""
-    return f"{middle:.{digits}f} ± {(high - low) / 2:.{digits}f}" if math.isfinite(middle) else "n/a"
+    """A value and half the width of its interval: 0.12 ± 0.02; the value alone where the interval is not known."""
+    if not math.isfinite(middle):
+        return "n/a"
+    half = (high - low) / 2
+    return f"{middle:.{digits}f} ± {half:.{digits}f}" if math.isfinite(half) else f"{middle:.{digits}f}"
 
 
 def share(value: float) -> str:

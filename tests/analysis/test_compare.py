@@ -334,3 +334,13 @@ def test_an_unknown_structure_is_refused_before_anything_is_written(
     with pytest.raises(ExperimentError, match="mmoe"):
         compare(feed_experiment, tmp_path / "c", structures=("mmo",), quiet=True)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("column", ["click/calibration", "seconds"])
+def test_what_has_no_better_and_worse_has_no_gain(tmp_path: Path, column: str) -> None:
+    schema = Schema(features=[Number("x")], tasks=[Task("click")])
+    runs = [{"structure": name, "seed": at, column: 1.0 + at} for name in ("single_task", "mmoe") for at in (0, 1)]
+    comparison = Comparison(tmp_path, schema, runs)
+    with pytest.raises(ExperimentError, match=f"'{column}', of which neither more nor less is better; see summary"):
+        comparison.gain("mmoe", column)
+    assert comparison.summary("mmoe", column).mean == 1.5

@@ -16,7 +16,7 @@ from rich.text import Text
 from multigate.analysis.intervals import Summary, mtl_gain, summary
 from multigate.bundle import Bundle, build_model
 from multigate.data.prepared import Prepared
-from multigate.errors import RunError, nearest
+from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import make_experiment, unknown_structure, with_structures
 from multigate.folders import MEMBERS
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
@@ -75,12 +75,19 @@ class Comparison:
         return summary(list(self.values(structure, metric).values()))
 
     def gain(self, structure: str, metric: str) -> Summary | None:
-        """MTL gain over the single-task models, paired by seed (Tang et al. 2020, Eq. 11)."""
+        """MTL gain over the single-task models, paired by seed (Tang et al. 2020, Eq. 11); None without these.
+
+        Raises ``ExperimentError`` for what has no direction, such as calibration, whose best value is 1.
+        """
         multi, single = self.values(structure, metric), self.values(BASELINE, metric)
         seeds = sorted(multi.keys() & single.keys())
         if structure in (BASELINE, BOOSTING) or not seeds:
             return None
-        higher = HIGHER_IS_BETTER[metric.rpartition("/")[2]]
+        higher = HIGHER_IS_BETTER.get(metric.rpartition("/")[2])
+        if higher is None:
+            raise ExperimentError(
+                f"no gain is known in {metric!r}, of which neither more nor less is better; see summary"
+            )
         return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
 
     def bundle(self, structure: str, seed: int = 0, *, structures: Sequence[type[Structure]] = ()) -> Bundle:
