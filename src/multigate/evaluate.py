@@ -86,12 +86,12 @@ def spaces(schema: Schema, encoder: Encoder, scored: Scored, tasks: Sequence[int
             if task.kind == "regression":
                 outputs, labels = encoder.decode(places[t], outputs), encoder.decode(places[t], labels)
             weights = scored.weights[rows, t] if task.sample_weight else None
-            groups = _each_alone(scored.groups[rows]) if grouped else None
+            groups = each_alone(scored.groups[rows]) if grouped else None
             found.append(Space(name, task.kind, outputs, labels, weights, groups))
     return found
 
 
-def _each_alone(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def each_alone(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """Groups (R,) in which a row of group 0, which is none, is a group of its own."""
     found = np.unique(groups, return_inverse=True)[1]
     return np.where(groups == 0, -1 - np.arange(len(groups)), found)

@@ -196,3 +196,26 @@ def test_a_few_rows_are_no_audience(encoder, batch, table):
 def test_an_expert_that_hardly_anyone_reads_serves_nobody(encoder, batch, table):
     found = serve(encoder, batch, np.where(table["colour"] == "red", 0.09, 0.01))
     assert "first" not in {one.source for one in found}
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_what_a_gate_knows_of_few_users_is_not_told_of_their_age(grouped):
+    """A gate that knows who it is, 60 users of 50 rows: of their ages, with which it has nothing to do, by chance some
+    are read more. One that knows the age as well is found, and a store that is one user is told as it is."""
+    random, users = np.random.default_rng(0), np.arange(60).repeat(50)
+    schema = Schema(features=[Category("age"), Category("store")], tasks=[Task("y")], group="user" if grouped else None)
+    told = []
+    for _ in range(20):
+        ages = random.integers(0, 6, 60)
+        columns = {"age": ages[users].astype(str), "store": np.where(users == 7, "7", "else"), "user": users}
+        record = pa.RecordBatch.from_pydict(columns | {"y": users % 2})
+        encoder = Encoder.fit(schema, [record])
+        own = np.exp(random.normal(-2, 0.4, 60))
+        own[7] = 0.9
+        for weights in (own, np.where(ages == 3, np.minimum(4 * own, 1), own)):
+            found = serve(encoder, encoder.columns(record), weights[users])
+            told.append({(one.feature, one.value) for one in found if one.source == "first"})
+    assert all(("store", "7") in one for one in told)
+    by_chance = np.mean([any(feature == "age" for feature, _ in one) for one in told[::2]])
+    assert by_chance <= 0.1 if grouped else by_chance > 0.8, "rows one by one are no users"
+    assert not grouped or np.mean([("age", "3") in one for one in told[1::2]]) > 0.5

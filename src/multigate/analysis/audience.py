@@ -12,6 +12,7 @@ from multigate.batch import Batch
 from multigate.data.encoder import Encoder
 from multigate.data.names import Words, feature_columns, range_words, raw_values
 from multigate.data.numbers import bin_ids, quantile_edges
+from multigate.evaluate import each_alone
 from multigate.options import Options
 
 SUPPORT = 50
@@ -64,9 +65,11 @@ def served_values(
     A row weighs as much as all its readers together read of the source; a source that hardly anyone reads is left
     out. Told is a lift that is not chance: the mean weight of n of R rows, drawn without replacement, has the variance
     sd^2 / n (R - n) / (R - 1), and the bound is Bonferroni's for all values looked at, further out where weights are
-    skewed, as they are of sharp gates (Cornish and Fisher 1938, its first term).
+    skewed, as they are of sharp gates (Cornish and Fisher 1938, its first term). Where the schema has a group, the mean
+    of a value that several have is to be as clear from group to group, by Student's t.
     """
     columns = list(value_columns(encoder, batch))
+    groups = each_alone(batch.groups.numpy()) if encoder.schema.group is not None else None
     found: list[Served] = []
     sources = sum(len(level.sources) for level in levels)
     for place, (level, gate) in enumerate(zip(levels, gates, strict=True)):
@@ -74,7 +77,7 @@ def served_values(
         weights = np.abs(gate).sum(axis=1, dtype=np.float64)  # (R, sources)
         for at, source in enumerate(level.sources):
             if at not in idle:
-                found += _of_source(place, source, weights[:, at], columns, sources)
+                found += _of_source(place, source, weights[:, at], columns, sources, groups)
     return tuple(found)
 
 
@@ -99,14 +102,22 @@ def value_columns(encoder: Encoder, batch: Batch) -> Iterator[Column]:
                 yield Column(columns.feature.name, every, batch.categories[:, at].numpy().astype(np.int64), words)
 
 
-def _of_source(level: int, source: str, weights: Floats, columns: Sequence[Column], sources: int) -> list[Served]:
+def _of_source(
+    level: int,
+    source: str,
+    weights: Floats,
+    columns: Sequence[Column],
+    sources: int,
+    groups: NDArray[np.int64] | None,
+) -> list[Served]:
     """The clearest values of one source, from the weights (R,) of the rows."""
     rows, mean, sd = len(weights), weights.mean(), weights.std()
     if sd <= 1e-6 * mean:
         return []
     counts = [np.bincount(column.ids) for column in columns]
     kept = [np.flatnonzero(count >= max(SUPPORT, SUPPORT_SHARE * rows)) for count in counts]
-    bound = NormalDist().inv_cdf(1 - LEVEL / max(1, sum(map(len, kept)) * sources))
+    level_of_each = LEVEL / max(1, sum(map(len, kept)) * sources)
+    bound = NormalDist().inv_cdf(1 - level_of_each)
     skew = max(0.0, float((((weights - mean) / sd) ** 3).mean()))
     found = []
     for column, count, values in zip(columns, counts, kept, strict=True):
@@ -115,6 +126,10 @@ def _of_source(level: int, source: str, weights: Floats, columns: Sequence[Colum
         error = np.sqrt((rows - n) / (rows - 1) / n)  # of a mean, in standard deviations of a weight
         chance = (bound + skew * (bound**2 - 1) / 6 * error) * error * sd / mean
         clear = np.where((lift >= LIFT) & (lift - 1 > chance), lift, 0)
+        if groups is not None:
+            for at in np.flatnonzero(clear):
+                its = column.rows[column.ids == values[at]]
+                clear[at] *= _is_clear_between(weights[its] - mean, groups[its], level_of_each)
         if clear.any():
             best = int(clear.argmax())
             share = float(n[best] / rows)
@@ -125,3 +140,16 @@ def _of_source(level: int, source: str, weights: Floats, columns: Sequence[Colum
                 )
             )  # fmt: skip
     return sorted(found, key=lambda one: -one.lift)[:MOST]
+
+
+def _is_clear_between(above: Floats, groups: NDArray[np.int64], level: float) -> bool:
+    """Whether the mean of rows (n,) is above 0 also where whole groups were drawn; that of one group is as it is."""
+    from scipy.special import stdtrit
+
+    _, of_row = np.unique(groups, return_inverse=True)
+    many = int(of_row.max()) + 1
+    if many == 1:
+        return True
+    off = np.bincount(of_row, above - above.mean())
+    error = np.sqrt((off**2).sum() * many / (many - 1)) / len(above)
+    return bool(above.mean() > stdtrit(many - 1, 1 - level) * error)
