@@ -221,6 +221,19 @@ def test_windows_and_gaps_are_those_of_the_table(tmp_path: Path) -> None:
     assert not card.rows("expert"), "a shared bottom has no gates"
 
 
+def test_rows_that_weigh_nothing_do_not_make_metrics_less_rough(tmp_path: Path) -> None:
+    """1,000 validation rows, of which 50 count: 20 clicks, and 50 amounts."""
+    at = np.arange(1000)
+    counts = (at % 20 == 0).astype(float)
+    tasks = [mg.Task("click", sample_weight="w"), mg.Task("amount", kind="regression", sample_weight="w")]
+    table = {"x": at % 7, "click": at % 100 < 40, "amount": at % 13, "w": counts}
+    experiment = mg.Experiment(schema=mg.Schema(features=[mg.Number("x")], tasks=tasks), epochs=1)
+    run = mg.train(experiment, tmp_path / "run", tables={"train": table, "valid": table}, quiet=True)
+    text = mg.write_card(run, tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "click is 1 in 20 of 50 validation rows that weigh anything: its metrics are rough." in text
+    assert "amount is known in 50 validation rows that weigh anything: its metrics are rough." in text
+
+
 def test_the_command_wants_no_extra(trainings: Trainings, tmp_path: Path, card: Card) -> None:
     words = ("report", trainings.run.folder, "--out", "card.md")
     ended = run(words, tmp_path, without=("altair", "jinja2", "vl_convert", "sklearn"))

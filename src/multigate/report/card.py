@@ -253,17 +253,21 @@ def _limits(one: _Card) -> Iterator[str]:
 def _of_rows(one: _Card, seen: Subject) -> Iterator[str]:
     """Tasks with too few rows or probabilities that are off, features with new values."""
     for space in one.spaces:
-        rows = len(space.labels)
+        labels = space.labels if space.weights is None else space.labels[space.weights > 0]
+        rows, what = (
+            len(labels),
+            "validation rows" + (" that weigh anything" if len(labels) < len(space.labels) else ""),
+        )
         if space.kind == "binary":
-            ones = int(space.labels.sum())
+            ones = int(labels.sum())
             value, fewer = min((1, ones), (0, rows - ones), key=lambda pair: pair[1])
             if fewer < FEW:
-                yield f"{space.name} is {value} in {fewer:,} of {rows:,} validation rows: its metrics are rough."
+                yield f"{space.name} is {value} in {fewer:,} of {rows:,} {what}: its metrics are rough."
             times = one.metrics[f"{space.name}/calibration"]
             if math.isfinite(times) and not 0.9 <= times <= 1.1:
                 yield f"{space.name} is predicted {times:.2f} times as often as it happens on validation rows."
         elif rows < FEW:
-            yield f"{space.name} is known in {rows:,} validation rows: its metrics are rough."
+            yield f"{space.name} is known in {rows:,} {what}: its metrics are rough."
     unseen = (np.concatenate([batch.categories.numpy() for batch in seen.batches]) == UNSEEN).mean(axis=0)
     for column, part in zip(one.encoder.layout.categories, unseen, strict=True):
         if part >= NOTABLE:
