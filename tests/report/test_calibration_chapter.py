@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from multigate.experiment import Experiment
 from multigate.report.blocks import Figure, Text
@@ -63,3 +64,16 @@ def test_without_test_rows_the_page_says_what_that_means(feed_experiment: Experi
     tasks = [task.with_(negatives_kept=0.5) if task.name == "click" else task for task in alone.schema.tasks]
     train(alone.with_(schema=alone.schema.with_(tasks=tasks)), tmp_path / "sampled", quiet=True)
     assert "corrected for sampled negatives" in told(tmp_path / "sampled")
+
+
+@pytest.mark.parametrize("own_table", [True, False])
+def test_test_rows_that_were_split_off_a_sampled_table_are_sampled_too(
+    feed_experiment: Experiment, tmp_path: Path, own_table: bool
+) -> None:
+    tasks = [task.with_(negatives_kept=0.5) if task.name == "click" else task for task in feed_experiment.schema.tasks]
+    sampled = feed_experiment.with_(epochs=1, schema=feed_experiment.schema.with_(tasks=tasks))
+    if not own_table:
+        sampled = sampled.with_(valid=None, test=None, split={"by": "fraction", "valid": 0.2, "test": 0.2})
+    train(sampled, tmp_path / "run", quiet=True)
+    assert "test rows, in bins" in told(tmp_path / "run")
+    assert ("corrected for sampled negatives, these rows are not" in told(tmp_path / "run")) != own_table

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from math import isfinite
 
 from multigate.analysis.reliability import Reliability, reliability
+from multigate.data.prepared import Prepared
 from multigate.formats import listed
 from multigate.report.blocks import Block, Figure, Text
 from multigate.report.charts import reliability_axes, reliability_chart
 from multigate.report.trained import Trained
+from multigate.training.train import PREPARED
 
 
 def curves(one: Trained) -> Iterator[Block]:
@@ -34,11 +36,17 @@ def curves(one: Trained) -> Iterator[Block]:
 
 def _doubt(one: Trained) -> str:
     """Why the rows may not be those that predictions were corrected for."""
-    if not one.checked.bundle.curves or one.parts != ("valid",) or one.from_table:
+    if not one.checked.bundle.curves or one.from_table:
         return ""
-    if one.experiment.recalibrate != "none":
+    alone = one.parts == ("valid",)
+    if alone and one.experiment.recalibrate != "none":
         return " Predictions were recalibrated on these very rows, so look at other rows (--table) before you trust it."
-    return " Predictions are corrected for sampled negatives, these rows are not: look at rows as they come (--table)."
+    sampled = any(task.negatives_kept < 1 for task in one.experiment.schema.tasks)
+    if sampled and (alone or "test" not in Prepared(one.folder / PREPARED).manifest.get("tables", {})):
+        return (
+            " Predictions are corrected for sampled negatives, these rows are not: look at rows as they come (--table)."
+        )
+    return ""
 
 
 def _told(found: tuple[Reliability, ...]) -> str:
