@@ -103,6 +103,16 @@ def test_a_feature_is_most_important_only_where_its_loss_exceeds_the_noise() -> 
     assert figure.says.endswith("age for click, nothing clear for buy and nothing clear for like.")
 
 
+def test_a_weight_below_0_is_read_as_much_as_one_above() -> None:
+    """Gates that are no distributions; one of the readers may not read the third source."""
+    level = Level(("a", "b"), ("own", "other", "third"), ((True, True, False), (True, True, True)), distribution=False)
+    gate = np.tile(np.array([[[-0.2, -0.9, 0], [0.1, -0.05, 0.02]]], np.float32), (20, 1, 1))
+    looked_at = SimpleNamespace(levels=[level_gates(level, gate)], rows="20 rows", structure="own")
+    figure, *_ = weights(cast(Any, SimpleNamespace(inspection=looked_at)))
+    assert isinstance(figure, Figure)
+    assert figure.says.endswith("Here a reads other most (-0.90) and b reads own most (0.10).")
+
+
 def test_how_many_experts_a_gate_reads_is_told_of_sparse_gates_alone() -> None:
     assert _described(MMoE(experts=3, hidden=(8,))) == "mmoe, hidden 8, experts 3"
     assert _described(MMoE(experts=3, hidden=(8,), gating="top_k")) == "mmoe, gating top_k, hidden 8, k 2, experts 3"

@@ -145,6 +145,6 @@ def _told(level: LevelGates) -> str:
     """Each reader's favourite."""
     favourites = []
     for reader, means in zip(level.readers, level.mean, strict=True):
-        source, mean = max(zip(level.sources, means, strict=True), key=lambda pair: pair[1])
+        source, mean = max(zip(level.sources, means, strict=True), key=lambda pair: abs(pair[1]))
         favourites.append(f"{reader} reads {source} most ({mean:.2f})")
     return f"Here {listed(favourites)}."
