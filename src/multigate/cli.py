@@ -68,7 +68,7 @@ def train(
     from multigate.errors import ExperimentError, RunError
     from multigate.experiment import make_experiment, read_experiment
     from multigate.folders import EXPERIMENT
-    from multigate.tables import metric_table
+    from multigate.tables import run_table
     from multigate.training.train import train as run_training
 
     changes = set_ or ()
@@ -85,7 +85,7 @@ def train(
     if from_ is not None:
         chosen = chosen.with_(warm_start=str(from_))
     run = run_training(chosen, out, resume=resume, device=device)
-    _print(metric_table("Validation, best weights", run.best))
+    _print(run_table("Validation, best weights", run))
     typer.echo(
         f"\nrun: {run.folder}    predict: multigate score {quote(str(run.folder))} TABLE --out predictions.parquet"
     )

@@ -213,6 +213,16 @@ with warnings.catch_warnings():
                 )
             return value
 
+        @property
+        def corrects(self) -> bool:
+            """Whether the bundle of a training has curves, which its validation metrics are from before."""
+            fitted = self.recalibrate != "none"
+            tasks = self.schema.tasks
+            able = any(
+                task.kind == "binary" or (task.kind, task.transform) == ("regression", "log1p") for task in tasks
+            )
+            return (fitted and able) or any(task.negatives_kept < 1 for task in tasks)
+
         def to_yaml(self, *, full: bool = False) -> str:
             """The experiment as a person would write it, defaults omitted, or ``full`` with every one spelled out."""
             return dump_yaml(self.to_dict(full=full))

@@ -45,7 +45,7 @@ def show(found: Any) -> None:
         case Relations():
             table = relation_tables(found)
         case Run():
-            table = metric_table(f"{found.folder}: validation, best weights", found.best)
+            table = run_table(f"{found.folder}: validation, best weights", found)
         case (Mapping() as metrics, Mapping() as intervals):
             table = metric_table("", metrics, intervals)
         case Mapping():
@@ -57,6 +57,12 @@ def show(found: Any) -> None:
             )
     console = Console()
     Console(width=None if console.is_terminal or console.is_jupyter else WIDTH).print(table)
+
+
+def run_table(title: str, run: Run) -> Table:
+    """The validation metrics of a run's training; where predictions go through curves, they are from before."""
+    before = ", before the curves that correct its predictions" if run.experiment.corrects else ""
+    return metric_table(title + before, run.best)
 
 
 def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals | None = None) -> Table:

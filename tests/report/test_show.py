@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reading import Trainings
@@ -10,6 +12,10 @@ from typer.testing import CliRunner
 import multigate as mg
 from multigate.cli import app
 from multigate.errors import ExperimentError
+from multigate.report.blocks import Text
+from multigate.report.compared import runs
+from multigate.report.trained import open_trained
+from multigate.run import open_run
 
 
 def printed(*words: str | Path) -> str:
@@ -33,6 +39,30 @@ def test_a_run_and_what_is_found_of_it(
     assert f"{run.best['value/r2']:.4f}" in capsys.readouterr().out
     mg.show(run.best)
     assert f"{run.best['value/r2']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.25])
+def test_metrics_from_before_the_curves_are_called_so(
+    kept: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the bundle scores on the same rows is something else."""
+    at = np.arange(400)
+    pq.write_table(pa.table({"x": at % 7, "click": at % 3 == 0}), tmp_path / "rows.parquet")
+    schema = mg.Schema(features=[mg.Number("x")], tasks=[mg.Task("click", negatives_kept=kept)])
+    experiment = mg.Experiment(schema=schema, train=str(tmp_path / "rows.parquet"), epochs=1)
+    (tmp_path / "x.yaml").write_text(experiment.to_yaml())
+    told = "before the curves that correct its predictions"
+    flat = " ".join(printed("train", tmp_path / "x.yaml", "--out", tmp_path / "run").split())
+    assert (told in flat) == (kept < 1)
+    run = open_run(tmp_path / "run")
+    mg.show(run)
+    assert (told in " ".join(capsys.readouterr().out.split())) == (kept < 1)
+    metrics, _ = mg.score_part(run, "valid", replicates=0)
+    assert (metrics["click/log_loss"] == pytest.approx(run.best["click/log_loss"])) == (kept == 1)
+    (one,) = open_trained(run, None, None)
+    said, _ = runs([one])
+    assert isinstance(said, Text)
+    assert said.text.endswith("Those of run are from before the curves that correct predictions.") == (kept < 1)
 
 
 def test_a_comparison(trainings: Trainings, capsys: pytest.CaptureFixture[str]) -> None:
