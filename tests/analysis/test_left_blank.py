@@ -88,6 +88,8 @@ def test_a_task_without_validation_labels_is_left_blank(unknown: Experiment, tmp
     for row in found.rows:
         assert 0 < row["click/auc"] < 1
         assert ("like/auc" in row) == (row["structure"] == "mmoe"), "test rows have likes"
+        rows = pq.read_metadata(unknown.train).num_rows * row["epochs"]
+        assert row["rows_per_second"] == pytest.approx(rows / row["seconds"]), "one model was trained, not two"
     (note,) = found.notes()
     assert note.startswith("like cannot be scored on the 600 test rows: no validation row tells which weights")
 

@@ -238,8 +238,8 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
     costs = [{"parameters": 0, "multiply_adds": 0, "seconds": 0.0, "epochs": 0} for _ in seeds]
     metrics: list[dict[str, float]] = [{} for _ in seeds]
     without: dict[str, str] = {}
-    trainings = _trainings(ground, name)
-    for structure, places in trainings:
+    models = 0
+    for structure, places in _trainings(ground, name):
         cost = multiply_adds(structure, experiment, prepared.encoder, places)
         if abs(cost - ground.budget) > TOLERANCE * ground.budget:
             report.line(
@@ -249,6 +249,7 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
         if places is not None and task is not None and not prepared.valid.labelled(places[0]):
             without[task.name] = UNCHOSEN
             continue
+        models += 1
         runs = [one.with_(sharing=structure) for one in seeded]
         folders = [_place(ground.folder, name, seed) / (task.name if task else "") for seed in seeds]
         checkpoint = _cohort(ground.folder, name, seeds) / f"{task.name if task else 'all'}.safetensors"
@@ -276,7 +277,7 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
     about |= _left_blank(without)
     rows = []
     for spent, values in zip(costs, metrics, strict=True):
-        speed = prepared.train.rows * spent["epochs"] / max(spent["seconds"], 1e-9) / len(trainings)
+        speed = prepared.train.rows * spent["epochs"] / max(spent["seconds"], 1e-9) / max(models, 1)
         rows.append(about | spent | {"rows_per_second": speed} | strict(values))
     return rows
 
