@@ -84,6 +84,66 @@ def test_numbers_in_text_are_told(tmp_path: Path) -> None:
     assert np.unique(encoded).size == 71, "70 numbers, and missing"
 
 
+def test_whole_numbers_and_decimal_commas_with_a_few_texts_among_them_are_told(tmp_path: Path) -> None:
+    """Incomes with n/a, ages up to 90+, results below 5; neither codes, nor lists, nor ids with a word."""
+    n, odd = 2000, [i % 11 == 0 for i in range(2000)]
+    columns = {
+        "income": ["n/a" if at else f"{1000 + 7 * i}" for i, at in enumerate(odd)],
+        "age": ["90+" if at else f"{18 + i % 72}" for i, at in enumerate(odd)],
+        "crp": ["< 5" if at else f"{i % 300}" for i, at in enumerate(odd)],
+        "comma": ["<0,5" if at else f"{i % 70},{i % 10}" for i, at in enumerate(odd)],
+        "money": ["." if at else f"${i % 700}" for i, at in enumerate(odd)],
+        "sheet": ["#DIV/0!" if at else f"{i % 700}" for i, at in enumerate(odd)],
+        "zip": ["unknown" if at else f"{10000 + i % 300}" for i, at in enumerate(odd)],
+        "padded": ["none" if at else f"{i % 300:03d}" for i, at in enumerate(odd)],
+        "icd": ["V27" if at else f"{i % 300}" for i, at in enumerate(odd)],
+        "listed": ["1,2,3" if at else f"{i % 70},{i % 10}" for i, at in enumerate(odd)],
+        "grade": ["none" if at else f"{i % 9}" for i, at in enumerate(odd)],
+        "bare": [f"{i % 300}" for i in range(n)],
+        "click": [i % 2 for i in range(n)],
+    }
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    text = draft(path, ["click"])
+    told = text.partition(TOLD)[2].partition("\n\n")[0].partition("\n#\n")[0].splitlines()
+    said = dict(line.removeprefix("#   ").split(": ", 1) for line in told)
+    assert list(said) == ["income", "age", "crp", "comma", "money", "sheet"]
+    for name, odd_one in (("income", "n/a"), ("age", "90+"), ("crp", "< 5"), ("comma", "<0,5"), ("sheet", "#DIV/0!")):
+        assert said[name].startswith(f"holds numbers, but also text such as '{odd_one}'; leave such cells empty")
+    emptied = pa.table(columns | {"income": [None if at else 1000 + 7 * i for i, at in enumerate(odd)]})
+    pq.write_table(emptied, path)
+    assert "{name: income, kind: number}" in draft(path, ["click"]), "the advice works"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([f"{i % 70}.5%" for i in range(2000)], "holds text such as '0.5%'; write plain numbers"),
+        ([f"{i % 70},5" for i in range(2000)], "holds text such as '0,5'; write plain numbers"),
+        (["n/a" if i % 9 == 0 else f"{i % 70}.5" for i in range(2000)], "also text such as 'n/a'; leave such cells"),
+        (["lost" if i % 9 == 0 else f"{i % 700}" for i in range(2000)], "also text such as 'lost'; leave such cells"),
+        ([f"{i % 70}.5" for i in range(2000)], "numbers as text, such as '0.5'; store them as numbers"),
+        (["a", "b", "c", "1"] * 500, ""),
+        (["1", "2", "3", "no answer"] * 500, ""),
+    ],
+    ids=["percent", "comma", "stray", "stray_whole", "text", "classes", "grades"],
+)
+def test_labels_that_are_numbers_to_people_are_told(tmp_path: Path, values: list[str], told: str) -> None:
+    """They are drafted as classes, hundreds of them."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": np.arange(2000) % 13, "amount": values}), path)
+    header = draft(path, ["amount"]).partition("\nschema:\n")[0]
+    assert ("#   amount: " in header) == bool(told)
+    assert told in header
+
+
+def test_labels_of_too_many_classes_say_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": np.arange(3000) % 13, "amount": [f"{i}.5 EUR" for i in range(3000)]}), path)
+    with pytest.raises(DataError, match="too many classes; group them, or write plain numbers for a regression"):
+        draft(path, ["amount"])
+
+
 def test_days_and_lists_written_for_people_are_told(tmp_path: Path) -> None:
     day = [dt.date(2024, 1, 1) + dt.timedelta(days=i % 200) for i in range(2000)]
     columns = {

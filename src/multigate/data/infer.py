@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from multigate.data import arrow, cells
 from multigate.data.files import Source, open_table
 from multigate.data.leaks import Target, leaks
-from multigate.data.meaning import FEW, Verdict, is_readable, judge, unsupported, words_of
-from multigate.data.survey import Progress, Survey, is_list, is_text, survey
+from multigate.data.meaning import FEW, Verdict, is_id, is_readable, judge, unsupported, words_of
+from multigate.data.survey import Column, Progress, Survey, is_list, is_text, survey
 from multigate.data.tasks import Tasks, check_label, completed, read_tasks
-from multigate.data.types import type_name
+from multigate.data.types import are_codes, type_name
 from multigate.data.vocabulary import own_tables
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
@@ -30,6 +30,8 @@ _MARKED = rf"^\(?[-+]?[$€£¥]? ?[-+]?({_POINT}|{_COMMA}) ?[%$€£¥]?\)?$"
 _PLAIN = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _MOST, _MANY = 0.8, 20
 """Of the different texts of a column those that are numbers, where the others are an exception."""
+_NO_CODE = r"^(\D*|#.*|[<>≤≥~]=? ?[-+]?\d+([.,]\d+)?|\d+([.,]\d+)? ?\+)$"
+"""A word or a sign in place of a number, or a bound: n/a, -, <5 or 90+; codes such as V27 hold letters and digits."""
 _DATE = r"^(\d{1,2}[/.-]\d{1,2}[/.-]\d{4}|\d{1,2}/\d{1,2}/\d{2}|\d{4}[/.]\d{1,2}[/.]\d{1,2})([ ,]+\d{1,2}:\d{2}.*)?$"
 """A day that is not ISO 8601, such as 5/31/2024 or 31.05.2024, with or without a time of day."""
 _PRINTED = r"""^\[(['"].*['"]|\s*-?\d+(\.\d*)?([,\s]+-?\d+(\.\d*)?(e[-+]\d+)?)+\s*)?\]$"""
@@ -93,7 +95,7 @@ def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = N
         verdicts[name] = Verdict(reason=f"holds the same values as {twin.source!r}, the label of task {twin.name!r}")
     schema = _schema(source, seen, labels, verdicts)
     left_out = tuple(Note(name, verdict.reason) for name, verdict in verdicts.items() if verdict.feature is None)
-    return Findings(schema, left_out, tuple(_leaks(schema, seen)), tuple(_written(verdicts, seen)), seen.rows)
+    return Findings(schema, left_out, tuple(_leaks(schema, seen)), tuple(_written(verdicts, labels, seen)), seen.rows)
 
 
 def _wanted(source: Source, tasks: Tasks) -> list[Task]:
@@ -213,10 +215,11 @@ def _twins(verdicts: dict[str, Verdict], labels: Sequence[Task], seen: Survey) -
                 break
 
 
-def _written(verdicts: Mapping[str, Verdict], seen: Survey) -> Iterator[Note]:
+def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
     """Columns of text that are numbers with commas, percent or currency signs, numbers but for a few, days as people
-    write them or printed lists, and so become no numbers, times and bags of the items."""
-    for name in verdicts:
+    write them or printed lists, and so become no numbers, times and bags of the items. Labels are told of numbers."""
+    classes = [task.source for task in labels if task.kind == "multiclass"]
+    for name in (*verdicts, *classes):
         column = seen.columns.get(name)
         if column is None or not is_text(column.kind):
             continue
@@ -227,29 +230,41 @@ def _written(verdicts: Mapping[str, Verdict], seen: Survey) -> Iterator[Note]:
             yield Note(
                 name, f"holds text such as {marked[0].as_py()!r}; write plain numbers (1234.56) to have it as one"
             )
-        elif len(values) and pc.all(pc.match_substring_regex(values, _DATE)).as_py():
+        elif name in verdicts and len(values) and pc.all(pc.match_substring_regex(values, _DATE)).as_py():
             yield Note(
                 name,
                 f"holds text such as {values[0].as_py()!r}; write it as ISO 8601 (2024-05-31) to have it as a time",
             )
-        elif len(values) and pc.all(pc.match_substring_regex(values, _PRINTED)).as_py():
+        elif name in verdicts and len(values) and pc.all(pc.match_substring_regex(values, _PRINTED)).as_py():
             yield Note(
                 name,
                 f"holds text such as {cells.short(values[0].as_py())}; write lists in Parquet, or the items with a "
                 "separator between them, to have it as a bag",
             )
-        elif verdicts[name].time is None:
-            reason = _numeric(pc.unique(pc.drop_null(seen.sampled(name)).cast(pa.string())))
+        elif name in classes or verdicts[name].time is None:
+            reason = _numeric(pc.unique(pc.drop_null(seen.sampled(name)).cast(pa.string())), column, name in classes)
             if reason:
                 yield Note(name, reason)
 
 
-def _numeric(texts: pa.Array) -> str:
-    """What is said of different texts that are fractional numbers, all or most of them; nothing of others."""
+def _numeric(texts: pa.Array, column: Column, label: bool) -> str:
+    """What is said of different texts that are numbers, all or most of them; nothing of codes.
+
+    Whole numbers, and those with commas and signs, may be codes or lists as well: besides them there are only texts
+    that can be no code.
+    """
     texts = texts.filter(pc.not_equal(texts, ""))
-    plain = pc.match_substring_regex(texts, _PLAIN)
+    trimmed = pc.utf8_trim_whitespace(texts)
+    plain, marked, no_code = (pc.match_substring_regex(trimmed, one) for one in (_PLAIN, _MARKED, _NO_CODE))
+    number = pc.or_(plain, marked)
     numbers, others = texts.filter(plain), texts.filter(pc.invert(plain))
-    if len(numbers) < max(_MANY, _MOST * len(texts)) or not pc.any(pc.match_substring(numbers, ".")).as_py():
+    if not pc.any(pc.match_substring(numbers, ".")).as_py():
+        if is_id(column) or not pc.all(pc.or_(number, no_code)).as_py() or are_codes(trimmed.filter(plain)):
+            return ""
+        numbers, others = texts.filter(number), texts.filter(pc.invert(number))
+        if not len(others):
+            return ""
+    if len(numbers) < max(_MANY, _MOST * len(texts)):
         return ""
     if len(others):
         return (
@@ -257,7 +272,8 @@ def _numeric(texts: pa.Array) -> str:
             "numbers, to have it as one"
         )
     one = cells.short(numbers[0].as_py())
-    return f"holds numbers as text, such as {one}; give it the kind number to have it as one"
+    advice = "store them as numbers" if label else "give it the kind number"
+    return f"holds numbers as text, such as {one}; {advice} to have it as one"
 
 
 def _leaks(schema: Schema, seen: Survey) -> Iterator[Note]:

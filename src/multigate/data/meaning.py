@@ -176,7 +176,7 @@ def _text_verdict(column: Column, seen: Survey) -> Verdict:
     if bag is not None:
         return Verdict(bag)
     if _one_per_row(column):
-        if _is_id(column) or not pc.any(pc.match_substring(seen.sampled(column.name), " ")).as_py():
+        if is_id(column) or not pc.any(pc.match_substring(seen.sampled(column.name), " ")).as_py():
             return Verdict(reason="has a value of its own in almost every row; kept as a key", key=True)
         return Verdict(reason="has a text of its own in almost every row, which no category can learn from")
     return _category_verdict(column)
@@ -202,7 +202,7 @@ def _number_verdict(column: Column, seen: Survey) -> Verdict:
     whole = column.integral and not pa.types.is_decimal(column.kind)
     if whole and words & _WHEN and (_is_epoch(column) or _is_day_number(column)):
         return _moment_verdict(column, seen)
-    if whole and _one_per_row(column) and (_is_id(column) or _is_dense(column)):
+    if whole and _one_per_row(column) and (is_id(column) or _is_dense(column)):
         return Verdict(reason="has a number of its own in almost every row; kept as a key", key=True)
     if column.distinct.estimate <= 2 or (whole and _are_codes(column, seen)):
         return _category_verdict(column)
@@ -214,7 +214,7 @@ def _number_verdict(column: Column, seen: Survey) -> Verdict:
 
 def _are_codes(column: Column, seen: Survey) -> bool:
     """Whether whole numbers name things rather than count or measure them."""
-    if _is_id(column):
+    if is_id(column):
         return True
     if _may_be_codes(column):
         return column.known >= OFTEN * column.distinct.estimate
@@ -283,7 +283,7 @@ def words_of(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
 
 
-def _is_id(column: Column) -> bool:
+def is_id(column: Column) -> bool:
     """By its name, or by whole numbers too large to be told apart as quantities, and not larger than ids are."""
     words = words_of(column.name)
     named = bool(words) and ("id" in words or words[-1] in _IDS | _THINGS)

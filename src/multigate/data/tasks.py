@@ -79,7 +79,10 @@ def _filled(task: Task, column: Column, seen: Survey, place: str) -> Task:
         return _with_positive(task, column, values, place)
     if task.kind == "multiclass":
         if values is None:
-            raise DataError(f"{place} has {column.distinct.estimate:,} different values, too many classes")
+            raise DataError(
+                f"{place} has {column.distinct.estimate:,} different values, too many classes; "
+                "group them, or write plain numbers for a regression"
+            )
         return task if task.classes else task.with_(classes=tuple(_in_order(values)))
     if not is_number(column.kind) and not pa.types.is_boolean(column.kind):
         raise DataError(f"{place} is {type_name(column.kind)}, but a regression wants numbers; set its kind")
