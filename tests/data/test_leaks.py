@@ -56,6 +56,28 @@ def test_a_recoded_label_is_told() -> None:
     assert found([f"c{one}" for one in third], third.astype(float), "multiclass")[0].startswith("says the same")
 
 
+MODE = RNG.choice(4, ROWS, p=[0.6, 0.2, 0.15, 0.05]).astype(float)
+PART = [None if one == 0 else f"{one:.0f}-{RNG.integers(3)}" for one in MODE]
+"""Of what failed: several parts for each mode, so that the mode does not tell the part."""
+
+
+def test_columns_that_tell_classes_are_told_by_the_mean_auc() -> None:
+    for values in (PART, MODE + RNG.uniform(0, 0.9, ROWS), np.where(RNG.random(ROWS) < 0.001, 0, MODE)):
+        (reason,) = found(values, MODE, "multiclass")
+        assert reason.startswith("alone predicts task 'y' with AUC ")
+    codes = np.where(RNG.random(ROWS) < 0.001, (MODE + 1) % 4, MODE)
+    share = np.array([[(MODE[codes == code] == one).mean() for one in range(4)] for code in range(4)])
+    truth = np.mean([roc_auc_score(one == MODE, share[codes.astype(int), one]) for one in range(4)])
+    (reason,) = found(codes, MODE, "multiclass")
+    assert float(reason.split("AUC ")[1].split(" on")[0]) == pytest.approx(truth, abs=0.002)
+
+
+def test_columns_that_tell_some_of_the_classes_are_no_leak() -> None:
+    for values in (MODE == 3, np.where(MODE < 2, 0, MODE), SIGNAL, [f"u{row}" for row in range(ROWS)]):
+        assert found(values, MODE, "multiclass") == []
+    assert found(PART[:20], np.arange(20) % 10.0, "multiclass") == [], "classes of two rows say nothing"
+
+
 HONEST = {
     "noise": RNG.normal(size=ROWS),
     "the signal": SIGNAL,

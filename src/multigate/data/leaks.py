@@ -12,7 +12,7 @@ from multigate.data.survey import is_moment, is_number
 MOST_AUC, MOST_R2 = 0.99, 0.98
 FEWEST = 10
 """Positives and negatives (or rows) a score wants; fewer say nothing."""
-_BINS = 256
+_BINS, _CLASSES = 256, 50
 
 
 class Target(NamedTuple):
@@ -27,8 +27,9 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
     """Why the column looks like a leak, once for every label it gives away.
 
     Binary: AUC of the label's mean over rows with the same value, taken from the other half of the rows (numbers in
-    quantile bins). Regression: R2 of the same, or the squared correlation of values or of ranks. Any
-    kind: every value of the column goes with one value of the label and the reverse.
+    quantile bins). Multiclass: the mean of that over the classes, each against the rest. Regression: R2 of the same,
+    or the squared correlation of values or of ranks. Any kind: every value of the column goes with one value of the
+    label and the reverse.
     """
     codes, x = _codes(array, column)
     binned = codes if x is None else _binned(x)
@@ -39,10 +40,13 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
             continue
         if _recoded(codes[known], y):
             yield f"says the same as the label of task {target.task!r} in other words, on all {rows:,} sampled rows"
-        elif target.kind != "multiclass":
-            measure, most = ("AUC", MOST_AUC) if target.kind == "binary" else ("R2", MOST_R2)
+        else:
+            measure, most = ("R2", MOST_R2) if target.kind == "regression" else ("AUC", MOST_AUC)
             shares = binned[known]
-            found = _auc(shares, y) if target.kind == "binary" else _r2(shares, None if x is None else x[known], y)
+            if target.kind == "regression":
+                found = _r2(shares, None if x is None else x[known], y)
+            else:
+                found = _auc(shares, y) if target.kind == "binary" else _mean_auc(shares, y)
             if found > most:
                 yield (
                     f"alone predicts task {target.task!r} with {measure} {found:.3f} on {rows:,} sampled rows; "
@@ -54,6 +58,18 @@ def _auc(codes: np.ndarray, y: np.ndarray) -> float:
     if min(y.sum(), len(y) - y.sum()) < FEWEST:
         return 0.0
     return auc(_out_of_fold(codes, y), y)
+
+
+def _mean_auc(codes: np.ndarray, y: np.ndarray) -> float:
+    """Over the most frequent classes, those of some rows; 0 as soon as it cannot come out above ``MOST_AUC``."""
+    classes, many = np.unique(y, return_counts=True)
+    classes = classes[np.argsort(-many)][: min(_CLASSES, int((many >= FEWEST).sum()))]
+    lacking = 0.0
+    for one in classes:
+        lacking += 1 - _auc(codes, (y == one).astype(np.float64))
+        if lacking >= (1 - MOST_AUC) * len(classes):
+            return 0.0
+    return 1 - lacking / len(classes) if len(classes) else 0.0
 
 
 def _r2(codes: np.ndarray, x: np.ndarray | None, y: np.ndarray) -> float:
