@@ -72,6 +72,13 @@ KINDS: dict[str, tuple[str, Any, Feature]] = {
     "dictionary of numbers": ("x", pa.array(RNG.integers(0, 10**6, ROWS)).dictionary_encode(), Category("x")),
     "items in text": ("x", [",".join(words(30, n)) for n in RNG.integers(1, 4, ROWS)], Bag("x")),
     "items and blanks": ("x", [", ".join(words(30, n)) for n in RNG.integers(1, 4, ROWS)], Bag("x", separator=", ")),
+    "items by semicolons": ("x", [";".join(words(30, n)) for n in RNG.integers(1, 4, ROWS)], Bag("x", separator=";")),
+    "semicolons and blanks": (
+        "x",
+        ["; ".join(words(30, n)) for n in RNG.integers(1, 4, ROWS)],
+        Bag("x", separator="; "),
+    ),
+    "bars and blanks": ("x", [" | ".join(words(30, n)) for n in RNG.integers(1, 4, ROWS)], Bag("x", separator=" | ")),
     "items by bars": ("x", ["|".join(words(30, n)) for n in RNG.integers(0, 4, ROWS)], Bag("x", separator="|")),
     "sentences": ("x", [" ".join(words(80, 6)) for _ in range(ROWS)], Bag("x", separator=" ")),
     "lists": ("x", [words(30, n) for n in RNG.integers(0, 4, ROWS)], Bag("x")),

@@ -185,7 +185,7 @@ def _text_verdict(column: Column, seen: Survey) -> Verdict:
 def _bag(column: Column, seen: Survey) -> Bag | None:
     """Text whose pieces repeat much more than its whole cells do; words of phrases only where phrases are many."""
     whole = pc.unique(pc.drop_null(seen.sampled(column.name)))
-    for separator in (", ", ",", "|", ";", " "):
+    for separator in (", ", ",", " | ", "|", "; ", ";", " "):
         share = pc.mean(pc.match_substring(whole, separator).cast(pa.int8())).as_py() or 0
         if share < 0.1 or (separator == " " and len(whole) <= MANY_ROWS):
             continue
