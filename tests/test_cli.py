@@ -336,3 +336,23 @@ def test_help_and_import_do_not_import_torch() -> None:
     assert done.returncode == 0
     for verb in ("init", "train", "compare", "score", "fetch", "demo"):
         assert verb in done.stdout
+
+
+def test_init_takes_labels_that_a_name_alone_cannot_say(tmp_path: Path) -> None:
+    """Columns with a slash or a comma in their names: what the error advises, and what the page shows."""
+    rows = [f"{i % 7},{i * 0.37:.2f},{i % 2},{i % 3 % 2}" for i in range(300)]
+    (tmp_path / "rows.csv").write_text("\n".join(['x,HbA1c mmol/mol,"LOS, days",click', *rows]))
+    advised = run(("init", "rows.csv", "--set", "tasks=click, HbA1c mmol/mol"), tmp_path)
+    assert advised.code == 2
+    block = advised.told.partition("as in ")[2].strip()
+    assert block == "[{name: label, column: 'HbA1c mmol/mol'}]"
+    blocks = block.removesuffix("]") + ", click, {name: los, column: 'LOS, days', kind: binary}]"
+    drafted = run(("init", "rows.csv", "--set", f"tasks={blocks}"), tmp_path)
+    (tmp_path / "x.yaml").write_text(drafted.said)
+    found = read_experiment(tmp_path / "x.yaml").schema
+    assert [(task.name, task.source, task.kind) for task in found.tasks] == [
+        ("label", "HbA1c mmol/mol", "regression"),
+        ("click", "click", "binary"),
+        ("los", "LOS, days", "binary"),
+    ]
+    assert "did you mean 'column'?" in run(("init", "rows.csv", "--set", "tasks={name: a, colunm: x}"), tmp_path).told

@@ -40,12 +40,13 @@ def init(
     table: Annotated[str, typer.Argument(help="A Parquet, Arrow or CSV file, a folder or a glob.")], set_: Set = None
 ) -> None:
     """Write an experiment for a table to standard output: multigate init TABLE --set tasks=click,buy > x.yaml."""
+    from multigate.data.tasks import read_labels
     from multigate.draft import draft
     from multigate.training.progress import Reporter
 
     changes = list(set_ or [])
     named = [change.removeprefix("tasks=") for change in changes if change.startswith("tasks=")]
-    tasks = [name.strip() for text in named for name in text.strip("[] ").split(",") if name.strip()]
+    tasks = [task for text in named for task in read_labels(text)]
     rest = [change for change in changes if not change.startswith("tasks=")]
     with Reporter() as report:
         text = draft(table, tasks, rest, progress=report)

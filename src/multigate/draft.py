@@ -10,11 +10,12 @@ from multigate.data.infer import Findings, Note, inspect_table
 from multigate.data.survey import Progress
 from multigate.errors import ExperimentError
 from multigate.experiment import TYPES, changed, make_experiment
+from multigate.schema import Task
 from multigate.yaml_text import dump_yaml
 
 
 def draft(
-    table: str | Path, tasks: Sequence[str], changes: Sequence[str] = (), *, progress: Progress | None = None
+    table: str | Path, tasks: Sequence[str | Task], changes: Sequence[str] = (), *, progress: Progress | None = None
 ) -> str:
     """The text of an experiment file for a table: its features, the tasks named, and what was left out and why.
 

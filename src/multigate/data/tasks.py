@@ -13,6 +13,7 @@ from multigate.data.types import type_name, value_type
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Task, Value
+from multigate.yaml_text import parse_yaml
 
 _YES = {"1", "true", "t", "yes", "y", "positive", "on"}
 _NO = {"0", "-1", "false", "f", "no", "n", "negative", "off"}
@@ -27,6 +28,17 @@ def read_tasks(given: Tasks, columns: Sequence[str] = ()) -> list[Task]:
     if isinstance(given, Mapping):
         return [Task(name, kind=kind) for name, kind in given.items()]
     return [read_task(one, columns) for one in ([given] if isinstance(given, str | Task) else given)]
+
+
+def read_labels(text: str) -> list[Task | str]:
+    """Labels as they stand behind ``tasks=``: names and ``buy|click``, or blocks where a name alone cannot say it."""
+    if "{name:" not in text.replace(" ", ""):
+        return [name.strip() for name in text.strip("[] ").split(",") if name.strip()]
+    found = parse_yaml(text if text.strip().startswith("[") else f"[{text}]", f"tasks={text}")
+    try:
+        return [Task.model_validate(one) if isinstance(one, Mapping) else str(one) for one in found]
+    except ValidationError as error:
+        raise ExperimentError(f"tasks={text}: {explain(error)}") from None
 
 
 def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
@@ -44,7 +56,9 @@ def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
             return Task.model_validate({"name": name, "column": column, "given": parent[0]})
         return Task.model_validate({"name": "|".join([name, *parent]), "column": column})
     except ValidationError as error:
-        raise ExperimentError(f"{given!r} is not a task: {explain(error)}") from None
+        label = given if given in columns else name
+        shown = f", as in [{{name: label, column: {label!r}}}]" if label in columns else ""
+        raise ExperimentError(f"{given!r} is not a task: {explain(error)}{shown}") from None
 
 
 def check_label(task: Task, kind: pa.DataType) -> None:
