@@ -346,7 +346,7 @@ def test_init_takes_labels_that_a_name_alone_cannot_say(tmp_path: Path) -> None:
     assert advised.code == 2
     block = advised.told.partition("as in ")[2].strip()
     assert block == "[{name: label, column: 'HbA1c mmol/mol'}]"
-    blocks = block.removesuffix("]") + ", click, {name: los, column: 'LOS, days', kind: binary}]"
+    blocks = block.removesuffix("]") + ", click, {column: 'LOS, days', name: los, kind: binary}]"
     drafted = run(("init", "rows.csv", "--set", f"tasks={blocks}"), tmp_path)
     (tmp_path / "x.yaml").write_text(drafted.said)
     found = read_experiment(tmp_path / "x.yaml").schema

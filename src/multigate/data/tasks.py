@@ -1,5 +1,6 @@
 """What a task predicts, read off its label column where it was not declared."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_tasks(given: Tasks, columns: Sequence[str] = ()) -> list[Task]:
 
 def read_labels(text: str) -> list[Task | str]:
     """Labels as they stand behind ``tasks=``: names and ``buy|click``, or blocks where a name alone cannot say it."""
-    if "{name:" not in text.replace(" ", ""):
+    if not re.search(r"\{\s*\w+\s*:", text):
         return [name.strip() for name in text.strip("[] ").split(",") if name.strip()]
     found = parse_yaml(text if text.strip().startswith("[") else f"[{text}]", f"tasks={text}")
     try:

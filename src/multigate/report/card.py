@@ -254,10 +254,8 @@ def _of_rows(one: _Card, seen: Subject) -> Iterator[str]:
     """Tasks with too few rows or probabilities that are off, features with new values."""
     for space in one.spaces:
         labels = space.labels if space.weights is None else space.labels[space.weights > 0]
-        rows, what = (
-            len(labels),
-            "validation rows" + (" that weigh anything" if len(labels) < len(space.labels) else ""),
-        )
+        rows = len(labels)
+        what = "validation rows" if rows == len(space.labels) else "validation rows that weigh anything"
         if space.kind == "binary":
             ones = int(labels.sum())
             value, fewer = min((1, ones), (0, rows - ones), key=lambda pair: pair[1])
