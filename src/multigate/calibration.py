@@ -1,12 +1,12 @@
 """Calibration: from a tower's output to one that is true to size, along a rising curve through knots."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from multigate.batch import TaskColumn, output_columns
@@ -27,6 +27,14 @@ class Curve(Options):
     to: tuple[float, ...] = Field(default=(0.0,), min_length=1)
     """The calibrated logit at each."""
     slope: float = 1.0
+    thinned: tuple[tuple[str, float], ...] = ()
+    """Tasks ``given`` this one, and the share of their labels of 0 that was kept: rows with label 1 went with the rest,
+    and this one's odds are divided by what was kept of them, which its children's probabilities tell."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_thinned(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        return values if self.thinned else {name: value for name, value in values.items() if name != "thinned"}
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -66,6 +74,16 @@ class Calibration(nn.Module):
             nearest = [0, *range(count), *[count - 1] * (most - count)]  # an infinite logit is beyond infinite knots
             origin[i], value[i] = torch.from_numpy(at[nearest]), torch.from_numpy(to[nearest])
             slope[i] = torch.tensor(rises, dtype=torch.float64)
+        places = {task.name: start for task, (start, _) in zip(tasks, spans, strict=True)}
+        under = {name: curve.thinned for name, curve in curves.items() if curve.thinned}
+
+        def levels(name: str) -> int:
+            return 1 + max((levels(child) for child, _ in under.get(name, ())), default=0)
+
+        self.thinned = [
+            (places[name], [(places[child], share) for child, share in under[name]])
+            for name in sorted(under, key=levels)  # children first
+        ]
         for name, tensor in (("knots", knots), ("origin", origin), ("value", value), ("slope", slope)):
             self.register_buffer(name, tensor, persistent=False)
 
@@ -76,7 +94,21 @@ class Calibration(nn.Module):
             table.expand(logits.shape[0], -1, -1).gather(2, segment.unsqueeze(-1)).squeeze(-1)
             for table in (self.origin, self.value, self.slope)
         )
-        return value + slope * (logits - origin)
+        calibrated = value + slope * (logits - origin)
+        return self._of_all_rows(calibrated) if self.thinned else calibrated
+
+    def _of_all_rows(self, logits: Tensor) -> Tensor:
+        """Of tasks whose rows with label 1 were thinned with a child's: their odds over the share that was kept."""
+        columns = list(logits.unbind(1))
+        kept: dict[int, Tensor] = {}
+        for place, children in self.thinned:
+            shares = []
+            for child, of_zeros in children:
+                p = torch.sigmoid(columns[child])
+                shares.append(p * kept.get(child, torch.ones_like(p)) + (1 - p) * of_zeros)
+            kept[place] = torch.stack(shares).prod(0)
+            columns[place] = columns[place] - kept[place].log()
+        return torch.stack(columns, dim=1)
 
 
 def platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Curve | None:

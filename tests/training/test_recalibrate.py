@@ -8,15 +8,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from multigate.batch import TaskColumn
 from multigate.bundle import Bundle, load
-from multigate.calibration import Curve, Method, true_in_total
+from multigate.calibration import Calibration, Curve, Method, true_in_total
 from multigate.errors import DataError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.metrics import calibration
 from multigate.run import Run
+from multigate.schema import Number, Schema, Task
 from multigate.score import score_table
-from multigate.training.recalibrate import recalibrate
+from multigate.training.recalibrate import recalibrate, sampling_curves
 from multigate.training.train import train
 
 
@@ -121,6 +124,39 @@ def test_sampled_negatives_are_corrected_on_rows_as_they_come(
     assert ratios[1.0] > 2, "uncorrected, clicks are told far too often"
     # 110 clicks among 600 test rows: their rate is known to within 10 %, and two epochs are not much of a model
     assert ratios[0.2] == pytest.approx(1, abs=0.3)
+
+
+def test_rows_taken_for_a_child_are_put_back_into_all_tasks_above_it() -> None:
+    """Click, cart, buy and like of four users, counted outcome by outcome; labels of 0 kept by shares of their own."""
+    shares = {"click": 0.3, "cart": 1.0, "buy": 0.1, "like": 0.5}
+    given = {"cart": "click", "buy": "cart", "like": "click"}
+    tasks = [Task(name, given=given.get(name), negatives_kept=share) for name, share in shares.items()]
+    schema = Schema(features=[Number("x")], tasks=tasks)
+    truth = np.random.default_rng(0).uniform(0.05, 0.9, (4, 4))  # of each user p(task | parent), in the order of tasks
+    mass = np.zeros((4, 2, 2, 2, 2))
+    for click, cart, buy, like in np.ndindex(2, 2, 2, 2):
+        if cart > click or buy > cart or like > click:
+            continue
+        met = {"click": (click, True), "cart": (cart, click), "buy": (buy, cart), "like": (like, click)}
+        seen = np.ones(4)
+        for at, (name, (label, there)) in enumerate(met.items()):
+            if there:
+                seen *= truth[:, at] if label else (1 - truth[:, at]) * shares[name]
+        mass[:, click, cart, buy, like] = seen
+    clicked, carted = mass[:, 1], mass[:, 1, 1]
+    sample = np.stack(
+        [
+            clicked.sum((1, 2, 3)) / mass.sum((1, 2, 3, 4)),
+            carted.sum((1, 2)) / clicked.sum((1, 2, 3)),
+            carted[:, 1].sum(1) / carted.sum((1, 2)),
+            clicked[..., 1].sum((1, 2)) / clicked.sum((1, 2, 3)),
+        ],
+        axis=1,
+    )
+    curves = {name: Curve.model_validate(one.to_dict(full=True)) for name, one in sampling_curves(schema).items()}
+    columns = [TaskColumn(name=name, kind="binary") for name in shares]
+    found = Calibration(columns, curves)(torch.from_numpy(logit(sample)))
+    np.testing.assert_allclose(found, logit(truth), atol=1e-5)
 
 
 def test_the_bundle_it_is_given_stays_as_it_was(feed_experiment: Experiment, plain: Run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from multigate.evaluate import forward, spaces
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.run import bundle_of
-from multigate.schema import Schema
+from multigate.schema import Schema, Task
 
 
 def recalibrate(bundle: Bundle | str | PathLike[str], table: Any, method: Method = "isotonic") -> Bundle:
@@ -49,10 +49,23 @@ def sampling_curves(schema: Schema, curves: Mapping[str, Curve] = {}) -> dict[st
     """Of the tasks with ``negatives_kept``: their curve, a straight line if none is given, moved by what sampling took.
 
     Where a share w of the rows with label 0 was kept, a model's odds are 1 / w times too high, so log w is added to
-    its logit (King and Zeng 2001, section 4.1).
+    its logit (King and Zeng 2001, section 4.1). Rows that a child's sampling took had a label of 1 of all tasks above
+    it, whose curves name it as ``thinned``.
     """
     kept = {task.name: task.negatives_kept for task in schema.tasks if task.negatives_kept < 1}
-    return {name: curves.get(name, Curve()).shifted(math.log(share)) for name, share in kept.items()}
+    moved = {name: curves.get(name, Curve()).shifted(math.log(share)) for name, share in kept.items()}
+    for at in reversed(schema.order()):  # children first
+        name = schema.tasks[at].name
+        thinned = [one for one in schema.tasks if one.given == name and _takes_rows(one, moved)]
+        if thinned:
+            curve = moved.get(name, curves.get(name, Curve()))
+            moved[name] = curve.with_(thinned=tuple((one.name, one.negatives_kept) for one in thinned))
+    return moved
+
+
+def _takes_rows(task: Task, curves: Mapping[str, Curve]) -> bool:
+    """Whether rows where its parent is 1 were left out, for its own label or one below."""
+    return task.negatives_kept < 1 or bool(task.name in curves and curves[task.name].thinned)
 
 
 def _fitted(
