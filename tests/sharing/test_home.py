@@ -220,3 +220,23 @@ def test_costs_are_those_of_the_documentation(groups: tuple, m: int, s: int, ran
     assert module.multiply_adds() == experts + gates + features + (g + 1) * n1 * h[0] + t * n2 * h[1]
     biases_and_norms = 3 * (n1 * h[0] + n2 * h[1])
     assert sum(one.numel() for one in module.parameters()) == experts + gates + features + biases_and_norms
+
+
+def test_the_load_penalty_is_of_experts_not_of_their_places() -> None:
+    """Of both levels: how often each expert is read over even use, added up reader by reader."""
+    options = HoME(groups=GROUPS, experts=2, shared=1, hidden=(6, 4), load_penalty=1.0)
+    for level, kind in zip(options.build(D, TASKS).levels, (0, 1), strict=True):
+        gate = level.gate
+        v = torch.randn(5, gate.linear.weight.shape[-1])
+        gated = gate(v)
+        readers = list(enumerate(options.group_of(TASKS))) if kind else [(group,) for group in range(len(GROUPS))]
+        used: dict[tuple, float] = {}
+        even: dict[tuple, float] = {}
+        for row, units in enumerate(readers):
+            names = [(at, unit, i) for at, unit in enumerate(units) for i in range(2)] + [("shared",)]
+            for name, weight in zip(names, gated.weights[:, row].sum(0).tolist(), strict=True):
+                used[name] = used.get(name, 0) + weight
+                even[name] = even.get(name, 0) + 1 / len(names)
+        shares = torch.tensor([used[name] / even[name] for name in used])
+        assert len(shares) == level.experts.n
+        assert gated.penalty.item() == pytest.approx((shares.var(correction=0) / shares.mean() ** 2).item(), rel=1e-4)

@@ -191,3 +191,32 @@ def test_a_task_is_not_named_as_what_reads_for_all(structure: str) -> None:
         Experiment(schema=schema, sharing=shared)
     Experiment(schema=schema, sharing=shared | {"levels": 1})  # of one level no such thing reads
     Experiment(schema=schema, sharing="cgc")
+
+
+@pytest.mark.parametrize("reads_others", ["never", "detached"])
+def test_the_load_penalty_is_of_experts_also_where_tasks_read_others(x: Tensor, reads_others: str) -> None:
+    """CV^2 of what each expert is read, over what it would be if all tasks spread evenly; the shared module's added."""
+    options = {"experts": M, "shared": S, "hidden": (6, 4), "reads_others": reads_others, "load_penalty": 0.1}
+    module = PLE(**options).build(D, TASKS)
+    found = module(x)
+    expected = 0.0
+    for level, gates in zip(module.wiring, found.gates, strict=True):
+        mask = torch.tensor(level.mask).double()
+        even = mask / mask.sum(1, keepdim=True)
+        for rows in (slice(T), slice(T, None)):
+            used = (gates[:, rows].double().sum((0, 1)) / even[rows].sum(0)).detach().numpy()
+            expected += (used.std() / used.mean()) ** 2 if len(even[rows]) else 0
+    assert found.penalty.item() == pytest.approx(0.1 * expected, rel=1e-4)
+
+
+def test_an_expert_of_each_task_that_nobody_reads_is_uneven_use() -> None:
+    """Task a reads its first expert and the shared one, task b its second: of five experts two are never read."""
+    module = CGC(experts=2, shared=1, hidden=(4,), gating="noisy_top_k", k=2, load_penalty=1.0).build(1, ("a", "b"))
+    gate = module.levels[0].gate
+    with torch.no_grad():
+        gate.noise.weight.fill_(-100)
+        gate.linear.weight[:, :, 0] = torch.tensor([[9.0, 0.0, 9.0], [0.0, 9.0, 9.0]])
+    use = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0])  # relative to even use: the shared expert has two readers
+    assert module(torch.ones(64, 1)).penalty.item() == pytest.approx(
+        2 * (use.var(correction=0) / 0.36).item(), rel=0.01
+    )

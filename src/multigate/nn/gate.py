@@ -11,6 +11,8 @@ from multigate.nn.parallel import ParallelLinear
 
 Mask = Sequence[Sequence[bool]]
 """(readers, sources): which source each reader may read."""
+Experts = Sequence[Sequence[int]]
+"""(readers, sources): which of all experts each source of each reader is."""
 
 
 class Gated(NamedTuple):
@@ -26,13 +28,15 @@ class Regulariser(nn.Module):
     The penalty is ``entropy`` times the mean entropy of the rows in nats, which above 0 sharpens gates and below 0
     evens them out, plus ``load`` times CV(Importance)^2, the importance of a source being the sum of its weights over
     all rows and readers (Shazeer et al. 2017, Eq. 6 and 7). Where a mask bars readers, importance is relative to what
-    the source would have if every reader spread evenly over those it may read.
+    the source would have if every reader spread evenly over those it may read. Where readers have different sources at
+    the same places, ``experts`` says which expert each is, and importance is the experts'.
 
     ``dropout`` then sets each source to zero with that probability and rescales the rest to sum to one (Zhao et al.
     2019, section 5.2.4, against gates that settle on one expert).
     """
 
     even: Tensor
+    experts: Tensor | None
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Regulariser(nn.Module):
         sources: int,
         *,
         mask: Mask | None = None,
+        experts: Experts | None = None,
         dropout: float = 0.0,
         entropy: float = 0.0,
         load: float = 0.0,
@@ -48,7 +53,10 @@ class Regulariser(nn.Module):
         self.dropout = dropout
         self.entropy = entropy
         self.load = load
-        self.register_buffer("even", even_use(readers, sources, mask), persistent=False)
+        self.read = experts
+        places = None if experts is None else torch.tensor(experts).flatten()
+        self.register_buffer("experts", places, persistent=False)
+        self.register_buffer("even", even_use(readers, sources, mask, experts=experts), persistent=False)
 
     def forward(self, weights: Tensor, selectors: Tensor | None = None) -> Gated:
         """``selectors``, distributions on the last axis, are what has entropy in place of the weights they make up."""
@@ -56,10 +64,17 @@ class Regulariser(nn.Module):
         if self.training and self.entropy:
             penalty = penalty + self.entropy * mean_entropy(weights if selectors is None else selectors)
         if self.training and self.load:
-            penalty = penalty + self.load * squared_variation(at_least_float32(weights).sum((0, 1)) / self.even)
+            penalty = penalty + self.load * squared_variation(self.used(weights) / self.even)
         if self.training and self.dropout:
             weights = drop_sources(weights, self.dropout)
         return Gated(weights, penalty)
+
+    def used(self, weights: Tensor) -> Tensor:
+        """Sums of (B, readers, sources) over all rows and readers, one for each expert."""
+        weights = at_least_float32(weights)
+        if self.experts is None:
+            return weights.sum((0, 1))
+        return torch.zeros_like(self.even).index_add(0, self.experts, weights.sum(0).flatten())
 
 
 class Gate(nn.Module):
@@ -126,12 +141,17 @@ def softmax(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
-def even_use(readers: int, sources: int, mask: Mask | None, k: int = 1) -> Tensor:
-    """What each source would have if every reader spread k (or as many as it may read) evenly. (sources,)."""
+def even_use(readers: int, sources: int, mask: Mask | None, k: int = 1, *, experts: Experts | None = None) -> Tensor:
+    """What each source, or expert, would have if every reader spread k (or as many as it may read) evenly."""
     # never computed on the meta device, where comparisons count costs: it would import the compiler, for seconds
     allowed = torch.tensor(mask or [[True] * sources] * readers, dtype=torch.float32, device="cpu")
     choices = allowed.sum(1, keepdim=True)
-    return (allowed * choices.clamp(max=k) / choices).sum(0).to(torch.get_default_device())
+    spread = allowed * choices.clamp(max=k) / choices
+    if experts is None:
+        return spread.sum(0).to(torch.get_default_device())
+    use = spread.new_zeros(1 + max(max(row) for row in experts))
+    places = torch.tensor(experts, device="cpu").flatten()
+    return use.index_add(0, places, spread.flatten()).to(torch.get_default_device())
 
 
 def mean_entropy(weights: Tensor) -> Tensor:

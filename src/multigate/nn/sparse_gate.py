@@ -76,7 +76,8 @@ class NoisyTopKGate(TopKGate):
         super().__init__(readers, sources, d_in, k, mask=mask, temperature=temperature, regulariser=regulariser)
         self.noise = ParallelLinear(readers, d_in, sources, bias=False)
         nn.init.zeros_(self.noise.weight)
-        self.register_buffer("even_load", even_use(readers, sources, mask, k), persistent=False)
+        even = even_use(readers, sources, mask, k, experts=self.regulariser.read)
+        self.register_buffer("even_load", even, persistent=False)
 
     def forward(self, x: Tensor) -> Gated:
         if not self.training:
@@ -86,7 +87,7 @@ class NoisyTopKGate(TopKGate):
         chosen = largest(noisy, self.k)
         weights, penalty = self.regulariser(kept(noisy, chosen))
         if self.regulariser.load:
-            load = chance_of_choice(clean, noisy, deviation, chosen, self.k).sum((0, 1))
+            load = self.regulariser.used(chance_of_choice(clean, noisy, deviation, chosen, self.k))
             penalty = penalty + self.regulariser.load * squared_variation(load / self.even_load)
         return Gated(weights, penalty)
 

@@ -14,7 +14,7 @@ from multigate.nn.layout import units
 from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all
 from multigate.nn.parallel import Activation, ParallelLinear
-from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
+from multigate.sharing.levels import dealt, experts_of, experts_read, own_only, shared_experts, through
 from multigate.sharing.ple import SHARED
 from multigate.sharing.structure import GatedStructure, Level, Shared, Widths
 
@@ -128,7 +128,9 @@ class Grouped(nn.Module):
         n, d_gate = groups * self.m + self.s, d_in + d_context
         self.features = FeatureGate(n, d_in, options.rank) if options.rank else None
         self.experts = options.parallel_mlp(n, d_in, hidden)
-        self.gate, self.shared_gate = options.gate(groups, self.m + self.s, d_gate), options.gate(1, n, d_gate)
+        read = experts_read(([group] for group in range(groups)), groups, self.m, self.s)
+        self.gate = options.gate(groups, self.m + self.s, d_gate, experts=read)
+        self.shared_gate = options.gate(1, n, d_gate)
         self.self_gate, self.shared_self_gate = SelfGate(groups, self.m, d_gate), SelfGate(1, self.s, d_gate)
         self.register_buffer("owners", torch.tensor(own_only(range(groups), groups, 1)), persistent=False)
 
@@ -166,7 +168,10 @@ class Tasked(nn.Module):
         n, d_gate = (tasks + groups) * self.m + self.s, 2 * d_in + d_context
         self.features = FeatureGate(n, d_in, options.rank) if options.rank else None
         self.experts = options.parallel_mlp(n, d_in, hidden)
-        self.gate, self.self_gate = options.gate(tasks, 2 * self.m + self.s, d_gate), SelfGate(tasks, self.m, d_gate)
+        units = ([task, tasks + group] for task, group in enumerate(group_of))
+        read = experts_read(units, tasks + groups, self.m, self.s)
+        self.gate = options.gate(tasks, 2 * self.m + self.s, d_gate, experts=read)
+        self.self_gate = SelfGate(tasks, self.m, d_gate)
         self.register_buffer("tasks", torch.tensor(own_only(range(tasks), tasks, 1)), persistent=False)
         self.register_buffer("groups", torch.tensor(own_only(group_of, groups, 1)), persistent=False)
         of_experts = [group for group in (*group_of, *range(groups)) for _ in range(self.m)] + [groups] * self.s

@@ -36,6 +36,12 @@ def own_only(of: Sequence[int], n: int, m: int) -> tuple[tuple[bool, ...], ...]:
     return tuple(tuple(unit == one for unit in range(n) for _ in range(m)) for one in of)
 
 
+def experts_read(of: Iterable[Sequence[int]], n: int, m: int, shared: int) -> tuple[tuple[int, ...], ...]:
+    """Of readers that read the m experts of some units each, of n, and the shared ones: their places among all."""
+    common = range(n * m, n * m + shared)
+    return tuple((*(unit * m + i for unit in units for i in range(m)), *common) for units in of)
+
+
 def through(levels: Iterable[nn.Module], x: Tensor, context: Tensor | None) -> Shared:
     """One level after the other; each returns what its units read as a ``Shared`` of one gate."""
     gates: tuple[Tensor, ...] = ()

@@ -12,7 +12,7 @@ from multigate.nn.layout import neighbours
 from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all, dealt_inputs
 from multigate.nn.together import together
-from multigate.sharing.levels import dealt, experts_of, own_only, shared_experts, through
+from multigate.sharing.levels import dealt, experts_of, experts_read, own_only, shared_experts, through
 from multigate.sharing.structure import GatedStructure, Level, Shared, all_read_all
 
 SHARED = "shared module"
@@ -110,7 +110,8 @@ class Extraction(nn.Module):
         n = tasks * self.own + self.shared
         detached = options.reads_others == "detached"
         self.experts = options.parallel_mlp(n, d_in, hidden)
-        self.gate = options.gate(tasks, n if detached else self.own + self.shared, d_in + d_context)
+        read = None if detached else experts_read(([task] for task in range(tasks)), tasks, self.own, self.shared)
+        self.gate = options.gate(tasks, n if detached else self.own + self.shared, d_in + d_context, experts=read)
         self.shared_gate = None if last else options.gate(1, n, d_in + d_context)
         self.register_buffer("owners", torch.tensor(own_only(range(tasks), tasks, 1)), persistent=False)
         trained = torch.ones(tasks if last else tasks + 1, n, dtype=torch.bool)

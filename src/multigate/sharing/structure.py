@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, Self
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from multigate.nn.gate import Gate, Mask, Regulariser
+from multigate.nn.gate import Experts, Gate, Mask, Regulariser
 from multigate.nn.parallel import Activation, ParallelMLP
 from multigate.nn.sparse_gate import DSelectKGate, NoisyTopKGate, TopKGate
 from multigate.options import Options
@@ -147,13 +147,22 @@ class GatedStructure(Structure):
         """As for any structure; ``d_context`` columns are read by gates alone, given as ``context`` (B, d_context)."""
 
     def gate(
-        self, readers: int, sources: int, d_in: int, mask: Mask | None = None
+        self, readers: int, sources: int, d_in: int, mask: Mask | None = None, experts: Experts | None = None
     ) -> Gate | TopKGate | NoisyTopKGate | DSelectKGate:
-        """A gate of these options: what x (B, d_in) or (B, readers, d_in) makes each reader read of each source."""
+        """A gate of these options: what x (B, d_in) or (B, readers, d_in) makes each reader read of each source.
+
+        ``experts`` says which expert each source of each reader is, where not all readers have the same.
+        """
         noisy = NOISY_LOAD if self.gating == "noisy_top_k" else 0.0
         load = noisy if self.load_penalty is None else self.load_penalty
         regulariser = Regulariser(
-            readers, sources, mask=mask, dropout=self.gate_dropout, entropy=self.entropy_penalty, load=load
+            readers,
+            sources,
+            mask=mask,
+            experts=experts,
+            dropout=self.gate_dropout,
+            entropy=self.entropy_penalty,
+            load=load,
         )
         if self.gating == "softmax" or sources == 1:
             return Gate(readers, sources, d_in, mask=mask, temperature=self.temperature, regulariser=regulariser)
