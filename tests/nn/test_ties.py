@@ -97,6 +97,19 @@ def test_between_renewals_the_tucker_norm_is_its_tangent(weight: Tensor) -> None
         assert tangent <= norm + 1e-4  # a convex function lies above its tangents
 
 
+def test_a_look_without_gradients_is_no_step_of_a_tucker_norm(weight: Tensor) -> None:
+    """FAMO looks at every batch once more, after the step."""
+    tie = of(TuckerNorm(LAYER, every=2))
+    slope, here = gradient(by_singular_values, weight), weight.detach()
+    for step in range(2):
+        there = here + step * torch.randn(SHAPE)
+        torch.testing.assert_close(
+            tie(there), by_singular_values(here) + (slope * (there - here)).sum(), atol=1e-4, rtol=0
+        )
+        with torch.no_grad():
+            tie(there)
+
+
 def test_a_restored_tucker_norm_goes_on_where_it_stopped(weight: Tensor) -> None:
     tie, other = TuckerNorm(LAYER, every=3), TuckerNorm(LAYER, every=3)
     steps = [weight.detach() + torch.randn(SHAPE) for _ in range(7)]

@@ -32,8 +32,8 @@ class TraceNorm(nn.Module):
 class TuckerNorm(nn.Module):
     """Sum of the trace norms of the three unfoldings of W, one per axis (Yang and Hospedales 2016, "Tucker").
 
-    To take its subgradient S costs about a training step, so S serves for ``every`` calls: <S, W> is the norm at the W
-    that S was taken of, and its tangent at others. S and the number of calls are part of the state.
+    To take its subgradient S costs about a training step, so S serves for ``every`` calls with gradients: <S, W> is the
+    norm at the W that S was taken of, and its tangent at others. S and the number of calls are part of the state.
     """
 
     subgradient: Tensor
@@ -46,7 +46,8 @@ class TuckerNorm(nn.Module):
         self.calls = 0
 
     def forward(self, weight: Tensor, bias: Tensor) -> Tensor:
-        self.renew(weight, bias)
+        if torch.is_grad_enabled() or not self.calls:  # to look at a loss, as FAMO does after a step, is no step
+            self.renew(weight, bias)
         kept = self.subgradient.clone()  # graphs may outlive the next renewal
         return (kept[..., :-1] * weight).sum() + (kept[..., -1] * bias).sum()
 
