@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from multigate.batch import TaskColumn
+from multigate.chain import fold
 from multigate.objective import Objective
 from multigate.schema import Risk
 
@@ -256,3 +257,19 @@ def test_the_gradient_of_binary_tasks_alone_is_that_of_autograd() -> None:
     found = torch.autograd.grad(losses, logits, pull)[0]
     torch.testing.assert_close(found, torch.autograd.grad(wanted, logits, pull)[0])
     assert (found[~known] == 0).all()
+
+
+@pytest.mark.parametrize(("weight", "share"), [(3.0, 0.3), (1.0, 1 / 6)])
+def test_of_a_child_that_is_seldom_known_a_weight_gives_the_truth_back(weight: float, share: float) -> None:
+    """54 of 180 clicks among 300 rows were bought, and a third of either is known: where the loss has its minimum."""
+    label = [1.0] * 18 + [0.0] * 42 + [0.0] * 120 + [0.0] * 120
+    labels = torch.tensor([[1.0] * 180 + [0.0] * 120, label]).t()
+    known = torch.ones(300, 2, dtype=torch.bool)
+    known[60:180, 1] = False
+    weights = torch.ones(300, 2)
+    weights[:180, 1] = weight
+    objective = Objective([TaskColumn(name="click", kind="binary"), TaskColumn(name="buy", kind="binary")])
+    conditionals = torch.logit(torch.tensor([[0.6, share]])).requires_grad_()
+    logits = fold(conditionals, (None, 0), (0, 1)).expand(300, -1)
+    (slope,) = torch.autograd.grad(objective(logits, labels, known, weights)[1], conditionals)
+    assert slope[0, 1].abs() < 1e-6

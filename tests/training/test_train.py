@@ -23,10 +23,12 @@ from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import METRICS, open_run, read_history
+from multigate.schema import Number, Schema, Task
 from multigate.score import score_table
 from multigate.training.fit import CHECKPOINT, Fit, batch_size
 from multigate.training.interrupts import Interrupted
-from multigate.training.train import open_sources, train
+from multigate.training.progress import Reporter
+from multigate.training.train import open_sources, prepare_sources, train
 from processes import begin
 
 
@@ -477,3 +479,23 @@ def test_metrics_and_summary_are_plain_files(
     assert run.summary["rows"] == {"train": 4800, "valid": 600, "test": 600}
     assert not list((tmp_path / "run").rglob("*.pkl"))
     assert not list((tmp_path / "run").rglob("*.pt"))
+
+
+@pytest.mark.parametrize(("unknown", "weight"), [(6, None), (0, None), (6, "w")])
+def test_children_that_are_seldom_known_under_their_parent_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unknown: int, weight: str | None
+) -> None:
+    click = [0, 1] * 9
+    buy: list[int | None] = [None, 0, None, 1] * 4 + [None, 0]
+    for row in range(1, 2 * unknown, 2):
+        buy[row] = None
+    tasks = [Task("click"), Task("buy", given="click", sample_weight=weight)]
+    experiment = Experiment(schema=Schema(features=[Number("x")], tasks=tasks))
+    table = {"x": list(range(18)), "click": click, "buy": buy, "w": [1.0] * 18}
+    sources = open_sources(experiment, {"train": table, "valid": table})
+    with Reporter() as report:
+        prepare_sources(experiment, sources, tmp_path / "rows", report)
+    told = "buy is known in 33% of the rows where click is 1"
+    found = capsys.readouterr().err
+    assert (told in found and "a sample_weight, 3 where click is 1" in found) == (unknown > 0 and weight is None)
+    assert ("buy is known in" in found) == (unknown > 0 and weight is None)

@@ -316,6 +316,25 @@ class Spelling:
             check_spelling(task, values, found)
 
 
+SELDOM = 0.95
+"""A child's labels known on less than this share of the rows where its parent is 1 are told."""
+
+
+def seldom_known(schema: Schema, stats: Sequence[LabelStats]) -> dict[str, float]:
+    """Tasks with a ``given`` that are known on a part of the rows where it is 1, and on all where it is 0; by name that
+    part. Not those with a ``sample_weight``, which may make up for it, nor where ``where`` takes rows away.
+    """
+    found = {}
+    for at, parent in enumerate(schema.parents()):
+        if parent is None or schema.tasks[at].sample_weight or schema.tasks[at].where or schema.tasks[parent].where:
+            continue
+        ones = stats[parent].positives
+        reached = stats[at].known - (stats[parent].known - ones)
+        if 0 < reached < SELDOM * ones:
+            found[schema.tasks[at].name] = reached / ones
+    return found
+
+
 def check_spelling(task: Task, values: Sequence[str], found: set[str]) -> None:
     """Raise ``ColumnError`` where none of the labels found is among ``values``, those of training, if known."""
     if not values or not found or _shared(task, values, found):

@@ -14,6 +14,7 @@ from multigate.bundle import ABOUT, FILES, GRAPH, WEIGHTS, Bundle, build_model, 
 from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
+from multigate.data.labels import seldom_known
 from multigate.data.prepared import Prepared, open_prepared, prepare
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, nearest
@@ -236,5 +237,12 @@ def prepare_sources(
         report.once(
             f"{part}: {share:.0%} of the rows are copies of training rows, beyond those that are alike by chance; "
             "scores on them reward what was learnt by heart, so keep them out of one of the two"
+        )
+    for name, share in seldom_known(experiment.schema, prepared.encoder.stats).items():
+        parent = experiment.schema.task(name).given
+        report.once(
+            f"{name} is known in {share:.0%} of the rows where {parent} is 1, and in all where it is 0: p({name}) is "
+            f"learnt too low, at worst by as much; give {name} a sample_weight, {1 / share:.3g} where {parent} is 1 "
+            "and 1 elsewhere"
         )
     return prepared
