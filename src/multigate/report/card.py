@@ -242,9 +242,10 @@ def _limits(one: _Card) -> Iterator[str]:
         if stats.violations:
             yield f"In {stats.violations:,} training rows {task.name} is 1 though {task.given} is 0."
         if task.negatives_kept < 1:
+            reached = f"{task.given} is 1 and " if task.given else ""
             yield (
-                f"The tables kept {share(task.negatives_kept)} of the rows where {task.name} is 0; predictions are "
-                "corrected for that, the rows that metrics and calibration are of are not."
+                f"The tables kept {share(task.negatives_kept)} of the rows where {reached}{task.name} is 0; "
+                "predictions are corrected for that, the rows that metrics and calibration are of are not."
             )
     if one.seen:
         yield from _of_rows(one, one.seen)
