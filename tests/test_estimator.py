@@ -216,6 +216,23 @@ def test_features_may_be_declared() -> None:
     assert (fitted.predict_proba(changed) == fitted.predict_proba(TABLE)).all()
 
 
+def test_features_may_be_declared_by_name_as_in_a_schema() -> None:
+    fitted = small(features={"shop": "category", "cost": {"kind": "number", "column": "size"}}, epochs=1)
+    listed = small(features=[mg.Category("shop"), mg.Number("cost", column="size")], epochs=1)
+    assert fitted.fit(TABLE, CLICK).bundle_.schema == listed.fit(TABLE, CLICK).bundle_.schema
+
+
+def test_settings_change_a_structure_given_by_its_options_as_one_given_by_name() -> None:
+    """A search that moves ``sharing__experts`` leaves options in place of the name."""
+    by_name = small(sharing="mmoe", settings=["sharing.experts=2", "sharing.hidden=[4]", "schema.group=shop"], epochs=1)
+    moved = small(sharing="mmoe", settings=["sharing.hidden=[4]", "schema.group=shop"], epochs=1)
+    moved.set_params(sharing__experts=2)
+    experiments = [one.fit(TABLE, CLICK).bundle_.experiment for one in (by_name, moved)]
+    assert experiments[0] == experiments[1]
+    assert experiments[0].schema.group == "shop"
+    assert small(settings="epochs=1").fit(TABLE, CLICK).n_iter_ == 1
+
+
 def test_features_may_be_declared_where_none_would_be_found() -> None:
     """A text in every row another, whose words are all there is."""
     rows = [f"{'good' if at % 2 else 'bad'} number{at}" for at in range(1_500)]

@@ -1,6 +1,7 @@
 """Experiment files: defaults, changes from the command line, and errors that name the key."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -45,6 +46,27 @@ def test_changes_reach_the_field_they_name(file: Path) -> None:
     assert experiment.optimizer.learning_rate == 0.01
     assert experiment.split.valid_from == "2022-05-05"
     assert experiment.patience is None
+
+
+def test_one_change_is_a_text(file: Path) -> None:
+    assert read_experiment(file, "sharing.experts=16") == read_experiment(file, ["sharing.experts=16"])
+
+
+def test_changes_reach_into_what_was_made_in_python() -> None:
+    class Mine(MMoE):
+        structure: Literal["mine"] = "mine"  # type: ignore[assignment]
+        depth: int = 1
+
+    schema = Schema(features=(Number("age"),), tasks=(Task("click"),))
+    values = {"schema": schema, "train": "data/*.parquet", "sharing": MMoE(experts=5, hidden=(8,))}
+    made = make_experiment(values, ["sharing.experts=16", "schema.group=user", "optimizer.clip=1"])
+    assert made.sharing == MMoE(experts=16, hidden=(8,))
+    assert made.schema == schema.with_(group="user")
+    own = make_experiment(values | {"sharing": Mine(experts=5)}, ["sharing.depth=3"]).sharing
+    assert own == Mine(experts=5, depth=3)
+    assert make_experiment(values, ["sharing.structure=omoe"]).sharing == OMoE(experts=5, hidden=(8,))
+    with pytest.raises(ExperimentError, match="did you mean 'experts'"):
+        make_experiment(values, ["sharing.expert=16"])
 
 
 def test_a_structure_may_be_named_or_spelled_out(file: Path) -> None:

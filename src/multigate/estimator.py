@@ -125,8 +125,8 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         balance: str = "fixed",
         kind: Literal["classifier", "regressor"] | None = None,
         tasks: Tasks | None = None,
-        features: Sequence[Feature] | None = None,
-        settings: Sequence[str] = (),
+        features: Sequence[Feature] | Mapping[str, Any] | None = None,
+        settings: str | Sequence[str] = (),
         validation_fraction: float = 0.1,
         random_state: Any = 0,
         device: str = "auto",
@@ -294,7 +294,8 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
     def _schema(self, rows: pa.Table, tasks: Sequence[Task]) -> Schema:
         if self.features is None:
             return infer_schema(rows, tasks)
-        return Schema(features=tuple(self.features), tasks=infer_tasks(rows, tasks))
+        features: Any = self.features if isinstance(self.features, Mapping) else tuple(self.features)
+        return Schema(features=features, tasks=infer_tasks(rows, tasks))
 
     def _experiment(self, schema: Schema) -> Experiment:
         seed = self.random_state

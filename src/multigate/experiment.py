@@ -228,7 +228,7 @@ with warnings.catch_warnings():
             return dump_yaml(self.to_dict(full=full))
 
 
-def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment:
+def read_experiment(path: str | Path, changes: str | Sequence[str] = ()) -> Experiment:
     """The experiment in a YAML file, with ``key.inner=value`` changes applied on top.
 
     Raises ``ExperimentError`` naming the file and key for anything that cannot be.
@@ -243,7 +243,7 @@ def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment
     return make_experiment(data, changes, name=str(path))
 
 
-def make_experiment(data: dict[str, Any], changes: Sequence[str] = (), *, name: str = "experiment") -> Experiment:
+def make_experiment(data: dict[str, Any], changes: str | Sequence[str] = (), *, name: str = "experiment") -> Experiment:
     """An experiment from plain values, with ``key.inner=value`` changes; raises ``ExperimentError``."""
     try:
         return Experiment.model_validate(changed(data, changes))
@@ -272,10 +272,11 @@ TYPES = "schema.types."
 """What stands before the name of a column whose type is set."""
 
 
-def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Plain values with ``key.inner=value`` settings applied; values are read as YAML."""
+def changed(data: Mapping[str, Any], changes: str | Sequence[str]) -> dict[str, Any]:
+    """Values with ``key.inner=value`` settings applied, which are read as YAML; options among them become plain where
+    a key of theirs is set, those of a structure of one's own stay its."""
     result: dict[str, Any] = dict(data)
-    for change in changes:
+    for change in [changes] if isinstance(changes, str) else changes:
         key, found, text = change.partition("=")
         if not found or not key:
             raise ExperimentError(f"--set wants key=value, such as sharing.experts=16; found {change!r}")
@@ -285,6 +286,8 @@ def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         at = result
         for part in path:
             inner = at.get(part) or {}
+            if isinstance(inner, Options):  # made in Python
+                inner = inner.to_dict()
             if isinstance(inner, str):  # sharing: mmoe, then sharing.experts=16
                 inner = {"method" if part == "balance" else "structure": inner}
             if isinstance(inner, list) and part == "tower":  # tower: [32], then tower.dropout=0.1
@@ -301,4 +304,4 @@ def changed(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             at[last] = parse_yaml(text, change)
         except ExperimentError:  # *.parquet and the like
             at[last] = text
-    return result
+    return with_structures(result, [type(one) for one in data.values() if isinstance(one, Structure)])
