@@ -230,6 +230,11 @@ def test_rows_that_others_sent_are_rows_whatever_they_hold(bundle: Bundle, table
     assert len(bundle.predict([path])["click"]) == len(table)
     with pytest.raises(DataError, match=r"^row 1: wanted a dict of values, found str; "):
         bundle.predict_rows([path])
+    for other in (rows[0], pa.Table.from_pylist(rows), (row for row in rows)):
+        with pytest.raises(DataError, match=r"a list of rows is wanted, found \w+; give \[row, ...\]"):
+            bundle.predict_rows(other)  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match="the folder of a run or a bundle is wanted, found Bundle"):
+        load(bundle)  # type: ignore[arg-type]
 
 
 def test_conditionals_multiply(bundle: Bundle, table: pa.Table) -> None:

@@ -1,5 +1,6 @@
 """Experiment files: defaults, changes from the command line, and errors that name the key."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import multigate as mg
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment, make_experiment, read_experiment
 from multigate.schema import Number, Schema, Task
@@ -46,6 +48,15 @@ def test_changes_reach_the_field_they_name(file: Path) -> None:
     assert experiment.optimizer.learning_rate == 0.01
     assert experiment.split.valid_from == "2022-05-05"
     assert experiment.patience is None
+
+
+def test_what_trains_wants_an_experiment_and_says_how_to_read_one(file: Path, tmp_path: Path) -> None:
+    for function in (mg.train, mg.compare, mg.relate, partial(mg.tune, out=tmp_path / "out")):
+        with pytest.raises(ExperimentError, match=r"an experiment is wanted, found PosixPath; .* mg.read_experiment"):
+            function(file) if isinstance(function, partial) else function(file, tmp_path / "out")
+    with pytest.raises(ExperimentError, match="names no table"):
+        mg.train(read_experiment(file), tmp_path / "out", tables={"train": None}, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_change_is_a_text(file: Path) -> None:

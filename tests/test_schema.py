@@ -12,7 +12,7 @@ from multigate.data import cells
 from multigate.errors import ExperimentError, SettingError
 from multigate.experiment import Experiment, make_experiment
 from multigate.options import explain
-from multigate.schema import Bag, Category, Number, Schema, Task, Time
+from multigate.schema import Bag, Category, Number, Output, Schema, Task, Time
 from multigate.yaml_text import dump_yaml, parse_yaml
 
 FEATURES = [Number("age"), Category("user")]
@@ -41,6 +41,12 @@ def refused(**data: object) -> str:
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(tasks: list[dict[str, object]], told: str) -> None:
     assert told in refused(features=[{"kind": "number", "name": "age"}], tasks=tasks)
+
+
+def test_one_of_a_kind_may_stand_by_itself() -> None:
+    score = Output("score", expression="2 * click")
+    alone = Schema(features=Number("age"), tasks=Task("click"), outputs=score)  # type: ignore[arg-type]
+    assert alone == Schema(features=(Number("age"),), tasks=(Task("click"),), outputs=(score,))
 
 
 def test_unknown_feature_kinds_are_named() -> None:

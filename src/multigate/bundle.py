@@ -174,8 +174,13 @@ class Bundle:
     def predict_rows(self, rows: Sequence[Mapping[str, Any]], *, gates: bool = False) -> Predictions:
         """``predict`` of rows that others sent: whatever stands in the list, nothing is read as a path.
 
-        Raises ``DataError`` for the first row that is no dict.
+        Raises ``DataError`` for the first row that is no dict, and for what is no list.
         """
+        if not isinstance(rows, Sequence) or isinstance(rows, str):
+            raise DataError(
+                f"a list of rows is wanted, found {type(rows).__name__}; give [row, ...], one row to predict_row, or a "
+                "table to predict"
+            )
         return _joined([self._named(self.engines.table(read), some, gates=gates) for read, some in self._read(rows)])
 
     def predict_batches(self, rows: Any) -> Iterator[tuple[Predictions, pa.RecordBatch]]:
@@ -288,7 +293,7 @@ class Bundle:
 def load(
     path: str | PathLike[str],
     *,
-    structures: Sequence[type[Structure]] = (),
+    structures: type[Structure] | Sequence[type[Structure]] = (),
     engine: EngineName = "torch",
     precision: Precision = "float32",
 ) -> Bundle:
@@ -311,6 +316,8 @@ def load(
     multiplied_in = choose_precision(precision, CPU)
     if engine == "onnx" and precision == "bfloat16":
         raise BundleError("engine 'onnx' computes in float32 alone; take engine 'auto' or 'torch' for bfloat16")
+    if not isinstance(path, str | PathLike):
+        raise BundleError(f"the folder of a run or a bundle is wanted, found {type(path).__name__}; name it")
     folder = Path(path)
     if (folder / "bundle" / ABOUT).is_file():
         folder = folder / "bundle"
@@ -337,7 +344,11 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _load(
-    folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]], engine: EngineName, precision: str
+    folder: Path,
+    about: dict[str, Any],
+    structures: type[Structure] | Sequence[type[Structure]],
+    engine: EngineName,
+    precision: str,
 ) -> Bundle:
     """The bundle in a folder, as long as that stays as it is."""
     try:
@@ -373,7 +384,7 @@ def _unpickled(structure: type[Structure], files: dict[str, bytes], precision: P
         return load(temporary, structures=[structure], precision=precision)
 
 
-def _restored(folder: Path, about: dict[str, Any], structures: Sequence[type[Structure]]) -> Bundle:
+def _restored(folder: Path, about: dict[str, Any], structures: type[Structure] | Sequence[type[Structure]]) -> Bundle:
     data = with_structures(about["experiment"], structures)
     unknown = unknown_structure(f"bundle {folder}", data)
     if unknown is not None:

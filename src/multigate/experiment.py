@@ -27,7 +27,7 @@ from multigate.nn.embed import Embedding
 from multigate.options import Options, refusal
 from multigate.precision import Precision
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure
+from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure, listed
 from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Paths = str | tuple[str, ...]
@@ -243,6 +243,16 @@ def read_experiment(path: str | Path, changes: str | Sequence[str] = ()) -> Expe
     return make_experiment(data, changes, name=str(path))
 
 
+def as_experiment(given: Any) -> Experiment:
+    """An experiment as it is. Raises ``ExperimentError`` where something else is given, such as the path of one."""
+    if isinstance(given, Experiment):
+        return given
+    raise ExperimentError(
+        f"an experiment is wanted, found {type(given).__name__}; read one from its file by "
+        "mg.read_experiment(path), or make one by mg.Experiment(...)"
+    )
+
+
 def make_experiment(data: dict[str, Any], changes: str | Sequence[str] = (), *, name: str = "experiment") -> Experiment:
     """An experiment from plain values, with ``key.inner=value`` changes; raises ``ExperimentError``."""
     try:
@@ -251,11 +261,11 @@ def make_experiment(data: dict[str, Any], changes: str | Sequence[str] = (), *, 
         raise ExperimentError(refusal(name, error)) from None
 
 
-def with_structures(data: Mapping[str, Any], structures: Sequence[type[Structure]]) -> dict[str, Any]:
+def with_structures(data: Mapping[str, Any], structures: type[Structure] | Sequence[type[Structure]]) -> dict[str, Any]:
     """Plain values whose ``sharing``, where it is of one of these structures of somebody's own, is its options."""
     sharing = data.get("sharing")
     tag = sharing.get("structure") if isinstance(sharing, Mapping) else None
-    own = next((kind for kind in structures if kind.model_fields["structure"].default == tag), None)
+    own = next((kind for kind in listed(structures) if kind.model_fields["structure"].default == tag), None)
     return dict(data) if own is None else {**data, "sharing": own.model_validate(sharing)}
 
 

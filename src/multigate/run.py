@@ -14,7 +14,7 @@ from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment, with_structures
 from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, other_than_a_model
 from multigate.lock import LOCK, locked
-from multigate.sharing import Structure
+from multigate.sharing import Structure, listed
 from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
 from multigate.yaml_text import read_yaml
 
@@ -32,9 +32,9 @@ class Run:
     ``structures`` names structures of your own that it may use; one that was just trained knows its own.
     """
 
-    def __init__(self, folder: Path, structures: Sequence[type[Structure]] = ()) -> None:
+    def __init__(self, folder: Path, structures: type[Structure] | Sequence[type[Structure]] = ()) -> None:
         self.folder = folder
-        self.structures = tuple(structures)
+        self.structures = listed(structures)
         self.summary = _read_summary(folder / SUMMARY)
 
     def __repr__(self) -> str:
@@ -70,11 +70,15 @@ def bundle_of(model: Bundle | Run | str | PathLike[str]) -> Bundle:
     return model if isinstance(model, Bundle) else load(model)
 
 
-def open_run(path: str | PathLike[str], *, structures: Sequence[type[Structure]] = ()) -> Run:
+def open_run(path: str | PathLike[str], *, structures: type[Structure] | Sequence[type[Structure]] = ()) -> Run:
     """The run in a folder, which may use ``structures`` of your own.
 
     Raises ``RunError`` where there is none, or one that did not finish.
     """
+    if not isinstance(path, str | PathLike):
+        raise RunError(
+            f"the folder of a run is wanted, found {type(path).__name__}; name the --out folder of a training"
+        )
     folder = Path(path)
     if (folder / SUMMARY).is_file():
         return Run(folder, structures)

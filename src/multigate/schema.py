@@ -263,6 +263,8 @@ class Schema(Options):
     @field_validator("features", "tasks", mode="before")
     @classmethod
     def _kinds_by_name(cls, given: Any) -> Any:
+        if isinstance(given, Named):
+            return (given,)
         if not isinstance(given, Mapping):
             return given
         return [
@@ -276,6 +278,11 @@ class Schema(Options):
         if not isinstance(listed, list | tuple):
             return tasks
         return [{"name": one} if isinstance(one, str) else one for one in listed]
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _one_output(cls, outputs: Any) -> Any:
+        return (outputs,) if isinstance(outputs, Named) else outputs
 
     @field_validator("keys", mode="before")
     @classmethod

@@ -308,11 +308,18 @@ def test_a_structure_named_twice_is_compared_once(feed_experiment: Experiment, t
     assert [row["structure"] for row in found.rows] == ["shared_bottom", "mmoe"]
 
 
-@pytest.mark.parametrize("seeds", [0, -1])
+def test_a_comparison_of_structures_without_names_is_refused(feed_experiment: Experiment, tmp_path: Path) -> None:
+    for structures in (MMoE(), [MMoE()]):
+        with pytest.raises(ExperimentError, match="compared by their names, found MMoE"):
+            compare(feed_experiment, tmp_path / "c", structures=structures, quiet=True)  # type: ignore[arg-type]
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 1.5, "2"])
 def test_a_comparison_of_no_seed_is_refused_before_anything_is_written(
-    feed_experiment: Experiment, tmp_path: Path, seeds: int
+    feed_experiment: Experiment, tmp_path: Path, seeds: Any
 ) -> None:
-    with pytest.raises(ExperimentError, match=f"seeds={seeds}: a comparison wants one at least"):
+    with pytest.raises(ExperimentError, match=f"seeds={seeds!r}: a comparison wants one at least"):
         compare(feed_experiment, tmp_path / "c", structures=["mmoe"], seeds=seeds, quiet=True)
     assert not (tmp_path / "c").exists()
 

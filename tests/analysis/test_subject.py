@@ -54,6 +54,10 @@ def test_a_structure_of_ones_own_may_be_looked_at(tmp_path: Path) -> None:
     bundle.save(tmp_path)
     subject = find_subject(tmp_path, table, structures=[Mine])
     assert subject.count == 4
+    assert find_subject(tmp_path, table, structures=Mine).bundle.experiment == experiment, "one of them by itself"
+    assert find_subject(bundle, table).bundle is bundle
+    with pytest.raises(mg.MultigateError, match="give a table with labels"):
+        find_subject(bundle)
     np.testing.assert_array_equal(subject.bundle.predict(table)["click"], bundle.predict(table)["click"])
 
 

@@ -279,6 +279,8 @@ def test_what_cannot_be_is_refused_before_anything_runs(experiment: Experiment, 
         ({"share": 1.5}, "share is above 0"),
         ({"goal": "a/acu"}, "did you mean 'auc'"),
         ({"space": {}}, "nothing to try"),
+        ({"space": "epochs=1,2"}, "fields and their values, found str"),
+        ({"trials": "3"}, "trials and workers are 1 or more.*found '3'"),
     ):
         with pytest.raises(ExperimentError, match=told):
             tune(experiment, out=tmp_path / "out", quiet=True, **wrong)

@@ -262,6 +262,12 @@ def test_tasks_that_do_not_fit_together_are_refused(tasks: tuple[str, ...], mess
         inspect(tasks, **{"a|b": CLICK})
 
 
+@pytest.mark.parametrize("tasks", [[5], 5, None, Number("x")])
+def test_tasks_that_are_no_names_are_told(tasks: Any) -> None:
+    with pytest.raises(ExperimentError, match="label column"):
+        infer_schema({"x": [1.0, 2.0], "5": [0, 1]}, tasks)
+
+
 def test_kinds_of_tasks_may_be_given_by_name() -> None:
     table = {"grade": [0, 1, 2] * 20, "click": CLICK[:60], "x": list(range(60))}
     schema = infer_schema(table, {"grade": "regression", "click": "binary"})

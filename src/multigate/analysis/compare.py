@@ -34,7 +34,7 @@ from multigate.data.prepared import Prepared
 from multigate.data.rows import join, pick_tasks
 from multigate.errors import ExperimentError, nearest
 from multigate.evaluate import Scored, forward, scores, spaces
-from multigate.experiment import Experiment
+from multigate.experiment import Experiment, as_experiment
 from multigate.folders import MEMBERS, folder_named
 from multigate.run import claimed, strict
 from multigate.sharing import Structure, known_as, listed, structure_named
@@ -79,14 +79,21 @@ def compare(
     where it stopped; ``runs.parquet`` there has one row per run. A gradient-boosting row per task is added where
     scikit-learn is there.
     """
-    chosen = choose_device(device)
+    experiment, chosen = as_experiment(experiment), choose_device(device)
     structures = ALL if structures == "all" else tuple(dict.fromkeys(listed(structures)))
-    if seeds < 1:
-        raise ExperimentError(f"seeds={seeds}: a comparison wants one at least, and six or more for intervals")
+    if not isinstance(seeds, int | np.integer) or seeds < 1:
+        raise ExperimentError(
+            f"seeds={seeds!r}: a comparison wants one at least, a whole number, and six or more for intervals"
+        )
     if not structures:
         raise ExperimentError("a comparison wants one structure at least; name some, such as single_task and mmoe")
     known = {*ALL, known_as(experiment.sharing)}
     for name in structures:
+        if not isinstance(name, str):
+            raise ExperimentError(
+                f"structures are compared by their names, found {type(name).__name__}; name them, and give options of "
+                "one as the experiment's 'sharing'"
+            )
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
         experiment.with_(sharing=structure_named(name) or experiment.sharing)  # refused now, not when its turn comes

@@ -90,7 +90,9 @@ class Comparison:
             )
         return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
 
-    def bundle(self, structure: str, seed: int = 0, *, structures: Sequence[type[Structure]] = ()) -> Bundle:
+    def bundle(
+        self, structure: str, seed: int = 0, *, structures: type[Structure] | Sequence[type[Structure]] = ()
+    ) -> Bundle:
         """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind.
 
         ``structures`` names structures of your own that it may be of. Corrected for ``negatives_kept``; the curves of

@@ -13,6 +13,7 @@ from multigate.analysis.gates import LevelGates, level_gates
 from multigate.analysis.importance import Importance, permutation_importance
 from multigate.analysis.subject import Subject, find_subject
 from multigate.analysis.units import Units, watching
+from multigate.bundle import Bundle
 from multigate.data.rows import join, to_device
 from multigate.errors import DataError
 from multigate.options import Options
@@ -56,7 +57,7 @@ class Inspection(Options):
 
 
 def inspect_model(
-    subject: Subject | str | PathLike[str],
+    subject: Subject | Bundle | str | PathLike[str],
     *,
     repeats: int = 3,
     importance: bool = True,

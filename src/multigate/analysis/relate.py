@@ -17,7 +17,7 @@ from multigate.analysis.verdict import decide, group
 from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
 from multigate.errors import ExperimentError, RunError, nearest
-from multigate.experiment import Experiment
+from multigate.experiment import Experiment, as_experiment
 from multigate.folders import TRAININGS, folder_named
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.options import explain
@@ -44,7 +44,7 @@ def relate(
     experiment: Experiment,
     out: str | Path,
     *,
-    structures: str | Sequence[str | Structure] = ("shared_bottom", "mmoe"),
+    structures: str | Structure | Sequence[str | Structure] = ("shared_bottom", "mmoe"),
     side_by_side: str | Structure = "single_task",
     pairs: Sequence[tuple[str, str]] | None = None,
     seeds: int = 3,
@@ -65,12 +65,12 @@ def relate(
 
     Raises ``ExperimentError`` for an experiment of one task, or names that there are not.
     """
-    chosen = choose_device(device)
+    experiment, chosen = as_experiment(experiment), choose_device(device)
     tried = _structures(listed(structures), experiment)
     (beside,) = _structures([side_by_side], experiment).values()
     names = experiment.schema.task_names
-    if seeds < 1:
-        raise ExperimentError(f"seeds={seeds}: relating wants one at least, and more for intervals")
+    if not isinstance(seeds, int | np.integer) or seeds < 1:
+        raise ExperimentError(f"seeds={seeds!r}: relating wants one at least, a whole number, and more for intervals")
     if len(names) < 2:
         raise ExperimentError(f"there is one task only, {names[0]!r}; relating wants two at least")
     if experiment.warm_start is not None:

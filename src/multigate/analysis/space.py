@@ -43,6 +43,11 @@ def read_space(experiment: Experiment, wanted: Mapping[str, Spec]) -> Space:
 
     Raises ``ExperimentError`` for a field or value that cannot be, alone or with another choice that is wanted.
     """
+    if not isinstance(wanted, Mapping):
+        raise ExperimentError(
+            f"what is to be tried are fields and their values, found {type(wanted).__name__}; give them as "
+            "{'epochs': [3, 6]}"
+        )
     space: dict[str, Range | Choice] = {}
     for named, spec in wanted.items():
         key = ALSO.get(named, named)

@@ -40,25 +40,29 @@ class Subject:
 
 
 def find_subject(
-    path: str | PathLike[str],
+    path: Bundle | str | PathLike[str],
     table: Any = None,
     *,
     part: str = "valid",
     most: int = 50_000,
     structure: str | None = None,
     seed: int = 0,
-    structures: Sequence[type[Structure]] = (),
+    structures: type[Structure] | Sequence[type[Structure]] = (),
 ) -> Subject:
     """The model in a run, bundle or comparison folder, and at most about ``most`` rows, evenly spread.
 
     Rows come from ``table`` if given, else from the ``part`` prepared beside the model: validation rows unless asked
     otherwise, so that looking at a model does not use up the test rows. Of a comparison it is ``structure`` (MMoE, or
-    else the last joint structure there is) with ``seed``. ``structures`` names structures of your own that it may
-    use, those of a ``Run`` unless said. Raises ``RunError`` or ``BundleError`` where there is no model, ``DataError``
-    where there are no such rows.
+    else the last joint structure there is) with ``seed``. A ``Bundle`` wants a table. ``structures`` names structures
+    of your own that it may use, those of a ``Run`` unless said. Raises ``RunError`` or ``BundleError`` where there is
+    no model, ``DataError`` where there are no such rows.
     """
     if isinstance(path, Run):
         structures = structures or path.structures
+    if isinstance(path, Bundle):
+        if table is None:
+            raise DataError("a bundle in memory has no rows beside it; give a table with labels")
+        return _on_table("a bundle in memory", path, table, most)
     folder = Path(path)
     name = str(folder)
     if (folder / RUNS).is_file():
@@ -76,10 +80,7 @@ def find_subject(
             raise RunError(f"{folder} has no prepared rows; name a table with labels")
         bundle = load(folder, structures=structures)
     if table is not None:
-        chosen_rows, count = _thinned((batch for batch, _ in bundle.batches(table, labels=True)), most)
-        found = sum(batch.rows for batch in chosen_rows)
-        shown = str(table) if isinstance(table, str | Path) else "a table in memory"
-        return Subject(name, bundle, chosen_rows, f"{_of(found, count)} rows of {shown}")
+        return _on_table(name, bundle, table, most)
     prepared = Prepared(folder / PREPARED)
     if part not in prepared.parts:
         raise DataError(f"{folder} has no {part} rows; it has {', '.join(prepared.parts)}; or name a table")
@@ -88,6 +89,13 @@ def find_subject(
     found = sum(batch.rows for batch in batches)
     what = "validation" if part == "valid" else part
     return Subject(name, bundle, batches, f"{_of(found, chosen_part.rows)} {what} rows")
+
+
+def _on_table(name: str, bundle: Bundle, table: Any, most: int) -> Subject:
+    chosen, count = _thinned((batch for batch, _ in bundle.batches(table, labels=True)), most)
+    found = sum(batch.rows for batch in chosen)
+    shown = str(table) if isinstance(table, str | Path) else "a table in memory"
+    return Subject(name, bundle, chosen, f"{_of(found, count)} rows of {shown}")
 
 
 def _of(found: int, rows: int) -> str:

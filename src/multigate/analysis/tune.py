@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from multigate.cores import usable_cores
 from multigate.data.prepared import thinned
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, is_memory_gone
-from multigate.experiment import Experiment, Paths
+from multigate.experiment import Experiment, Paths, as_experiment
 from multigate.folders import BEST, TRIALS, folder_named
 from multigate.run import claimed
 from multigate.training.diverged import Diverged
@@ -91,14 +92,18 @@ def tune(
     ``MultigateError`` where the extra ``tune`` is not installed.
     """
     require_extra()
-    chosen = choose_device(device)
+    experiment, chosen = as_experiment(experiment), choose_device(device)
     given = experiment if goal is None else experiment.with_(monitor=goal)
     told = Goal(given)
     if given.warm_start is not None:
         raise ExperimentError("every trial starts anew; leave warm_start out")
-    if trials < 1 or not 0 < share <= 1 or (workers is not None and workers < 1):
+    wholes = (trials, 1 if workers is None else workers)
+    if not all(isinstance(one, Integral) and one >= 1 for one in wholes) or not (
+        isinstance(share, Real) and 0 < share <= 1
+    ):
         raise ExperimentError(
-            f"trials and workers are 1 or more, share is above 0 and at most 1; found {trials}, {workers} and {share}"
+            f"trials and workers are 1 or more, share is above 0 and at most 1; found {trials!r}, "
+            f"{workers!r} and {share!r}"
         )
     tried = usual_space(given) if space is None else read_space(given, space)
     if not tried:

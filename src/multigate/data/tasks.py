@@ -1,7 +1,7 @@
 """What a task predicts, read off its label column where it was not declared."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,10 @@ def read_tasks(given: Tasks, columns: Sequence[str] = ()) -> list[Task]:
     """Tasks as the user gave them, one by itself among them."""
     if isinstance(given, Mapping):
         return [Task(name, kind=kind) for name, kind in given.items()]
+    if not isinstance(given, str | Task | Iterable):
+        raise ExperimentError(
+            f"tasks are named by their label columns, found {type(given).__name__}; name one at least"
+        )
     return [read_task(one, columns) for one in ([given] if isinstance(given, str | Task) else given)]
 
 
@@ -46,6 +50,11 @@ def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
     """A task as the user gave it: ``"buy|click"`` is ``buy`` given ``click``. Blanks around names may be left out."""
     if isinstance(given, Task):
         return given
+    if not isinstance(given, str):
+        raise ExperimentError(
+            f"a task is a Task or the name of its label column, found {cells.short(given)}; names of columns are text, "
+            "such as 'click' (a column 5 of pandas is '5')"
+        )
     name, *parent = (part.strip() for part in given.split("|"))
     named = [column for column in columns if column.strip() == name]
     if given in columns and not parent:

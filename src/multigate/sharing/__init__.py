@@ -1,7 +1,6 @@
 """Ways to share: each structure says who may read whom, and how a reading is weighted."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 from multigate.sharing.adatt import AdaTT
 from multigate.sharing.aitm import AITM
@@ -16,8 +15,6 @@ from multigate.sharing.soft import Soft
 from multigate.sharing.stacked_mmoe import StackedMMoE
 from multigate.sharing.structure import GatedStructure, Level, Shared, Sharing, Structure
 from multigate.sharing.tensor_factor import TensorFactor
-
-Some = TypeVar("Some")
 
 STRUCTURES: dict[str, type[Structure]] = {
     "single_task": SingleTask,
@@ -57,11 +54,11 @@ def structure_named(name: str) -> Structure | None:
     return STRUCTURES[name]() if name in STRUCTURES else VARIANTS.get(name)
 
 
-def listed(names: Sequence[Some]) -> tuple[Some, ...]:
-    """``"mmoe, ple"`` as the names in it; a sequence as it is."""
+def listed(names: Any) -> tuple[Any, ...]:
+    """``"mmoe, ple"`` as the names in it; a structure, or the class of its options, by itself; a sequence as it is."""
     if isinstance(names, str):
-        return tuple(name.strip() for name in names.split(",") if name.strip())  # type: ignore[misc]
-    return tuple(names)
+        return tuple(name.strip() for name in names.split(",") if name.strip())
+    return (names,) if isinstance(names, Structure | type) else tuple(names)
 
 
 def known_as(structure: Structure) -> str:

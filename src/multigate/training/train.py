@@ -19,7 +19,7 @@ from multigate.data.prepared import Prepared, open_prepared, prepare
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.evaluate import Monitor
-from multigate.experiment import Experiment
+from multigate.experiment import Experiment, as_experiment
 from multigate.folders import EXPERIMENT, SUMMARY, folder_named
 from multigate.model import Model
 from multigate.nn.blank import Blank
@@ -55,6 +55,7 @@ def train(
 
     Raises ``RunError`` where ``out`` holds something else, ``DataError`` and ``ExperimentError`` for what cannot be.
     """
+    experiment = as_experiment(experiment)
     folder = folder_named(out)
     chosen = choose_device(device)
     finished = resume and (folder / SUMMARY).is_file()
@@ -192,7 +193,7 @@ def open_sources(experiment: Experiment, tables: Mapping[str, Any] | None) -> di
         if name not in PARTS:
             raise ExperimentError(f"'tables' names {name!r}, which is no part of the rows; {nearest(name, PARTS)}")
     given = {"train": experiment.train, "valid": experiment.valid, "test": experiment.test} | dict(tables)
-    if isinstance(given["train"], str) and not given["train"]:
+    if given["train"] is None or (isinstance(given["train"], str) and not given["train"]):
         raise ExperimentError("the experiment names no table: set 'train' to a file, folder or glob")
     schema = experiment.schema
     types = schema.read_types() if experiment.warm_start is None else schema.later_types()
