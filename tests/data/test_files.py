@@ -188,6 +188,9 @@ def test_whole_numbers_beyond_int64_are_read_from_lists() -> None:
     source = open_table({"user": hashes})
     assert type_name(source.schema.field("user").type) == "uint64"
     assert rows_of(source) == [{"user": one} for one in hashes]
+    in_pandas = open_table(pd.DataFrame({"user": hashes}, dtype=object))
+    assert type_name(in_pandas.schema.field("user").type) == "uint64"
+    assert rows_of(in_pandas) == rows_of(source)
     for wrong in ([2**64, 1], [2**63, -1]):
         with pytest.raises(DataError, match="column 'user' cannot be read"):
             open_table({"user": wrong})

@@ -54,7 +54,7 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
                 # pandas adds its index behind the columns
                 return frame.to_arrow().select(list(range(len(frame.columns)))), {}
             except UNREADABLE:
-                return _readable({name: frame.get_column(name).to_arrow for name in frame.columns})
+                return _readable({name: partial(_of_frame, frame.get_column(name)) for name in frame.columns})
     except nw.exceptions.DuplicateError as error:
         twice = re.search(r"'(.+)' \d+ times", str(error))
         which = f"are named {twice[1]!r}" if twice else "have one name"
@@ -127,6 +127,14 @@ def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]
         shown = ", ".join(f"{name!r} {len(values)}" for name, values in list(data.items())[:6])
         raise DataError(f"columns differ in length ({shown}); give every column the same number of values")
     return _readable({name: partial(_as_array, values) for name, values in data.items()})
+
+
+def _of_frame(column: nw.Series[Any]) -> pa.Array:
+    """A column of a data frame; one of Python objects, as pandas has them, as a list of these."""
+    try:
+        return column.to_arrow()
+    except OverflowError:
+        return _as_array(column.to_list())
 
 
 def _as_array(values: Any) -> pa.Array:
