@@ -248,6 +248,16 @@ def test_a_run_is_inspected_on_its_validation_rows(feed_experiment, tmp_path):
     assert np.array(found.levels[0].mean) == pytest.approx(np.array(means), abs=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "told"), [(1, "1 row is"), (19, "19 rows are")])
+def test_a_few_rows_tell_nothing_to_act_on(rows, told):
+    """Of one row every gate is the same for all rows, and half of the units are 0 on all."""
+    torch.manual_seed(0)
+    bundle = subject_of(MMoE(experts=3, hidden=(16,))).bundle
+    several = {name: values[: rows + 1] for name, values in TABLE.items()}
+    (only,) = inspect_model(find_subject(bundle, pa.table(several).slice(0, rows)), importance=False).findings
+    assert only.what == f"{told} too few to tell what calls for an action"
+
+
 def test_no_rows_are_an_error():
     subject = subject_of(MMoE(experts=2, hidden=(4,)))
     with pytest.raises(DataError, match="holds no rows to inspect"):

@@ -130,6 +130,19 @@ def test_tasks_and_limits_are_those_of_the_rows(
     assert (f"rare is predicted {ratio:.2f} times" in card.body) == (not 0.9 <= ratio <= 1.1)
 
 
+def test_what_only_biases_a_task_is_not_among_what_predictions_read(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    table = {"x": draws.normal(size=60), "place": draws.integers(0, 3, 60), "click": draws.integers(0, 2, 60)}
+    features = (mg.Number("x"), mg.Category("place", use="bias:click"))
+    schema = mg.Schema(features=features, tasks=(mg.Task("click"),))
+    experiment = mg.Experiment(schema=schema, sharing=mg.SharedBottom(hidden=(4,)), epochs=1)
+    run = mg.train(experiment, tmp_path / "run", tables={"train": table}, quiet=True)
+    card = Card(mg.write_card(run, tmp_path / "card.md"))
+    assert "predicts click from 1 feature of" in card.body
+    assert card.rows("kind", "features", "names") == [[["number", "1", "x"]]]
+    assert "Read in training alone, to explain a task's bias away: place (click)." in card.body
+
+
 def test_the_front_matter_is_what_the_hub_takes(card: Card) -> None:
     """The fields that huggingface_hub's ``model_index_to_eval_results`` reads are there, each of its type."""
     assert card.front["library_name"] == "multigate"

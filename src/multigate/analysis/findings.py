@@ -22,6 +22,9 @@ LOST = 0.5
 NOTHING = 0.0005
 """A metric that loses no more than this does not need the feature."""
 
+ENOUGH = 20
+"""Of fewer rows a gate looks still, and a unit dead, in any model."""
+
 
 class Finding(Options):
     """Something to act on: what was seen, and what to do about it, a sentence each."""
@@ -41,6 +44,14 @@ def find(
             place = f"level {at + 1}: " if len(learned) > 1 else ""
             found += [one.with_(what=place + one.what) for one in _of_gates(experiment, level)]
     return (*found, *_of_units(experiment, units), *_of_features(importance))
+
+
+def too_few(rows: int) -> Finding:
+    """What stands in place of findings where there are not ``ENOUGH`` rows."""
+    return Finding(
+        what=f"{rows} row{' is' if rows == 1 else 's are'} too few to tell what calls for an action",
+        advice=f"name a table of at least {ENOUGH} rows with labels",
+    )
 
 
 def _of_gates(experiment: Experiment, level: LevelGates) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from multigate.analysis.audience import Served, served_values
-from multigate.analysis.findings import Finding, find
+from multigate.analysis.findings import ENOUGH, Finding, find, too_few
 from multigate.analysis.gates import LevelGates, level_gates
 from multigate.analysis.importance import Importance, permutation_importance
 from multigate.analysis.subject import Subject, find_subject
@@ -92,7 +92,7 @@ def inspect_model(
         served=served,
         importance=losses,
         unshuffled=unshuffled,
-        findings=find(bundle.experiment, levels, units, losses),
+        findings=find(bundle.experiment, levels, units, losses) if rows.rows >= ENOUGH else (too_few(rows.rows),),
     )
 
 

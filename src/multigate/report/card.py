@@ -112,10 +112,12 @@ def _front(one: _Card) -> dict[str, Any]:
 
 def _body(one: _Card, at: Path) -> Iterator[str]:
     experiment, schema = one.experiment, one.experiment.schema
+    read = [feature for feature in schema.features if feature.biased is None]
+    biasing = [feature for feature in schema.features if feature.biased is not None]
     yield f"# {_text(one.name)}"
     yield (
         f"A multi-task model ({_text(experiment.sharing.name)}) that predicts {_text(listed(schema.task_names))} from "
-        f"{len(schema.features)} features of a table's row, trained with multigate."
+        f"{len(read)} feature{'' if len(read) == 1 else 's'} of a table's row, trained with multigate."
     )
     yield "## What it predicts"
     yield _table(
@@ -128,10 +130,14 @@ def _body(one: _Card, at: Path) -> Iterator[str]:
     yield "## What it was trained on"
     yield _table(("", ""), [*_rows(one), *facts(one).items()], words=2)
     yield "## What it reads"
-    kinds = dict.fromkeys(feature.kind for feature in schema.features)
-    of_kind = {kind: [feature.name for feature in schema.features if feature.kind == kind] for kind in kinds}
+    kinds = dict.fromkeys(feature.kind for feature in read)
+    of_kind = {kind: [feature.name for feature in read if feature.kind == kind] for kind in kinds}
     rows = [(kind, str(len(names)), listed(names, most=NAMES)) for kind, names in of_kind.items()]
     yield _table(("kind", "features", "names"), rows, words=3)
+    told = [f"{feature.name} ({feature.biased})" for feature in biasing]
+    yield from (
+        [f"Read in training alone, to explain a task's bias away: {_text(listed(told, most=NAMES))}."] if told else []
+    )
     yield from _quality(one)
     yield from _gates(one)
     yield "## How to use it"
