@@ -175,6 +175,16 @@ def test_the_bundle_it_is_given_stays_as_it_was(feed_experiment: Experiment, pla
             np.testing.assert_allclose(values, before[name], rtol=1e-6)
 
 
+def test_the_precision_of_a_bundle_stays(feed_experiment: Experiment, plain: Run) -> None:
+    """Whether it was loaded for tables in bfloat16 first, or after its curves were fitted and kept."""
+    rough = recalibrate(load(plain.folder, precision="bfloat16"), feed_experiment.valid)
+    assert rough.precision == "bfloat16"
+    exact = recalibrate(load(plain.folder), feed_experiment.valid)
+    assert rough.curves == exact.curves
+    found, wanted = (one.predict(feed_experiment.valid)["click"] for one in (rough, exact))
+    assert 0 < np.abs(found - wanted).max() < 0.05
+
+
 def test_a_task_that_the_table_cannot_tell_keeps_its_curve(feed_experiment: Experiment, plain: Run) -> None:
     before = load(plain.folder)
     bundle = Bundle(before.experiment, before.encoder, before.model, {"click": Curve().shifted(math.log(0.1))})

@@ -13,6 +13,7 @@ from multigate.bundle import ROWS, Bundle
 from multigate.calibration import FITS, Curve, Method, true_in_total
 from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
+from multigate.engine import Engines, Torch
 from multigate.errors import ExperimentError, nearest
 from multigate.evaluate import forward, spaces
 from multigate.experiment import Experiment
@@ -24,8 +25,9 @@ from multigate.schema import Schema, Task
 def recalibrate(bundle: Bundle | str | PathLike[str], table: Any, method: Method = "isotonic") -> Bundle:
     """The bundle (of a run, loaded) with curves fitted to a table with labels, in place of those it had.
 
-    The one given stays as it was. The table's rows are taken as they are met in use: no correction for
-    ``negatives_kept`` is added. A task of which the table knows one class only, or no label, keeps the curve it had.
+    The one given stays as it was; the new one computes with torch, in the precision of the old one. The table's rows
+    are taken as they are met in use: no correction for ``negatives_kept`` is added. A task of which the table knows one
+    class only, or no label, keeps the curve it had.
     Raises ``DataError`` where label columns are missing.
     """
     old = bundle_of(bundle)
@@ -33,7 +35,10 @@ def recalibrate(bundle: Bundle | str | PathLike[str], table: Any, method: Method
     model.calibration = None
     batches = (batch for batch, _ in old.batches(table, labels=True))
     curves = _fitted(old.schema, old.encoder, model, batches, torch.device("cpu"), method)
-    return Bundle(old.experiment, old.encoder, model, {**old.curves, **curves})
+    bundle = Bundle(old.experiment, old.encoder, model, {**old.curves, **curves})
+    bundle.precision = old.precision
+    bundle.engines = Engines(Torch(model), Torch(model, old.precision))
+    return bundle
 
 
 def fit_curves(experiment: Experiment, prepared: Prepared, model: Model, device: torch.device) -> dict[str, Curve]:
