@@ -37,14 +37,19 @@ def table(tmp_path: Path) -> Path:
 TOLD = "# Numbers, days and lists to people, text here:\n"
 
 
+def told_of(text: str) -> dict[str, str]:
+    """What the head of a draft says of columns that people would read otherwise, by column."""
+    told = text.partition(TOLD)[2].partition("\n\n")[0].partition("\n#\n")[0].splitlines()
+    return dict(line.removeprefix("#   ").split(": ", 1) for line in told)
+
+
 def test_numbers_written_for_people_are_told(tmp_path: Path) -> None:
     rows = [f'"{1000 + i:,}.50",{i % 40}%,${i % 30}.99,{i % 20},"a,{i % 5}",{i % 2}' for i in range(2000)]
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(["unique,share,price,plain,mixed,click", *rows]))
-    header = draft(path, ["click"]).partition("\nschema:\n")[0]
-    told = header.partition(TOLD)[2].partition("\n#\n")[0].splitlines()
-    assert [line.split(":")[0] for line in told] == ["#   unique", "#   share", "#   price"]
-    assert "such as '1,000.50'; write plain numbers" in told[0]
+    said = told_of(draft(path, ["click"]))
+    assert list(said) == ["unique", "share", "price"]
+    assert "such as '1,000.50'; write plain numbers" in said["unique"]
 
 
 def test_numbers_in_text_are_told(tmp_path: Path) -> None:
@@ -70,8 +75,7 @@ def test_numbers_in_text_are_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(columns), path)
     text = draft(path, ["click"])
-    told = text.partition(TOLD)[2].partition("\n\n")[0].partition("\n#\n")[0].splitlines()
-    said = dict(line.removeprefix("#   ").split(": ", 1) for line in told)
+    said = told_of(text)
     assert list(said) == ["comma", "german", "swiss", "french", "ledger", "below", "blank", "plain"]
     assert said["comma"] == "holds text such as '0,0'; write plain numbers (1234.56) to have it as one"
     assert said["below"].startswith("holds numbers, but also text such as '<0.5'; leave such cells empty")
@@ -105,8 +109,7 @@ def test_whole_numbers_and_decimal_commas_with_a_few_texts_among_them_are_told(t
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(columns), path)
     text = draft(path, ["click"])
-    told = text.partition(TOLD)[2].partition("\n\n")[0].partition("\n#\n")[0].splitlines()
-    said = dict(line.removeprefix("#   ").split(": ", 1) for line in told)
+    said = told_of(text)
     assert list(said) == ["income", "age", "crp", "comma", "money", "sheet"]
     for name, odd_one in (("income", "n/a"), ("age", "90+"), ("crp", "< 5"), ("comma", "<0,5"), ("sheet", "#DIV/0!")):
         assert said[name].startswith(f"holds numbers, but also text such as '{odd_one}'; leave such cells empty")
@@ -163,11 +166,10 @@ def test_days_and_lists_written_for_people_are_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(columns), path)
     text = draft(path, ["click"])
-    told = text.partition(TOLD)[2].partition("\n\n")[0].partition("\n#\n")[0].splitlines()
-    assert {line.split()[1].rstrip(":") for line in told} == {
+    assert set(told_of(text)) == {
         "us", "german", "short", "year_first", "listed", "printed",
     }  # fmt: skip
-    assert "such as '01/01/2024'; write it as ISO 8601 (2024-05-31) to have it as a time" in told[0]
+    assert "such as '01/01/2024'; write it as ISO 8601 (2024-05-31) to have it as a time" in told_of(text)["us"]
     assert "- {name: iso, kind: time" in text
 
 

@@ -52,7 +52,7 @@ from multigate.nn.blank import Blank
 from multigate.outputs import DeclaredOutputs, Rows
 from multigate.precision import PRECISIONS, Precision, choose_precision
 from multigate.schema import Output, Schema
-from multigate.sharing import Structure, known_as
+from multigate.sharing import Structure, Structures, known_as
 from multigate.writing import held_apart, told, writing
 
 FORMAT = 1
@@ -110,12 +110,18 @@ class Bundle:
     """A trained model with all it needs to read raw rows.
 
     ``curves`` calibrate the towers' logits, by task (of p(task | parent) for a task with a ``given`` parent).
-    ``engines`` compute the outputs, one those of a single row and one those of tables; of a new bundle both are torch.
+    ``engines`` compute the outputs, one those of a single row and one those of tables; of a new bundle both are torch,
+    which takes ``precision`` in the matmuls of tables.
     It may be copied and sent to another process: a pickle of it holds the bytes of its files, and computes with torch.
     """
 
     def __init__(
-        self, experiment: Experiment, encoder: Encoder, model: Model, curves: Mapping[str, Curve] | None = None
+        self,
+        experiment: Experiment,
+        encoder: Encoder,
+        model: Model,
+        curves: Mapping[str, Curve] | None = None,
+        precision: str = "float32",
     ) -> None:
         self.experiment = experiment
         self.schema = experiment.schema
@@ -123,9 +129,8 @@ class Bundle:
         self.curves = dict(curves or {})
         self.model = model.eval()
         self.model.calibration = Calibration(encoder.layout.tasks, self.curves).float() if self.curves else None
-        self.engines = Engines(Torch(self.model), Torch(self.model))
-        self.precision = "float32"
-        """Of matmuls, where tables are predicted or scored by torch."""
+        self.engines = Engines(Torch(self.model), Torch(self.model, precision))
+        self.precision = precision
         self._declared = DeclaredOutputs(self.schema)
 
     def __repr__(self) -> str:
@@ -246,8 +251,8 @@ class Bundle:
         """
         experiment = self.experiment.with_(schema=self.schema.with_(outputs=outputs))
         _check_names(experiment.schema, self.encoder)
-        bundle = Bundle(experiment, self.encoder, self.model, self.curves)
-        bundle.engines, bundle.precision = self.engines, self.precision
+        bundle = Bundle(experiment, self.encoder, self.model, self.curves, self.precision)
+        bundle.engines = self.engines
         return bundle
 
     def save(self, folder: str | Path) -> None:
@@ -293,7 +298,7 @@ class Bundle:
 def load(
     path: str | PathLike[str],
     *,
-    structures: type[Structure] | Sequence[type[Structure]] = (),
+    structures: Structures = (),
     engine: EngineName = "torch",
     precision: Precision = "float32",
 ) -> Bundle:
@@ -343,13 +348,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _load(
-    folder: Path,
-    about: dict[str, Any],
-    structures: type[Structure] | Sequence[type[Structure]],
-    engine: EngineName,
-    precision: str,
-) -> Bundle:
+def _load(folder: Path, about: dict[str, Any], structures: Structures, engine: EngineName, precision: str) -> Bundle:
     """The bundle in a folder, as long as that stays as it is."""
     try:
         for name, checksum in about["files"].items():
@@ -360,8 +359,7 @@ def _load(
                 raise BundleError(
                     f"bundle {folder}: {name!r} was altered or damaged after it was written; copy it again"
                 )
-        bundle = _restored(folder, about, structures)
-        bundle.precision = precision
+        bundle = _restored(folder, about, structures, precision)
         bundle.engines = _engines(engine, bundle, folder, about)
         return bundle
     except (BundleError, MemoryError):
@@ -384,7 +382,7 @@ def _unpickled(structure: type[Structure], files: dict[str, bytes], precision: P
         return load(temporary, structures=[structure], precision=precision)
 
 
-def _restored(folder: Path, about: dict[str, Any], structures: type[Structure] | Sequence[type[Structure]]) -> Bundle:
+def _restored(folder: Path, about: dict[str, Any], structures: Structures, precision: str) -> Bundle:
     data = with_structures(about["experiment"], structures)
     unknown = unknown_structure(f"bundle {folder}", data)
     if unknown is not None:
@@ -407,12 +405,12 @@ def _restored(folder: Path, about: dict[str, Any], structures: type[Structure] |
         if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
             raise BundleError(f"bundle {folder}: its weights {name!r} are not all finite numbers; train again")
     curves = {name: Curve.model_validate(one) for name, one in about.get("calibration", {}).items()}
-    return Bundle(experiment, encoder, model, curves)
+    return Bundle(experiment, encoder, model, curves, precision)
 
 
 def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -> Engines:
     """What computes one row, and what computes tables."""
-    by_torch = Engines(bundle.engines.row, Torch(bundle.model, bundle.precision))
+    by_torch = bundle.engines
     if engine == "torch":
         return by_torch
     try:

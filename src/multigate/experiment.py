@@ -27,7 +27,7 @@ from multigate.nn.embed import Embedding
 from multigate.options import Options, refusal
 from multigate.precision import Precision
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure, listed
+from multigate.sharing import STRUCTURES, VARIANTS, MMoE, Structure, Structures, listed
 from multigate.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Paths = str | tuple[str, ...]
@@ -261,7 +261,7 @@ def make_experiment(data: dict[str, Any], changes: str | Sequence[str] = (), *, 
         raise ExperimentError(refusal(name, error)) from None
 
 
-def with_structures(data: Mapping[str, Any], structures: type[Structure] | Sequence[type[Structure]]) -> dict[str, Any]:
+def with_structures(data: Mapping[str, Any], structures: Structures) -> dict[str, Any]:
     """Plain values whose ``sharing``, where it is of one of these structures of somebody's own, is its options."""
     sharing = data.get("sharing")
     tag = sharing.get("structure") if isinstance(sharing, Mapping) else None

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment, with_structures
 from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, other_than_a_model
 from multigate.lock import LOCK, locked
-from multigate.sharing import Structure, listed
+from multigate.sharing import Structures, listed
 from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
 from multigate.yaml_text import read_yaml
 
@@ -32,7 +32,7 @@ class Run:
     ``structures`` names structures of your own that it may use; one that was just trained knows its own.
     """
 
-    def __init__(self, folder: Path, structures: type[Structure] | Sequence[type[Structure]] = ()) -> None:
+    def __init__(self, folder: Path, structures: Structures = ()) -> None:
         self.folder = folder
         self.structures = listed(structures)
         self.summary = _read_summary(folder / SUMMARY)
@@ -70,7 +70,7 @@ def bundle_of(model: Bundle | Run | str | PathLike[str]) -> Bundle:
     return model if isinstance(model, Bundle) else load(model)
 
 
-def open_run(path: str | PathLike[str], *, structures: type[Structure] | Sequence[type[Structure]] = ()) -> Run:
+def open_run(path: str | PathLike[str], *, structures: Structures = ()) -> Run:
     """The run in a folder, which may use ``structures`` of your own.
 
     Raises ``RunError`` where there is none, or one that did not finish.

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def compare(
     """
     experiment, chosen = as_experiment(experiment), choose_device(device)
     structures = ALL if structures == "all" else tuple(dict.fromkeys(listed(structures)))
-    if not isinstance(seeds, int | np.integer) or seeds < 1:
+    if not isinstance(seeds, Integral) or seeds < 1:
         raise ExperimentError(
             f"seeds={seeds!r}: a comparison wants one at least, a whole number, and six or more for intervals"
         )

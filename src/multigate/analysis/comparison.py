@@ -23,7 +23,7 @@ from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.nn.blank import Blank
 from multigate.run import stored_values
 from multigate.schema import Schema
-from multigate.sharing import STRUCTURES, VARIANTS, Structure
+from multigate.sharing import STRUCTURES, VARIANTS, Structures
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST
 from multigate.training.recalibrate import sampling_curves
@@ -90,9 +90,7 @@ class Comparison:
             )
         return mtl_gain([multi[seed] for seed in seeds], [single[seed] for seed in seeds], higher)
 
-    def bundle(
-        self, structure: str, seed: int = 0, *, structures: type[Structure] | Sequence[type[Structure]] = ()
-    ) -> Bundle:
+    def bundle(self, structure: str, seed: int = 0, *, structures: Structures = ()) -> Bundle:
         """The trained model of one run, ready to predict; ``single_task``, being T models, has none of this kind.
 
         ``structures`` names structures of your own that it may be of. Corrected for ``negatives_kept``; the curves of

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def relate(
     tried = _structures(listed(structures), experiment)
     (beside,) = _structures([side_by_side], experiment).values()
     names = experiment.schema.task_names
-    if not isinstance(seeds, int | np.integer) or seeds < 1:
+    if not isinstance(seeds, Integral) or seeds < 1:
         raise ExperimentError(f"seeds={seeds!r}: relating wants one at least, a whole number, and more for intervals")
     if len(names) < 2:
         raise ExperimentError(f"there is one task only, {names[0]!r}; relating wants two at least")

@@ -1,6 +1,6 @@
 """What an analysis looks at: a trained model and rows with labels, found from a folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 from os import PathLike
@@ -14,7 +14,7 @@ from multigate.data.prepared import Prepared
 from multigate.errors import DataError, RunError
 from multigate.evaluate import Scored, forward
 from multigate.run import Run, open_run
-from multigate.sharing import Structure
+from multigate.sharing import Structures
 from multigate.training.train import PREPARED
 
 
@@ -47,7 +47,7 @@ def find_subject(
     most: int = 50_000,
     structure: str | None = None,
     seed: int = 0,
-    structures: type[Structure] | Sequence[type[Structure]] = (),
+    structures: Structures = (),
 ) -> Subject:
     """The model in a run, bundle or comparison folder, and at most about ``most`` rows, evenly spread.
 

@@ -220,7 +220,7 @@ def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Surv
     write them or printed lists, and so become no numbers, times and bags of the items. Labels are told of numbers."""
     classes = [task.source for task in labels if task.kind == "multiclass"]
     for name in (*verdicts, *classes):
-        column = seen.columns.get(name)
+        column, label = seen.columns.get(name), name in classes
         if column is None or not is_text(column.kind):
             continue
         sample = pc.unique(pc.utf8_trim_whitespace(pc.drop_null(seen.sampled(name)).cast(pa.string())))
@@ -230,19 +230,19 @@ def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Surv
             yield Note(
                 name, f"holds text such as {marked[0].as_py()!r}; write plain numbers (1234.56) to have it as one"
             )
-        elif name in verdicts and len(values) and pc.all(pc.match_substring_regex(values, _DATE)).as_py():
+        elif not label and len(values) and pc.all(pc.match_substring_regex(values, _DATE)).as_py():
             yield Note(
                 name,
                 f"holds text such as {values[0].as_py()!r}; write it as ISO 8601 (2024-05-31) to have it as a time",
             )
-        elif name in verdicts and len(values) and pc.all(pc.match_substring_regex(values, _PRINTED)).as_py():
+        elif not label and len(values) and pc.all(pc.match_substring_regex(values, _PRINTED)).as_py():
             yield Note(
                 name,
                 f"holds text such as {cells.short(values[0].as_py())}; write lists in Parquet, or the items with a "
                 "separator between them, to have it as a bag",
             )
-        elif name in classes or verdicts[name].time is None:
-            reason = _numeric(pc.unique(pc.drop_null(seen.sampled(name)).cast(pa.string())), column, name in classes)
+        elif label or verdicts[name].time is None:
+            reason = _numeric(pc.unique(pc.drop_null(seen.sampled(name)).cast(pa.string())), column, label)
             if reason:
                 yield Note(name, reason)
 
@@ -256,15 +256,17 @@ def _numeric(texts: pa.Array, column: Column, label: bool) -> str:
     texts = texts.filter(pc.not_equal(texts, ""))
     trimmed = pc.utf8_trim_whitespace(texts)
     plain, marked, no_code = (pc.match_substring_regex(trimmed, one) for one in (_PLAIN, _MARKED, _NO_CODE))
-    number = pc.or_(plain, marked)
-    numbers, others = texts.filter(plain), texts.filter(pc.invert(plain))
-    if not pc.any(pc.match_substring(numbers, ".")).as_py():
-        if is_id(column) or not pc.all(pc.or_(number, no_code)).as_py() or are_codes(trimmed.filter(plain)):
-            return ""
-        numbers, others = texts.filter(number), texts.filter(pc.invert(number))
-        if not len(others):
-            return ""
+    fractional = pc.any(pc.match_substring(texts.filter(plain), ".")).as_py()
+    number = plain if fractional else pc.or_(plain, marked)
+    numbers, others = texts.filter(number), texts.filter(pc.invert(number))
     if len(numbers) < max(_MANY, _MOST * len(texts)):
+        return ""
+    if not fractional and (
+        not len(others)
+        or is_id(column)
+        or are_codes(trimmed.filter(plain))
+        or not pc.all(pc.or_(number, no_code)).as_py()
+    ):
         return ""
     if len(others):
         return (

@@ -1,5 +1,6 @@
 """Ways to share: each structure says who may read whom, and how a reading is weighted."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from multigate.sharing.adatt import AdaTT
@@ -54,6 +55,10 @@ def structure_named(name: str) -> Structure | None:
     return STRUCTURES[name]() if name in STRUCTURES else VARIANTS.get(name)
 
 
+Structures = type[Structure] | Sequence[type[Structure]]
+"""Classes of structures of one's own, as they are named to what reads their options; one may stand by itself."""
+
+
 def listed(names: Any) -> tuple[Any, ...]:
     """``"mmoe, ple"`` as the names in it; a structure, or the class of its options, by itself; a sequence as it is."""
     if isinstance(names, str):
@@ -91,6 +96,7 @@ __all__ = [
     "Soft",
     "StackedMMoE",
     "Structure",
+    "Structures",
     "TensorFactor",
     "known_as",
     "structure_named",

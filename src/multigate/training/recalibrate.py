@@ -13,7 +13,6 @@ from multigate.bundle import ROWS, Bundle
 from multigate.calibration import FITS, Curve, Method, true_in_total
 from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
-from multigate.engine import Engines, Torch
 from multigate.errors import ExperimentError, nearest
 from multigate.evaluate import forward, spaces
 from multigate.experiment import Experiment
@@ -35,10 +34,7 @@ def recalibrate(bundle: Bundle | str | PathLike[str], table: Any, method: Method
     model.calibration = None
     batches = (batch for batch, _ in old.batches(table, labels=True))
     curves = _fitted(old.schema, old.encoder, model, batches, torch.device("cpu"), method)
-    bundle = Bundle(old.experiment, old.encoder, model, {**old.curves, **curves})
-    bundle.precision = old.precision
-    bundle.engines = Engines(Torch(model), Torch(model, old.precision))
-    return bundle
+    return Bundle(old.experiment, old.encoder, model, {**old.curves, **curves}, old.precision)
 
 
 def fit_curves(experiment: Experiment, prepared: Prepared, model: Model, device: torch.device) -> dict[str, Curve]:
