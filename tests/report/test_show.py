@@ -62,7 +62,7 @@ def test_metrics_from_before_the_curves_are_called_so(
     (one,) = open_trained(run, None, None)
     said, _ = runs([one])
     assert isinstance(said, Text)
-    assert said.text.endswith("Those of run are from before the curves that correct predictions.") == (kept < 1)
+    assert said.text.endswith("Metrics of run are from before the curves that correct predictions.") == (kept < 1)
 
 
 def test_a_comparison(trainings: Trainings, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,9 @@ def runs(trained: Sequence[Trained]) -> Iterator[Block]:
     best = {one.name: one.run.best for one in trained if one.run}
     names = list(dict.fromkeys(name for values in best.values() for name in values))
     corrected = [one.name for one in trained if one.experiment.corrects]
-    before = f" Those of {listed(corrected)} are from before the curves that correct predictions." if corrected else ""
+    before = (
+        f" Metrics of {listed(corrected)} are from before the curves that correct predictions." if corrected else ""
+    )
     yield Text(
         "Metrics of the weights each run kept, on its own validation rows: single runs, so that seeds differ too. "
         f"Differences on the same rows are at the end of this page.{before}"
