@@ -37,7 +37,8 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 
 @app.command()
 def init(
-    table: Annotated[str, typer.Argument(help="A Parquet, Arrow or CSV file, a folder or a glob.")], set_: Set = None
+    table: Annotated[str, typer.Argument(help="A Parquet, Arrow, CSV or JSON lines file, a folder or a glob.")],
+    set_: Set = None,
 ) -> None:
     """Write an experiment for a table to standard output: multigate init TABLE --set tasks=click,buy > x.yaml."""
     from multigate.data.tasks import read_labels

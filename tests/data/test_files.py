@@ -70,6 +70,11 @@ def write_feather(folder: Path) -> Path:
     return folder / "a.feather"
 
 
+def write_json_lines(folder: Path) -> Path:
+    pl.DataFrame(ROWS).write_ndjson(folder / "a.jsonl")
+    return folder / "a.jsonl"
+
+
 DOORS: dict[str, Callable[[Path], Any]] = {
     "parquet": write_parquet,
     "csv": lambda folder: write_csv(folder, csv_text()),
@@ -87,6 +92,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "arrow": write_arrow,
     "arrow stream": lambda folder: write_arrow(folder, stream=True),
     "feather of views, compressed": write_feather,
+    "json lines": write_json_lines,
     "text path": lambda folder: str(write_parquet(folder)),
     "folder": lambda folder: write_parquet(folder).parent,
     "glob": lambda folder: str(write_parquet(folder).parent / "*.parquet"),
@@ -107,7 +113,9 @@ def test_all_doors_give_the_same_rows(door: str, tmp_path: Path) -> None:
         {"rate": row["rate"], "user": row["user"]} for row in expected()
     ]
     assert source.schema.names == list(ROWS)
-    assert source.rows == (None if any(word in door.lower() for word in ("sv", "semi", "crlf", "stream")) else 4)
+    assert source.rows == (
+        None if any(word in door.lower() for word in ("sv", "semi", "crlf", "stream", "json")) else 4
+    )
     assert sum(batch.num_rows for batch in source.batches([])) == 4
 
 
@@ -583,7 +591,7 @@ def test_paths_that_lead_nowhere_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty; give"):
         open_table("")
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="no Parquet, Arrow or CSV file is in folder"):
+    with pytest.raises(DataError, match="no Parquet, Arrow, CSV or JSON lines file is in folder"):
         open_table(tmp_path / "none")
     write_csv(tmp_path, "a\n1\n")
     with pytest.raises(DataError, match=r"holds CSV and Parquet files; give a glob such as .*/\*\.csv$"):

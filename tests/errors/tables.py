@@ -206,6 +206,12 @@ def csv(*more: str, names: str = "colour,price,click") -> str:
     return "\n".join([names, *rows, *more]) + "\n"
 
 
+def lines(*more: str) -> str:
+    """Those forty rows as JSON lines, and ``more`` behind them."""
+    rows = [line.split(",") for line in csv().split()[1:]]
+    return "\n".join([f'{{"colour": "{c}", "price": {p}, "click": {label}}}' for c, p, label in rows] + [*more]) + "\n"
+
+
 def late(value: str) -> Make:
     """Whole numbers for longer than the first 4 MB, then this."""
     return written("rows.csv", "colour,price,click\n" + "red,1,0\ngreen,2,1\n" * 300_000 + f"red,{value},0\n")
@@ -317,6 +323,27 @@ CSV_CASES = [
     Case(CSV, "semicolons and decimal commas", written("rows.csv", csv().replace(",", ";").replace(".", ",")),
          ("price: double",), 0, "Read; 1,5 is one and a half."),
     Case(CSV, "carriage returns alone", written("rows.csv", csv().replace("\n", "\r")), ("(40 rows)",), 0, "Read."),
+]  # fmt: skip
+
+JSON_LINES = "JSON lines"
+JSON_CASES = [
+    Case(JSON_LINES, "text among numbers", written("rows.jsonl", lines('{"colour": "red", "price": "n.a."}')),
+         ("column 'price', row 41: found string where rows before have number", "as one type")),
+    Case(JSON_LINES, "an object that is cut off", written("rows.jsonl", lines('{"colour": "re')), ("row 41",)),
+    Case(JSON_LINES, "commas between lines", written("rows.jsonl", lines().replace("\n", ",\n")),
+         ("nothing between lines",)),
+    Case(JSON_LINES, "one list of objects", written("rows.jsonl", f"[{lines().strip().replace(chr(10), ',')}]"),
+         ("no JSON object but array",)),
+    Case(JSON_LINES, "a key twice in an object", written("rows.jsonl", lines('{"price": 1.5, "price": 2.5}')),
+         ("row 41 has column 'price' twice",)),
+    Case(JSON_LINES, "Latin-1", written("rows.jsonl", lines('{"colour": "rôt"}').encode("latin-1")), ("not UTF-8",)),
+    Case(JSON_LINES, "of 0 bytes", written("rows.jsonl", b""), ("has no rows",)),
+    Case(JSON_LINES, "gzip called .jsonl", written("rows.jsonl", gzip.compress(lines().encode())),
+         ("gzip; name it .jsonl.gz",)),
+    Case(JSON_LINES, ".jsonl.gz that is cut off", written("rows.jsonl.gz", gzip.compress(lines().encode())[:-9]),
+         ("is damaged",)),
+    Case(JSON_LINES, "keys that some objects have not", written("rows.jsonl", lines('{"click": 1}', '{"new": "x"}')),
+         ("(42 rows)",), 0, "Read; they are null there."),
 ]  # fmt: skip
 
 COLUMNS = "Columns of a kind that does not fit"
@@ -558,6 +585,6 @@ PYTHON_CASES = [
 UNION = pa.UnionArray.from_sparse(pa.array(HALVES, pa.int8()), [pa.array(RISING), pa.array(["a"] * ROWS)])
 
 TABLES: list[Case] = [
-    *PARQUET_CASES, *ARROW_CASES, *CSV_CASES, *COLUMN_CASES, *LABEL_CASES, *NAME_CASES, *SPLIT_CASES, *PREDICT_CASES,
-    *PYTHON_CASES,
+    *PARQUET_CASES, *ARROW_CASES, *CSV_CASES, *JSON_CASES, *COLUMN_CASES, *LABEL_CASES, *NAME_CASES, *SPLIT_CASES,
+    *PREDICT_CASES, *PYTHON_CASES,
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from multigate.errors import DataError
 
 PACKED = {".gz": ("gzip", b"\x1f\x8b"), ".bz2": ("bz2", b"BZh"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
@@ -10,7 +12,7 @@ _OTHER = (
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"PARE", "an encrypted Parquet file", "write it without encryption"),
     *(
-        (magic, f"compressed with {word}", f"name it .csv{end} if it holds CSV")
+        (magic, f"compressed with {word}", f"name it {{suffix}}{end} if it holds {{kind}}")
         for end, (word, magic) in PACKED.items()
     ),
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save it as CSV"),
@@ -31,18 +33,27 @@ def check_parquet(path: Path) -> None:
         raise DataError(f"{path} is not a Parquet file but {what}; {advice}")
 
 
-def check_csv(path: Path) -> None:
-    """Raise ``DataError`` where the file is not text, or not compressed although it is called so."""
+def check_text(path: Path, kind: str, suffix: str) -> None:
+    """Raise ``DataError`` where the file is not text, or not compressed although it is called so.
+
+    ``kind`` is what its name says ("CSV"), ``suffix`` how names of such files end.
+    """
     head = _head(path)
     if (packed := PACKED.get(path.suffix.lower())) is not None:
         word, magic = packed
         if not head.startswith(magic):
-            what, advice = _other(head) or ("", f"name it {path.stem}")
-            raise DataError(f"{path} is not compressed with {word}{' but ' * bool(what)}{what}; {advice}")
+            found, advice = _other(head, kind, suffix) or ("", f"name it {path.stem}")
+            raise DataError(f"{path} is not compressed with {word}{' but ' * bool(found)}{found}; {advice}")
     elif min(head, default=9) < 9:  # a column of a CSV file may well be called PAR1
-        other = _other(head)
+        other = _other(head, kind, suffix)
         if other is not None:
-            raise DataError(f"{path} is not a CSV file but {other[0]}; {other[1]}")
+            raise DataError(f"{path} is not a {kind} file but {other[0]}; {other[1]}")
+
+
+def unpacked(path: Path) -> pa.NativeFile:
+    """The bytes of the file, unpacked; Arrow knows ends of names by small letters alone."""
+    word, _ = PACKED.get(path.suffix.lower(), (None, b""))
+    return pa.input_stream(str(path), compression=word)
 
 
 def check_arrow(path: Path) -> bool:
@@ -63,5 +74,8 @@ def _head(path: Path) -> bytes:
         return file.read(64)
 
 
-def _other(head: bytes) -> tuple[str, str] | None:
-    return next(((what, advice) for magic, what, advice in _OTHER if head.startswith(magic)), None)
+def _other(head: bytes, kind: str = "CSV", suffix: str = ".csv") -> tuple[str, str] | None:
+    return next(
+        ((what, advice.format(kind=kind, suffix=suffix)) for magic, what, advice in _OTHER if head.startswith(magic)),
+        None,
+    )

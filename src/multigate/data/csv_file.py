@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from multigate.data.beginnings import PACKED, check_csv
+from multigate.data.beginnings import PACKED, check_text, unpacked
 from multigate.data.cells import MISSING, short
 from multigate.data.types import are_codes, are_local, check_names, guessed_type, is_text, value_type
 from multigate.errors import DataError, one_line
@@ -30,14 +30,14 @@ class CsvFile:
     guessed = True
 
     def __init__(self, path: Path, frozen: Mapping[str, pa.DataType], trained: Mapping[str, pa.DataType] = {}) -> None:
-        self.name = str(path)
+        self.name, self._path = str(path), path
         self.rows: int | None = None
-        check_csv(path)
+        check_text(path, "CSV", ".csv")
         head = self._head()
         names = _QUOTED.sub("", head).split("\n", 1)[0]
         self._quoted = names.count('"') % 2 == 1
-        unpacked = path.with_suffix("") if path.suffix.lower() in PACKED else path
-        self._delimiter = "\t" if unpacked.suffix.lower() == ".tsv" else _delimiter(names)
+        name = path.with_suffix("") if path.suffix.lower() in PACKED else path
+        self._delimiter = "\t" if name.suffix.lower() == ".tsv" else _delimiter(names)
         self._decimal, self._points = ".", set[str]()
         self._numbers = {column for column, kind in trained.items() if _is_number(kind)}
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
@@ -45,7 +45,7 @@ class CsvFile:
     def _head(self) -> str:
         """The first lines, blank ones before them left out; checks that the file begins as text."""
         try:
-            with self._open() as stream:
+            with unpacked(self._path) as stream:
                 head: bytes = stream.read(1 << 16)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.name} cannot be read ({one_line(error)}); write or fetch it again") from error
@@ -57,15 +57,10 @@ class CsvFile:
             raise DataError(f"{self.name} holds zero bytes, so it is no text; write it again as UTF-8 text")
         return head.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
 
-    def _open(self) -> pa.NativeFile:
-        """The bytes of the file, unpacked; Arrow knows ends of names by small letters alone."""
-        word, _ = PACKED.get(Path(self.name).suffix.lower(), (None, b""))
-        return pa.input_stream(self.name, compression=word)
-
     def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         try:
             with pyarrow.csv.open_csv(
-                self._open(),
+                unpacked(self._path),
                 # without threads it is as fast, and errors know their row
                 read_options=pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
@@ -151,7 +146,7 @@ class CsvFile:
 
     def _names(self) -> list[str]:
         with pyarrow.csv.open_csv(
-            self._open(), parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter)
+            unpacked(self._path), parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter)
         ) as reader:
             names: list[str] = reader.schema.names
             return names

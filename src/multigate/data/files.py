@@ -14,6 +14,7 @@ from multigate.data.arrow_file import ArrowFile
 from multigate.data.beginnings import PACKED
 from multigate.data.conversion import converted
 from multigate.data.csv_file import CsvFile
+from multigate.data.json_lines import JsonLinesFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
 from multigate.data.parquet_file import ParquetFile
 from multigate.data.partition import Keys, Part, keys_of, partitioned
@@ -23,7 +24,8 @@ from multigate.errors import DataError, nearest
 KINDS = {
     "Parquet": (".parquet", ".pq", ".parq"),
     "Arrow": (".arrow", ".feather", ".ipc"),
-    "CSV": (".csv", ".tsv", *(kind + end for kind in (".csv", ".tsv") for end in PACKED)),
+    "CSV": tuple(kind + end for kind in (".csv", ".tsv") for end in ("", *PACKED)),
+    "JSON lines": tuple(kind + end for kind in (".jsonl", ".ndjson") for end in ("", *PACKED)),
 }
 """Files that are read, and how their names end."""
 
@@ -31,9 +33,9 @@ KINDS = {
 class Source:
     """A table that can be read again and again as record batches, rows always in the same order.
 
-    ``name`` is for people; ``rows`` is None where it is not known without reading (CSV); ``fingerprint`` changes
-    when the content may have (paths, sizes and modification times; the content itself for a table in memory), and
-    ``content()``, which reads the files, only when it has;
+    ``name`` is for people; ``rows`` is None where it is not known without reading (CSV, JSON lines); ``fingerprint``
+    changes when the content may have (paths, sizes and modification times; the content itself for a table in memory),
+    and ``content()``, which reads the files, only when it has;
     ``at_hand`` says that reading again costs nothing (a table in memory whose text, if any, is coded); ``unreadable``
     are columns of a table in memory that are not in ``schema``, with the error for who asks for one.
     """
@@ -121,7 +123,7 @@ class Source:
 
 
 def open_table(data: Any, types: Mapping[str, str] = {}, trained: Mapping[str, str] = {}) -> Source:
-    """A source for a Parquet, Arrow or CSV file, a folder, a glob, a list of those, or a table in memory.
+    """A source for a Parquet, Arrow, CSV or JSON lines file, a folder, a glob, a list of those, or a table in memory.
 
     In memory: pyarrow Table or RecordBatch, pandas, polars and whatever else speaks the Arrow PyCapsule interface,
     or a dict of lists. ``types`` (column to ``type_name``) freezes the types of CSV columns, which are otherwise
@@ -156,6 +158,8 @@ def _part(path: Path, frozen: Mapping[str, pa.DataType], trained: Mapping[str, p
             return ParquetFile(path)
         case "Arrow":
             return ArrowFile(path)
+        case "JSON lines":
+            return JsonLinesFile(path, frozen)
         case _:
             return CsvFile(path, frozen, trained)
 
@@ -206,7 +210,7 @@ def _found(given: str) -> list[Path]:
         files = [one for one in inside if _kind(one)]
         if not files:
             seen = f"; it holds {inside[0].name!r}" if inside else "; it is empty"
-            raise DataError(f"no Parquet, Arrow or CSV file is in folder {given}{seen}")
+            raise DataError(f"no Parquet, Arrow, CSV or JSON lines file is in folder {given}{seen}")
         kinds = sorted({_kind(one) for one in files})
         if len(kinds) > 1:
             example = f"{given}/*{files[0].suffix}"
@@ -260,7 +264,7 @@ def _suffix(path: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    """Parquet, Arrow or CSV, by its name; else nothing."""
+    """What kind of file it is, by its name; else nothing."""
     return next((kind for kind, suffixes in KINDS.items() if _suffix(path) in suffixes), "")
 
 

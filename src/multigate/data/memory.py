@@ -112,7 +112,7 @@ def _from_capsule(data: Any) -> pa.Table:
         with contextlib.suppress(pa.ArrowException):
             return pa.table(data)
     raise DataError(
-        f"a table is wanted, found {type(data).__name__}; give the path of a Parquet, Arrow or CSV file, "
+        f"a table is wanted, found {type(data).__name__}; give the path of a Parquet, Arrow, CSV or JSON lines file, "
         "a pyarrow, pandas or polars table (a lazy one collected first), or a dict of lists"
     )
 

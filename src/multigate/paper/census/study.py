@@ -56,7 +56,7 @@ class CensusStudy(Options):
     methods: tuple[str, ...] = Field(default=(*METHODS, BOOSTING), min_length=1)
     trials: int = Field(default=60, ge=2)
     """Of the search of each method; the paper made thousands. May grow: the search goes on."""
-    runs: int = Field(default=30, ge=2)
+    runs: int = Field(default=15, ge=2)
     """Of each method with the values chosen; the paper's 400. May grow."""
     traps: int = Field(default=10, ge=0)
     """Runs with each of the well-known mistakes; may grow."""

@@ -1,0 +1,181 @@
+"""JSON lines: an object a line, whose keys are the columns; a key that a line has not is null there."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from multigate.data.beginnings import check_text, unpacked
+from multigate.data.damage import DAMAGED, told
+from multigate.data.types import check_names, common_type, type_name
+from multigate.errors import DataError, one_line
+
+BLOCK = 4 << 20
+"""Bytes read at a time."""
+LOOKED_AT = 4
+"""Blocks that tell which columns there are, and of what types."""
+LONGEST = 64 << 20
+"""Bytes of a line at most."""
+_LONG = pa.decimal128(38, 0)
+"""What reads whole numbers of more digits than an int64; they are text then, as in CSV files."""
+
+
+class JsonLinesFile:
+    """One file as a part of a table. Text stays text, whatever it looks like; numbers, booleans and lists have types.
+
+    Columns are those of the first 16 MB. A number is fractional there if any is, or if ``frozen`` says so.
+    """
+
+    guessed = False
+
+    def __init__(self, path: Path, frozen: Mapping[str, pa.DataType]) -> None:
+        self.name, self._path = str(path), path
+        self.rows: int | None = None
+        check_text(path, "JSON lines", ".jsonl")
+        self.schema = self._infer(frozen)
+        check_names(self.schema.names, self.name)
+
+    def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+        names = wanted.names or self.schema.names[:1]
+        kinds = pa.schema([(name, _LONG if name in self._long else self.schema.field(name).type) for name in names])
+        before = 0
+        for block in self._blocks():
+            try:
+                found = _parsed(block, kinds, others="ignore")
+            except pa.ArrowInvalid:  # a column is of another type here, of which its reader says what becomes
+                found = self._typed(block, before)
+            before += found.num_rows
+            for batch in found.to_batches(max_chunksize=rows):
+                columns = [_column(batch, name) for name in wanted.names]
+                yield pa.RecordBatch.from_arrays(columns, names=wanted.names) if columns else batch.select([])
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Whole lines, some 4 MB at a time."""
+        rest = b""
+        with told(self.name, DAMAGED), unpacked(self._path) as stream:
+            while chunk := stream.read(BLOCK):
+                end = chunk.rfind(b"\n") + 1
+                if end:
+                    yield rest + chunk[:end]
+                    rest = b""
+                rest += chunk[end:]
+                if len(rest) > LONGEST:
+                    raise DataError(f"{self.name} has a line of more than {LONGEST >> 20} MB; write one object a line")
+        if rest.strip():
+            yield rest
+
+    def _infer(self, frozen: Mapping[str, pa.DataType]) -> pa.Schema:
+        found: dict[str, pa.DataType] = {}
+        before = 0
+        for at, block in enumerate(self._blocks()):
+            table = self._typed(block, before)
+            before += table.num_rows
+            for field in table.schema:
+                known = found.get(field.name, pa.null())
+                common = common_type(known, field.type)
+                if common is None:
+                    raise DataError(
+                        f"{self.name}: column {field.name!r} is {type_name(known)} in the first rows and "
+                        f"{type_name(field.type)} from about row {before:,} on; write both with one type"
+                    )
+                found[field.name] = common
+            if at + 1 == LOOKED_AT:
+                break
+        if not before:
+            raise DataError(f"{self.name} has no rows; write one JSON object a line")
+        self._long = {name for name, kind in found.items() if kind == _LONG}
+        found |= dict.fromkeys(self._long, pa.string())
+        for name in found.keys() & frozen.keys():
+            if _is_open(found[name]):
+                found[name] = _readable(frozen[name])
+            elif pa.types.is_integer(found[name]) and pa.types.is_floating(frozen[name]):
+                found[name] = frozen[name]
+        return pa.schema(list(found.items()))
+
+    def _typed(self, block: bytes, before: int) -> pa.Table:
+        """The rows of a block, each column of the type that its values have there."""
+        try:
+            found = _parsed(block)
+            texts = {field.name: kind for field in found.schema if (kind := _untimed(field.type)) != field.type}
+            if texts:
+                found = _parsed(block, pa.schema(list(texts.items())))
+        except (pa.ArrowInvalid, UnicodeError) as error:
+            raise self._explained(error, before) from error
+        for at, name in enumerate(found.schema.names):
+            if _may_be_long(found.column(at)):
+                try:
+                    column = _parsed(block, pa.schema([(name, _LONG)]), others="ignore").column(name)
+                except pa.ArrowInvalid:
+                    continue  # fractional
+                found = found.set_column(at, name, column)
+        return found
+
+    def _explained(self, error: Exception, before: int) -> DataError:
+        text = one_line(error)
+        row = re.search(r"in row (\d+)", text)
+        where = f"row {before + int(row[1]) + 1:,}" if row else "some row"
+        column = re.search(r"Column\(/(.+?)\)", text)
+        changed = re.search(r"changed from (\w+) to (\w+)", text)
+        if column and changed:
+            return DataError(
+                f"{self.name}: column {column[1]!r}, {where}: found {changed[2]} where rows before have {changed[1]}; "
+                "write all of them as one type"
+            )
+        if column and "specified twice" in text:
+            return DataError(f"{self.name}: {where} has column {column[1]!r} twice; leave one out")
+        if isinstance(error, UnicodeError) or "UTF8" in text:
+            return DataError(f"{self.name} holds text that is not UTF-8; write it again as UTF-8")
+        if changed:
+            return DataError(f"{self.name}: {where} is no JSON object but {changed[2]}; write one object a line")
+        why = re.sub(r"JSON parse error: |\.? in row \d+|\.$", "", text)
+        why = why.replace("The document is empty", "something stands between objects")
+        return DataError(
+            f"{self.name}: {where} is no JSON object ({why}); write one object a line, with nothing between lines"
+        )
+
+
+def _parsed(block: bytes, kinds: pa.Schema | None = None, others: str = "infer") -> pa.Table:
+    """The rows of a block. Raises ``pa.ArrowInvalid`` where they are none, or a column not of its kind."""
+    found = pyarrow.json.read_json(
+        pa.BufferReader(block),
+        # without threads errors know their row
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=kinds, unexpected_field_behavior=others),
+    )
+    found.validate(full=True)  # nothing else tells that text is not UTF-8
+    return found
+
+
+def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    if name not in batch.schema.names:
+        return pa.nulls(batch.num_rows)
+    array = batch.column(name)
+    return array.cast(pa.string()) if pa.types.is_decimal(array.type) else array
+
+
+def _untimed(kind: pa.DataType) -> pa.DataType:
+    """The type without the times that Arrow sees in texts."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    return pa.list_(_untimed(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _is_open(kind: pa.DataType) -> bool:
+    """Whether nothing but nulls, or empty lists, was seen."""
+    return bool(pa.types.is_null(kind.value_type if pa.types.is_list(kind) else kind))
+
+
+def _readable(kind: pa.DataType) -> pa.DataType:
+    """What JSON has for values of a type."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return kind
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return pa.list_(_readable(kind.value_type)) if lists else pa.string()
+
+
+def _may_be_long(column: pa.ChunkedArray) -> bool:
+    largest = pc.max(pc.abs(column)).as_py() if pa.types.is_floating(column.type) else None
+    return largest is not None and 2.0**63 <= largest < 1e38

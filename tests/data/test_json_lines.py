@@ -1,0 +1,131 @@
+"""JSON lines against the standard library's reading of them."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multigate.data import json_lines
+from multigate.data.files import open_table
+from multigate.errors import DataError
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+CELLS = {
+    "whole": st.integers(-(2**63), 2**63 - 1),
+    "fraction": st.floats(allow_nan=False, allow_infinity=False),
+    "text": TEXTS.filter(bool),
+    "flag": st.booleans(),
+    "bag": st.lists(TEXTS, max_size=3),
+    "when": st.dates().map(str),
+}
+
+
+def write(folder: Path, *rows: Any, name: str = "a.jsonl") -> Path:
+    (folder / name).write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return folder / name
+
+
+def rows_of(data: Any, **types: str) -> list[dict[str, Any]]:
+    return [row for batch in open_table(data, types).batches(rows=3) for row in batch.to_pylist()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.fixed_dictionaries({}, optional={name: cell | st.none() for name, cell in CELLS.items()})))
+def test_cells_equal_the_standard_librarys(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
+) -> None:
+    rows = [dict.fromkeys(CELLS) | {"text": "first"}, *rows]
+    path = write(tmp_path_factory.mktemp("json"), *rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lines, "BLOCK", 64)  # lines go over the ends of blocks
+        patch.setattr(json_lines, "LOOKED_AT", 1_000)
+        found = rows_of(path)
+    assert [{name: row.get(name) for name in CELLS} for row in rows] == found
+
+
+def test_text_stays_text_and_whole_numbers_keep_their_digits(tmp_path: Path) -> None:
+    long = 123456789012345678901
+    path = write(tmp_path, {"code": "007", "day": "2026-01-05", "days": ["2026-01-05"], "id": 5}, {"id": long}, {})
+    source = open_table(path)
+    assert dict(zip(source.schema.names, map(str, source.schema.types), strict=True)) == {
+        "code": "string", "day": "string", "days": "list<item: string>", "id": "string",
+    }  # fmt: skip
+    assert [row["id"] for row in rows_of(path)] == ["5", str(long), None]
+    assert rows_of(path, day="timestamp[us]")[0]["day"].year == 2026
+
+
+def test_columns_and_types_are_of_all_the_rows_that_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK", 16)
+    monkeypatch.setattr(json_lines, "LOOKED_AT", 9)
+    path = write(tmp_path, {"n": 1}, {"n": 2}, {"n": 2.5, "late": True}, {"n": None, "tags": []}, {"tags": ["a"]})
+    source = open_table(path)
+    assert list(map(str, source.schema.types)) == ["double", "bool", "list<item: string>"]
+    assert source.batches().__next__().num_rows == 1, "blocks are as small as asked for"
+    assert [row["n"] for row in rows_of(path)] == [1, 2, 2.5, None, None]
+
+
+def test_what_comes_later_is_read_if_the_schema_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK", 8)
+    monkeypatch.setattr(json_lines, "LOOKED_AT", 1)
+    path = write(tmp_path, {"n": 1, "day": None, "bag": []}, {"n": 2.0}, {"n": 2.5}, {"day": "2026-01-05", "bag": [1]})
+    with pytest.raises(DataError, match=r"column 'n', row 3: 2.5 is not int64"):
+        list(open_table(path).batches(["n"]))
+    found = rows_of(path, n="double", day="timestamp[us]", bag="list<item: int64>")
+    assert [row["n"] for row in found] == [1, 2, 2.5, None]
+    assert (found[3]["day"].day, [row["bag"] for row in found]) == (5, [[], None, None, [1]])
+
+
+def test_files_may_be_compressed_and_lie_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=2").mkdir()
+    whole = write(tmp_path, {"x": 1}, {"x": 2}).read_bytes()
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "day=1" / "a.JSONL.GZ").write_bytes(gzip.compress(whole))
+    (tmp_path / "day=2" / "a.ndjson.zst").write_bytes(pa.Codec("zstd").compress(whole).to_pybytes())
+    assert rows_of(tmp_path) == [{"x": x, "day": day} for day in (1, 2) for x in (1, 2)]
+    assert sum(batch.num_rows for batch in open_table(tmp_path).batches([])) == 4
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (('{"x": 1}', '{"x": "a"}'), "column 'x', row 2: found string where rows before have number"),
+        (('{"x": 1}', '{"x": 2'), "row 2 is no JSON object"),
+        (('{"x": 1}', "7"), "row 2 is no JSON object but number"),
+        (("[", '{"x": 1}', "]"), "is no JSON object"),
+        (('[{"x": 1}]',), "row 1 is no JSON object but array"),
+        (('{"x": 1},', '{"x": 2}'), "nothing between lines"),
+        (('{"x": 1, "x": 2}',), "row 1 has column 'x' twice"),
+        (('{"": 1}',), "column 1 has an empty name"),
+        (("",), "has no rows"),
+        (("{}",), "has no columns"),
+    ],
+)
+def test_files_that_are_no_such_lines_are_told_of(tmp_path: Path, lines: tuple[str, ...], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        open_table(write(tmp_path, *lines))
+
+
+def test_a_row_further_on_is_counted_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK", 16)
+    monkeypatch.setattr(json_lines, "LOOKED_AT", 1_000)
+    path = write(tmp_path, *({"x": at} for at in range(50)), "{")
+    with pytest.raises(DataError, match=r"row 51 is no JSON object"):
+        open_table(path)
+    monkeypatch.setattr(json_lines, "LOOKED_AT", 1)
+    with pytest.raises(DataError, match=r"row 51 is no JSON object"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize("text", [b'{"x": "\xff"}\n', b'{"\xff": 1}\n'])
+def test_what_is_not_utf8_is_told_of(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(text)
+    with pytest.raises(DataError, match="not UTF-8"):
+        open_table(tmp_path / "a.jsonl")
