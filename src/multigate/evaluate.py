@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from multigate.batch import Batch, output_columns
 from multigate.data.encoder import Encoder
+from multigate.data.missingness import weights_of
 from multigate.data.rows import cuts, to_device
 from multigate.errors import ExperimentError, nearest
 from multigate.metrics import BY_KIND, HIGHER_IS_BETTER, LOSS, PRIMARY, bootstrap, score_task
@@ -66,11 +67,13 @@ def forward(model: Model, batches: Iterable[Batch], device: torch.device, *, pre
 def spaces(schema: Schema, encoder: Encoder, scored: Scored, tasks: Sequence[int] | None = None) -> list[Space]:
     """What there is to score: every task on its known rows, every conditional on the rows where its parent is 1.
 
-    ``schema`` holds the tasks that were trained; ``tasks`` are their places among the encoder's.
+    ``schema`` holds the tasks that were trained; ``tasks`` are their places among the encoder's. Where labels of a task
+    are unknown on a part of these rows where its parent is 1, the known ones count for them.
     """
     places = list(tasks if tasks is not None else range(len(schema.tasks)))
     spans = output_columns([encoder.layout.tasks[place] for place in places])
     grouped = schema.group is not None
+    weighed = weights_of(schema, scored.labels, scored.known, scored.weights)
     found = []
     for t, task in enumerate(schema.tasks):
         start, end = spans[t]
@@ -85,7 +88,8 @@ def spaces(schema: Schema, encoder: Encoder, scored: Scored, tasks: Sequence[int
                 outputs = outputs[:, 0]
             if task.kind == "regression":
                 outputs, labels = encoder.decode(places[t], outputs), encoder.decode(places[t], labels)
-            weights = scored.weights[rows, t] if task.sample_weight else None
+            counts = weighed[rows, t]
+            weights = counts if task.sample_weight or (counts != counts[:1]).any() else None
             groups = each_alone(scored.groups[rows]) if grouped else None
             found.append(Space(name, task.kind, outputs, labels, weights, groups))
     return found

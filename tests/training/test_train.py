@@ -497,5 +497,5 @@ def test_children_that_are_seldom_known_under_their_parent_are_told(
         prepare_sources(experiment, sources, tmp_path / "rows", report)
     told = "buy is known in 33% of the rows where click is 1"
     found = capsys.readouterr().err
-    assert (told in found and "a sample_weight, 3 where click is 1" in found) == (unknown > 0 and weight is None)
+    assert (told in found and "each known one counts 3 times there" in found) == (unknown > 0 and weight is None)
     assert ("buy is known in" in found) == (unknown > 0 and weight is None)

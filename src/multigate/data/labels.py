@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multigate.batch import TaskColumn
 from multigate.data import arrow, cells
+from multigate.data.missingness import Followed, chains
 from multigate.data.numbers import Moments
 from multigate.errors import DataError, nearest
 from multigate.options import Options
@@ -50,13 +51,16 @@ class LabelStats(Options):
     """Known rows of each class."""
     shares: tuple[float, ...] = ()
     """Of each class in the weights of known labels; none without weights."""
+    followed: float | None = None
+    """Share of the rows where the ``given`` parent is 1 that have a known label; none if that makes no difference."""
     values: tuple[str, ...] = ()
     """What labels are there where ``positive`` says which of them mean 1; empty where there are many."""
 
     @model_serializer(mode="wrap")
-    def _without_empty_shares(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_rare(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = serialise(self)
-        return values if self.shares else {name: value for name, value in values.items() if name != "shares"}
+        empty = {name for name in ("shares", "followed") if not getattr(self, name)}
+        return {name: value for name, value in values.items() if name not in empty}
 
 
 class LabelReader:
@@ -70,22 +74,19 @@ class LabelReader:
         index = {task.name: at for at, task in enumerate(schema.tasks)}
         self._where = [(at, index[task.where]) for at, task in enumerate(schema.tasks) if task.where is not None]
         parents = schema.parents()
-        self._given = [(at, parent) for at in schema.order() if (parent := parents[at]) is not None]
+        self.given = [(at, parent) for at in schema.order() if (parent := parents[at]) is not None]
 
-    def read(self, rows: int, column: Column) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels (T, R) float64, NaN where null; known (T, R) bool; known labels of 1 under a given 0 (T,)."""
+    def read(self, rows: int, column: Column) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (T, R) float64, NaN where null; known (T, R) bool."""
         labels = np.empty((len(self.schema.tasks), rows))
         for at, task in enumerate(self.schema.tasks):
             labels[at] = self._label(task, column(task.source))
-        for child, parent in self._given:
+        for child, parent in self.given:
             labels[child, (labels[parent] == 0) & np.isnan(labels[child])] = 0.0
         known = ~np.isnan(labels)
         for task_at, parent in self._where:
             known[task_at] &= labels[parent] == 1
-        violations = np.zeros(len(labels), dtype=np.int64)
-        for child, parent in self._given:
-            violations[child] = (known[child] & (labels[child] == 1) & (labels[parent] == 0)).sum()
-        return labels, known, violations
+        return labels, known
 
     def weights(self, rows: int, column: Column) -> np.ndarray:
         """(R, T) float32: the tasks' sample weights, 1 without."""
@@ -188,6 +189,7 @@ class LabelFit:
         self.schema, self._base = schema, base
         self._reader = LabelReader(schema, declared, growing=base is None)
         self._violations = np.zeros(len(schema.tasks), dtype=np.int64)
+        self._followed = Followed(schema)
         self._weight = np.zeros(len(schema.tasks))
         self._moments = Moments(len(schema.tasks))
         self._weighed = Moments(2 * len(schema.tasks))
@@ -197,13 +199,15 @@ class LabelFit:
         self._shares: list[np.ndarray] = [np.zeros(2) for _ in schema.tasks]
 
     def add(self, rows: int, column: Column) -> None:
-        labels, known, violations = self._reader.read(rows, column)
+        labels, known = self._reader.read(rows, column)
         weights = self._reader.weights(rows, column).T
         self._weight += np.where(known, weights, 0.0).sum(axis=1)
         if any(self._by_weight):
             held = np.where(known, weights, np.nan)
             self._weighed.add(np.concatenate((held, held * labels)))
-        self._violations += violations
+        self._followed.add(labels, known)
+        for child, parent in self._reader.given:
+            self._violations[child] += (known[child] & (labels[child] == 1) & (labels[parent] == 0)).sum()
         self._moments.add(np.where(known, labels, np.nan))
         for at, task in enumerate(self.schema.tasks):
             if task.kind != "regression":
@@ -217,12 +221,25 @@ class LabelFit:
         count, mean, sd = self._moments.finish()
         of_weights, of_products = np.split(self._weighed.finish()[1], 2)
         average = np.divide(of_products, of_weights, out=mean.copy(), where=self._by_weight & (of_weights > 0))
+        followed = self._followed.shares()
+        for child, parent in chains(self.schema):
+            if child in followed and self.schema.tasks[child].sample_weight is None:
+                average[child] = self._made_up(child, average[parent])
         return tuple(
-            self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]), float(average[at]))
+            self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]), float(average[at]), followed.get(at))
             for at, task in enumerate(self.schema.tasks)
         )
 
-    def _finish(self, at: int, task: Task, known: int, mean: float, sd: float, average: float) -> LabelStats:
+    def _made_up(self, child: int, parent: float) -> float:
+        """Mean label of a child whose known labels speak for the unknown ones, from that of its parent."""
+        negatives, positives = self._counts[child]
+        reached, strays = self._followed.known[child], self._violations[child]
+        others = max(negatives + positives - reached, 1)
+        return float(parent * (positives - strays) / reached + (1 - parent) * strays / others)
+
+    def _finish(
+        self, at: int, task: Task, known: int, mean: float, sd: float, average: float, followed: float | None
+    ) -> LabelStats:
         counts = self._counts[at]
         constant = sd == 0 if task.kind == "regression" else int((counts > 0).sum()) < 2
         if self._base is None and (known == 0 or constant):
@@ -249,7 +266,7 @@ class LabelFit:
             self._check_funnel(task, violations, int(counts[1]))
             return LabelStats(
                 name=task.name, known=known, positives=int(counts[1]), violations=violations, average=average,
-                values=self._values(at, task),
+                followed=followed, values=self._values(at, task),
             )  # fmt: skip
         if task.kind == "multiclass":
             index = self._reader.classes[task.name]
@@ -316,25 +333,6 @@ class Spelling:
             check_spelling(task, values, found)
 
 
-SELDOM = 0.95
-"""A child's labels known on less than this share of the rows where its parent is 1 are told."""
-
-
-def seldom_known(schema: Schema, stats: Sequence[LabelStats]) -> dict[str, float]:
-    """Tasks with a ``given`` that are known on a part of the rows where it is 1, and on all where it is 0; by name that
-    part. Not those with a ``sample_weight``, which may make up for it, nor where ``where`` takes rows away.
-    """
-    found = {}
-    for at, parent in enumerate(schema.parents()):
-        if parent is None or schema.tasks[at].sample_weight or schema.tasks[at].where or schema.tasks[parent].where:
-            continue
-        ones = stats[parent].positives
-        reached = stats[at].known - (stats[parent].known - ones)
-        if 0 < reached < SELDOM * ones:
-            found[schema.tasks[at].name] = reached / ones
-    return found
-
-
 def check_spelling(task: Task, values: Sequence[str], found: set[str]) -> None:
     """Raise ``ColumnError`` where none of the labels found is among ``values``, those of training, if known."""
     if not values or not found or _shared(task, values, found):
@@ -397,7 +395,7 @@ class Labels:
 
     def encode(self, rows: int, column: Column) -> tuple[Tensor, Tensor, Tensor]:
         """Labels (R, T) float32, known (R, T) bool, weights (R, T) float32."""
-        labels, known, _ = self._reader.read(rows, column)
+        labels, known = self._reader.read(rows, column)
         encoded = np.where(known, (labels - self._mean) / self._sd, 0.0).astype(np.float32)
         weights = self._reader.weights(rows, column)
         return rows_first(encoded), rows_first(known), torch.from_numpy(weights)
@@ -417,16 +415,20 @@ class Labels:
 
     def layout(self) -> tuple[TaskColumn, ...]:
         """What a model must know of each task."""
+        rates = [max(one.known, 1) / max(self._rows, 1) for one in self.stats]
+        for child, parent in chains(self.schema):
+            if self.stats[child].followed is not None and self.schema.tasks[child].sample_weight is None:
+                rates[child] = rates[parent]  # the known labels speak for the unknown
         return tuple(
             TaskColumn(
                 name=one.name,
                 kind=task.kind,
                 outputs=len(one.classes) if task.kind == "multiclass" else 1,
-                known_rate=max(one.known, 1) / max(self._rows, 1),
+                known_rate=rate,
                 mean=one.average,
                 class_rates=one.shares or tuple(many / max(one.known, 1) for many in one.counts),
             )
-            for one, task in zip(self.stats, self.schema.tasks, strict=True)
+            for one, task, rate in zip(self.stats, self.schema.tasks, rates, strict=True)
         )
 
 

@@ -28,6 +28,7 @@ from multigate.data.encoder import FORMAT, Encoder
 from multigate.data.features import by_name
 from multigate.data.kept import Kept
 from multigate.data.labels import Spelling
+from multigate.data.missingness import Followed, weighed
 from multigate.data.rows import cut, join, pick
 from multigate.data.split import PARTS, Split, Splitter
 from multigate.errors import DataError, MultigateError, RunError
@@ -73,12 +74,15 @@ class Table(Protocol):
 class Shards(Sequence[Batch]):
     """The shards of a part, each mapped when first asked for; their pages belong to the files, not to the process.
 
-    ``checksums``, by the files' names, are looked at then (.1 s for a GB that is in memory). Raises ``RunError`` where
-    a file is not what was written.
+    ``weigh`` gives rows their weights, where those of the files are not all there is to them. ``checksums``, by the
+    files' names, are looked at then (.1 s for a GB that is in memory). Raises ``RunError`` where a file is not what was
+    written.
     """
 
-    def __init__(self, paths: Sequence[Path], checksums: Mapping[str, str] = {}) -> None:
-        self._paths, self._checksums = paths, checksums
+    def __init__(
+        self, paths: Sequence[Path], checksums: Mapping[str, str] = {}, weigh: Callable[[Batch], Batch] | None = None
+    ) -> None:
+        self._paths, self._checksums, self._weigh = paths, checksums, weigh
         self._open: dict[int, Batch] = {}
 
     def __len__(self) -> int:
@@ -101,7 +105,8 @@ class Shards(Sequence[Batch]):
         at = range(len(self))[at]
         if at not in self._open:
             path = self._paths[at]
-            self._open[at] = _read_shard(path, self._checksums.get(path.name))
+            found = _read_shard(path, self._checksums.get(path.name))
+            self._open[at] = found if self._weigh is None else self._weigh(found)
         return self._open[at]
 
 
@@ -109,13 +114,18 @@ class Part:
     """The rows of one split."""
 
     def __init__(
-        self, name: str, paths: Sequence[Path], sizes: Sequence[int], checksums: Mapping[str, str] = {}
+        self,
+        name: str,
+        paths: Sequence[Path],
+        sizes: Sequence[int],
+        checksums: Mapping[str, str] = {},
+        weigh: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.name = name
         self.sizes = tuple(sizes)
         """Rows of each shard."""
         self.rows = sum(sizes)
-        self.shards = Shards(paths, checksums)
+        self.shards = Shards(paths, checksums, weigh)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All rows in order, ``size`` at a time; views of the shards where a batch lies within one."""
@@ -169,7 +179,9 @@ class Prepared:
 
     def _part(self, name: str, sizes: list[int]) -> Part:
         paths = [_shard_path(self.folder, name, at) for at in range(len(sizes))]
-        return Part(name, paths, sizes, self.manifest.get("checksums", {}))  # older rows have none
+        shares = self.manifest.get("followed", {}).get(name)
+        weigh = partial(weighed, self.encoder.schema, shares) if shares else None
+        return Part(name, paths, sizes, self.manifest.get("checksums", {}), weigh)  # older rows have no checksums
 
     @property
     def content(self) -> str:
@@ -283,14 +295,14 @@ def thinned(prepared: Prepared, share: float, folder: Path) -> Prepared:
     with writing(folder) as temporary:
         temporary.mkdir()
         shutil.copytree(prepared.folder / "encoder", temporary / "encoder")
-        train = _Writer(temporary, "train", max(prepared.train.sizes))
+        train = _Writer(temporary, "train", max(prepared.train.sizes), prepared.encoder.schema)
         first = 0
         for shard in prepared.train.shards:
             here = chosen[(first <= chosen) & (chosen < first + shard.rows)] - first
             if len(here):
                 train.add(pick(shard, torch.from_numpy(here)))
             first += shard.rows
-        valid = _Writer(temporary, "valid", max(prepared.valid.sizes))
+        valid = _Writer(temporary, "valid", max(prepared.valid.sizes), prepared.encoder.schema)
         for shard in prepared.valid.shards:
             valid.add(shard)
         sizes = {"train": train.close(), "valid": valid.close()}
@@ -301,6 +313,7 @@ def thinned(prepared: Prepared, share: float, folder: Path) -> Prepared:
             "parts": sizes,
             "rows": {name: sum(one) for name, one in sizes.items()},
             "checksums": checksums | train.checksums | valid.checksums,
+            "followed": {},  # the weights of its rows say it
         }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Prepared(folder)
@@ -325,7 +338,7 @@ def _write(
         encoder = Encoder.fit(schema, training) if base is None else base.grown(schema, training)
     encoder.save(folder / "encoder")
     shard_rows = max(1, min(shard_rows, SHARD_BYTES // _row_bytes(encoder.layout)))
-    writers = {name: _Writer(folder, name, shard_rows) for name in (*split.parts, *tables)}
+    writers = {name: _Writer(folder, name, shard_rows, schema) for name in (*split.parts, *tables)}
     sources = {name: rows if name == "train" else _Rows(schema, table) for name, table in tables.items()}
     done = dict.fromkeys(tables, 0)
     for name, batch, parts in worked(partial(_encoded, encoder, splitter), _numbered(sources, encoder)):
@@ -353,6 +366,7 @@ def _write(
         "checksums": checksums | {name: one for writer in writers.values() for name, one in writer.checksums.items()},
         "tables": {name: table.name for name, table in tables.items()},
         "thresholds": splitter.thresholds,
+        "followed": {name: shares for name, one in writers.items() if (shares := one.followed.by_name())},
         "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
         "labels": {one.name: {"known": one.known, "violations": one.violations} for one in encoder.stats},
     }
@@ -455,8 +469,9 @@ def _row_bytes(layout: Layout) -> int:
 class _Writer:
     """Gathers the rows of one part into shards of exactly ``shard_rows`` rows (the last one fewer)."""
 
-    def __init__(self, folder: Path, name: str, shard_rows: int) -> None:
+    def __init__(self, folder: Path, name: str, shard_rows: int, schema: Schema) -> None:
         self._folder, self._name, self._shard_rows = folder, name, shard_rows
+        self.followed = Followed(schema)
         self._waiting: list[Batch] = []
         self._held = 0
         self._sizes: list[int] = []
@@ -481,6 +496,7 @@ class _Writer:
     def _flush(self) -> None:
         path = _shard_path(self._folder, self._name, len(self._sizes))
         shard = join(self._waiting)
+        self.followed.add(shard.labels.numpy().T, shard.known.numpy().T)
         tensors = {name: getattr(shard, name).contiguous() for name in _TENSORS}
         for at, bag in enumerate(shard.bags):
             tensors |= {f"bag{at}.values": bag.values.contiguous(), f"bag{at}.offsets": bag.offsets.contiguous()}

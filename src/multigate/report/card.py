@@ -244,7 +244,12 @@ def _limits(one: _Card) -> Iterator[str]:
             yield f"{task.name} was learnt only where {task.where} is 1; elsewhere its predictions are untested."
         elif stats.known < encoder.rows:
             part = share(1 - stats.known / encoder.rows)
-            yield f"{task.name} is unknown in {part} of the training rows; no figure tells if they are like the others."
+            made_up = stats.followed is not None and stats.followed < 1 and not task.sample_weight
+            weighed = f"; where {task.given} is 1 the others count for them" if made_up else ""
+            yield (
+                f"{task.name} is unknown in {part} of the training rows{weighed}; no figure tells if they are like the "
+                "others."
+            )
         if stats.violations:
             yield f"In {stats.violations:,} training rows {task.name} is 1 though {task.given} is 0."
         if task.negatives_kept < 1:

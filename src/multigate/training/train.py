@@ -14,7 +14,6 @@ from multigate.bundle import ABOUT, FILES, GRAPH, WEIGHTS, Bundle, build_model, 
 from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
-from multigate.data.labels import seldom_known
 from multigate.data.prepared import Prepared, open_prepared, prepare
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, nearest
@@ -34,6 +33,9 @@ from multigate.training.warm_start import check_start
 from multigate.writing import remove, told, write_text
 
 PREPARED, BUNDLE = "prepared", "bundle"
+
+SELDOM = 0.95
+"""A task known on less than this share of the rows where its ``given`` parent is 1 is told of."""
 
 
 def train(
@@ -239,11 +241,10 @@ def prepare_sources(
             f"{part}: {share:.0%} of the rows are copies of training rows, beyond those that are alike by chance; "
             "scores on them reward what was learnt by heart, so keep them out of one of the two"
         )
-    for name, share in seldom_known(experiment.schema, prepared.encoder.stats).items():
-        parent = experiment.schema.task(name).given
-        report.once(
-            f"{name} is known in {share:.0%} of the rows where {parent} is 1, and in all where it is 0: p({name}) is "
-            f"learnt too low, at worst by as much; give {name} a sample_weight, {1 / share:.3g} where {parent} is 1 "
-            "and 1 elsewhere"
-        )
+    for task, one in zip(experiment.schema.tasks, prepared.encoder.stats, strict=True):
+        if task.sample_weight is None and one.followed is not None and one.followed < SELDOM:
+            report.once(
+                f"{task.name} is known in {one.followed:.0%} of the rows where {task.given} is 1, and in all where it "
+                f"is 0: each known one counts {1 / one.followed:.3g} times there, as if the unknown were like them"
+            )
     return prepared

@@ -1,0 +1,89 @@
+"""Labels that are unknown on a part of the rows where their parent is 1, and what the known ones count for.
+
+On rows without a click ``buy`` is known to be 0. Where clicked rows have a known one only in part, these are too few
+beside the others, and p(buy) is learnt too low. So each counts 1 / (the share that is known) there, and speaks for
+those that are not: inverse probability weighting (Horvitz and Thompson 1952). That is right where it is a matter of
+chance which are unknown.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multigate.batch import Batch
+from multigate.schema import Schema
+
+Labels = NDArray[np.floating]
+Known = NDArray[np.bool_]
+Weights = NDArray[np.float32]
+
+
+def chains(schema: Schema) -> Sequence[tuple[int, int]]:
+    """Places of tasks with a ``given`` and of their parents, parents first; none of which ``where`` takes rows away."""
+    parents = schema.parents()
+    return [
+        (at, parent)
+        for at in schema.order()
+        if (parent := parents[at]) is not None and not (schema.tasks[at].where or schema.tasks[parent].where)
+    ]
+
+
+class Followed:
+    """Counts, over rows in batches, how often tasks are known where their parent is 1."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema, self._chains = schema, chains(schema)
+        self._ones, self.known, self._strays = np.zeros((3, len(schema.tasks)), dtype=np.int64)
+
+    def add(self, labels: Labels, known: Known) -> None:
+        """Labels and known (T, R)."""
+        for child, parent in self._chains:
+            ones = known[parent] & (labels[parent] == 1)
+            self._ones[child] += np.count_nonzero(ones)
+            self.known[child] += np.count_nonzero(ones & known[child])
+            self._strays[child] += np.count_nonzero(known[child] & ~known[parent])
+
+    def shares(self) -> dict[int, float]:
+        """Known shares where the parent is 1, by the places of the tasks that the unknown make a difference to.
+
+        Not of tasks that are known beside an unknown parent: which of their labels are there is said by something else.
+        """
+        found: dict[int, float] = {}
+        for child, parent in self._chains:
+            if self.known[child] and not self._strays[child]:
+                share = float(self.known[child] / self._ones[child])
+                if share < 1 or parent in found:
+                    found[child] = share
+        return found
+
+    def by_name(self) -> dict[str, float]:
+        return {self.schema.tasks[at].name: share for at, share in self.shares().items()}
+
+
+def weighed(schema: Schema, shares: Mapping[str, float], rows: Batch) -> Batch:
+    """Rows whose known labels speak for the unknown, of shares by name."""
+    named = {at: shares[task.name] for at, task in enumerate(schema.tasks) if task.name in shares}
+    weights = _weights(schema, named, rows.labels.numpy(), rows.weights.numpy())
+    return rows._replace(weights=torch.from_numpy(weights))
+
+
+def weights_of(schema: Schema, labels: Labels, known: Known, weights: Weights) -> Weights:
+    """Weights (R, T) of all the rows that something is made of, with labels and known (R, T); those that prepared rows
+    have already stay as they are.
+    """
+    followed = Followed(schema)
+    followed.add(labels.T, known.T)
+    plain = {at: share for at, share in followed.shares().items() if (weights[:, at] == 1).all()}
+    return _weights(schema, plain, labels, weights) if plain else weights
+
+
+def _weights(schema: Schema, shares: Mapping[int, float], labels: Labels, weights: Weights) -> Weights:
+    counts = np.ones_like(weights)
+    for child, parent in chains(schema):
+        if child in shares:
+            here = np.where(labels[:, parent] == 1, np.float32(1 / shares[child]), np.float32(1))
+            counts[:, child] = counts[:, parent] * here
+    counts[:, [task.sample_weight is not None for task in schema.tasks]] = 1  # which may make up for it itself
+    return weights * counts
