@@ -93,6 +93,20 @@ def test_files_may_be_compressed_and_lie_in_a_folder(tmp_path: Path) -> None:
     assert sum(batch.num_rows for batch in open_table(tmp_path).batches([])) == 4
 
 
+def test_a_key_that_a_file_has_not_is_null_there(tmp_path: Path) -> None:
+    write(tmp_path, {"x": 1}, name="a.jsonl")
+    write(tmp_path, {"x": 2.5, "buy": True}, name="b.jsonl")
+    write(tmp_path, {"buy": False, "tag": "new"}, name="c.jsonl")
+    assert rows_of(tmp_path) == [
+        {"x": 1.0, "buy": None, "tag": None},
+        {"x": 2.5, "buy": True, "tag": None},
+        {"x": None, "buy": False, "tag": "new"},
+    ]
+    (tmp_path / "d.csv").write_text("buy\nTrue\n")
+    with pytest.raises(DataError, match=r"d.csv has no column 'tag'"):
+        rows_of([tmp_path / "c.jsonl", tmp_path / "d.csv"])
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [

@@ -16,7 +16,7 @@ class ArrowFile:
     It is not mapped into memory: where somebody cuts it short meanwhile, that would end the process.
     """
 
-    guessed = False
+    guessed = sparse = False
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

@@ -27,7 +27,7 @@ class CsvFile:
     In columns that are read as text, but were ``trained`` on as numbers, 1,5 between semicolons is 1.5 as well.
     """
 
-    guessed = True
+    guessed, sparse = True, False
 
     def __init__(self, path: Path, frozen: Mapping[str, pa.DataType], trained: Mapping[str, pa.DataType] = {}) -> None:
         self.name, self._path = str(path), path

@@ -165,17 +165,21 @@ def _part(path: Path, frozen: Mapping[str, pa.DataType], trained: Mapping[str, p
 
 
 def _merged(parts: Sequence[Part], frozen: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The columns that all parts share, in the order of the first, wide enough for every part."""
+    """The columns of the parts, which all have the same, in the order of the first, wide enough for every part."""
     first = parts[0]
     # a CSV file has no types: where its guesses differ from those of another the column is text
     guessed = all(part.guessed for part in parts)
     types = dict(zip(first.schema.names, first.schema.types, strict=True))
+    if all(part.sparse for part in parts):
+        types |= {name: pa.null() for part in parts for name in part.schema.names if name not in types}
     for part in parts[1:]:
         for name in part.schema.names:
             if name not in types:
                 raise DataError(f"{part.name} has a column {name!r} that {first.name} has not; give files of one table")
         for name, kind in types.items():
             if name not in part.schema.names:
+                if part.sparse and first.sparse:
+                    continue
                 raise DataError(f"{part.name} has no column {name!r}, {first.name} has; give files of one table")
             other = part.schema.field(name).type
             common = common_type(kind, other)

@@ -29,7 +29,7 @@ class JsonLinesFile:
     Columns are those of the first 16 MB. A number is fractional there if any is, or if ``frozen`` says so.
     """
 
-    guessed = False
+    guessed, sparse = False, True
 
     def __init__(self, path: Path, frozen: Mapping[str, pa.DataType]) -> None:
         self.name, self._path = str(path), path
@@ -39,8 +39,8 @@ class JsonLinesFile:
         check_names(self.schema.names, self.name)
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        names = wanted.names or self.schema.names[:1]
-        kinds = pa.schema([(name, _LONG if name in self._long else self.schema.field(name).type) for name in names])
+        own = {field.name: _LONG if field.name in self._long else field.type for field in self.schema}
+        kinds = pa.schema([(name, own.get(name, pa.null())) for name in wanted.names or self.schema.names[:1]])
         before = 0
         for block in self._blocks():
             try:

@@ -21,7 +21,7 @@ UNREADABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 class Memory:
     """One table as the only part of itself."""
 
-    guessed = False
+    guessed = sparse = False
 
     def __init__(self, table: pa.Table) -> None:
         self.name = "table"

@@ -14,7 +14,7 @@ from multigate.data.types import check_names, is_text, plain_column, plain_type
 class ParquetFile:
     """One file as a part of a table; text that is stored as codes stays codes."""
 
-    guessed = False
+    guessed = sparse = False
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

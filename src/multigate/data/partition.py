@@ -22,6 +22,8 @@ class Part(Protocol):
     rows: int | None
     guessed: bool
     """Whether its types are guesses (CSV)."""
+    sparse: bool
+    """Whether a column that it has not is null in it, as a key that a row has not (JSON lines)."""
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
         """Batches of the columns wanted, in that order; only CSV already has the types wanted."""
@@ -31,7 +33,7 @@ class PartitionedFile:
     """A file and the columns that its folders say, as text that is converted to their types."""
 
     def __init__(self, file: Part, keys: Keys, types: Mapping[str, pa.DataType]) -> None:
-        self.name, self.rows, self.guessed = file.name, file.rows, file.guessed
+        self.name, self.rows, self.guessed, self.sparse = file.name, file.rows, file.guessed, file.sparse
         self._file, self._keys = file, {name: text for name, text in keys.items() if name not in file.schema.names}
         self.schema = pa.schema([*file.schema, *((name, types[name]) for name in self._keys)])
 
