@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from multigate.data import json_lines
@@ -36,6 +36,7 @@ def rows_of(data: Any, **types: str) -> list[dict[str, Any]]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.fixed_dictionaries({}, optional={name: cell | st.none() for name, cell in CELLS.items()})))
+@example([{"fraction": 2.0**63}, {"whole": 2**63 - 1, "fraction": -1e300}])
 def test_cells_equal_the_standard_librarys(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
 ) -> None:

@@ -1,5 +1,6 @@
 """JSON lines: an object a line, whose keys are the columns; a key that a line has not is null there."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -105,7 +106,7 @@ class JsonLinesFile:
         except (pa.ArrowInvalid, UnicodeError) as error:
             raise self._explained(error, before) from error
         for at, name in enumerate(found.schema.names):
-            if _may_be_long(found.column(at)):
+            if _may_be_long(found.column(at)) and _is_whole(name, block):
                 try:
                     column = _parsed(block, pa.schema([(name, _LONG)]), others="ignore").column(name)
                 except pa.ArrowInvalid:
@@ -174,6 +175,12 @@ def _readable(kind: pa.DataType) -> pa.DataType:
         return kind
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return pa.list_(_readable(kind.value_type)) if lists else pa.string()
+
+
+def _is_whole(name: str, block: bytes) -> bool:
+    """Whether a number of a column stands there with all of its many digits, not as 9.3e+18."""
+    key = re.escape(json.dumps(name, ensure_ascii=False).encode())
+    return re.search(key + rb"\s*:\s*-?\d{19,}(?![\d.eE])", block) is not None
 
 
 def _may_be_long(column: pa.ChunkedArray) -> bool:
