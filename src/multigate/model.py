@@ -133,11 +133,16 @@ class Model(nn.Module):
         self.order = [first[i] for i in (order if order is not None else range(len(tasks)))]
 
     def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Outputs:
-        return self.decide(self.represent(numbers, categories, bags))
+        return self.decide(self.represent(numbers, categories, bags, apart=True))
 
-    def represent(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Represented:
-        """The first half: embeddings side by side, which is where tasks' gradients are compared and balanced."""
-        x = self.embed(numbers, categories, bags)
+    def represent(
+        self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = (), *, apart: bool = False
+    ) -> Represented:
+        """The first half: embeddings side by side, which is where tasks' gradients are compared and balanced.
+
+        With ``apart`` x may have no gradient: layers may read what it is made of in its place.
+        """
+        x = self.embed(numbers, categories, bags, apart=apart)
         context = None if self.context is None else self.context(numbers, categories, bags)
         return Represented(x, context, tuple(bias(numbers, categories, bags) for bias in self.biases))
 

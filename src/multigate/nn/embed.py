@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn import functional
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
 from multigate.nn.eager import eager, pays, watched
-from multigate.nn.kernels import kernels
+from multigate.nn.kernels import Lookups, kernels
+from multigate.nn.lookups import ROWS_EACH, Embedded, Wiring, can_look_up, least_dim, paired
 from multigate.options import Options
 
 
@@ -90,19 +92,52 @@ class Embed(nn.Module):
             origins += [bag] * int(dim)
         return tuple(origins)
 
-    def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Tensor:
+    def forward(
+        self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = (), *, apart: bool = False
+    ) -> Tensor:
+        """With ``apart`` it may be an ``Embedded`` x, which layers read without it: nothing learns from x then."""
         numbers, categories, bags = self.pick(numbers, categories, bags)
         missing = numbers.isnan()
         numbers = numbers.masked_fill(missing, 0.0)
-        parts = [numbers, missing.to(numbers.dtype)] if self.numbers else []
-        parts += [part(numbers) for part in self.embedded_numbers]
+        before = [numbers, missing.to(numbers.dtype)] if self.numbers else []
+        before += [part(numbers) for part in self.embedded_numbers]
         categories = self._forget(categories)
-        parts += [part(categories, self.tables) for part in self.categories]
+        looked_up = [part(categories, self.tables) for part in self.categories]
+        after = []
         for (dim, start), bag in zip(self.bag_columns, bags, strict=True):
             values = self._forget(bag.values) + start
-            parts.append(self.tables[dim](values, bag.offsets))
-        x = torch.cat(parts, dim=1)
+            after.append(self.tables[dim](values, bag.offsets))
+        x = torch.cat([*before, *looked_up, *after], dim=1)
+        if apart and self._may_be_apart(x):
+            return self._apart(x, before, looked_up, after, categories)
         return dropout(x, self.dropout, self.training, self.spared)
+
+    def _may_be_apart(self, x: Tensor) -> bool:
+        """Whether layers may read what x is made of in its place: many rows, of which nothing is dropped."""
+        dropped = self.training and self.dropout
+        return (self.training or pays(x)) and not dropped and can_look_up(x)
+
+    def _apart(
+        self, x: Tensor, before: list[Tensor], looked_up: list[Tensor], after: list[Tensor], ids: Tensor
+    ) -> Tensor:
+        """x and what it is made of: columns of small tables to be looked up, the others dense."""
+        place = sum(part.shape[1] for part in before)
+        dense, runs = [x.new_empty((len(x), 0)), *before], [(0, place)]
+        tables, lookups = [], []
+        for part, made in zip(self.categories, looked_up, strict=True):
+            held = self.tables[str(part.dim)]
+            small = part.small(len(x), held) if part.dim >= least_dim(x) else ()
+            if small:
+                tables.append(held.weight)
+                lookups.append(part.lookups(ids, small, place))
+            for first, end in part.runs_without(small):
+                dense.append(made[:, first:end])
+                runs.append((place + first, place + end))
+            place += part.d_out
+        if not lookups:
+            return x
+        runs.append((place, x.shape[1]))
+        return Embedded.of(x, torch.cat([*dense, *after], dim=1), tables, Wiring(tuple(runs), tuple(lookups)))
 
     def _forget(self, ids: Tensor) -> Tensor:
         """Ids with a share replaced by 0 in training."""
@@ -128,7 +163,10 @@ class OwnEmbeds(nn.Module):
         origins: tuple[int, ...] = self.each[0].origins  # type: ignore[assignment]
         return origins
 
-    def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Tensor:
+    def forward(
+        self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = (), *, apart: bool = False
+    ) -> Tensor:
+        """Whether or not it may be ``apart``, x is a plain tensor."""
         return torch.stack([embed(numbers, categories, bags) for embed in self.each], dim=1)
 
 
@@ -263,6 +301,8 @@ class Categories(nn.Module):
         super().__init__()
         self.dim = tables.dim
         self.d_out = self.dim * len(columns)
+        self.sizes = [tables.sizes[layout[i].table] for i in columns]
+        self._looked_up: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
         self.all = list(columns) == list(range(len(layout)))
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         starts = [tables.start[layout[i].table] for i in columns]
@@ -273,7 +313,7 @@ class Categories(nn.Module):
     def forward(self, categories: Tensor, tables: nn.ModuleDict) -> Tensor:
         ids = categories if self.all else categories.index_select(1, self.columns)
         held = tables[str(self.dim)]
-        if isinstance(held, StackedTables) and self._by_kernels(held, ids):
+        if self._by_kernels(held, ids):
             looked_up = LookedUp.apply(held.weight, ids.contiguous(), self.starts, self.owners)  # type: ignore[no-untyped-call]
         else:
             starts = self.starts if ids.device.type == "cpu" else self.starts.to(ids.dtype)  # sorted in half the time
@@ -281,14 +321,43 @@ class Categories(nn.Module):
         embedded: Tensor = looked_up.flatten(1)
         return embedded
 
-    def _by_kernels(self, tables: StackedTables, ids: Tensor) -> bool:
+    def _by_kernels(self, tables: nn.Module, ids: Tensor) -> bool:
         """Whether to take ``LookedUp``: in training or of many rows, on a CPU, where nobody hooks into the tables."""
-        weight = tables.weight
-        if not (self.training or pays(ids)) or tables.sparse or watched(tables):
+        if not (self.training or pays(ids)) or tables.sparse or ids.dtype != torch.int32:
             return False
-        plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and ids.dtype == torch.int32
-        plain = plain and weight.is_contiguous()
-        return plain and eager(weight) and eager(ids) and kernels() is not None
+        return _is_plain(tables) and eager(ids) and kernels() is not None
+
+    def small(self, rows: int, tables: StackedTables) -> tuple[int, ...]:
+        """Columns, by their places among these, of which so many rows had better look up ``Lookups``."""
+        if (self.training and tables.sparse) or not _is_plain(tables):
+            return ()
+        return tuple(at for at, size in enumerate(self.sizes) if size * ROWS_EACH <= rows)
+
+    def runs_without(self, columns: Sequence[int]) -> list[tuple[int, int]]:
+        """Where what others make begins and ends in what these make."""
+        edges = [-1, *columns, len(self.sizes)]
+        return [((a + 1) * self.dim, b * self.dim) for a, b in pairwise(edges) if b - a > 1]
+
+    def lookups(self, categories: Tensor, columns: tuple[int, ...], place: int) -> Lookups:
+        """Columns of categories (B, C), by their places among these, what these make beginning at ``place`` of x."""
+        if columns not in self._looked_up:
+            sizes, chosen = [self.sizes[at] for at in columns], torch.tensor(columns)
+            self._looked_up[columns] = (
+                self.columns[chosen], *paired(sizes), self.starts[chosen], chosen * self.dim,
+            )  # fmt: skip
+        read, *numbered, starts, places = self._looked_up[columns]
+        found = kernels()
+        assert found is not None
+        at = found.number_pairs(categories.contiguous(), read, *numbered)
+        return Lookups(at, *numbered, starts, places + place)
+
+
+def _is_plain(tables: nn.Module) -> bool:
+    """Whether compiled code may read tables: in float32 on a processor, where nobody hooks into them."""
+    if not isinstance(tables, StackedTables) or watched(tables):
+        return False
+    weight = tables.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() and eager(weight)
 
 
 class Piecewise(nn.Module):

@@ -219,3 +219,301 @@ extern "C" void add_up_float32(const float* dx, const int32_t* ids, const int64_
     const auto add = dim == 8 ? add_up<8> : dim == 16 ? add_up<16> : add_up<0>;
     add(dx, ids, starts, owners, sums, b, columns, dim, apart, threads);
 }
+
+namespace {
+
+// A linear map of columns that are rows of tables: w e[id] is computed once for each row of a table, ``LANES`` units of
+// w at a time, whose products lie in the nearest cache while the rows of the batch add theirs up.
+constexpr int LANES = 16;
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Order __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+#ifdef __clang__
+inline void turn(Vector (&x)[LANES]) {
+    for (int i = 0; i < LANES; ++i)
+        for (int j = 0; j < i; ++j) {
+            const float one = x[i][j];
+            x[i][j] = x[j][i];
+            x[j][i] = one;
+        }
+}
+#else
+template <int SIZE> inline void swap_blocks(Vector (&x)[LANES]) {
+    Order low, high;
+    for (int i = 0; i < LANES; ++i) {
+        low[i] = (i & SIZE) ? LANES + i - SIZE : i;
+        high[i] = (i & SIZE) ? LANES + i : i + SIZE;
+    }
+    for (int i = 0; i < LANES; ++i)
+        if (!(i & SIZE)) {
+            const Vector a = x[i], b = x[i + SIZE];
+            x[i] = __builtin_shuffle(a, b, low);
+            x[i + SIZE] = __builtin_shuffle(a, b, high);
+        }
+}
+
+inline void turn(Vector (&x)[LANES]) { // a square of numbers, rows to columns
+    swap_blocks<8>(x);
+    swap_blocks<4>(x);
+    swap_blocks<2>(x);
+    swap_blocks<1>(x);
+}
+#endif
+
+// Of c columns, column k has the rows of ``table`` from starts[k] on, as many as it has values, which are numbered from
+// value[k] on, and places[k] is the first of the ``dim`` columns of w that they are multiplied by. Two columns of few
+// values are one of all their pairs: of m such terms, term t is column one[t] and, if that is not below 0, other[t], its
+// pairs are numbered from first[t] on, and at[t] is that of a row of the batch.
+struct Columns {
+    const float* table;
+    const int32_t* at; // (b, m)
+    const int64_t *first, *one, *other, *value, *starts, *places;
+    int64_t b, m, c, dim;
+    int64_t values() const { return value[c]; }
+    int64_t pairs() const { return first[m]; }
+    int64_t size(int64_t k) const { return k < 0 ? 1 : value[k + 1] - value[k]; }
+};
+
+// held[pair] = each[value of one] + each[value of the other]
+inline void join(const Columns& of, const Vector* each, Vector* held) {
+    for (int64_t t = 0; t < of.m; ++t) {
+        const Vector* one = each + of.value[of.one[t]];
+        const int64_t many = of.size(of.one[t]), others = of.size(of.other[t]);
+        for (int64_t i = 0; i < many; ++i)
+            for (int64_t j = 0; j < others; ++j)
+                *held++ = of.other[t] < 0 ? one[i] : one[i] + each[of.value[of.other[t]] + j];
+    }
+}
+
+// each[value] = the sum of all pairs that it is in
+inline void part(const Columns& of, const Vector* held, Vector* each) {
+    std::fill_n(each, of.values(), Vector{});
+    for (int64_t t = 0; t < of.m; ++t) {
+        Vector* one = each + of.value[of.one[t]];
+        const int64_t many = of.size(of.one[t]), others = of.size(of.other[t]);
+        for (int64_t i = 0; i < many; ++i)
+            for (int64_t j = 0; j < others; ++j, ++held) {
+                one[i] += *held;
+                if (of.other[t] >= 0) each[of.value[of.other[t]] + j] += *held;
+            }
+    }
+}
+
+inline Vector sum_of(const Vector* held, const int32_t* at, int64_t m) {
+    Vector sum{};
+    for (int64_t t = 0; t < m; ++t) sum += held[at[t]];
+    return sum;
+}
+
+// z = z + more, and max(., 0) of that where ``active``
+template <typename T> void add_row(T* z, const float* more, int64_t many, bool active) {
+    auto* word = words(z);
+    for (int64_t i = 0; i < many; ++i) narrow(wide(z[i]) + more[i], z[i]);
+    if (active)
+        for (int64_t i = 0; i < many; ++i) word[i] &= above(word[i]);
+}
+
+template <typename T> void widen(const T* x, int64_t many, float* to) {
+    for (int64_t i = 0; i < many; ++i) to[i] = wide(x[i]);
+}
+
+// A matrix of either kind of number, whose code is compiled once.
+struct Matrix {
+    void* at;
+    bool half;
+    void add(int64_t place, const float* more, int64_t many, bool active) const {
+        half ? add_row(static_cast<bfloat16*>(at) + place, more, many, active)
+             : add_row(static_cast<float*>(at) + place, more, many, active);
+    }
+    void read(int64_t place, int64_t many, float* to) const {
+        half ? widen(static_cast<const bfloat16*>(at) + place, many, to)
+             : widen(static_cast<const float*>(at) + place, many, to);
+    }
+};
+
+// z[unit, row] += sum_k w[unit, columns of k] . table[row of k], and max(., 0) of that where unit < active
+template <int64_t FIXED>
+void add_looked_up(const Columns& of, const float* w, Matrix z, int64_t units, int64_t width, int64_t active,
+                   int threads) {
+    const int64_t dim = FIXED ? FIXED : of.dim, blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+#pragma omp parallel num_threads(threads) if (units * b * m > FEW)
+    {
+        std::vector<Vector> each(of.values()), held(of.pairs()), turned(dim);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t unit = block * LANES, many = std::min<int64_t>(LANES, units - unit);
+            for (int64_t k = 0; k < of.c; ++k) {
+                for (int64_t d = 0; d < dim; ++d) {
+                    Vector one{};
+                    for (int64_t i = 0; i < many; ++i) one[i] = w[(unit + i) * width + of.places[k] + d];
+                    turned[d] = one;
+                }
+                const float* row = of.table + of.starts[k] * dim;
+                for (int64_t v = of.value[k]; v < of.value[k + 1]; ++v, row += dim) {
+                    Vector sum{};
+                    for (int64_t d = 0; d < dim; ++d) sum += row[d] * turned[d];
+                    each[v] = sum;
+                }
+            }
+            join(of, each.data(), held.data());
+            const Vector* from = held.data();
+            for (int64_t start = 0; start < b; start += TILE) {
+                const int64_t rows = std::min(TILE, b - start);
+                Vector tile[TILE];
+                for (int64_t r = 0; r < rows; r += LANES) {
+                    Vector sums[LANES] = {};
+                    int64_t j = 0;
+                    for (; j < LANES && r + j + 4 <= rows; j += 4) { // four at a time, so that none waits for its own
+                        const int32_t* at = of.at + (start + r + j) * m;
+                        Vector a{}, e{}, f{}, g{};
+                        for (int64_t t = 0; t < m; ++t) {
+                            a += from[at[t]];
+                            e += from[at[m + t]];
+                            f += from[at[2 * m + t]];
+                            g += from[at[3 * m + t]];
+                        }
+                        sums[j] = a;
+                        sums[j + 1] = e;
+                        sums[j + 2] = f;
+                        sums[j + 3] = g;
+                    }
+                    for (; j < LANES && r + j < rows; ++j) sums[j] = sum_of(from, of.at + (start + r + j) * m, m);
+                    turn(sums);
+                    for (int64_t i = 0; i < LANES; ++i) tile[i * (TILE / LANES) + r / LANES] = sums[i];
+                }
+                const float* made = reinterpret_cast<const float*>(tile);
+                for (int64_t i = 0; i < many; ++i)
+                    z.add((unit + i) * b + start, made + i * TILE, rows, unit + i < active);
+            }
+        }
+    }
+}
+
+// Of the gradient of each value of column k: sums[d], those of w's columns, and what is added to ``grown``, of its rows.
+template <int64_t FIXED>
+void of_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, const Vector* each,
+               std::vector<Vector>& sums, float* grown) {
+    const int64_t dim = FIXED ? FIXED : of.dim, last = of.value[k + 1];
+    const float *row = of.table + of.starts[k] * dim, *by = w + of.places[k];
+    if constexpr (FIXED > 0) {
+        typedef float Row __attribute__((vector_size(FIXED * sizeof(float))));
+        Vector sum[FIXED] = {};
+        Row weights[LANES] = {};
+        for (int64_t i = 0; i < many; ++i) std::memcpy(&weights[i], by + i * width, sizeof(Row));
+        for (int64_t v = of.value[k]; v < last; ++v, row += dim) {
+            const Vector pull = each[v];
+            for (int64_t d = 0; d < dim; ++d) sum[d] += row[d] * pull;
+            Row even, odd{};
+            std::memcpy(&even, grown + v * dim, sizeof even);
+            for (int i = 0; i < LANES; i += 2) {
+                even += pull[i] * weights[i];
+                odd += pull[i + 1] * weights[i + 1];
+            }
+            even += odd;
+            std::memcpy(grown + v * dim, &even, sizeof even);
+        }
+        std::copy_n(sum, dim, sums.data());
+    } else {
+        std::fill(sums.begin(), sums.end(), Vector{});
+        for (int64_t v = of.value[k]; v < last; ++v, row += dim) {
+            for (int64_t d = 0; d < dim; ++d) sums[d] += row[d] * each[v];
+            for (int64_t i = 0; i < many; ++i)
+                for (int64_t d = 0; d < dim; ++d) grown[v * dim + d] += each[v][i] * by[i * width + d];
+        }
+    }
+}
+
+// Gradients of ``add_looked_up``: dw[unit, columns of k], written, and those of the table's rows, added to ``dtable``
+template <int64_t FIXED>
+void of_looked_up(const Columns& of, Matrix dz, const float* w, float* dw, float* dtable, int64_t units,
+                  int64_t width, int threads) {
+    const int64_t dim = FIXED ? FIXED : of.dim, blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+    const int64_t values = of.values();
+    std::vector<float> grown(threads * values * dim);
+#pragma omp parallel for schedule(static) num_threads(threads) if (units * b * m > FEW)
+    for (int share = 0; share < threads; ++share) {
+        std::vector<Vector> each(values), held(of.pairs()), sums(dim);
+        Vector* to = held.data();
+        for (int64_t block = blocks * share / threads; block < blocks * (share + 1) / threads; ++block) {
+            const int64_t unit = block * LANES, many = std::min<int64_t>(LANES, units - unit);
+            std::fill(held.begin(), held.end(), Vector{});
+            for (int64_t start = 0; start < b; start += TILE) {
+                const int64_t rows = std::min(TILE, b - start);
+                Vector tile[TILE];
+                float* read = reinterpret_cast<float*>(tile);
+                for (int64_t i = 0; i < LANES; ++i) {
+                    const int64_t found = i < many ? rows : 0;
+                    if (found) dz.read((unit + i) * b + start, found, read + i * TILE);
+                    std::fill(read + i * TILE + found, read + (i + 1) * TILE, 0.0f);
+                }
+                for (int64_t r = 0; r < rows; r += LANES) {
+                    Vector pull[LANES];
+                    for (int64_t i = 0; i < LANES; ++i) pull[i] = tile[i * (TILE / LANES) + r / LANES];
+                    turn(pull);
+                    const int64_t few = std::min<int64_t>(LANES, rows - r);
+                    for (int64_t j = 0; j < few; ++j) {
+                        const int32_t* at = of.at + (start + r + j) * m;
+                        const Vector one = pull[j];
+                        for (int64_t t = 0; t < m; ++t) to[at[t]] += one;
+                    }
+                }
+            }
+            part(of, to, each.data());
+            for (int64_t k = 0; k < of.c; ++k) {
+                float* mine = grown.data() + share * values * dim;
+                of_values<FIXED>(of, k, w + unit * width, width, many, each.data(), sums, mine);
+                for (int64_t i = 0; i < many; ++i)
+                    for (int64_t d = 0; d < dim; ++d) dw[(unit + i) * width + of.places[k] + d] = sums[d][i];
+            }
+        }
+    }
+    for (int share = 0; share < threads; ++share)
+        for (int64_t k = 0; k < of.c; ++k) {
+            const float* from = grown.data() + (share * values + of.value[k]) * dim;
+            float* sum = dtable + of.starts[k] * dim;
+            for (int64_t i = 0; i < of.size(k) * dim; ++i) sum[i] += from[i];
+        }
+}
+
+} // namespace
+
+// at[row, t], of terms as in ``Columns``, from ids (b, width) of which column k is read[k]; returns how many are none
+extern "C" int64_t number_pairs_float32(const int32_t* ids, const int64_t* read, const int64_t* first, const int64_t* one,
+                                        const int64_t* other, const int64_t* value, int32_t* at, int64_t b,
+                                        int64_t width, int64_t m, int threads) {
+    int64_t lost = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : lost) if (b * m > FEW)
+    for (int64_t row = 0; row < b; ++row)
+        for (int64_t t = 0; t < m; ++t) {
+            const auto id = [&](int64_t k) {
+                const int64_t found = ids[row * width + read[k]], size = value[k + 1] - value[k];
+                lost += found < 0 || found >= size;
+                return found;
+            };
+            const int64_t k = other[t], place = id(one[t]);
+            at[row * m + t] = int32_t(first[t] + (k < 0 ? place : place * (value[k + 1] - value[k]) + id(k)));
+        }
+    return lost;
+}
+
+#define LOOKED_UP(T)                                                                                                   \
+    extern "C" void add_looked_up_##T(const float* table, const int32_t* at, const int64_t* first, const int64_t* one, \
+                                      const int64_t* other, const int64_t* value, const int64_t* starts,               \
+                                      const int64_t* places, const float* w, T* z, int64_t b, int64_t m, int64_t c,    \
+                                      int64_t dim, int64_t units, int64_t width, int64_t active, int threads) {        \
+        const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};                           \
+        const auto add = dim == 8 ? add_looked_up<8> : dim == 16 ? add_looked_up<16> : add_looked_up<0>;               \
+        add(of, w, {z, sizeof(T) == 2}, units, width, active, threads);                                                \
+    }                                                                                                                  \
+    extern "C" void of_looked_up_##T(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,  \
+                                     const int64_t* other, const int64_t* value, const int64_t* starts,                \
+                                     const int64_t* places, const float* w, T* dz, float* dw, float* dtable,           \
+                                     int64_t b, int64_t m, int64_t c, int64_t dim, int64_t units, int64_t width,       \
+                                     int threads) {                                                                    \
+        const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};                           \
+        const auto find = dim == 8 ? of_looked_up<8> : dim == 16 ? of_looked_up<16> : of_looked_up<0>;                 \
+        find(of, {dz, sizeof(T) == 2}, w, dw, dtable, units, width, threads);                                          \
+    }
+
+LOOKED_UP(float32)
+LOOKED_UP(bfloat16)

@@ -1,6 +1,6 @@
 """Compiled code for what is no matmul: built once by the machine's own compiler, kept, and never needed.
 
-``kernels.cpp`` is built on first use, in about a second, and kept in the cache folder under a name that says what it
+``kernels.cpp`` is built on first use, in a few seconds, and kept in the cache folder under a name that says what it
 was built from (its source, the compiler, the processor) and what is in it: a file that was cut off or altered since
 would end the process, so it is never loaded, but built anew. Where there is no compiler, where it fails, or where what
 it made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
@@ -42,12 +42,36 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
+    "number_pairs": (*[c_void_p] * 7, *[c_int64] * 3, c_int),
+    "add_looked_up": (*[c_void_p] * 10, *[c_int64] * 7, c_int),
+    "of_looked_up": (*[c_void_p] * 12, *[c_int64] * 6, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
-IN_FLOAT32_ALONE = ("sum_of_product", "look_up", "add_up")
+IN_FLOAT32_ALONE = ("sum_of_product", "look_up", "add_up", "number_pairs")
+COUNTING = ("look_up", "number_pairs")
+"""Those that return how many ids have no row."""
 TERMS = 256
 """Those of a sum at most that are added one after the other."""
 _ONE_AT_A_TIME = threading.Lock()
+
+
+class Lookups(NamedTuple):
+    """c columns of x (B, D) that are rows of one table (rows, dim), read as m terms, each one column or two of them.
+
+    ``at`` (B, m) int32: the pair of each term that a row has, those of term t being numbered from ``first[t]`` on
+    (m + 1,); it is of columns ``one[t]`` and ``other[t]`` (m,), -1 where there is none, the values of the other one
+    after another for each of the one. Values of column k are numbered from ``value[k]`` on (c + 1,) and are the rows of
+    the table from ``starts[k]`` on (c,); in x they are the ``dim`` columns from ``places[k]`` on (c,). All but ``at``
+    are int64.
+    """
+
+    at: Tensor
+    first: Tensor
+    one: Tensor
+    other: Tensor
+    value: Tensor
+    starts: Tensor
+    places: Tensor
 
 
 class Kernels:
@@ -60,7 +84,7 @@ class Kernels:
             for dtype, suffix in NAMES.items():
                 if dtype == torch.float32 or name not in IN_FLOAT32_ALONE:
                     function = self.functions[name, dtype] = library[f"{name}_{suffix}"]
-                    function.argtypes, function.restype = arguments, c_int64 if name == "look_up" else None
+                    function.argtypes, function.restype = arguments, c_int64 if name in COUNTING else None
 
     def mix(self, weights: Tensor, sources: Tensor) -> Tensor:
         """sum_e weights[t, e, b] sources[e, h, b], float32 (T, E, B) and (E, H, B) -> (T, H, B)."""
@@ -138,6 +162,36 @@ class Kernels:
         arrays = (pull, ids, starts, owners, sums)
         self._call("add_up", pull.dtype, arrays, b, columns, dim, pull.stride(0))
         return sums
+
+    def number_pairs(
+        self, ids: Tensor, read: Tensor, first: Tensor, one: Tensor, other: Tensor, value: Tensor
+    ) -> Tensor:
+        """``Lookups.at`` (B, m) of ids (B, C) int32, of which column k is ``read[k]``; the others as in ``Lookups``.
+
+        Raises ``IndexError`` where a column has no such value.
+        """
+        at = ids.new_empty((len(ids), len(one)))
+        lost = self._call(
+            "number_pairs", torch.float32, (ids, read, first, one, other, value, at), *ids.shape, len(one)
+        )
+        if lost:
+            raise IndexError(f"{lost} ids are out of range of the rows of their embedding tables")
+        return at
+
+    def add_looked_up_(self, made: Tensor, weight: Tensor, table: Tensor, of: Lookups, active: int = 0) -> Tensor:
+        """made (m, B) + weight (m, D) @ x^T of the columns of x that are looked up, and ReLU of its first ``active``
+        rows, in place; weight and table are float32."""
+        arrays, sizes = (table, *of, weight, made), (*of.at.shape, len(of.starts), table.shape[1])
+        self._call("add_looked_up", made.dtype, arrays, *sizes, *weight.shape, active)
+        return made
+
+    def of_looked_up_(self, pull: Tensor, weight: Tensor, table: Tensor, of: Lookups, grown: Tensor) -> Tensor:
+        """The gradient of a table (rows, dim) from that of ``add_looked_up_``, (m, B); that of the weight is written
+        into its columns of ``grown`` (m, D)."""
+        of_table = torch.zeros_like(table)
+        arrays, sizes = (table, *of, weight, pull, grown, of_table), (*of.at.shape, len(of.starts), table.shape[1])
+        self._call("of_looked_up", pull.dtype, arrays, *sizes, *weight.shape)
+        return of_table
 
     def _call(self, name: str, dtype: torch.dtype, tensors: tuple[Tensor, ...], *sizes: int) -> int | None:
         arrays = [tensor.data_ptr() for tensor in tensors]
@@ -243,6 +297,7 @@ def _agrees(found: Kernels) -> bool:
         rows = found.look_up(table, ids, starts)
         sums = torch.zeros(9, dim).index_add_(0, places.flatten(), rows.flatten(0, 1))
         pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
+    pairs += _pairs_looked_up(found, random)
     # a tile, and in the next one 64, 16 and single rows at a time
     weights, pull, sources = (torch.randn(shape, generator=random) for shape in ((2, 3, 213), (2, 5, 213), (3, 5, 213)))
     for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
@@ -263,3 +318,32 @@ def _agrees(found: Kernels) -> bool:
         return False
     pairs.append((made, (one * other).sum(2), 1e-5))
     return all(torch.allclose(one.float(), other.float(), atol=near, rtol=near) for one, other, near in pairs)
+
+
+def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
+    """What is computed of columns that are looked up, and by torch, with how near they must come."""
+    m, b, d = 19, 133, 64  # more than one tile of units and of rows, and a last one that is not full
+    first, one, other = torch.tensor([0, 12, 17]), torch.tensor([0, 2]), torch.tensor([1, -1])
+    value, starts, places = torch.tensor([0, 4, 7, 12]), torch.tensor([5, 0, 4]), torch.tensor([1, 20, 40])
+    ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in (4, 3, 5)], 1).int()
+    at = found.number_pairs(ids, torch.arange(3), first, one, other, value)
+    of = Lookups(at, first, one, other, value, starts, places)
+    weight, made, pull = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
+    pairs = []
+    for dim in (5, 8, 16):
+        table = torch.randn((9, dim), generator=random)
+        rows = ids.long() + starts
+        columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()
+        x, part = table[rows].flatten(1), weight[:, columns]
+        for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 4e-2)):
+            z, dz = made.to(dtype), pull.to(dtype)
+            grown = torch.zeros_like(weight)
+            of_table = found.of_looked_up_(dz, weight, table, of, grown)
+            of_x = (dz.float().t() @ part).view(-1, dim)
+            pairs += [
+                (found.add_looked_up_(z.clone(), weight, table, of), z.float() + part @ x.t(), near),
+                (found.add_looked_up_(z.clone(), weight, table, of, m), torch.relu(z.float() + part @ x.t()), near),
+                (grown[:, columns], dz.float() @ x, 1e-3),
+                (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
+            ]
+    return pairs

@@ -12,6 +12,7 @@ from torch.nn import functional
 from multigate.nn.chance import dropout
 from multigate.nn.eager import eager, multiplied_in, pays, transformed, watched
 from multigate.nn.layout import lies_last
+from multigate.nn.lookups import Embedded, product
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
 from multigate.nn.relu_layers import ReluLayers, lies_by_rows, relu_layers
 
@@ -136,8 +137,8 @@ class ParallelMLP(nn.Module):
             return None
         flat = [weight.flatten(0, -2) for weight in weights]
         if not self.training:
-            x = x.to(multiplied_in(x))
-            return self._relu_layers(x), [torch.mm(weight.to(x.dtype), x.t()) for weight in flat]
+            x = x if isinstance(x, Embedded) else x.to(multiplied_in(x))
+            return self._relu_layers(x), [self._product(weight, x) for weight in flat]
         made, products = self._relu_layers(x, flat[0] if len(flat) == 1 else torch.cat(flat))
         return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
 
@@ -146,7 +147,15 @@ class ParallelMLP(nn.Module):
         x, dtype = x[:, 0] if is_one(x) else x, multiplied_in(x)
         if not self.training:
             return relu_layers(x, dtype, *parameters)
-        return ReluLayers.apply(x, dtype, beside, *parameters)  # type: ignore[no-untyped-call]
+        x, wiring, tables = (x.dense, x.wiring, x.tables) if isinstance(x, Embedded) else (x, None, ())
+        return ReluLayers.apply(x, dtype, beside, wiring, *tables, *parameters)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _product(weight: Tensor, x: Tensor) -> Tensor:
+        """weight (m, D) @ x^T (m, B), without gradients."""
+        if isinstance(x, Embedded):
+            return product(weight, x, multiplied_in(x))
+        return torch.mm(weight.to(x.dtype), x.t())
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone, in evaluation. (B, D) -> (B, H)."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multigate.nn.kernels import kernels_for
+from multigate.nn.lookups import Embedded, Wiring, product
 
 WIDTH = 16
 """Numbers that a processor multiplies at once."""
@@ -26,29 +27,44 @@ class ReluLayers(torch.autograd.Function):
     Everything is computed in ``dtype``, gradients of weights come in theirs. Rows (B, D) have a 1 beside them, whose
     factors are the biases, and zeros up to a multiple of 16: the matmul over the batch that the gradient of the first
     weights is then runs at full speed and has that of the biases in it. Gradients between layers are masked in place.
+
+    With ``wiring``, x (B, K) are the dense columns alone, and the parameters come after the tables of what is looked up.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, beside: Tensor | None, *parameters: Tensor) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, dtype: torch.dtype, beside: Tensor | None, wiring: Wiring | None, *tensors: Tensor
+    ) -> Any:
+        many = 0 if wiring is None else len(wiring.lookups)
+        tables, parameters = tensors[:many], tensors[many:]
         rows, (n, d_out, d_in) = len(x), parameters[0].shape
         ctx.shape, ctx.of_rows, ctx.kept = parameters[0].shape, x.dim() == 2, parameters[0].dtype
-        ctx.padded = lies_by_rows(x)
+        ctx.padded, ctx.wiring = wiring is not None or lies_by_rows(x), wiring
+        read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
         if ctx.padded:
             read = _padded((x,), dtype)
-            read[:, d_in] = 1
-            first = _padded((parameters[0].flatten(0, 1), *([] if beside is None else [beside])), dtype)
-            first[: n * d_out, d_in] = parameters[1].flatten()
+            read[:, x.shape[1]] = 1
+            first = _padded(read_by if wiring is None else [wiring.dense_of(weight) for weight in read_by], dtype)
+            first[: n * d_out, x.shape[1]] = parameters[1].flatten()
             made = torch.mm(first, read.t())
         else:
             x = x.to(dtype) if x.dim() == 3 else x.to(dtype).unsqueeze(1)
             u = x.shape[1]
             read, first = x.permute(1, 2, 0), parameters[0].to(dtype).view(u, -1, d_in)  # (u, D, B)
             made = torch.baddbmm(parameters[1].to(dtype).view(u, -1, 1), first, read).view(n * d_out, rows)
-        layers = [_relu_(made[: n * d_out]).view(n, d_out, rows)]
+        active = made[: n * d_out]
+        if wiring is None:
+            _relu_(active)
+        else:
+            wiring.add_(active, read_by[0], tables, active=n * d_out)
+            if beside is not None:
+                wiring.add_(made[n * d_out :], beside, tables)
+        layers = [active.view(n, d_out, rows)]
         weights = [weight.to(dtype) for weight in parameters[2::2]]
         for weight, bias in zip(weights, parameters[3::2], strict=True):
             layers.append(_relu_(torch.baddbmm(bias.to(dtype).unsqueeze(2), weight, layers[-1])))
-        ctx.save_for_backward(read, first, *weights, *layers)
+        ctx.many = len(weights)
+        ctx.save_for_backward(read, first, *weights, *layers, *([] if wiring is None else [*read_by, *tables]))
         out = layers[-1].permute(2, 0, 1)
         return out if beside is None else (out, made[n * d_out :])
 
@@ -56,7 +72,7 @@ class ReluLayers(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         read, first, *saved = ctx.saved_tensors
-        weights, layers = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        weights, layers, looked_up = saved[: ctx.many], saved[ctx.many : 2 * ctx.many + 1], saved[2 * ctx.many + 1 :]
         (n, d_out, d_in), rows = ctx.shape, layers[-1].shape[2]
         beside = len(first) - n * d_out if ctx.padded else 0
         flat = layers[0].new_empty((n * d_out + beside, rows))
@@ -75,27 +91,53 @@ class ReluLayers(torch.autograd.Function):
             flat = flat.view(u, n * d_out // u, rows)
             of_weight = torch.bmm(flat, read.transpose(1, 2)).to(ctx.kept)
             found = [of_weight.view(ctx.shape), at.sum(2).to(ctx.kept), *found]
-            return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, *found
+            return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, None, *found
         if beside:
             flat[n * d_out :] = gradients[1]
+        runs = ((0, d_in),) if ctx.wiring is None else ctx.wiring.runs
+        width = sum(end - start for start, end in runs)
         of_first = flat @ read
-        of_weight = torch.empty(ctx.shape, dtype=ctx.kept, device=first.device)
-        of_weight.view(n * d_out, d_in).copy_(of_first[: n * d_out, :d_in])
-        found = [of_weight, of_first[: n * d_out, d_in].to(ctx.kept).view(n, d_out), *found]
-        of_beside = of_first[n * d_out :, :d_in].to(ctx.kept) if beside else None
-        return (flat.t() @ first)[:, :d_in] if wants_x else None, None, of_beside, *found
+        of_read_by = []
+        for part in of_first.split([n * d_out, *([beside] if beside else [])]):
+            grown, start = torch.empty((len(part), d_in), dtype=ctx.kept, device=first.device), 0
+            for begin, end in runs:
+                grown[:, begin:end] = part[:, start : (start := start + end - begin)]
+            of_read_by.append(grown)
+        of_tables = _of_tables(ctx.wiring, flat, looked_up, of_read_by)
+        of_bias = of_first[: n * d_out, width].to(ctx.kept).view(n, d_out)
+        of_x = (flat.t() @ first)[:, :width] if wants_x else None
+        of_beside = of_read_by[1] if beside else None
+        return of_x, None, of_beside, None, *of_tables, of_read_by[0].view(ctx.shape), of_bias, *found
+
+
+def _of_tables(
+    wiring: Wiring | None, flat: Tensor, looked_up: Sequence[Tensor], of_read_by: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of tables, of what is looked up; those of the weights that read it go into their places."""
+    if wiring is None:
+        return []
+    read_by, tables = looked_up[: len(of_read_by)], looked_up[len(of_read_by) :]
+    pulls = flat.split([len(weight) for weight in read_by])
+    each = [
+        wiring.pull_(pull, weight, tables, grown)
+        for pull, weight, grown in zip(pulls, read_by, of_read_by, strict=True)
+    ]
+    return [sum(of_one[1:], of_one[0]) for of_one in zip(*each, strict=True)]
 
 
 def relu_layers(x: Tensor, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
     """What ``ReluLayers`` computes, where no gradient is wanted: rows need nothing beside them, and a bias is added
     where ReLU reads what it is added to."""
     n, d_out, d_in = parameters[0].shape
-    first, x = parameters[0].to(dtype), x.to(dtype)
-    if x.dim() == 2:
-        made = torch.mm(first.view(-1, d_in), x.t())
+    if isinstance(x, Embedded):
+        made = product(parameters[0].flatten(0, 1), x, dtype, parameters[1].flatten()).view(n, d_out, -1)
     else:
-        made = torch.bmm(first.view(x.shape[1], -1, d_in), x.permute(1, 2, 0))
-    made = _relu_of_sum_(made.view(n, d_out, -1), parameters[1])
+        first, x = parameters[0].to(dtype), x.to(dtype)
+        if x.dim() == 2:
+            made = torch.mm(first.view(-1, d_in), x.t())
+        else:
+            made = torch.bmm(first.view(x.shape[1], -1, d_in), x.permute(1, 2, 0))
+        made = _relu_of_sum_(made.view(n, d_out, -1), parameters[1])
     for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
         made = _relu_of_sum_(torch.bmm(weight.to(dtype), made), bias)
     return made.permute(2, 0, 1)

@@ -112,7 +112,8 @@ class MixtureSharing(nn.Module):
         self.wiring = (Level(readers, experts_named(options.experts), mask),)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Shared:
-        x = self.bottom(x).squeeze(1)
+        if self.bottom.layers:
+            x = self.bottom(x).squeeze(1)
         z, gate = mixture(self.experts, self.gate, x, context)  # weights (B, readers, E)
         return Shared(z.expand(-1, self.tasks, -1), gates=(gate.weights,), penalty=gate.penalty)
 

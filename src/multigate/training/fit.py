@@ -125,7 +125,8 @@ class Fit:
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,) of a batch, the structure's penalty, and the x they come from."""
         with multiplying(self.precision, self.device):
-            seen = self.model.represent(batch.numbers, batch.categories, batch.bags)
+            apart = not self.balance.needs_gramian
+            seen = self.model.represent(batch.numbers, batch.categories, batch.bags, apart=apart)
             if self.balance.needs_gramian and not seen.x.requires_grad:  # nothing is embedded
                 seen.x.requires_grad_()
             outputs = self.model.decide(seen)
