@@ -182,6 +182,13 @@ PLANTED = {
     "gradients not added": ("sum[i] += pull[i]", "sum[i] = pull[i]"),
     "negatives kept": ("word[i] &= above(word[i])", "word[i] &= Word(-1)"),
     "no mask": ("word[i] &= above(of[i])", "word[i] |= of[i] & 0"),
+    "a pair's other value left out": ("one[i] : one[i] + each", "one[i] : one[i] + 0 * each"),
+    "a pair's other value not learnt": ("if (of.other[t] >= 0) each[", "if (of.other[t] >= 9) each["),
+    "a pair numbered by another": ("place * (value[k + 1] - value[k])", "place * (value[1] - value[0])"),
+    "all units active": ("if (unit + i < active)", "if (true)"),
+    "the last columns in place of all": ("from ? each[v] : Vector{}", "Vector{}"),
+    "the first rows over and over": ("std::copy_n(dz + (unit + i) * b + start", "std::copy_n(dz + (unit + i) * b"),
+    "one value of each table": ("i < of.size(k) * dim; ++i) sum[i]", "i < dim; ++i) sum[i]"),
 }
 
 

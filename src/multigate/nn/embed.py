@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from pydantic import Field
@@ -14,8 +14,8 @@ from torch.nn import functional
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
 from multigate.nn.eager import eager, pays, watched
-from multigate.nn.kernels import Lookups, kernels
-from multigate.nn.lookups import ROWS_EACH, Embedded, Wiring, can_look_up, least_dim, paired
+from multigate.nn.kernels import Lookups, Pairs, kernels
+from multigate.nn.lookups import Embedded, Parts, can_look_up, paired, small
 from multigate.options import Options
 
 
@@ -123,21 +123,25 @@ class Embed(nn.Module):
         """x and what it is made of: columns of small tables to be looked up, the others dense."""
         place = sum(part.shape[1] for part in before)
         dense, runs = [x.new_empty((len(x), 0)), *before], [(0, place)]
-        tables, lookups = [], []
+        tables: list[Tensor] = []
+        lookups: list[Lookups] = []
         for part, made in zip(self.categories, looked_up, strict=True):
-            held = self.tables[str(part.dim)]
-            small = part.small(len(x), held) if part.dim >= least_dim(x) else ()
-            if small:
-                tables.append(held.weight)
-                lookups.append(part.lookups(ids, small, place))
-            for first, end in part.runs_without(small):
+            assert isinstance(part, Categories)
+            held, columns = self.tables[str(part.dim)], tuple[int, ...]()
+            if _is_plain(held) and not (self.training and held.sparse):
+                columns = small(part.sizes, part.dim, len(x))
+            if columns:
+                weight: Tensor = held.weight  # type: ignore[assignment]
+                tables.append(weight)
+                lookups.append(part.lookups(ids, columns, place))
+            for first, end in part.runs_without(columns):
                 dense.append(made[:, first:end])
                 runs.append((place + first, place + end))
             place += part.d_out
         if not lookups:
             return x
         runs.append((place, x.shape[1]))
-        return Embedded.of(x, torch.cat([*dense, *after], dim=1), tables, Wiring(tuple(runs), tuple(lookups)))
+        return Embedded.of(x, torch.cat([*dense, *after], dim=1), tables, Parts(tuple(runs), tuple(lookups)))
 
     def _forget(self, ids: Tensor) -> Tensor:
         """Ids with a share replaced by 0 in training."""
@@ -302,7 +306,7 @@ class Categories(nn.Module):
         self.dim = tables.dim
         self.d_out = self.dim * len(columns)
         self.sizes = [tables.sizes[layout[i].table] for i in columns]
-        self._looked_up: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+        self._looked_up: dict[tuple[int, ...], Chosen] = {}
         self.all = list(columns) == list(range(len(layout)))
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         starts = [tables.start[layout[i].table] for i in columns]
@@ -323,15 +327,9 @@ class Categories(nn.Module):
 
     def _by_kernels(self, tables: nn.Module, ids: Tensor) -> bool:
         """Whether to take ``LookedUp``: in training or of many rows, on a CPU, where nobody hooks into the tables."""
-        if not (self.training or pays(ids)) or tables.sparse or ids.dtype != torch.int32:
+        if not (self.training or pays(ids)) or ids.dtype != torch.int32:
             return False
-        return _is_plain(tables) and eager(ids) and kernels() is not None
-
-    def small(self, rows: int, tables: StackedTables) -> tuple[int, ...]:
-        """Columns, by their places among these, of which so many rows had better look up ``Lookups``."""
-        if (self.training and tables.sparse) or not _is_plain(tables):
-            return ()
-        return tuple(at for at, size in enumerate(self.sizes) if size * ROWS_EACH <= rows)
+        return _is_plain(tables) and not tables.sparse and eager(ids) and kernels() is not None
 
     def runs_without(self, columns: Sequence[int]) -> list[tuple[int, int]]:
         """Where what others make begins and ends in what these make."""
@@ -341,18 +339,26 @@ class Categories(nn.Module):
     def lookups(self, categories: Tensor, columns: tuple[int, ...], place: int) -> Lookups:
         """Columns of categories (B, C), by their places among these, what these make beginning at ``place`` of x."""
         if columns not in self._looked_up:
-            sizes, chosen = [self.sizes[at] for at in columns], torch.tensor(columns)
-            self._looked_up[columns] = (
-                self.columns[chosen], *paired(sizes), self.starts[chosen], chosen * self.dim,
-            )  # fmt: skip
-        read, *numbered, starts, places = self._looked_up[columns]
+            chosen = torch.tensor(columns)
+            numbered = paired([self.sizes[at] for at in columns])
+            self._looked_up[columns] = Chosen(self.columns[chosen], numbered, self.starts[chosen], chosen * self.dim)
+        read, pairs, starts, places = self._looked_up[columns]
         found = kernels()
         assert found is not None
-        at = found.number_pairs(categories.contiguous(), read, *numbered)
-        return Lookups(at, *numbered, starts, places + place)
+        at = found.number_pairs(categories.contiguous(), read, pairs)
+        return Lookups(at, pairs, starts, places + place)
 
 
-def _is_plain(tables: nn.Module) -> bool:
+class Chosen(NamedTuple):
+    """Columns that are looked up: which ids they read, their pairs, where their tables begin, and their part of x."""
+
+    read: Tensor
+    pairs: Pairs
+    starts: Tensor
+    places: Tensor
+
+
+def _is_plain(tables: nn.Module) -> TypeGuard[StackedTables]:
     """Whether compiled code may read tables: in float32 on a processor, where nobody hooks into them."""
     if not isinstance(tables, StackedTables) or watched(tables):
         return False

@@ -261,7 +261,7 @@ inline void turn(Vector (&x)[LANES]) { // a square of numbers, rows to columns
 #endif
 
 // Of c columns, column k has the rows of ``table`` from starts[k] on, as many as it has values, which are numbered from
-// value[k] on, and places[k] is the first of the ``dim`` columns of w that they are multiplied by. Two columns of few
+// value[k] on, and places[k] is the first of the ``dim`` columns of w, a multiple of 8, that they are multiplied by. Two columns of few
 // values are one of all their pairs: of m such terms, term t is column one[t] and, if that is not below 0, other[t], its
 // pairs are numbered from first[t] on, and at[t] is that of a row of the batch.
 struct Columns {
@@ -305,56 +305,37 @@ inline Vector sum_of(const Vector* held, const int32_t* at, int64_t m) {
     return sum;
 }
 
-// z = z + more, and max(., 0) of that where ``active``
-template <typename T> void add_row(T* z, const float* more, int64_t many, bool active) {
-    auto* word = words(z);
-    for (int64_t i = 0; i < many; ++i) narrow(wide(z[i]) + more[i], z[i]);
-    if (active)
-        for (int64_t i = 0; i < many; ++i) word[i] &= above(word[i]);
-}
-
-template <typename T> void widen(const T* x, int64_t many, float* to) {
-    for (int64_t i = 0; i < many; ++i) to[i] = wide(x[i]);
-}
-
-// A matrix of either kind of number, whose code is compiled once.
-struct Matrix {
-    void* at;
-    bool half;
-    void add(int64_t place, const float* more, int64_t many, bool active) const {
-        half ? add_row(static_cast<bfloat16*>(at) + place, more, many, active)
-             : add_row(static_cast<float*>(at) + place, more, many, active);
+// each[value] = w[16 units, columns of k] . table[row of the value] of the values of column k; SIZE columns at a time
+template <int64_t SIZE>
+void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, Vector* each) {
+    for (int64_t from = 0; from < of.dim; from += SIZE) {
+        const float *row = of.table + of.starts[k] * of.dim + from, *by = w + of.places[k] + from;
+        Vector turned[SIZE] = {};
+        for (int64_t i = 0; i < many; ++i)
+            for (int64_t d = 0; d < SIZE; ++d) turned[d][i] = by[i * width + d];
+        for (int64_t v = of.value[k]; v < of.value[k + 1]; ++v, row += of.dim) {
+            Vector even = from ? each[v] : Vector{}, odd{};
+            for (int64_t d = 0; d < SIZE; d += 2) {
+                even += row[d] * turned[d];
+                odd += row[d + 1] * turned[d + 1];
+            }
+            each[v] = even + odd;
+        }
     }
-    void read(int64_t place, int64_t many, float* to) const {
-        half ? widen(static_cast<const bfloat16*>(at) + place, many, to)
-             : widen(static_cast<const float*>(at) + place, many, to);
-    }
-};
+}
 
 // z[unit, row] += sum_k w[unit, columns of k] . table[row of k], and max(., 0) of that where unit < active
-template <int64_t FIXED>
-void add_looked_up(const Columns& of, const float* w, Matrix z, int64_t units, int64_t width, int64_t active,
+void add_looked_up(const Columns& of, const float* w, float* z, int64_t units, int64_t width, int64_t active,
                    int threads) {
-    const int64_t dim = FIXED ? FIXED : of.dim, blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+    const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+    const auto to_column = of.dim % 16 ? to_values<8> : to_values<16>;
 #pragma omp parallel num_threads(threads) if (units * b * m > FEW)
     {
-        std::vector<Vector> each(of.values()), held(of.pairs()), turned(dim);
+        std::vector<Vector> each(of.values()), held(of.pairs());
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t unit = block * LANES, many = std::min<int64_t>(LANES, units - unit);
-            for (int64_t k = 0; k < of.c; ++k) {
-                for (int64_t d = 0; d < dim; ++d) {
-                    Vector one{};
-                    for (int64_t i = 0; i < many; ++i) one[i] = w[(unit + i) * width + of.places[k] + d];
-                    turned[d] = one;
-                }
-                const float* row = of.table + of.starts[k] * dim;
-                for (int64_t v = of.value[k]; v < of.value[k + 1]; ++v, row += dim) {
-                    Vector sum{};
-                    for (int64_t d = 0; d < dim; ++d) sum += row[d] * turned[d];
-                    each[v] = sum;
-                }
-            }
+            for (int64_t k = 0; k < of.c; ++k) to_column(of, k, w + unit * width, width, many, each.data());
             join(of, each.data(), held.data());
             const Vector* from = held.data();
             for (int64_t start = 0; start < b; start += TILE) {
@@ -382,52 +363,51 @@ void add_looked_up(const Columns& of, const float* w, Matrix z, int64_t units, i
                     for (int64_t i = 0; i < LANES; ++i) tile[i * (TILE / LANES) + r / LANES] = sums[i];
                 }
                 const float* made = reinterpret_cast<const float*>(tile);
-                for (int64_t i = 0; i < many; ++i)
-                    z.add((unit + i) * b + start, made + i * TILE, rows, unit + i < active);
+                for (int64_t i = 0; i < many; ++i) {
+                    float* out = z + (unit + i) * b + start;
+                    auto* word = words(out);
+                    for (int64_t j = 0; j < rows; ++j) out[j] += made[i * TILE + j];
+                    if (unit + i < active)
+                        for (int64_t j = 0; j < rows; ++j) word[j] &= above(word[j]);
+                }
             }
         }
     }
 }
 
-// Of the gradient of each value of column k: sums[d], those of w's columns, and what is added to ``grown``, of its rows.
-template <int64_t FIXED>
+// Of the gradients of the values of column k: sums[d], those of w's columns, and what is added to ``grown``, of its rows;
+// SIZE columns of w at a time
+template <int64_t SIZE>
 void of_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, const Vector* each,
-               std::vector<Vector>& sums, float* grown) {
-    const int64_t dim = FIXED ? FIXED : of.dim, last = of.value[k + 1];
-    const float *row = of.table + of.starts[k] * dim, *by = w + of.places[k];
-    if constexpr (FIXED > 0) {
-        typedef float Row __attribute__((vector_size(FIXED * sizeof(float))));
-        Vector sum[FIXED] = {};
+               Vector* sums, float* grown) {
+    typedef float Row __attribute__((vector_size(SIZE * sizeof(float))));
+    for (int64_t from = 0; from < of.dim; from += SIZE) {
+        const float *row = of.table + of.starts[k] * of.dim + from, *by = w + of.places[k] + from;
+        Vector sum[SIZE] = {};
         Row weights[LANES] = {};
         for (int64_t i = 0; i < many; ++i) std::memcpy(&weights[i], by + i * width, sizeof(Row));
-        for (int64_t v = of.value[k]; v < last; ++v, row += dim) {
+        for (int64_t v = of.value[k]; v < of.value[k + 1]; ++v, row += of.dim) {
             const Vector pull = each[v];
-            for (int64_t d = 0; d < dim; ++d) sum[d] += row[d] * pull;
+            for (int64_t d = 0; d < SIZE; ++d) sum[d] += row[d] * pull;
+            float* to = grown + v * of.dim + from;
             Row even, odd{};
-            std::memcpy(&even, grown + v * dim, sizeof even);
+            std::memcpy(&even, to, sizeof even);
             for (int i = 0; i < LANES; i += 2) {
                 even += pull[i] * weights[i];
                 odd += pull[i + 1] * weights[i + 1];
             }
             even += odd;
-            std::memcpy(grown + v * dim, &even, sizeof even);
+            std::memcpy(to, &even, sizeof even);
         }
-        std::copy_n(sum, dim, sums.data());
-    } else {
-        std::fill(sums.begin(), sums.end(), Vector{});
-        for (int64_t v = of.value[k]; v < last; ++v, row += dim) {
-            for (int64_t d = 0; d < dim; ++d) sums[d] += row[d] * each[v];
-            for (int64_t i = 0; i < many; ++i)
-                for (int64_t d = 0; d < dim; ++d) grown[v * dim + d] += each[v][i] * by[i * width + d];
-        }
+        std::copy_n(sum, SIZE, sums + from);
     }
 }
 
 // Gradients of ``add_looked_up``: dw[unit, columns of k], written, and those of the table's rows, added to ``dtable``
-template <int64_t FIXED>
-void of_looked_up(const Columns& of, Matrix dz, const float* w, float* dw, float* dtable, int64_t units,
+void of_looked_up(const Columns& of, const float* dz, const float* w, float* dw, float* dtable, int64_t units,
                   int64_t width, int threads) {
-    const int64_t dim = FIXED ? FIXED : of.dim, blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+    const int64_t dim = of.dim, blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+    const auto of_column = dim % 16 ? of_values<8> : of_values<16>;
     const int64_t values = of.values();
     std::vector<float> grown(threads * values * dim);
 #pragma omp parallel for schedule(static) num_threads(threads) if (units * b * m > FEW)
@@ -443,7 +423,7 @@ void of_looked_up(const Columns& of, Matrix dz, const float* w, float* dw, float
                 float* read = reinterpret_cast<float*>(tile);
                 for (int64_t i = 0; i < LANES; ++i) {
                     const int64_t found = i < many ? rows : 0;
-                    if (found) dz.read((unit + i) * b + start, found, read + i * TILE);
+                    if (found) std::copy_n(dz + (unit + i) * b + start, found, read + i * TILE);
                     std::fill(read + i * TILE + found, read + (i + 1) * TILE, 0.0f);
                 }
                 for (int64_t r = 0; r < rows; r += LANES) {
@@ -461,7 +441,7 @@ void of_looked_up(const Columns& of, Matrix dz, const float* w, float* dw, float
             part(of, to, each.data());
             for (int64_t k = 0; k < of.c; ++k) {
                 float* mine = grown.data() + share * values * dim;
-                of_values<FIXED>(of, k, w + unit * width, width, many, each.data(), sums, mine);
+                of_column(of, k, w + unit * width, width, many, each.data(), sums.data(), mine);
                 for (int64_t i = 0; i < many; ++i)
                     for (int64_t d = 0; d < dim; ++d) dw[(unit + i) * width + of.places[k] + d] = sums[d][i];
             }
@@ -496,24 +476,19 @@ extern "C" int64_t number_pairs_float32(const int32_t* ids, const int64_t* read,
     return lost;
 }
 
-#define LOOKED_UP(T)                                                                                                   \
-    extern "C" void add_looked_up_##T(const float* table, const int32_t* at, const int64_t* first, const int64_t* one, \
-                                      const int64_t* other, const int64_t* value, const int64_t* starts,               \
-                                      const int64_t* places, const float* w, T* z, int64_t b, int64_t m, int64_t c,    \
-                                      int64_t dim, int64_t units, int64_t width, int64_t active, int threads) {        \
-        const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};                           \
-        const auto add = dim == 8 ? add_looked_up<8> : dim == 16 ? add_looked_up<16> : add_looked_up<0>;               \
-        add(of, w, {z, sizeof(T) == 2}, units, width, active, threads);                                                \
-    }                                                                                                                  \
-    extern "C" void of_looked_up_##T(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,  \
-                                     const int64_t* other, const int64_t* value, const int64_t* starts,                \
-                                     const int64_t* places, const float* w, T* dz, float* dw, float* dtable,           \
-                                     int64_t b, int64_t m, int64_t c, int64_t dim, int64_t units, int64_t width,       \
-                                     int threads) {                                                                    \
-        const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};                           \
-        const auto find = dim == 8 ? of_looked_up<8> : dim == 16 ? of_looked_up<16> : of_looked_up<0>;                 \
-        find(of, {dz, sizeof(T) == 2}, w, dw, dtable, units, width, threads);                                          \
-    }
+extern "C" void add_looked_up_float32(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,
+                                      const int64_t* other, const int64_t* value, const int64_t* starts,
+                                      const int64_t* places, const float* w, float* z, int64_t b, int64_t m, int64_t c,
+                                      int64_t dim, int64_t units, int64_t width, int64_t active, int threads) {
+    add_looked_up({table, at, first, one, other, value, starts, places, b, m, c, dim}, w, z, units, width, active,
+                  threads);
+}
 
-LOOKED_UP(float32)
-LOOKED_UP(bfloat16)
+extern "C" void of_looked_up_float32(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,
+                                     const int64_t* other, const int64_t* value, const int64_t* starts,
+                                     const int64_t* places, const float* w, const float* dz, float* dw, float* dtable,
+                                     int64_t b, int64_t m, int64_t c, int64_t dim, int64_t units, int64_t width,
+                                     int threads) {
+    of_looked_up({table, at, first, one, other, value, starts, places, b, m, c, dim}, dz, w, dw, dtable, units, width,
+                 threads);
+}

@@ -47,7 +47,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "of_looked_up": (*[c_void_p] * 12, *[c_int64] * 6, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
-IN_FLOAT32_ALONE = ("sum_of_product", "look_up", "add_up", "number_pairs")
+IN_FLOAT32_ALONE = ("sum_of_product", "look_up", "add_up", "number_pairs", "add_looked_up", "of_looked_up")
 COUNTING = ("look_up", "number_pairs")
 """Those that return how many ids have no row."""
 TERMS = 256
@@ -55,21 +55,29 @@ TERMS = 256
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class Lookups(NamedTuple):
-    """c columns of x (B, D) that are rows of one table (rows, dim), read as m terms, each one column or two of them.
+class Pairs(NamedTuple):
+    """c columns of ids read as m terms, each one column or two of them, all int64.
 
-    ``at`` (B, m) int32: the pair of each term that a row has, those of term t being numbered from ``first[t]`` on
-    (m + 1,); it is of columns ``one[t]`` and ``other[t]`` (m,), -1 where there is none, the values of the other one
-    after another for each of the one. Values of column k are numbered from ``value[k]`` on (c + 1,) and are the rows of
-    the table from ``starts[k]`` on (c,); in x they are the ``dim`` columns from ``places[k]`` on (c,). All but ``at``
-    are int64.
+    Term t is column ``one[t]`` and column ``other[t]`` (m,), -1 where there is none: the pairs of their values, those
+    of the other one after another for each of the one, are numbered from ``first[t]`` on (m + 1,). Values of column k
+    are numbered from ``value[k]`` on (c + 1,).
     """
 
-    at: Tensor
     first: Tensor
     one: Tensor
     other: Tensor
     value: Tensor
+
+
+class Lookups(NamedTuple):
+    """c columns of x (B, D) that are rows of one table (rows, dim).
+
+    ``at`` (B, m) int32: the pair of each term that a row has. The values of column k are the rows of the table from
+    ``starts[k]`` on, and in x they are the ``dim`` columns from ``places[k]`` on (c,), int64.
+    """
+
+    at: Tensor
+    pairs: Pairs
     starts: Tensor
     places: Tensor
 
@@ -163,25 +171,21 @@ class Kernels:
         self._call("add_up", pull.dtype, arrays, b, columns, dim, pull.stride(0))
         return sums
 
-    def number_pairs(
-        self, ids: Tensor, read: Tensor, first: Tensor, one: Tensor, other: Tensor, value: Tensor
-    ) -> Tensor:
-        """``Lookups.at`` (B, m) of ids (B, C) int32, of which column k is ``read[k]``; the others as in ``Lookups``.
+    def number_pairs(self, ids: Tensor, read: Tensor, pairs: Pairs) -> Tensor:
+        """``Lookups.at`` (B, m) of ids (B, C) int32, of which column k is ``read[k]`` (c,), int64.
 
         Raises ``IndexError`` where a column has no such value.
         """
-        at = ids.new_empty((len(ids), len(one)))
-        lost = self._call(
-            "number_pairs", torch.float32, (ids, read, first, one, other, value, at), *ids.shape, len(one)
-        )
+        at = ids.new_empty((len(ids), len(pairs.one)))
+        lost = self._call("number_pairs", torch.float32, (ids, read, *pairs, at), *ids.shape, len(pairs.one))
         if lost:
             raise IndexError(f"{lost} ids are out of range of the rows of their embedding tables")
         return at
 
     def add_looked_up_(self, made: Tensor, weight: Tensor, table: Tensor, of: Lookups, active: int = 0) -> Tensor:
         """made (m, B) + weight (m, D) @ x^T of the columns of x that are looked up, and ReLU of its first ``active``
-        rows, in place; weight and table are float32."""
-        arrays, sizes = (table, *of, weight, made), (*of.at.shape, len(of.starts), table.shape[1])
+        rows, in place; all in float32, the table's width a multiple of 8."""
+        arrays, sizes = (table, of.at, *of.pairs, of.starts, of.places, weight, made), self._sizes(table, of)
         self._call("add_looked_up", made.dtype, arrays, *sizes, *weight.shape, active)
         return made
 
@@ -189,9 +193,13 @@ class Kernels:
         """The gradient of a table (rows, dim) from that of ``add_looked_up_``, (m, B); that of the weight is written
         into its columns of ``grown`` (m, D)."""
         of_table = torch.zeros_like(table)
-        arrays, sizes = (table, *of, weight, pull, grown, of_table), (*of.at.shape, len(of.starts), table.shape[1])
-        self._call("of_looked_up", pull.dtype, arrays, *sizes, *weight.shape)
+        arrays = (table, of.at, *of.pairs, of.starts, of.places, weight, pull, grown, of_table)
+        self._call("of_looked_up", pull.dtype, arrays, *self._sizes(table, of), *weight.shape)
         return of_table
+
+    @staticmethod
+    def _sizes(table: Tensor, of: Lookups) -> tuple[int, ...]:
+        return (*of.at.shape, len(of.starts), table.shape[1])
 
     def _call(self, name: str, dtype: torch.dtype, tensors: tuple[Tensor, ...], *sizes: int) -> int | None:
         arrays = [tensor.data_ptr() for tensor in tensors]
@@ -323,27 +331,24 @@ def _agrees(found: Kernels) -> bool:
 def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
     """What is computed of columns that are looked up, and by torch, with how near they must come."""
     m, b, d = 19, 133, 64  # more than one tile of units and of rows, and a last one that is not full
-    first, one, other = torch.tensor([0, 12, 17]), torch.tensor([0, 2]), torch.tensor([1, -1])
-    value, starts, places = torch.tensor([0, 4, 7, 12]), torch.tensor([5, 0, 4]), torch.tensor([1, 20, 40])
+    pairs_of = Pairs(*map(torch.tensor, ([0, 12, 17], [0, 2], [1, -1], [0, 4, 7, 12])))
+    starts, places = torch.tensor([5, 0, 4]), torch.tensor([1, 20, 40])
     ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in (4, 3, 5)], 1).int()
-    at = found.number_pairs(ids, torch.arange(3), first, one, other, value)
-    of = Lookups(at, first, one, other, value, starts, places)
+    of = Lookups(found.number_pairs(ids, torch.arange(3), pairs_of), pairs_of, starts, places)
     weight, made, pull = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
     pairs = []
-    for dim in (5, 8, 16):
+    for dim in (8, 16):  # what is computed eight and sixteen columns at a time
         table = torch.randn((9, dim), generator=random)
         rows = ids.long() + starts
         columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()
         x, part = table[rows].flatten(1), weight[:, columns]
-        for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 4e-2)):
-            z, dz = made.to(dtype), pull.to(dtype)
-            grown = torch.zeros_like(weight)
-            of_table = found.of_looked_up_(dz, weight, table, of, grown)
-            of_x = (dz.float().t() @ part).view(-1, dim)
-            pairs += [
-                (found.add_looked_up_(z.clone(), weight, table, of), z.float() + part @ x.t(), near),
-                (found.add_looked_up_(z.clone(), weight, table, of, m), torch.relu(z.float() + part @ x.t()), near),
-                (grown[:, columns], dz.float() @ x, 1e-3),
-                (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
-            ]
+        grown, of_x = torch.zeros_like(weight), (pull.t() @ part).view(-1, dim)
+        of_table = found.of_looked_up_(pull, weight, table, of, grown)
+        sums = made + part @ x.t()
+        pairs += [
+            (found.add_looked_up_(made.clone(), weight, table, of), sums, 1e-4),
+            (found.add_looked_up_(made.clone(), weight, table, of, m), torch.relu(sums), 1e-4),
+            (grown[:, columns], pull @ x, 1e-3),
+            (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
+        ]
     return pairs

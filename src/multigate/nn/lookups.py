@@ -14,17 +14,22 @@ import torch
 from torch import Tensor
 
 from multigate.nn.eager import eager, multiplied_in
-from multigate.nn.kernels import Lookups, kernels
+from multigate.nn.kernels import Lookups, Pairs, kernels
 
-LEAST_DIM = {torch.float32: 4, torch.bfloat16: 16}
-"""Of the embeddings, by what matmuls are computed in: the sums of narrower ones cost what the matmul does (measured)."""
-ROWS_EACH = 4
-"""Rows that a batch must have for each row of a column's table."""
+EIGHT = 8
+"""Numbers that compiled code multiplies at once: embeddings are multiples of that wide."""
+EACH = 64
+"""Numbers that the batch's embeddings of a column must have for each row of its table: then sums take clearly less time
+than the matmul, which bfloat16's never does (measured)."""
+VALUES = 1 << 14
+"""Rows of all tables together: what the cache holds."""
+LEAST = 1 << 14
+"""Numbers of x below which asking costs as much as it saves."""
 PAIRS = 64
 """Of the values of two columns that are read as one, at most: half as many sums, and all still in the nearest cache."""
 
 
-class Wiring(NamedTuple):
+class Parts(NamedTuple):
     """What x (B, D) is made of: dense columns, by where each run of them begins and ends, and those looked up."""
 
     runs: tuple[tuple[int, int], ...]
@@ -53,58 +58,56 @@ class Wiring(NamedTuple):
 class Embedded(Tensor):
     """x (B, D) that knows what it is made of: for layers that do not ask a plain tensor, as all that is made of it.
 
-    ``dense`` (B, K), its dense columns side by side; ``tables``, one (rows, dim) for each of the ``wiring``'s lookups.
+    ``dense`` (B, K), its dense columns side by side; ``tables``, one (rows, dim) for each of the ``parts``' lookups.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     dense: Tensor
     tables: tuple[Tensor, ...]
-    wiring: Wiring
+    parts: Parts
 
     @classmethod
-    def of(cls, x: Tensor, dense: Tensor, tables: Sequence[Tensor], wiring: Wiring) -> "Embedded":
+    def of(cls, x: Tensor, dense: Tensor, tables: Sequence[Tensor], parts: Parts) -> "Embedded":
         """x, which is left as it is, and knows."""
         made = x.as_subclass(cls)
-        made.dense, made.tables, made.wiring = dense, tuple(tables), wiring
+        made.dense, made.tables, made.parts = dense, tuple(tables), parts
         return made
 
 
 def can_look_up(x: Tensor) -> bool:
     """Whether rows like x (B, ...) may be multiplied so: float32 on a processor, computed now, by compiled code."""
-    return eager(x) and x.device.type == "cpu" and x.dtype == torch.float32 and kernels() is not None
+    plain = x.device.type == "cpu" and x.dtype == multiplied_in(x) == torch.float32
+    return plain and eager(x) and kernels() is not None
 
 
-def least_dim(x: Tensor) -> float:
-    """Width from which on an embedding of rows like x is better looked up than multiplied."""
-    return LEAST_DIM.get(multiplied_in(x), torch.inf)
+def small(sizes: Sequence[int], dim: int, rows: int) -> tuple[int, ...]:
+    """Columns that so many rows had better look up, by the rows of their tables and the width of their embeddings."""
+    if dim % EIGHT:
+        return ()
+    rising = sorted((size, at) for at, size in enumerate(sizes) if size * EACH <= rows * dim)
+    ends = accumulate(size for size, _ in rising)
+    columns = [at for (_, at), end in zip(rising, ends, strict=True) if end <= VALUES]
+    return tuple(sorted(columns)) if len(columns) * dim * rows >= LEAST else ()
 
 
-def product(weight: Tensor, x: Embedded, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
-    """weight (m, D) @ x^T (m, B), computed in ``dtype``, without gradients; with a ``bias`` (m,) ReLU of their sum."""
-    dense, factors = x.dense.to(dtype), x.wiring.dense_of(weight).to(dtype)
-    if bias is None:
-        made = torch.mm(factors, dense.t())
-    else:
-        made = torch.addmm(bias.to(dtype).unsqueeze(1), factors, dense.t())
-    return x.wiring.add_(made, weight, x.tables, 0 if bias is None else len(made))
+def product(weight: Tensor, x: Embedded, bias: Tensor | None = None) -> Tensor:
+    """weight (m, D) @ x^T (m, B), without gradients; with a ``bias`` (m,) ReLU of their sum."""
+    factors, dense = x.parts.dense_of(weight), x.dense.t()
+    made = torch.mm(factors, dense) if bias is None else torch.addmm(bias.unsqueeze(1), factors, dense)
+    return x.parts.add_(made, weight, x.tables, 0 if bias is None else len(made))
 
 
-def paired(sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``first``, ``one``, ``other`` and ``value`` of ``Lookups`` whose columns have so many values: the largest that
-    finds one takes the largest other column that leaves them ``PAIRS`` pairs."""
-    left, terms = sorted(range(len(sizes)), key=lambda k: sizes[k]), []
-    while left:
-        one = left.pop()
-        fitting = [k for k in left if sizes[k] * sizes[one] <= PAIRS]
-        if fitting:
-            left.remove(fitting[-1])
-        terms.append((one, fitting[-1] if fitting else -1))
-    many = [sizes[one] * (sizes[other] if other >= 0 else 1) for one, other in terms]
-    first, value = ([0, *accumulate(each)] for each in (many, sizes))
-    return (
-        torch.tensor(first),
-        torch.tensor([one for one, _ in terms]),
-        torch.tensor([k for _, k in terms]),
-        torch.tensor(value),
-    )
+def paired(sizes: Sequence[int]) -> Pairs:
+    """Columns of so many values each as terms: the largest one left takes the largest other that leaves them ``PAIRS``
+    pairs, if there is one."""
+    rising, terms = sorted(range(len(sizes)), key=lambda k: sizes[k]), []
+    while rising:
+        one = rising.pop()
+        other = max((k for k in rising if sizes[k] * sizes[one] <= PAIRS), key=lambda k: sizes[k], default=None)
+        if other is not None:
+            rising.remove(other)
+        terms.append((one, other))
+    pairs = [sizes[one] * (1 if other is None else sizes[other]) for one, other in terms]
+    ones, others = [one for one, _ in terms], [-1 if other is None else other for _, other in terms]
+    return Pairs(*map(torch.tensor, ([0, *accumulate(pairs)], ones, others, [0, *accumulate(sizes)])))

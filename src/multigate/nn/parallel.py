@@ -147,14 +147,14 @@ class ParallelMLP(nn.Module):
         x, dtype = x[:, 0] if is_one(x) else x, multiplied_in(x)
         if not self.training:
             return relu_layers(x, dtype, *parameters)
-        x, wiring, tables = (x.dense, x.wiring, x.tables) if isinstance(x, Embedded) else (x, None, ())
-        return ReluLayers.apply(x, dtype, beside, wiring, *tables, *parameters)  # type: ignore[no-untyped-call]
+        x, parts, tables = (x.dense, x.parts, x.tables) if isinstance(x, Embedded) else (x, None, ())
+        return ReluLayers.apply(x, dtype, beside, parts, *tables, *parameters)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _product(weight: Tensor, x: Tensor) -> Tensor:
         """weight (m, D) @ x^T (m, B), without gradients."""
         if isinstance(x, Embedded):
-            return product(weight, x, multiplied_in(x))
+            return product(weight, x)
         return torch.mm(weight.to(x.dtype), x.t())
 
     def one(self, i: int, x: Tensor) -> Tensor:

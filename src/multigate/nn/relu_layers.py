@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multigate.nn.kernels import kernels_for
-from multigate.nn.lookups import Embedded, Wiring, product
+from multigate.nn.lookups import Embedded, Parts, product
 
 WIDTH = 16
 """Numbers that a processor multiplies at once."""
@@ -28,23 +28,23 @@ class ReluLayers(torch.autograd.Function):
     factors are the biases, and zeros up to a multiple of 16: the matmul over the batch that the gradient of the first
     weights is then runs at full speed and has that of the biases in it. Gradients between layers are masked in place.
 
-    With ``wiring``, x (B, K) are the dense columns alone, and the parameters come after the tables of what is looked up.
+    With ``parts``, x (B, K) are the dense columns alone, and tables of what is looked up come before the parameters.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dtype: torch.dtype, beside: Tensor | None, wiring: Wiring | None, *tensors: Tensor
+        ctx: Any, x: Tensor, dtype: torch.dtype, beside: Tensor | None, parts: Parts | None, *tensors: Tensor
     ) -> Any:
-        many = 0 if wiring is None else len(wiring.lookups)
+        many = 0 if parts is None else len(parts.lookups)
         tables, parameters = tensors[:many], tensors[many:]
         rows, (n, d_out, d_in) = len(x), parameters[0].shape
         ctx.shape, ctx.of_rows, ctx.kept = parameters[0].shape, x.dim() == 2, parameters[0].dtype
-        ctx.padded, ctx.wiring = wiring is not None or lies_by_rows(x), wiring
+        ctx.padded, ctx.parts = parts is not None or lies_by_rows(x), parts
         read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
         if ctx.padded:
             read = _padded((x,), dtype)
             read[:, x.shape[1]] = 1
-            first = _padded(read_by if wiring is None else [wiring.dense_of(weight) for weight in read_by], dtype)
+            first = _padded(read_by if parts is None else [parts.dense_of(weight) for weight in read_by], dtype)
             first[: n * d_out, x.shape[1]] = parameters[1].flatten()
             made = torch.mm(first, read.t())
         else:
@@ -53,18 +53,18 @@ class ReluLayers(torch.autograd.Function):
             read, first = x.permute(1, 2, 0), parameters[0].to(dtype).view(u, -1, d_in)  # (u, D, B)
             made = torch.baddbmm(parameters[1].to(dtype).view(u, -1, 1), first, read).view(n * d_out, rows)
         active = made[: n * d_out]
-        if wiring is None:
+        if parts is None:
             _relu_(active)
         else:
-            wiring.add_(active, read_by[0], tables, active=n * d_out)
+            parts.add_(active, read_by[0], tables, active=n * d_out)
             if beside is not None:
-                wiring.add_(made[n * d_out :], beside, tables)
+                parts.add_(made[n * d_out :], beside, tables)
         layers = [active.view(n, d_out, rows)]
         weights = [weight.to(dtype) for weight in parameters[2::2]]
         for weight, bias in zip(weights, parameters[3::2], strict=True):
             layers.append(_relu_(torch.baddbmm(bias.to(dtype).unsqueeze(2), weight, layers[-1])))
         ctx.many = len(weights)
-        ctx.save_for_backward(read, first, *weights, *layers, *([] if wiring is None else [*read_by, *tables]))
+        ctx.save_for_backward(read, first, *weights, *layers, *([] if parts is None else [*read_by, *tables]))
         out = layers[-1].permute(2, 0, 1)
         return out if beside is None else (out, made[n * d_out :])
 
@@ -94,34 +94,38 @@ class ReluLayers(torch.autograd.Function):
             return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, None, *found
         if beside:
             flat[n * d_out :] = gradients[1]
-        runs = ((0, d_in),) if ctx.wiring is None else ctx.wiring.runs
+        runs = ((0, d_in),) if ctx.parts is None else ctx.parts.runs
         width = sum(end - start for start, end in runs)
         of_first = flat @ read
-        of_read_by = []
-        for part in of_first.split([n * d_out, *([beside] if beside else [])]):
-            grown, start = torch.empty((len(part), d_in), dtype=ctx.kept, device=first.device), 0
-            for begin, end in runs:
-                grown[:, begin:end] = part[:, start : (start := start + end - begin)]
-            of_read_by.append(grown)
-        of_tables = _of_tables(ctx.wiring, flat, looked_up, of_read_by)
+        halves = torch.split(of_first, [n * d_out, *([beside] if beside else [])])
+        of_read_by = [_placed(half, runs, d_in).to(ctx.kept) for half in halves]
+        of_tables = _of_tables(ctx.parts, flat, looked_up, of_read_by)
         of_bias = of_first[: n * d_out, width].to(ctx.kept).view(n, d_out)
         of_x = (flat.t() @ first)[:, :width] if wants_x else None
         of_beside = of_read_by[1] if beside else None
         return of_x, None, of_beside, None, *of_tables, of_read_by[0].view(ctx.shape), of_bias, *found
 
 
+def _placed(x: Tensor, runs: Sequence[tuple[int, int]], width: int) -> Tensor:
+    """The first columns of x (m, K) as the ``runs`` of (m, width), whose others are not written."""
+    if runs == ((0, width),):
+        return x[:, :width].contiguous()
+    placed, start = x.new_empty((len(x), width)), 0
+    for begin, end in runs:
+        placed[:, begin:end] = x[:, start : start + end - begin]
+        start += end - begin
+    return placed
+
+
 def _of_tables(
-    wiring: Wiring | None, flat: Tensor, looked_up: Sequence[Tensor], of_read_by: Sequence[Tensor]
+    parts: Parts | None, flat: Tensor, looked_up: Sequence[Tensor], of_read_by: Sequence[Tensor]
 ) -> list[Tensor]:
     """Gradients of tables, of what is looked up; those of the weights that read it go into their places."""
-    if wiring is None:
+    if parts is None:
         return []
     read_by, tables = looked_up[: len(of_read_by)], looked_up[len(of_read_by) :]
-    pulls = flat.split([len(weight) for weight in read_by])
-    each = [
-        wiring.pull_(pull, weight, tables, grown)
-        for pull, weight, grown in zip(pulls, read_by, of_read_by, strict=True)
-    ]
+    pulls = torch.split(flat, [len(weight) for weight in read_by])
+    each = [parts.pull_(*one) for one in zip(pulls, read_by, [tables] * len(pulls), of_read_by, strict=True)]
     return [sum(of_one[1:], of_one[0]) for of_one in zip(*each, strict=True)]
 
 
@@ -130,7 +134,7 @@ def relu_layers(x: Tensor, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
     where ReLU reads what it is added to."""
     n, d_out, d_in = parameters[0].shape
     if isinstance(x, Embedded):
-        made = product(parameters[0].flatten(0, 1), x, dtype, parameters[1].flatten()).view(n, d_out, -1)
+        made = product(parameters[0].flatten(0, 1), x, parameters[1].flatten()).view(n, d_out, -1)
     else:
         first, x = parameters[0].to(dtype), x.to(dtype)
         if x.dim() == 2:

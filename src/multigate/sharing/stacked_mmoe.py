@@ -57,7 +57,8 @@ class StackedSharing(nn.Module):
         self.d_out = read
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Shared:
-        x = self.bottom(x).squeeze(1)
+        if self.bottom.layers:
+            x = self.bottom(x).squeeze(1)
         u, gates, penalty = x, (), x.new_zeros(())
         for level in self.levels:
             v = x if self.gates_read == "input" or u.dim() == 2 else mean_of_copies(u)

@@ -1,0 +1,277 @@
+"""Columns that are looked up against the same model in float64, which multiplies all of x."""
+
+import copy
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
+from multigate.model import Model
+from multigate.nn.embed import Embed, Embedding
+from multigate.nn.kernels import Kernels, Lookups, Pairs, kernels
+from multigate.nn.lookups import EACH, LEAST, PAIRS, VALUES, Embedded, paired, small
+from multigate.sharing import STRUCTURES, MMoE, SharedBottom, StackedMMoE, Structure
+from multigate.sharing.mmoe import Mixture
+
+ROWS, BIG = 700, 300
+SIZES = {"user": BIG, "day": 7, "hour": 24, "city": 40, "flag": 2, "item": 30, "kind": 9}
+LAYOUT = Layout(
+    numbers=(NumberColumn(feature="a"), NumberColumn(feature="b", embedding="piecewise", edges=(-1.0, 0.0, 1.0))),
+    categories=(
+        IdColumn(feature="day", table="day"),
+        IdColumn(feature="user", table="user"),
+        IdColumn(feature="friend", table="user"),
+        IdColumn(feature="hour", table="hour"),
+        IdColumn(feature="item", table="item", dim=16),
+        IdColumn(feature="city", table="city", dim=12),
+        IdColumn(feature="next hour", table="hour"),
+        IdColumn(feature="flag", table="flag"),
+        IdColumn(feature="kind", table="kind", dim=16),
+        IdColumn(feature="gated", table="kind", use="gate"),
+    ),
+    bags=(IdColumn(feature="tags", table="hour"),),
+    tables=SIZES,
+    tasks=(TaskColumn(name="buy", kind="binary", mean=0.1), TaskColumn(name="click", kind="binary", mean=0.3)),
+)
+UNGATED = LAYOUT.with_(categories=LAYOUT.categories[:-1])
+PLAIN = Embedding(dim=8, dropout=0.0, unseen=0.0)
+
+
+@pytest.fixture(autouse=True)
+def found() -> Kernels:
+    one = kernels()
+    if one is None:
+        pytest.skip("no compiled code here")
+    return one
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def rows(layout: Layout = UNGATED, many: int = ROWS) -> tuple[Tensor, Tensor, list[BagIds]]:
+    numbers = torch.randn(many, 2)
+    numbers[::7, 1] = math.nan
+    ids = [torch.randint(0, SIZES[column.table], (many,), dtype=torch.int32) for column in layout.categories]
+    offsets = torch.arange(0, 2 * many + 1, 2, dtype=torch.int32)
+    return numbers, torch.stack(ids, 1), [BagIds(torch.randint(0, 24, (2 * many,), dtype=torch.int32), offsets)]
+
+
+def learnt(model: Model, read: tuple[Tensor, Tensor, list[BagIds]], *, apart: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits that a model in training makes of rows, and the gradients of a loss of them."""
+    torch.manual_seed(7)
+    out = model.decide(model.represent(*read, apart=apart))
+    (out.logits.square().mean() + out.penalty).backward()
+    return out.logits, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def looked_up(model: Model, read: tuple[Tensor, Tensor, list[BagIds]]) -> bool:
+    return isinstance(model.represent(*read, apart=True).x, Embedded)
+
+
+def structures() -> list[Structure]:
+    mixtures = [kind for kind in STRUCTURES.values() if issubclass(kind, Mixture)]
+    return [
+        *(kind() for kind in STRUCTURES.values()),
+        *(kind(bottom=(16,)) for kind in mixtures),
+        MMoE(gating="top_k"),
+        MMoE(dropout=0.5),
+        MMoE(activation="silu"),
+        MMoE(normalisation="layer"),
+        MMoE(temperature=2.0, exclusive=0.5),
+        SharedBottom(hidden=(19,)),
+        StackedMMoE(gates_read="input"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "structure", structures(), ids=lambda one: f"{one.name} {sorted(one.to_dict().values(), key=str)}"
+)
+def test_a_model_makes_and_learns_what_it_does_in_float64(structure: Structure) -> None:
+    model, read = Model(UNGATED, structure, embedding=PLAIN), rows()
+    exact = copy.deepcopy(model).double()
+    assert looked_up(model.train(), read)
+    with torch.no_grad():
+        assert looked_up(model.eval(), read)
+        made, wanted = model(*read), exact.eval()(read[0].double(), *read[1:])
+    torch.testing.assert_close(made.logits.double(), wanted.logits, atol=1e-5, rtol=1e-4)
+    draws = structure.stochastic or structure.dropout  # whose draws are others in float64
+    other = copy.deepcopy(model) if draws else exact
+    out, found = learnt(model.train(), read, apart=True)
+    right, sought = learnt(other.train(), (read[0].to(other.heads.weight.dtype), *read[1:]), apart=False)
+    torch.testing.assert_close(out.to(right.dtype), right, atol=1e-5, rtol=1e-4)
+    assert found.keys() == sought.keys()
+    for name, gradient in found.items():
+        near = max(1e-4 * float(sought[name].abs().max()), 1e-6)
+        torch.testing.assert_close(gradient.to(right.dtype), sought[name], atol=near, rtol=1e-3)
+
+
+def test_columns_that_only_gates_read_stay_theirs(threads: int) -> None:
+    model, read = Model(LAYOUT, MMoE(), embedding=PLAIN), rows(LAYOUT)
+    exact = copy.deepcopy(model).double().train()
+    assert looked_up(model.train(), read)
+    (_, found), (_, sought) = learnt(model, read, apart=True), learnt(exact, (read[0].double(), *read[1:]), apart=False)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient.double(), sought[name], atol=1e-6, rtol=1e-3)
+
+
+def test_values_never_seen_are_looked_up_as_such() -> None:
+    model, read = Model(UNGATED, SharedBottom(), embedding=PLAIN.with_(unseen=0.5)), rows()
+    torch.manual_seed(3)
+    made = model.train()(*read).logits
+    torch.manual_seed(3)
+    wanted = model.decide(model.represent(*read)).logits
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_two_threads_learn_what_one_does_and_the_same_each_time() -> None:
+    model, read, before = Model(UNGATED, MMoE(), embedding=PLAIN), rows(), torch.get_num_threads()
+    each = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        model.zero_grad()
+        each.append({name: one.clone() for name, one in learnt(model.train(), read, apart=True)[1].items()})
+    torch.set_num_threads(before)
+    for name, one in each[0].items():
+        torch.testing.assert_close(each[1][name], one, atol=1e-6, rtol=1e-4)
+        if "tables" in name:
+            assert torch.equal(each[1][name], each[2][name])
+
+
+def test_who_asks_for_x_alone_gets_a_plain_one_with_its_gradient() -> None:
+    model, read = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows()
+    seen = model.represent(*read)
+    assert type(seen.x) is Tensor
+    (gradient,) = torch.autograd.grad(model.decide(seen).logits.sum(), seen.x)
+    assert gradient.abs().sum() > 0
+
+
+def test_whatever_is_made_of_it_is_a_plain_tensor_and_right() -> None:
+    embed, read = Embed(UNGATED, PLAIN).train(), rows()
+    x = embed(*read, apart=True)
+    assert isinstance(x, Embedded)
+    plain = embed(*read)
+    for made, wanted in ((x * 2, plain * 2), (x[:3], plain[:3]), (x.detach(), plain), (x.double(), plain.double())):
+        assert type(made) is Tensor
+        assert torch.equal(made, wanted)
+    (by_x,) = torch.autograd.grad(x.square().sum(), embed.tables["8"].weight)
+    (by_plain,) = torch.autograd.grad(plain.square().sum(), embed.tables["8"].weight)
+    assert torch.equal(by_x, by_plain)
+
+
+def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen() -> None:
+    read = rows()
+    model = Model(UNGATED, MMoE(), embedding=PLAIN)
+    assert looked_up(model.train(), read)
+    assert not looked_up(model, rows(many=100)), "too few rows"
+    assert not looked_up(model.eval(), read), "a gradient may be asked for"
+    with torch.no_grad():
+        assert looked_up(model, read)
+        assert not looked_up(model, rows(many=511)), "few rows need nothing compiled"
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not looked_up(model, read)
+        assert not looked_up(copy.deepcopy(model).double(), (read[0].double(), *read[1:]))
+    dropping = Model(UNGATED, MMoE(), embedding=PLAIN.with_(dropout=0.3))
+    assert not looked_up(dropping.train(), read), "every row drops something else"
+    with torch.no_grad():
+        assert looked_up(dropping.eval(), read)
+    for width in (4, 12, 20):
+        narrow = UNGATED.with_(categories=tuple(one.with_(dim=None) for one in UNGATED.categories))
+        assert not looked_up(Model(narrow, MMoE(), embedding=PLAIN.with_(dim=width)).train(), read), width
+    sparse = Model(UNGATED, MMoE(), embedding=PLAIN).train()
+    for tables in sparse.embed.tables.values():
+        tables.sparse = True
+    assert not looked_up(sparse, read), "its optimiser wants the rows of the batch"
+
+
+def test_hooks_see_the_tables_asked() -> None:
+    model, read, seen = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows(), []
+    for tables in model.embed.tables.values():
+        tables.register_forward_hook(lambda *one: seen.append(one))
+    assert not looked_up(model, read)
+    assert len(seen) == 4, "categories of each width, and the bag"
+
+
+@pytest.mark.parametrize("lost", [-1, 24])
+def test_an_id_beyond_its_own_table_is_told(found: Kernels, lost: int) -> None:
+    pairs = paired([7, 24, 3])
+    ids = torch.zeros(ROWS, 4, dtype=torch.int32)
+    ids[5, 2] = lost
+    with pytest.raises(IndexError, match="1 ids are out of range"):
+        found.number_pairs(ids, torch.tensor([0, 2, 3]), pairs)
+    assert found.number_pairs(ids, torch.tensor([0, 1, 3]), pairs).shape == (ROWS, len(pairs.one))
+
+
+def test_a_graph_of_the_model_multiplies_x() -> None:
+    model, read = Model(UNGATED, MMoE(), embedding=PLAIN).eval(), rows()
+    with torch.no_grad():
+        program = torch.export.export(model, (read[0], read[1], tuple(read[2])))
+        assert looked_up(model, read)
+        made, wanted = program.module()(read[0], read[1], tuple(read[2])), model(*read)
+    torch.testing.assert_close(made.logits, wanted.logits, atol=1e-5, rtol=1e-4)
+
+
+@given(sizes=st.lists(st.integers(2, 200), min_size=1, max_size=40))
+def test_every_column_is_in_one_term_and_pairs_are_few(sizes: list[int]) -> None:
+    pairs = paired(sizes)
+    terms = list(zip(pairs.one.tolist(), pairs.other.tolist(), strict=True))
+    assert sorted(k for term in terms for k in term if k >= 0) == list(range(len(sizes)))
+    many = [math.prod(sizes[k] for k in term if k >= 0) for term in terms]
+    assert pairs.first.tolist() == [sum(many[:t]) for t in range(len(many) + 1)]
+    assert pairs.value.tolist() == [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    assert all(one <= PAIRS for one, (_, other) in zip(many, terms, strict=True) if other >= 0)
+    alone = [sizes[one] for one, other in terms if other < 0]
+    assert all(a * b > PAIRS for at, a in enumerate(alone) for b in alone[:at]), "two that could be one"
+
+
+@given(sizes=st.lists(st.integers(2, 10_000), max_size=60), dim=st.integers(1, 64), many=st.integers(1, 10_000))
+def test_columns_are_looked_up_by_the_rows_of_their_tables(sizes: list[int], dim: int, many: int) -> None:
+    chosen = small(sizes, dim, many)
+    assert len(chosen) * dim * many >= LEAST or not chosen
+    assert sorted(set(chosen)) == list(chosen)
+    assert sum(sizes[at] for at in chosen) <= VALUES
+    able = [at for at, size in enumerate(sizes) if size * EACH <= many * dim] if dim % 8 == 0 else []
+    assert set(chosen) <= set(able)
+    if sum(sizes[at] for at in able) <= VALUES and len(able) * dim * many >= LEAST:
+        assert list(chosen) == able
+
+
+@pytest.mark.parametrize("dim", [8, 16, 24, 48])
+@pytest.mark.parametrize("shape", [(1, 1), (15, 127), (16, 128), (17, 129), (70, 643), (3, 0)])
+def test_products_and_their_gradients_are_those_of_matmuls(
+    found: Kernels, threads: int, dim: int, shape: tuple[int, int]
+) -> None:
+    (m, b), sizes = shape, [3, 50, 2, 11]
+    starts, places = torch.tensor([50, 0, 53, 60]), torch.tensor([2, 2 + dim, 4 + 3 * dim, 4 + 2 * dim])
+    pairs: Pairs = paired(sizes)
+    ids = torch.stack([torch.randint(0, size, (b,)) for size in sizes], 1).int()
+    table, weight = torch.randn(75, dim), torch.randn(m, 5 + 4 * dim)
+    of = Lookups(found.number_pairs(ids, torch.arange(4), pairs), pairs, starts, places)
+    x = torch.zeros(b, weight.shape[1], dtype=torch.float64)
+    for k in range(4):
+        x[:, places[k] : places[k] + dim] = table.double()[starts[k] + ids[:, k].long()]
+    made, pull = torch.randn(m, b), torch.randn(m, b)
+    active = m // 2
+    wanted = made.double() + weight.double() @ x.t()
+    wanted[:active] = wanted[:active].relu()
+    got = found.add_looked_up_(made.clone(), weight, table, of, active)
+    torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-5)
+    grown = torch.full_like(weight, torch.nan)
+    of_table = found.of_looked_up_(pull, weight, table, of, grown)
+    read = torch.cat([torch.arange(place, place + dim) for place in places.tolist()])
+    torch.testing.assert_close(grown[:, read].double(), (pull.double() @ x)[:, read], atol=1e-3, rtol=1e-5)
+    others = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, read, False)
+    assert grown[:, others].isnan().all(), "columns that are not looked up are not written"
+    of_x, expected = pull.double().t() @ weight.double(), torch.zeros(75, dim, dtype=torch.float64)
+    for k in range(4):
+        expected.index_add_(0, starts[k] + ids[:, k].long(), of_x[:, places[k] : places[k] + dim])
+    torch.testing.assert_close(of_table.double(), expected, atol=1e-3, rtol=1e-5)
