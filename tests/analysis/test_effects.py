@@ -159,7 +159,7 @@ def test_every_structure_tells_what_it_reads(name, tables):
     bundle, batch = bundle_of(table_of(200), sharing=structure, embedding=Embedding(dim=4, tables=tables))
     blind = torch.tensor([origin == 3 for origin in bundle.model.embed.origins])
     embed = bundle.model.embed.forward
-    bundle.model.embed.forward = lambda *given: embed(*given).masked_fill(blind, 0)
+    bundle.model.embed.forward = lambda *given, apart: embed(*given).masked_fill(blind, 0)
     effects = shuffle_effects(bundle, batch, shuffles_of(batch), read_of(bundle))
     assert effects.shape == (5, len(FEATURES)), "click, buy, buy|click, watch, kind"
     assert np.isfinite(effects).all()

@@ -330,14 +330,14 @@ def _agrees(found: Kernels) -> bool:
 
 def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
     """What is computed of columns that are looked up, and by torch, with how near they must come."""
-    m, b, d = 19, 133, 64  # more than one tile of units and of rows, and a last one that is not full
+    m, b, d = 19, 133, 80  # more than one tile of units and of rows, and a last one that is not full
     pairs_of = Pairs(*map(torch.tensor, ([0, 12, 17], [0, 2], [1, -1], [0, 4, 7, 12])))
-    starts, places = torch.tensor([5, 0, 4]), torch.tensor([1, 20, 40])
+    starts, places = torch.tensor([5, 0, 4]), torch.tensor([1, 26, 52])
     ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in (4, 3, 5)], 1).int()
     of = Lookups(found.number_pairs(ids, torch.arange(3), pairs_of), pairs_of, starts, places)
     weight, made, pull = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
     pairs = []
-    for dim in (8, 16):  # what is computed eight and sixteen columns at a time
+    for dim in (16, 24):  # what is computed sixteen and eight columns at a time
         table = torch.randn((9, dim), generator=random)
         rows = ids.long() + starts
         columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()
