@@ -20,7 +20,7 @@ MOST = 0.05
 """Share of the machine's time (cores times seconds) that others may take of a run that counts as undisturbed."""
 TRIES = 4
 """Times that a piece of work is run at most."""
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds that a script spends at most, in all, on waiting for quiet and on runs that were disturbed."""
 MARK = "~"
 LEGEND = f"{MARK}: other processes took more than {MOST:.0%} of the machine's time, and repeating did not help."

@@ -280,6 +280,11 @@ def _as_if_built(command: tuple[str, ...], library: bytes) -> str:
     return "a compiler"
 
 
+def test_who_asks_first_may_compute_in_bfloat16(anew: Callable[[], Built]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert anew().kernels is not None
+
+
 def test_without_a_compiler_it_says_what_to_install(
     anew: Callable[[], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

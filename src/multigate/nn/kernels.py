@@ -242,7 +242,12 @@ def _built(compiler: str) -> Built:
         try:
             path = _library(compiler, anew=anew)
             found = Kernels(path)
-            if _agrees(found):
+            with (
+                torch.autocast("cpu", enabled=False),
+                torch.device("cpu"),
+            ):  # whoever asks first may be in the midst of it
+                agrees = _agrees(found)
+            if agrees:
                 return Built(found, str(path))
             told = f"{path} does not give torch's numbers"
         except Exception as error:  # whatever it is, training goes on without

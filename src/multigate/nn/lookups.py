@@ -6,6 +6,7 @@ keeps those of 16 units in the nearest cache, so that a first layer takes a frac
 backwards.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -101,13 +102,12 @@ def product(weight: Tensor, x: Embedded, bias: Tensor | None = None) -> Tensor:
 def paired(sizes: Sequence[int]) -> Pairs:
     """Columns of so many values each as terms: the largest one left takes the largest other that leaves them ``PAIRS``
     pairs, if there is one."""
-    rising, terms = sorted(range(len(sizes)), key=lambda k: sizes[k]), []
+    rising: list[int] = sorted(range(len(sizes)), key=lambda k: sizes[k])
+    terms: list[tuple[int, int | None]] = []
     while rising:
         one = rising.pop()
-        other = max((k for k in rising if sizes[k] * sizes[one] <= PAIRS), key=lambda k: sizes[k], default=None)
-        if other is not None:
-            rising.remove(other)
-        terms.append((one, other))
+        fitting = bisect_right(rising, PAIRS // sizes[one], key=lambda k: sizes[k])
+        terms.append((one, rising.pop(fitting - 1) if fitting else None))
     pairs = [sizes[one] * (1 if other is None else sizes[other]) for one, other in terms]
     ones, others = [one for one, _ in terms], [-1 if other is None else other for _, other in terms]
     return Pairs(*map(torch.tensor, ([0, *accumulate(pairs)], ones, others, [0, *accumulate(sizes)])))
