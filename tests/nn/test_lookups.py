@@ -193,6 +193,23 @@ def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen() -> Non
     assert not looked_up(sparse, read), "its optimiser wants the rows of the batch"
 
 
+def test_ids_of_another_kind_are_multiplied_and_give_the_same() -> None:
+    model, (numbers, ids, bags) = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows()
+    assert not looked_up(model, (numbers, ids.long(), bags))
+    made, wanted = model(numbers, ids.long(), bags), model(numbers, ids, bags)
+    torch.testing.assert_close(made.logits, wanted.logits, atol=1e-5, rtol=1e-4)
+
+
+def test_beside_a_large_table_small_ones_are_looked_up_in_evaluation_alone() -> None:
+    """Their gradient would be one of the whole weight, a second time."""
+    layout = UNGATED.with_(tables={**SIZES, "user": 100_000})
+    model, read = Model(layout, MMoE(), embedding=PLAIN.with_(dim=16)), rows()
+    with torch.no_grad():
+        assert looked_up(model.eval(), read)
+    x = model.train().represent(*read, apart=True).x
+    assert not isinstance(x, Embedded)
+
+
 def test_hooks_see_the_tables_asked() -> None:
     model, read, seen = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows(), []
     for tables in model.embed.tables.values():
