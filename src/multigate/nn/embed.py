@@ -108,14 +108,15 @@ class Embed(nn.Module):
             values = self._forget(bag.values) + start
             after.append(self.tables[dim](values, bag.offsets))
         x = torch.cat([*before, *looked_up, *after], dim=1)
-        if apart and self._may_be_apart(x):
+        if apart and self._may_be_apart(x, categories):
             return self._apart(x, before, looked_up, after, categories)
         return dropout(x, self.dropout, self.training, self.spared)
 
-    def _may_be_apart(self, x: Tensor) -> bool:
+    def _may_be_apart(self, x: Tensor, ids: Tensor) -> bool:
         """Whether layers may read what x is made of in its place: many rows, of which nothing is dropped."""
-        dropped = self.training and self.dropout
-        return (self.training or pays(x)) and not dropped and can_look_up(x)
+        if (self.training and self.dropout) or ids.dtype != torch.int32:
+            return False
+        return (self.training or pays(x)) and can_look_up(x)
 
     def _apart(
         self, x: Tensor, before: list[Tensor], looked_up: list[Tensor], after: list[Tensor], ids: Tensor
@@ -128,8 +129,10 @@ class Embed(nn.Module):
         for part, made in zip(self.categories, looked_up, strict=True):
             assert isinstance(part, Categories)
             held, columns = self.tables[str(part.dim)], tuple[int, ...]()
-            if _is_plain(held) and not (self.training and held.sparse):
+            if _is_plain(held):
                 columns = small(part.sizes, part.dim, len(x))
+                if self.training and (held.sparse or held.weight.numel() > len(columns) * part.dim * len(x)):
+                    columns = ()  # their gradient would be another one of the whole weight
             if columns:
                 weight: Tensor = held.weight  # type: ignore[assignment]
                 tables.append(weight)

@@ -261,9 +261,9 @@ inline void turn(Vector (&x)[LANES]) { // a square of numbers, rows to columns
 #endif
 
 // Of c columns, column k has the rows of ``table`` from starts[k] on, as many as it has values, which are numbered from
-// value[k] on, and places[k] is the first of the ``dim`` columns of w, a multiple of 8, that they are multiplied by. Two columns of few
-// values are one of all their pairs: of m such terms, term t is column one[t] and, if that is not below 0, other[t], its
-// pairs are numbered from first[t] on, and at[t] is that of a row of the batch.
+// value[k] on, and places[k] is the first of the ``dim`` columns of w, a multiple of 8, that they are multiplied by. Two
+// columns of few values are one of all their pairs: of m such terms, term t is column one[t] and, if that is not below
+// 0, other[t], its pairs are numbered from first[t] on, and at[t] is that of a row of the batch.
 struct Columns {
     const float* table;
     const int32_t* at; // (b, m)
