@@ -324,9 +324,9 @@ void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int6
     }
 }
 
-// z[unit, row] += sum_k w[unit, columns of k] . table[row of k], and max(., 0) of that where unit < active
-void add_looked_up(const Columns& of, const float* w, float* z, int64_t units, int64_t width, int64_t active,
-                   int threads) {
+// z[unit, row] += sum_k w[unit, columns of k] . table[row of k] + bias[unit], and max(., 0) of that where unit < active
+void add_looked_up(const Columns& of, const float* w, const float* bias, float* z, int64_t units, int64_t width,
+                   int64_t active, int threads) {
     const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
     const auto to_column = of.dim % 16 ? to_values<8> : to_values<16>;
 #pragma omp parallel num_threads(threads) if (units * b * m > FEW)
@@ -366,7 +366,8 @@ void add_looked_up(const Columns& of, const float* w, float* z, int64_t units, i
                 for (int64_t i = 0; i < many; ++i) {
                     float* out = z + (unit + i) * b + start;
                     auto* word = words(out);
-                    for (int64_t j = 0; j < rows; ++j) out[j] += made[i * TILE + j];
+                    const float more = bias ? bias[unit + i] : 0.0f;
+                    for (int64_t j = 0; j < rows; ++j) out[j] += made[i * TILE + j] + more;
                     if (unit + i < active)
                         for (int64_t j = 0; j < rows; ++j) word[j] &= above(word[j]);
                 }
@@ -478,9 +479,10 @@ extern "C" int64_t number_pairs_float32(const int32_t* ids, const int64_t* read,
 
 extern "C" void add_looked_up_float32(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,
                                       const int64_t* other, const int64_t* value, const int64_t* starts,
-                                      const int64_t* places, const float* w, float* z, int64_t b, int64_t m, int64_t c,
-                                      int64_t dim, int64_t units, int64_t width, int64_t active, int threads) {
-    add_looked_up({table, at, first, one, other, value, starts, places, b, m, c, dim}, w, z, units, width, active,
+                                      const int64_t* places, const float* w, const float* bias, float* z, int64_t b,
+                                      int64_t m, int64_t c, int64_t dim, int64_t units, int64_t width, int64_t active,
+                                      int threads) {
+    add_looked_up({table, at, first, one, other, value, starts, places, b, m, c, dim}, w, bias, z, units, width, active,
                   threads);
 }
 

@@ -43,7 +43,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
     "number_pairs": (*[c_void_p] * 7, *[c_int64] * 3, c_int),
-    "add_looked_up": (*[c_void_p] * 10, *[c_int64] * 7, c_int),
+    "add_looked_up": (*[c_void_p] * 11, *[c_int64] * 7, c_int),
     "of_looked_up": (*[c_void_p] * 12, *[c_int64] * 6, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
@@ -182,10 +182,12 @@ class Kernels:
             raise IndexError(f"{lost} ids are out of range of the rows of their embedding tables")
         return at
 
-    def add_looked_up_(self, made: Tensor, weight: Tensor, table: Tensor, of: Lookups, active: int = 0) -> Tensor:
-        """made (m, B) + weight (m, D) @ x^T of the columns of x that are looked up, and ReLU of its first ``active``
-        rows, in place; all in float32, the table's width a multiple of 8."""
-        arrays, sizes = (table, of.at, *of.pairs, of.starts, of.places, weight, made), self._sizes(table, of)
+    def add_looked_up_(
+        self, made: Tensor, weight: Tensor, table: Tensor, of: Lookups, active: int = 0, bias: Tensor | None = None
+    ) -> Tensor:
+        """made (m, B) + weight (m, D) @ x^T of the columns of x that are looked up + bias (m,), and ReLU of its first
+        ``active`` rows, in place; all in float32, the table's width a multiple of 8."""
+        arrays, sizes = (table, of.at, *of.pairs, of.starts, of.places, weight, bias, made), self._sizes(table, of)
         self._call("add_looked_up", made.dtype, arrays, *sizes, *weight.shape, active)
         return made
 
@@ -201,8 +203,8 @@ class Kernels:
     def _sizes(table: Tensor, of: Lookups) -> tuple[int, ...]:
         return (*of.at.shape, len(of.starts), table.shape[1])
 
-    def _call(self, name: str, dtype: torch.dtype, tensors: tuple[Tensor, ...], *sizes: int) -> int | None:
-        arrays = [tensor.data_ptr() for tensor in tensors]
+    def _call(self, name: str, dtype: torch.dtype, tensors: tuple[Tensor | None, ...], *sizes: int) -> int | None:
+        arrays = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         found: int | None = self.functions[name, dtype](*arrays, *sizes, torch.get_num_threads())
         return found
 
@@ -349,10 +351,11 @@ def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tens
         x, part = table[rows].flatten(1), weight[:, columns]
         grown, of_x = torch.zeros_like(weight), (pull.t() @ part).view(-1, dim)
         of_table = found.of_looked_up_(pull, weight, table, of, grown)
-        sums = made + part @ x.t()
+        sums, of_units = made + part @ x.t(), weight[:, 0].contiguous()
+        halves = torch.relu((sums + of_units.unsqueeze(1))[:7]), (sums + of_units.unsqueeze(1))[7:]
         pairs += [
             (found.add_looked_up_(made.clone(), weight, table, of), sums, 1e-4),
-            (found.add_looked_up_(made.clone(), weight, table, of, m), torch.relu(sums), 1e-4),
+            (found.add_looked_up_(made.clone(), weight, table, of, 7, of_units), torch.cat(halves), 1e-4),
             (grown[:, columns], pull @ x, 1e-3),
             (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
         ]

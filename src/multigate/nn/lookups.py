@@ -40,13 +40,16 @@ class Parts(NamedTuple):
         """The columns of a weight (m, D) that the dense ones are multiplied by, (m, K)."""
         return torch.cat([weight[:, first:end] for first, end in self.runs], dim=1)
 
-    def add_(self, made: Tensor, weight: Tensor, tables: Sequence[Tensor], active: int = 0) -> Tensor:
-        """made (m, B) + weight (m, D) @ x^T of what is looked up, and ReLU of the first ``active`` rows, in place."""
-        found, last = kernels(), len(self.lookups) - 1
+    def add_(
+        self, made: Tensor, weight: Tensor, tables: Sequence[Tensor], active: int = 0, bias: Tensor | None = None
+    ) -> Tensor:
+        """made (m, B) + weight (m, D) @ x^T of what is looked up + bias (m,), and ReLU of the first ``active`` rows, in
+        place."""
+        found = kernels()
         assert found is not None
-        for at, (table, lookups) in enumerate(zip(tables, self.lookups, strict=True)):
-            found.add_looked_up_(made, weight, table, lookups, active if at == last else 0)
-        return made
+        for table, lookups in zip(tables[:-1], self.lookups[:-1], strict=True):
+            found.add_looked_up_(made, weight, table, lookups)
+        return found.add_looked_up_(made, weight, tables[-1], self.lookups[-1], active, bias)
 
     def pull_(self, pull: Tensor, weight: Tensor, tables: Sequence[Tensor], grown: Tensor) -> list[Tensor]:
         """The gradient of each table from that of ``add_``, (m, B); that of the weight goes into ``grown`` (m, D)."""
@@ -94,9 +97,8 @@ def small(sizes: Sequence[int], dim: int, rows: int) -> tuple[int, ...]:
 
 def product(weight: Tensor, x: Embedded, bias: Tensor | None = None) -> Tensor:
     """weight (m, D) @ x^T (m, B), without gradients; with a ``bias`` (m,) ReLU of their sum."""
-    factors, dense = x.parts.dense_of(weight), x.dense.t()
-    made = torch.mm(factors, dense) if bias is None else torch.addmm(bias.unsqueeze(1), factors, dense)
-    return x.parts.add_(made, weight, x.tables, 0 if bias is None else len(made))
+    made = torch.mm(x.parts.dense_of(weight), x.dense.t())
+    return x.parts.add_(made, weight, x.tables, 0 if bias is None else len(made), bias)
 
 
 def paired(sizes: Sequence[int]) -> Pairs:
