@@ -10,8 +10,9 @@ import torch
 from multigate.data.ahead import ahead
 from multigate.data.files import open_table
 from multigate.data.loader import Loader
-from multigate.data.prepared import Part, prepare
+from multigate.data.prepared import prepare
 from multigate.data.rows import cut, join, pick
+from multigate.data.shards import Part
 from multigate.data.split import Split
 from multigate.schema import Bag, Category, Number, Schema, Task
 

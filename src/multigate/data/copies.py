@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from multigate.batch import Batch
-from multigate.data.prepared import Part, Prepared
+from multigate.data.prepared import Prepared
 from multigate.data.rows import pick
+from multigate.data.shards import Part
 
 SHARDS, ROWS = 2, 10_000
 """Shards of each part, and rows of these, that are looked at (of training shards all): some hundredths of a second."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from multigate.batch import Batch
 from multigate.data.ahead import ahead
-from multigate.data.prepared import Part
 from multigate.data.rows import cut, join, pick, pick_tasks, to_device
+from multigate.data.shards import Part
 
 CPU = torch.device("cpu")
 

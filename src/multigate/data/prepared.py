@@ -1,25 +1,20 @@
-"""Prepared rows: encoded once, kept on disk in shards that are mapped into memory, reused while nothing changed."""
+"""Prepared rows: encoded once, kept on disk, reused while nothing changed."""
 
 import contextlib
 import json
-import math
-import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from multigate.batch import BagIds, Batch, Layout
+from multigate.batch import Batch, Layout
 from multigate.data.ahead import ahead, worked
 from multigate.data.arrow import with_codes
 from multigate.data.buffers import as_arrow
@@ -28,8 +23,9 @@ from multigate.data.encoder import FORMAT, Encoder
 from multigate.data.features import by_name
 from multigate.data.kept import Kept
 from multigate.data.labels import Spelling
-from multigate.data.missingness import Followed, weighed
-from multigate.data.rows import cut, join, pick
+from multigate.data.missingness import weighed
+from multigate.data.rows import pick
+from multigate.data.shards import Part, ShardWriter, checksum, shard_path
 from multigate.data.split import PARTS, Split, Splitter
 from multigate.errors import DataError, MultigateError, RunError
 from multigate.schema import Schema
@@ -71,87 +67,6 @@ class Table(Protocol):
     def batches(self) -> Callable[..., Iterator[pa.RecordBatch]]: ...
 
 
-class Shards(Sequence[Batch]):
-    """The shards of a part, each mapped when first asked for; their pages belong to the files, not to the process.
-
-    ``weigh`` gives rows their weights, where those of the files are not all there is to them. ``checksums``, by the
-    files' names, are looked at then (.1 s for a GB that is in memory). Raises ``RunError`` where a file is not what was
-    written.
-    """
-
-    def __init__(
-        self, paths: Sequence[Path], checksums: Mapping[str, str] = {}, weigh: Callable[[Batch], Batch] | None = None
-    ) -> None:
-        self._paths, self._checksums, self._weigh = paths, checksums, weigh
-        self._open: dict[int, Batch] = {}
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    @property
-    def there(self) -> bool:
-        """Whether no file is missing."""
-        return all(path.is_file() for path in self._paths)
-
-    @overload
-    def __getitem__(self, at: int) -> Batch: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Batch]: ...
-
-    def __getitem__(self, at: int | slice) -> Batch | Sequence[Batch]:
-        if isinstance(at, slice):
-            return [self[one] for one in range(*at.indices(len(self)))]
-        at = range(len(self))[at]
-        if at not in self._open:
-            path = self._paths[at]
-            found = _read_shard(path, self._checksums.get(path.name))
-            self._open[at] = found if self._weigh is None else self._weigh(found)
-        return self._open[at]
-
-
-class Part:
-    """The rows of one split."""
-
-    def __init__(
-        self,
-        name: str,
-        paths: Sequence[Path],
-        sizes: Sequence[int],
-        checksums: Mapping[str, str] = {},
-        weigh: Callable[[Batch], Batch] | None = None,
-    ) -> None:
-        self.name = name
-        self.sizes = tuple(sizes)
-        """Rows of each shard."""
-        self.rows = sum(sizes)
-        self.shards = Shards(paths, checksums, weigh)
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All rows in order, ``size`` at a time; views of the shards where a batch lies within one."""
-        waiting: list[Batch] = []
-        held = 0
-        for shard in self.shards:
-            at = 0
-            while at < shard.rows:
-                many = min(size - held, shard.rows - at)
-                waiting.append(cut(shard, at, at + many))
-                held, at = held + many, at + many
-                if held == size:
-                    yield join(waiting)
-                    waiting, held = [], 0
-        if waiting:
-            yield join(waiting)
-
-    def sample(self, size: int, most: int) -> Iterator[Batch]:
-        """Every so many of those batches: at most about ``most`` rows, evenly spread."""
-        return islice(self.batches(size), 0, None, max(1, math.ceil(self.rows / most)))
-
-    def labelled(self, place: int) -> bool:
-        """Whether some row has a label, of a weight above 0, of the task at a place."""
-        return any(bool((shard.known[:, place] & (shard.weights[:, place] > 0)).any()) for shard in self.shards)
-
-
 class Prepared:
     """A folder of encoded rows and the encoder that made them."""
 
@@ -178,7 +93,7 @@ class Prepared:
         return Encoder.load(self.folder / "encoder")
 
     def _part(self, name: str, sizes: list[int]) -> Part:
-        paths = [_shard_path(self.folder, name, at) for at in range(len(sizes))]
+        paths = [shard_path(self.folder, name, at) for at in range(len(sizes))]
         shares = self.manifest.get("followed", {}).get(name)
         weigh = partial(weighed, self.encoder.schema, shares) if shares else None
         return Part(name, paths, sizes, self.manifest.get("checksums", {}), weigh)  # older rows have no checksums
@@ -295,14 +210,14 @@ def thinned(prepared: Prepared, share: float, folder: Path) -> Prepared:
     with writing(folder) as temporary:
         temporary.mkdir()
         shutil.copytree(prepared.folder / "encoder", temporary / "encoder")
-        train = _Writer(temporary, "train", max(prepared.train.sizes), prepared.encoder.schema)
+        train = ShardWriter(temporary, "train", max(prepared.train.sizes), prepared.encoder.schema)
         first = 0
         for shard in prepared.train.shards:
             here = chosen[(first <= chosen) & (chosen < first + shard.rows)] - first
             if len(here):
                 train.add(pick(shard, torch.from_numpy(here)))
             first += shard.rows
-        valid = _Writer(temporary, "valid", max(prepared.valid.sizes), prepared.encoder.schema)
+        valid = ShardWriter(temporary, "valid", max(prepared.valid.sizes), prepared.encoder.schema)
         for shard in prepared.valid.shards:
             valid.add(shard)
         sizes = {"train": train.close(), "valid": valid.close()}
@@ -338,7 +253,7 @@ def _write(
         encoder = Encoder.fit(schema, training) if base is None else base.grown(schema, training)
     encoder.save(folder / "encoder")
     shard_rows = max(1, min(shard_rows, SHARD_BYTES // _row_bytes(encoder.layout)))
-    writers = {name: _Writer(folder, name, shard_rows, schema) for name in (*split.parts, *tables)}
+    writers = {name: ShardWriter(folder, name, shard_rows, schema) for name in (*split.parts, *tables)}
     sources = {name: rows if name == "train" else _Rows(schema, table) for name, table in tables.items()}
     done = dict.fromkeys(tables, 0)
     for name, batch, parts in worked(partial(_encoded, encoder, splitter), _numbered(sources, encoder)):
@@ -464,77 +379,6 @@ def _read_rows(schema: Schema) -> int:
 def _row_bytes(layout: Layout) -> int:
     """Of a row in a shard, its bags left out."""
     return 4 * (len(layout.numbers) + len(layout.categories)) + 9 * len(layout.tasks) + 8
-
-
-class _Writer:
-    """Gathers the rows of one part into shards of exactly ``shard_rows`` rows (the last one fewer)."""
-
-    def __init__(self, folder: Path, name: str, shard_rows: int, schema: Schema) -> None:
-        self._folder, self._name, self._shard_rows = folder, name, shard_rows
-        self.followed = Followed(schema)
-        self._waiting: list[Batch] = []
-        self._held = 0
-        self._sizes: list[int] = []
-        self.checksums: dict[str, str] = {}
-        """Of the files written, by name."""
-
-    def add(self, batch: Batch) -> None:
-        at = 0
-        while at < batch.rows:
-            many = min(self._shard_rows - self._held, batch.rows - at)
-            self._waiting.append(cut(batch, at, at + many))
-            self._held, at = self._held + many, at + many
-            if self._held == self._shard_rows:
-                self._flush()
-
-    def close(self) -> list[int]:
-        """Write what is left; returns the rows of each shard."""
-        if self._held:
-            self._flush()
-        return self._sizes
-
-    def _flush(self) -> None:
-        path = _shard_path(self._folder, self._name, len(self._sizes))
-        shard = join(self._waiting)
-        self.followed.add(shard.labels.numpy().T, shard.known.numpy().T)
-        tensors = {name: getattr(shard, name).contiguous() for name in _TENSORS}
-        for at, bag in enumerate(shard.bags):
-            tensors |= {f"bag{at}.values": bag.values.contiguous(), f"bag{at}.offsets": bag.offsets.contiguous()}
-        save_file(tensors, path, metadata={"bags": str(len(shard.bags))})
-        self.checksums[path.name] = checksum(path)
-        self._sizes.append(self._held)
-        self._waiting, self._held = [], 0
-
-
-_TENSORS = ("numbers", "categories", "labels", "known", "weights", "groups")
-
-
-def _shard_path(folder: Path, part: str, at: int) -> Path:
-    return folder / f"{part}-{at:05d}.safetensors"
-
-
-def checksum(path: Path) -> str:
-    """XXH3 of a file."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return str(xxhash.xxh3_64_hexdigest(content))
-
-
-def _read_shard(path: Path, wanted: str | None) -> Batch:
-    try:
-        if wanted is not None and checksum(path) != wanted:
-            raise ValueError("it is not what was written")
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in _TENSORS}
-            bags = tuple(
-                BagIds(file.get_tensor(f"bag{at}.values"), file.get_tensor(f"bag{at}.offsets"))
-                for at in range(int(file.metadata()["bags"]))
-            )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"prepared rows {path} are damaged ({error}); delete the folder {path.parent}, and going on with the "
-            "training prepares them anew"
-        ) from None
-    return Batch(bags=bags, **found)
 
 
 def _key(schema: Schema, split: Split, shard_rows: int, base: Encoder | None, tables: dict[str, str]) -> str:

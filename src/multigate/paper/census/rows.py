@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file, save_file
 
 from multigate.data.files import open_table
-from multigate.data.prepared import Prepared, Progress, checksum, prepare
+from multigate.data.prepared import Prepared, Progress, prepare
+from multigate.data.shards import checksum
 from multigate.data.split import Split
 from multigate.datasets.census_income import census_schema, is_written
 from multigate.errors import DataError
