@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
-from multigate.nn.embed import Embed, Embedding, OwnEmbeds, Periodic, Piecewise
+from multigate.nn.embed import Embed, Embedding, OwnEmbeds
+from multigate.nn.number_embeddings import Periodic, Piecewise
 
 LAYOUT = Layout(
     numbers=(NumberColumn(feature="a"), NumberColumn(feature="b")),

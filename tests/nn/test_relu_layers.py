@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from multigate.nn import relu_layers as module
 from multigate.nn.eager import MANY
-from multigate.nn.embed import StackedTables
+from multigate.nn.embedding_tables import StackedTables
 from multigate.nn.gate import Gate
 from multigate.nn.parallel import ParallelLinear, ParallelMLP
 from multigate.nn.relu_layers import ReluLayers

@@ -81,7 +81,7 @@ def test_state_goes_from_one_to_another() -> None:
 
 WITHOUT_COMPILER = """
 import sys, torch, multigate.training.train
-from multigate.nn.embed import Periodic, Piecewise
+from multigate.nn.number_embeddings import Periodic, Piecewise
 from multigate.sharing import STRUCTURES, VARIANTS
 
 with torch.device("meta"):  # as comparisons count what a structure costs

@@ -11,7 +11,7 @@ import multigate as mg
 from multigate.batch import Batch
 from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.experiment import Optimizer
-from multigate.nn.embed import StackedTables
+from multigate.nn.embedding_tables import StackedTables
 from multigate.run import Run
 from multigate.training.tables import LARGE, TableOptimizer, large_tables
 

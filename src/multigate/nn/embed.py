@@ -1,21 +1,19 @@
 """From encoded columns to x (B, D), or (B, n, D): embedding tables, numbers and their embeddings, side by side."""
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
-from multigate.nn.eager import eager, pays, watched
-from multigate.nn.kernels import Lookups, Pairs, kernels
-from multigate.nn.lookups import Embedded, Parts, can_look_up, paired, small
+from multigate.nn.eager import pays
+from multigate.nn.embedding_tables import Categories, StackedTables, is_plain
+from multigate.nn.kernels import Lookups
+from multigate.nn.lookups import Embedded, Parts, can_look_up, small
+from multigate.nn.number_embeddings import number_embeddings
 from multigate.options import Options
 
 
@@ -50,7 +48,7 @@ class Embed(nn.Module):
         self.pick = Pick(layout, use)
         layout = self.pick.layout
         self.numbers = len(layout.numbers)
-        self.embedded_numbers = nn.ModuleList(_number_embeddings(layout.numbers, options))
+        self.embedded_numbers = nn.ModuleList(number_embeddings(layout.numbers, options.dim))
         self.tables = nn.ModuleDict()
         groups: dict[int, list[int]] = {}
         for i, column in enumerate(layout.categories):
@@ -129,7 +127,7 @@ class Embed(nn.Module):
         for part, made in zip(self.categories, looked_up, strict=True):
             assert isinstance(part, Categories)
             held, columns = self.tables[str(part.dim)], tuple[int, ...]()
-            if _is_plain(held):
+            if is_plain(held):
                 columns = small(part.sizes, part.dim, len(x))
                 if self.training and (held.sparse or held.weight.numel() > len(columns) * part.dim * len(x)):
                     columns = ()  # their gradient would be another one of the whole weight
@@ -212,231 +210,5 @@ class Pick(nn.Module):
         return numbers, categories, [bags[i] for i in self.bags]
 
 
-class Lookup(torch.autograd.Function):
-    """Rows ``ids`` (B, C) of a table (rows, dim) -> (B, C, dim), with a gradient that is added up element by element.
-
-    On a CPU that takes a fifth of the time of the gradient that ``torch.nn.functional.embedding`` has.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, ids: Tensor) -> Tensor:
-        return functional.embedding(ids, weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        weight, ids = inputs
-        ctx.save_for_backward(ids)
-        ctx.shape = weight.shape
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        rows, dim = ctx.shape
-        ids, gradient = ctx.saved_tensors[0], gradients[0]
-        places = ids.long().unsqueeze(-1) * dim + torch.arange(dim, device=ids.device)
-        flat = gradient.new_zeros(rows * dim).scatter_add(0, places.flatten(), gradient.flatten())
-        return flat.view(rows, dim), None
-
-
-class LookedUp(torch.autograd.Function):
-    """Rows of a table (rows, dim) for ids (B, C) int32 of columns that start at ``starts`` (C,), by compiled code."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, starts: Tensor, owners: Tensor) -> Tensor:
-        ctx.save_for_backward(ids, starts, owners)
-        ctx.rows = len(weight)
-        return kernels().look_up(weight, ids, starts)  # type: ignore[union-attr]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        ids, starts, owners = ctx.saved_tensors
-        pull = gradients[0]
-        if not pull[:1].is_contiguous():
-            pull = pull.contiguous()
-        return kernels().add_up(pull, ids, starts, owners, ctx.rows), None, None, None  # type: ignore[union-attr]
-
-
-class StackedTables(nn.Module):
-    """Embedding tables of one width, one under the other in a single weight (rows, dim)."""
-
-    def __init__(self, sizes: dict[str, int], dim: int, scale: float) -> None:
-        super().__init__()
-        self.sizes = dict(sizes)
-        self.start: dict[str, int] = {}
-        rows = 0
-        for table, size in sizes.items():
-            self.start[table] = rows
-            rows += size
-        self.dim = dim
-        self.weight = nn.Parameter(torch.randn(rows, dim).mul_(scale))
-        self.sparse = False
-        """Whether gradients hold the rows of the batch alone, for an optimiser that moves no others."""
-
-    @torch.no_grad()
-    def begin_with(self, old: "StackedTables") -> None:
-        """Take over the rows of smaller tables of the same names; rows beyond them become row 0, the "unseen" one."""
-        for table, start in self.start.items():
-            first, known = old.start[table], old.sizes[table]
-            self.weight[start : start + known] = old.weight[first : first + known]
-            self.weight[start + known : start + self.sizes[table]] = old.weight[first]
-
-    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """ids (B, C) -> (B, C, dim); ids (V,) of bags at ``offsets`` (B + 1,) -> (B, dim), the mean of each bag.
-
-        A bag is never empty: one without items holds the id of "missing".
-        """
-        sparse = self.sparse and self.training
-        if offsets is not None:
-            return functional.embedding_bag(
-                ids, self.weight, offsets.to(ids.dtype), mode="mean", sparse=sparse, include_last_offset=True
-            )
-        if self.training and not sparse and self.weight.device.type == "cpu":
-            return Lookup.apply(self.weight, ids)  # type: ignore[no-untyped-call]
-        return functional.embedding(ids, self.weight, sparse=sparse)
-
-
-class Categories(nn.Module):
-    """The id columns of one width. categories (B, C) -> (B, columns * dim)."""
-
-    starts: Tensor
-    owners: Tensor
-    columns: Tensor
-
-    def __init__(self, layout: Sequence[IdColumn], columns: Sequence[int], tables: StackedTables) -> None:
-        super().__init__()
-        self.dim = tables.dim
-        self.d_out = self.dim * len(columns)
-        self.sizes = [tables.sizes[layout[i].table] for i in columns]
-        self._looked_up: dict[tuple[int, ...], Chosen] = {}
-        self.all = list(columns) == list(range(len(layout)))
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        starts = [tables.start[layout[i].table] for i in columns]
-        owners = {start: owner for owner, start in enumerate(dict.fromkeys(starts))}
-        self.register_buffer("starts", torch.tensor(starts), persistent=False)
-        self.register_buffer("owners", torch.tensor([owners[start] for start in starts]), persistent=False)
-
-    def forward(self, categories: Tensor, tables: nn.ModuleDict) -> Tensor:
-        ids = categories if self.all else categories.index_select(1, self.columns)
-        held = tables[str(self.dim)]
-        if self._by_kernels(held, ids):
-            looked_up = LookedUp.apply(held.weight, ids.contiguous(), self.starts, self.owners)  # type: ignore[no-untyped-call]
-        else:
-            starts = self.starts if ids.device.type == "cpu" else self.starts.to(ids.dtype)  # sorted in half the time
-            looked_up = held(ids + starts)
-        embedded: Tensor = looked_up.flatten(1)
-        return embedded
-
-    def _by_kernels(self, tables: nn.Module, ids: Tensor) -> bool:
-        """Whether to take ``LookedUp``: in training or of many rows, on a CPU, where nobody hooks into the tables."""
-        if not (self.training or pays(ids)) or ids.dtype != torch.int32:
-            return False
-        return _is_plain(tables) and not tables.sparse and eager(ids) and kernels() is not None
-
-    def runs_without(self, columns: Sequence[int]) -> list[tuple[int, int]]:
-        """Where what others make begins and ends in what these make."""
-        edges = [-1, *columns, len(self.sizes)]
-        return [((a + 1) * self.dim, b * self.dim) for a, b in pairwise(edges) if b - a > 1]
-
-    def lookups(self, categories: Tensor, columns: tuple[int, ...], place: int) -> Lookups:
-        """Columns of categories (B, C), by their places among these, what these make beginning at ``place`` of x."""
-        if columns not in self._looked_up:
-            chosen = torch.tensor(columns)
-            numbered = paired([self.sizes[at] for at in columns])
-            self._looked_up[columns] = Chosen(self.columns[chosen], numbered, self.starts[chosen], chosen * self.dim)
-        read, pairs, starts, places = self._looked_up[columns]
-        found = kernels()
-        assert found is not None
-        at = found.number_pairs(categories.contiguous(), read, pairs)
-        return Lookups(at, pairs, starts, places + place)
-
-
-class Chosen(NamedTuple):
-    """Columns that are looked up: which ids they read, their pairs, where their tables begin, and their part of x."""
-
-    read: Tensor
-    pairs: Pairs
-    starts: Tensor
-    places: Tensor
-
-
-def _is_plain(tables: nn.Module) -> TypeGuard[StackedTables]:
-    """Whether compiled code may read tables: in float32 on a processor, where nobody hooks into them."""
-    if not isinstance(tables, StackedTables) or watched(tables):
-        return False
-    weight = tables.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() and eager(weight)
-
-
-class Piecewise(nn.Module):
-    """Piecewise-linear number embeddings (Gorishniy et al. 2022, section 3.2). numbers (B, N) -> (B, n * dim).
-
-    The value is written as how far it has come through each interval between neighbouring quantiles, then a linear
-    map and ReLU of each feature's own.
-    """
-
-    low: Tensor
-    width: Tensor
-    columns: Tensor
-
-    def __init__(self, columns: Sequence[int], edges: Sequence[Sequence[float]], dim: int) -> None:
-        super().__init__()
-        intervals = max(len(one) for one in edges) - 1
-        low = torch.zeros(len(edges), intervals)
-        width = torch.full((len(edges), intervals), torch.inf)  # an interval that is not there is never entered
-        for i, one in enumerate(edges):
-            knots = torch.tensor(one, device="cpu")  # on the meta device a difference would import the compiler
-            low[i, : len(one) - 1] = knots[:-1]
-            width[i, : len(one) - 1] = knots[1:] - knots[:-1]
-        bound = 1 / math.sqrt(intervals)
-        self.weight = nn.Parameter(torch.empty(len(edges), intervals, dim).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(len(edges), dim).uniform_(-bound, bound))
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("width", width, persistent=False)
-        self.d_out = len(edges) * dim
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        x = numbers.index_select(1, self.columns).unsqueeze(-1)
-        # (B, n, Q), the widest tensor there is, made in place; vmap has these two, but no clamp_
-        progress = (x - self.low).div_(self.width).clamp_min_(0).clamp_max_(1)
-        return functional.relu(torch.einsum("bnq,nqd->bnd", progress, self.weight) + self.bias).flatten(1)
-
-
-class Periodic(nn.Module):
-    """Periodic number embeddings, frequencies learnt (Gorishniy et al. 2022, section 3.3). (B, N) -> (B, n * dim)."""
-
-    columns: Tensor
-
-    def __init__(self, columns: Sequence[int], dim: int, frequencies: int = 16, scale: float = 0.1) -> None:
-        super().__init__()
-        n, bound = len(columns), 1 / math.sqrt(2 * frequencies)
-        self.frequency = nn.Parameter(torch.randn(n, frequencies).mul_(scale))
-        self.weight = nn.Parameter(torch.empty(n, 2 * frequencies, dim).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n, dim).uniform_(-bound, bound))
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        self.d_out = n * dim
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        angle = (
-            2 * math.pi * numbers.index_select(1, self.columns).unsqueeze(-1) * self.frequency
-        )  # (B, n, frequencies)
-        waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
-        return functional.relu(torch.einsum("bnq,nqd->bnd", waves, self.weight) + self.bias).flatten(1)
-
-
 def _places(columns: Sequence[NumberColumn | IdColumn], use: str) -> list[int]:
     return [i for i, column in enumerate(columns) if column.use == use]
-
-
-def _number_embeddings(numbers: Sequence[NumberColumn], options: Embedding) -> list[Piecewise | Periodic]:
-    """One module per kind and width of number embedding asked for."""
-    groups: dict[tuple[str, int], list[int]] = {}
-    for i, column in enumerate(numbers):
-        if column.embedding == "periodic" or (column.embedding == "piecewise" and len(column.edges) > 1):
-            groups.setdefault((column.embedding, column.dim or options.dim), []).append(i)
-    return [
-        Periodic(columns, dim) if kind == "periodic" else Piecewise(columns, [numbers[i].edges for i in columns], dim)
-        for (kind, dim), columns in groups.items()
-    ]

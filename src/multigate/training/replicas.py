@@ -19,7 +19,7 @@ from multigate.batch import BagIds, Batch
 from multigate.data.rows import join
 from multigate.errors import ExperimentError
 from multigate.experiment import Optimizer
-from multigate.nn.embed import StackedTables
+from multigate.nn.embedding_tables import StackedTables
 from multigate.training.optimizers import Average, Rate, build_optimizer, rate_at
 from multigate.training.recorded import Recordings, may_be_recorded
 from multigate.training.stacking import Stacking

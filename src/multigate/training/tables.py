@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.experiment import Optimizer
-from multigate.nn.embed import StackedTables
+from multigate.nn.embedding_tables import StackedTables
 from multigate.training.allocator import in_large_pages
 
 LARGE = 1 << 22

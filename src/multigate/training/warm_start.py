@@ -12,7 +12,7 @@ from multigate.data.vocabulary import table_of
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.model import Model
-from multigate.nn.embed import StackedTables
+from multigate.nn.embedding_tables import StackedTables
 from multigate.schema import Category, Feature, Hashed, Number, Task
 
 ENCODING = ("name", "column", "kind", "positive", "classes", "transform", "given", "where")
