@@ -115,6 +115,30 @@ def test_a_model_makes_and_learns_what_it_does_in_float64(structure: Structure) 
         torch.testing.assert_close(gradient.to(right.dtype), sought[name], atol=near, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "structure", structures(), ids=lambda one: f"{one.name} {sorted(one.to_dict().values(), key=str)}"
+)
+def test_structures_look_up_what_their_layers_read(
+    found: Kernels, monkeypatch: pytest.MonkeyPatch, structure: Structure
+) -> None:
+    """Who hands on another x than the one that was made would multiply all of it, and nobody would see."""
+    calls: list[str] = []
+    for name in ("add_looked_up_", "of_looked_up_"):
+        real = getattr(found, name)
+        monkeypatch.setattr(found, name, lambda *given, real=real, name=name: (calls.append(name), real(*given))[1])
+    model, read = Model(UNGATED, structure, embedding=PLAIN), rows()
+    with torch.inference_mode():  # what is kept from here is read in training too
+        model.eval()(*read)
+    evaluated = set(calls)
+    calls.clear()
+    learnt(model.train(), read, apart=True)
+    of_its_own = structure.name in ("tensor_factor", "home")  # factors and gates of inputs
+    plain = structure.activation == "relu" and structure.normalisation == "none"
+    sparse = structure.conditional  # in evaluation experts then read the rows that chose them
+    assert bool(evaluated) == (plain and not of_its_own and not sparse)
+    assert (set(calls) == {"add_looked_up_", "of_looked_up_"}) == (plain and not of_its_own and not structure.dropout)
+
+
 def test_columns_that_only_gates_read_stay_theirs(threads: int) -> None:
     model, read = Model(LAYOUT, MMoE(), embedding=PLAIN), rows(LAYOUT)
     exact = copy.deepcopy(model).double().train()

@@ -12,7 +12,7 @@ from multigate.nn.chance import chance, dropout
 from multigate.nn.eager import pays
 from multigate.nn.embedding_tables import Categories, StackedTables, is_plain
 from multigate.nn.kernels import Lookups
-from multigate.nn.lookups import Embedded, Parts, can_look_up, small
+from multigate.nn.lookups import Embedded, Parts, can_look_up
 from multigate.nn.number_embeddings import number_embeddings
 from multigate.options import Options
 
@@ -126,14 +126,10 @@ class Embed(nn.Module):
         lookups: list[Lookups] = []
         for part, made in zip(self.categories, looked_up, strict=True):
             assert isinstance(part, Categories)
-            held, columns = self.tables[str(part.dim)], tuple[int, ...]()
-            if is_plain(held):
-                columns = small(part.sizes, part.dim, len(x))
-                if self.training and (held.sparse or held.weight.numel() > len(columns) * part.dim * len(x)):
-                    columns = ()  # their gradient would be another one of the whole weight
-            if columns:
-                weight: Tensor = held.weight  # type: ignore[assignment]
-                tables.append(weight)
+            held = self.tables[str(part.dim)]
+            columns = part.small(held, len(x))
+            if columns and is_plain(held):
+                tables.append(held.weight)
                 lookups.append(part.lookups(ids, columns, place))
             for first, end in part.runs_without(columns):
                 dense.append(made[:, first:end])

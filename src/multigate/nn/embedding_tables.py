@@ -12,7 +12,7 @@ from torch.nn import functional
 from multigate.batch import IdColumn
 from multigate.nn.eager import eager, pays, watched
 from multigate.nn.kernels import Lookups, Pairs, kernels
-from multigate.nn.lookups import paired
+from multigate.nn.lookups import paired, small
 
 
 class Lookup(torch.autograd.Function):
@@ -136,6 +136,15 @@ class Categories(nn.Module):
         if not (self.training or pays(ids)) or ids.dtype != torch.int32:
             return False
         return is_plain(tables) and not tables.sparse and eager(ids) and kernels() is not None
+
+    def small(self, tables: nn.Module, rows: int) -> tuple[int, ...]:
+        """Columns, by their places among these, that so many rows had better look up: see ``Lookups``."""
+        if not is_plain(tables) or (self.training and tables.sparse):
+            return ()
+        columns = small(self.sizes, self.dim, rows)
+        # where the weight is larger than what is read of it, another gradient of all of it costs more than is saved
+        too_large = self.training and tables.weight.numel() > len(columns) * self.dim * rows
+        return () if too_large else columns
 
     def runs_without(self, columns: Sequence[int]) -> list[tuple[int, int]]:
         """Where what others make begins and ends in what these make."""
