@@ -8,14 +8,19 @@ from pathlib import Path
 
 import torch
 
+from multigate.precision import choose_precision
+
 ROOT = Path(__file__).parent.parent
+NATIVE = choose_precision("auto", torch.device("cpu"))
+PRECISIONS = tuple(dict.fromkeys(("float32", NATIVE)))
+"""Those that are measured: bfloat16 where the processor multiplies it; elsewhere it takes many times as long."""
 
 
 def describe() -> str:
     """One line for the head of a result."""
     models = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     processor = models[0] if models else platform.processor()
-    bf16 = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no bf16"
+    bf16 = "bf16" if NATIVE == "bfloat16" else "no bf16"
     return (
         f"commit {_commit()}; {processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}; "
         f"torch {torch.__version__}, Python {platform.python_version()}"

@@ -23,14 +23,14 @@ import multigate as mg
 import roofline
 import tutorial
 from census import experiment, need_data, scored_rows
-from machine import describe
+from machine import PRECISIONS, describe
 from multigate.datasets.fetch import fetch
 from quiet import LEGEND, Taken, Watch, options, spread
 from results import show, table
 
 LOADED: dict[str, dict[str, Any]] = {
     "torch": {},
-    "torch, bfloat16": {"precision": "bfloat16"},
+    **({"torch, bfloat16": {"precision": "bfloat16"}} if "bfloat16" in PRECISIONS else {}),
     "onnx": {"engine": "onnx"},
 }
 """Each as it is loaded."""

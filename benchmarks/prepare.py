@@ -24,7 +24,7 @@ import multigate as mg
 import multigate.data.prepared as prepared_rows
 import tutorial
 from census import experiment, need_data
-from machine import describe
+from machine import PRECISIONS, describe
 from multigate.data.ahead import ahead
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
@@ -38,7 +38,6 @@ from race import Folders, trained
 from results import show, table
 
 SCHEMA = census_schema(1)
-PRECISIONS = ("float32", "bfloat16")
 
 
 class Prepared(NamedTuple):

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from machine import describe
+from machine import PRECISIONS, describe
 from quiet import LEGEND, Spread, Watch, options, spread
 from results import show, table
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 MEMORY = 256 << 20
 """Bytes walked to measure the memory: more than any cache holds."""
 SECONDS = 0.15
@@ -141,13 +141,13 @@ def bandwidths() -> tuple[float, float]:
 
 def measure() -> Machine:
     """The best rate over the shapes, for each precision, and the bandwidths; takes some three seconds."""
-    rates = {name: max(gemm_rate(shape, dtype) for shape in SHAPES) for name, dtype in PRECISIONS.items()}
+    rates = {name: max(gemm_rate(shape, dtype) for shape in SHAPES) for name, dtype in DTYPES.items()}
     return Machine(rates, *bandwidths())
 
 
 def best(machines: list[Machine]) -> Machine:
     """The best that was seen in any round: a limit is what the machine can do when nothing holds it up."""
-    rates = {name: max(one.rates[name] for one in machines) for name in PRECISIONS}
+    rates = {name: max(one.rates[name] for one in machines) for name in machines[0].rates}
     return Machine(rates, max(one.read for one in machines), max(one.write for one in machines))
 
 
@@ -165,7 +165,7 @@ def main() -> None:
     kinds = {
         f"{shape.name}/{name}": (lambda shape=shape, dtype=dtype: 2e-9 * gemm_rate(shape, dtype))
         for shape in SHAPES
-        for name, dtype in PRECISIONS.items()
+        for name, dtype in DTYPES.items()
     }
     found = {name: spread(runs, float) for name, runs in watch.in_turn(kinds, arguments.rounds).items()}
     memory = watch.in_turn({"memory": bandwidths}, arguments.rounds)["memory"]

@@ -23,7 +23,7 @@ import multigate as mg
 import roofline
 import tutorial
 from census import BATCH, DIM, aucs, experiment, need_data, scored_rows
-from machine import describe
+from machine import PRECISIONS, describe
 from multigate.analysis.budget import multiply_adds, within_budget
 from multigate.datasets.fetch import fetch
 from multigate.sharing import STRUCTURES, Structure, structure_named
@@ -32,8 +32,6 @@ from race import FOOT, HEAD, Folders, Trained, bound, line, trained
 from results import show, table
 from step_profile import profile
 from steps import begun, first_batches, prepared_rows
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 def train_tutorial(threads: int, seed: int) -> Trained:

@@ -25,7 +25,7 @@ import torch
 import multigate as mg
 import roofline
 import tutorial_wide
-from machine import available_memory, describe
+from machine import PRECISIONS, available_memory, describe
 from memory import anonymous
 from multigate.experiment import Optimizer
 from multigate.nn.embed import Embedding
@@ -37,7 +37,6 @@ from steps import begun, first_batches, prepared_rows, step_ms
 from zipf import Law, draw, schema
 
 BATCH, DIM = 4096, 16
-PRECISIONS = ("float32", "bfloat16")
 WAYS = {"dense": "dense Adam", "lazy_adam": "lazy Adam", "rowwise_adagrad": "row-wise Adagrad"}
 """What moves the embeddings."""
 TABLES = {"dense": 4, "lazy_adam": 3, "rowwise_adagrad": 2}
@@ -175,7 +174,9 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="time a step at several sizes of the vocabulary instead")
     parser.add_argument("--sizes", type=float, nargs="+", default=[10**n for n in range(4, 9)], help="those sizes")
     parser.add_argument("--steps", type=int, default=10, help="steps timed at each size")
-    parser.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS], help="of the steps by size")
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", "float32", "bfloat16"], help="of the steps by size"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(describe())

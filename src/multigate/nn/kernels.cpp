@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -224,41 +225,43 @@ namespace {
 
 // A linear map of columns that are rows of tables: w e[id] is computed once for each row of a table, ``LANES`` units of
 // w at a time, whose products lie in the nearest cache while the rows of the batch add theirs up.
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Order __attribute__((vector_size(LANES * sizeof(int32_t))));
 
+// Of two vectors, every second run of SIZE numbers of each: those before, or those after
 #ifdef __clang__
-inline void turn(Vector (&x)[LANES]) {
-    for (int i = 0; i < LANES; ++i)
-        for (int j = 0; j < i; ++j) {
-            const float one = x[i][j];
-            x[i][j] = x[j][i];
-            x[j][i] = one;
-        }
+template <int SIZE, int... I> inline Vector runs_before(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, ((I & SIZE) ? LANES + I - SIZE : I)...);
+}
+template <int SIZE, int... I> inline Vector runs_after(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, ((I & SIZE) ? LANES + I : I + SIZE)...);
 }
 #else
-template <int SIZE> inline void swap_blocks(Vector (&x)[LANES]) {
-    Order low, high;
-    for (int i = 0; i < LANES; ++i) {
-        low[i] = (i & SIZE) ? LANES + i - SIZE : i;
-        high[i] = (i & SIZE) ? LANES + i : i + SIZE;
-    }
+typedef int32_t Order __attribute__((vector_size(LANES * sizeof(int32_t))));
+template <int SIZE, int... I> inline Vector runs_before(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return __builtin_shuffle(a, b, Order{((I & SIZE) ? LANES + I - SIZE : I)...});
+}
+template <int SIZE, int... I> inline Vector runs_after(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return __builtin_shuffle(a, b, Order{((I & SIZE) ? LANES + I : I + SIZE)...});
+}
+#endif
+
+template <int SIZE = LANES / 2> inline void turn(Vector (&x)[LANES]) { // a square of numbers, rows to columns
+    constexpr std::make_integer_sequence<int, LANES> each{};
     for (int i = 0; i < LANES; ++i)
         if (!(i & SIZE)) {
             const Vector a = x[i], b = x[i + SIZE];
-            x[i] = __builtin_shuffle(a, b, low);
-            x[i + SIZE] = __builtin_shuffle(a, b, high);
+            x[i] = runs_before<SIZE>(a, b, each);
+            x[i + SIZE] = runs_after<SIZE>(a, b, each);
         }
+    if constexpr (SIZE > 1) turn<SIZE / 2>(x);
 }
-
-inline void turn(Vector (&x)[LANES]) { // a square of numbers, rows to columns
-    swap_blocks<8>(x);
-    swap_blocks<4>(x);
-    swap_blocks<2>(x);
-    swap_blocks<1>(x);
-}
-#endif
 
 // Of c columns, column k has the rows of ``table`` from starts[k] on, as many as it has values, which are numbered from
 // value[k] on, and places[k] is the first of the ``dim`` columns of w, a multiple of 8, that they are multiplied by. Two
