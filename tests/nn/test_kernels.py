@@ -188,6 +188,10 @@ PLANTED = {
     "all units active": ("if (unit + i < active)", "if (true)"),
     "the last columns in place of all": ("from ? each[v] : Vector{}", "Vector{}"),
     "the first rows over and over": ("std::copy_n(dz + (unit + i) * b + start", "std::copy_n(dz + (unit + i) * b"),
+    "dense columns of the first row": ("dense.x + row * dense_k", "dense.x"),
+    "dense columns not learnt": ("dense.columns[d]] = by[d][i]", "dense.columns[d]] = 0 * by[d][i]"),
+    "a bias not learnt": ("dbias[unit + i] = whole[i]", "dbias[unit + i] = 0 * whole[i]"),
+    "what was there left in": ("out[j] = made[i * TILE + j] + more", "out[j] += made[i * TILE + j] + more"),
     "one value of each table": ("i < of.size(k) * dim; ++i) sum[i]", "i < dim; ++i) sum[i]"),
 }
 

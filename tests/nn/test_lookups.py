@@ -13,7 +13,7 @@ from torch import Tensor
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
 from multigate.nn.embed import Embed, Embedding
-from multigate.nn.kernels import Kernels, Lookups, Pairs, kernels
+from multigate.nn.kernels import Dense, Kernels, Lookups, Pairs, kernels
 from multigate.nn.lookups import EACH, LEAST, PAIRS, VALUES, Embedded, paired, small
 from multigate.sharing import STRUCTURES, MMoE, SharedBottom, StackedMMoE, Structure
 from multigate.sharing.mmoe import Mixture
@@ -137,6 +137,37 @@ def test_structures_look_up_what_their_layers_read(
     sparse = structure.conditional  # in evaluation experts then read the rows that chose them
     assert bool(evaluated) == (plain and not of_its_own and not sparse)
     assert (set(calls) == {"add_looked_up_", "of_looked_up_"}) == (plain and not of_its_own and not structure.dropout)
+
+
+SMALL = tuple(one for one in UNGATED.categories if one.table not in ("user", "city"))
+FEW_DENSE = {
+    "numbers and a bag": UNGATED.with_(categories=SMALL),
+    "numbers alone": UNGATED.with_(categories=SMALL, bags=()),
+    "none": UNGATED.with_(categories=SMALL, bags=(), numbers=()),
+}
+
+
+@pytest.mark.parametrize("few", FEW_DENSE)
+@pytest.mark.parametrize("structure", [MMoE(), SharedBottom(hidden=(19,)), STRUCTURES["ple"]()], ids=lambda s: s.name)
+def test_few_dense_columns_are_multiplied_beside_those_looked_up(structure: Structure, few: str) -> None:
+    model, read = Model(FEW_DENSE[few], structure, embedding=PLAIN), rows(FEW_DENSE[few])
+    read = (read[0][:, : len(FEW_DENSE[few].numbers)], read[1], read[2][: len(FEW_DENSE[few].bags)])
+    exact = copy.deepcopy(model).double()
+    x = model.train().represent(*read, apart=True).x
+    assert isinstance(x, Embedded)
+    assert x.parts.few
+    with torch.no_grad():
+        made, wanted = model.eval()(*read), exact.eval()(read[0].double(), *read[1:])
+    torch.testing.assert_close(made.logits.double(), wanted.logits, atol=1e-5, rtol=1e-4)
+    (out, found), (right, sought) = (
+        learnt(model.train(), read, apart=True),
+        learnt(exact.train(), (read[0].double(), *read[1:]), apart=False),
+    )
+    torch.testing.assert_close(out.double(), right, atol=1e-5, rtol=1e-4)
+    assert found.keys() == sought.keys()
+    for name, gradient in found.items():
+        near = 3e-3 * float(sought[name].abs().max())  # a row whose unit is at 0 is one of 700
+        torch.testing.assert_close(gradient.double(), sought[name], atol=near, rtol=1e-3)
 
 
 def test_columns_that_only_gates_read_stay_theirs(threads: int) -> None:
@@ -304,7 +335,7 @@ def test_products_and_their_gradients_are_those_of_matmuls(
     active = m // 2
     wanted = made.double() + weight.double() @ x.t()
     wanted[:active] = wanted[:active].relu()
-    got = found.add_looked_up_(made.clone(), weight, table, of, active)
+    got = found.add_looked_up_(made.clone(), weight, table, of, None, active)
     torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-5)
     grown = torch.full_like(weight, torch.nan)
     of_table = found.of_looked_up_(pull, weight, table, of, grown)
@@ -312,6 +343,24 @@ def test_products_and_their_gradients_are_those_of_matmuls(
     torch.testing.assert_close(grown[:, read].double(), (pull.double() @ x)[:, read], atol=1e-3, rtol=1e-5)
     others = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, read, False)
     assert grown[:, others].isnan().all(), "columns that are not looked up are not written"
+    for few in (0, 1, 5):
+        dense, bias, of_bias = (
+            Dense(torch.randn(b, few), others.nonzero().flatten()[:few]),
+            torch.randn(m),
+            torch.ones(m),
+        )
+        x[:, dense.places] = dense.x.double()
+        wanted = weight.double() @ x.t() + bias.double().unsqueeze(1)
+        wanted[:active] = wanted[:active].relu()
+        got = found.add_looked_up_(torch.full_like(made, torch.nan), weight, table, of, dense, active, bias)
+        torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-5)
+        with_dense = torch.full_like(weight, torch.nan)
+        again = found.of_looked_up_(pull, weight, table, of, with_dense, dense, of_bias)
+        of_dense = pull.double() @ x[:, dense.places]
+        torch.testing.assert_close(with_dense[:, dense.places].double(), of_dense, atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(of_bias.double(), pull.double().sum(1), atol=1e-3, rtol=1e-5)
+        assert torch.equal(again, of_table)
+        assert torch.equal(with_dense[:, read], grown[:, read])
     of_x, expected = pull.double().t() @ weight.double(), torch.zeros(75, dim, dtype=torch.float64)
     for k in range(4):
         expected.index_add_(0, starts[k] + ids[:, k].long(), of_x[:, places[k] : places[k] + dim])

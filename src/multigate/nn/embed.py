@@ -138,7 +138,7 @@ class Embed(nn.Module):
         if not lookups:
             return x
         runs.append((place, x.shape[1]))
-        return Embedded.of(x, torch.cat([*dense, *after], dim=1), tables, Parts(tuple(runs), tuple(lookups)))
+        return Embedded.of(x, torch.cat([*dense, *after], dim=1), tables, Parts.of(runs, lookups))
 
     def _forget(self, ids: Tensor) -> Tensor:
         """Ids with a share replaced by 0 in training."""

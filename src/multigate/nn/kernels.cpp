@@ -233,6 +233,7 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+constexpr int AT_ONCE = std::min(LANES, 8); // rows, so that no sum waits for its own
 
 // Of two vectors, every second run of SIZE numbers of each: those before, or those after
 #ifdef __clang__
@@ -277,6 +278,13 @@ struct Columns {
     int64_t size(int64_t k) const { return k < 0 ? 1 : value[k + 1] - value[k]; }
 };
 
+// Columns of w, ``columns``, that are multiplied by those of x (b, k) themselves; of k < 0 nothing is known.
+struct Dense {
+    const float* x;
+    const int64_t* columns;
+    int64_t k;
+};
+
 // held[pair] = each[value of one] + each[value of the other]
 inline void join(const Columns& of, const Vector* each, Vector* held) {
     for (int64_t t = 0; t < of.m; ++t) {
@@ -302,13 +310,19 @@ inline void part(const Columns& of, const Vector* held, Vector* each) {
     }
 }
 
-inline Vector sum_of(const Vector* held, const int32_t* at, int64_t m) {
-    Vector sum{};
-    for (int64_t t = 0; t < m; ++t) sum += held[at[t]];
-    return sum;
+// sums[row] = sum_d x[row, d] by[d] + sum_t held[at[row, t]] of ROWS rows
+template <int ROWS>
+inline void sums_of(const float* x, int64_t k, const Vector* by, const Vector* held, const int32_t* at, int64_t m,
+                    Vector* sums) {
+    Vector sum[ROWS] = {};
+    for (int64_t d = 0; d < k; ++d)
+        for (int row = 0; row < ROWS; ++row) sum[row] += x[row * k + d] * by[d];
+    for (int64_t t = 0; t < m; ++t)
+        for (int row = 0; row < ROWS; ++row) sum[row] += held[at[row * m + t]];
+    std::copy_n(sum, ROWS, sums);
 }
 
-// each[value] = w[16 units, columns of k] . table[row of the value] of the values of column k; SIZE columns at a time
+// each[value] = w[LANES units, columns of k] . table[row of the value] of the values of column k; SIZE columns at a time
 template <int64_t SIZE>
 void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, Vector* each) {
     for (int64_t from = 0; from < of.dim; from += SIZE) {
@@ -327,41 +341,34 @@ void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int6
     }
 }
 
-// z[unit, row] += sum_k w[unit, columns of k] . table[row of k] + bias[unit], and max(., 0) of that where unit < active
-void add_looked_up(const Columns& of, const float* w, const float* bias, float* z, int64_t units, int64_t width,
-                   int64_t active, int threads) {
-    const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+// z[unit, row] = sum_k w[unit, columns of k] . table[row of k] + w[unit, dense] . x[row, :] + bias[unit], and max(., 0)
+// of that where unit < active; added to z if nothing is known of dense columns
+void add_looked_up(const Columns& of, const Dense& dense, const float* w, const float* bias, float* z, int64_t units,
+                   int64_t width, int64_t active, int threads) {
+    const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m, dense_k = std::max<int64_t>(dense.k, 0);
     const auto to_column = of.dim % 16 ? to_values<8> : to_values<16>;
 #pragma omp parallel num_threads(threads) if (units * b * m > FEW)
     {
-        std::vector<Vector> each(of.values()), held(of.pairs());
+        std::vector<Vector> each(of.values()), held(of.pairs()), by(dense_k);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t unit = block * LANES, many = std::min<int64_t>(LANES, units - unit);
             for (int64_t k = 0; k < of.c; ++k) to_column(of, k, w + unit * width, width, many, each.data());
             join(of, each.data(), held.data());
-            const Vector* from = held.data();
+            for (int64_t d = 0; d < dense_k; ++d)
+                for (int64_t i = 0; i < many; ++i) by[d][i] = w[(unit + i) * width + dense.columns[d]];
             for (int64_t start = 0; start < b; start += TILE) {
                 const int64_t rows = std::min(TILE, b - start);
                 Vector tile[TILE];
                 for (int64_t r = 0; r < rows; r += LANES) {
                     Vector sums[LANES] = {};
-                    int64_t j = 0;
-                    for (; j < LANES && r + j + 4 <= rows; j += 4) { // four at a time, so that none waits for its own
-                        const int32_t* at = of.at + (start + r + j) * m;
-                        Vector a{}, e{}, f{}, g{};
-                        for (int64_t t = 0; t < m; ++t) {
-                            a += from[at[t]];
-                            e += from[at[m + t]];
-                            f += from[at[2 * m + t]];
-                            g += from[at[3 * m + t]];
-                        }
-                        sums[j] = a;
-                        sums[j + 1] = e;
-                        sums[j + 2] = f;
-                        sums[j + 3] = g;
+                    const int64_t few = std::min<int64_t>(LANES, rows - r);
+                    for (int64_t j = 0, done; j < few; j += done) {
+                        done = j + AT_ONCE <= few ? AT_ONCE : 1;
+                        const auto add_up = done == 1 ? sums_of<1> : sums_of<AT_ONCE>;
+                        const int64_t row = start + r + j;
+                        add_up(dense.x + row * dense_k, dense_k, by.data(), held.data(), of.at + row * m, m, sums + j);
                     }
-                    for (; j < LANES && r + j < rows; ++j) sums[j] = sum_of(from, of.at + (start + r + j) * m, m);
                     turn(sums);
                     for (int64_t i = 0; i < LANES; ++i) tile[i * (TILE / LANES) + r / LANES] = sums[i];
                 }
@@ -370,7 +377,10 @@ void add_looked_up(const Columns& of, const float* w, const float* bias, float* 
                     float* out = z + (unit + i) * b + start;
                     auto* word = words(out);
                     const float more = bias ? bias[unit + i] : 0.0f;
-                    for (int64_t j = 0; j < rows; ++j) out[j] += made[i * TILE + j] + more;
+                    if (dense.k < 0)
+                        for (int64_t j = 0; j < rows; ++j) out[j] += made[i * TILE + j] + more;
+                    else
+                        for (int64_t j = 0; j < rows; ++j) out[j] = made[i * TILE + j] + more;
                     if (unit + i < active)
                         for (int64_t j = 0; j < rows; ++j) word[j] &= above(word[j]);
                 }
@@ -407,20 +417,23 @@ void of_values(const Columns& of, int64_t k, const float* w, int64_t width, int6
     }
 }
 
-// Gradients of ``add_looked_up``: dw[unit, columns of k], written, and those of the table's rows, added to ``dtable``
-void of_looked_up(const Columns& of, const float* dz, const float* w, float* dw, float* dtable, int64_t units,
-                  int64_t width, int threads) {
+// Gradients of ``add_looked_up``: of w, in the columns that it knows of, and of the bias, written; of the table's rows,
+// added to ``dtable``
+void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const float* w, float* dw, float* dbias,
+                  float* dtable, int64_t units, int64_t width, int threads) {
     const int64_t dim = of.dim, blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
     const auto of_column = dim % 16 ? of_values<8> : of_values<16>;
-    const int64_t values = of.values();
+    const int64_t values = of.values(), dense_k = std::max<int64_t>(dense.k, 0);
     std::vector<float> grown(threads * values * dim);
 #pragma omp parallel for schedule(static) num_threads(threads) if (units * b * m > FEW)
     for (int share = 0; share < threads; ++share) {
-        std::vector<Vector> each(values), held(of.pairs()), sums(dim);
+        std::vector<Vector> each(values), held(of.pairs()), sums(dim), by(dense_k);
         Vector* to = held.data();
         for (int64_t block = blocks * share / threads; block < blocks * (share + 1) / threads; ++block) {
             const int64_t unit = block * LANES, many = std::min<int64_t>(LANES, units - unit);
             std::fill(held.begin(), held.end(), Vector{});
+            std::fill(by.begin(), by.end(), Vector{});
+            Vector whole{};
             for (int64_t start = 0; start < b; start += TILE) {
                 const int64_t rows = std::min(TILE, b - start);
                 Vector tile[TILE];
@@ -439,8 +452,18 @@ void of_looked_up(const Columns& of, const float* dz, const float* w, float* dw,
                         const int32_t* at = of.at + (start + r + j) * m;
                         const Vector one = pull[j];
                         for (int64_t t = 0; t < m; ++t) to[at[t]] += one;
+                        whole += one;
+                    }
+                    for (int64_t d = 0; d < dense_k; ++d) {
+                        Vector sum = by[d];
+                        for (int64_t j = 0; j < few; ++j) sum += dense.x[(start + r + j) * dense_k + d] * pull[j];
+                        by[d] = sum;
                     }
                 }
+            }
+            for (int64_t i = 0; i < many; ++i) {
+                for (int64_t d = 0; d < dense_k; ++d) dw[(unit + i) * width + dense.columns[d]] = by[d][i];
+                if (dbias) dbias[unit + i] = whole[i];
             }
             part(of, to, each.data());
             for (int64_t k = 0; k < of.c; ++k) {
@@ -482,18 +505,18 @@ extern "C" int64_t number_pairs_float32(const int32_t* ids, const int64_t* read,
 
 extern "C" void add_looked_up_float32(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,
                                       const int64_t* other, const int64_t* value, const int64_t* starts,
-                                      const int64_t* places, const float* w, const float* bias, float* z, int64_t b,
-                                      int64_t m, int64_t c, int64_t dim, int64_t units, int64_t width, int64_t active,
-                                      int threads) {
-    add_looked_up({table, at, first, one, other, value, starts, places, b, m, c, dim}, w, bias, z, units, width, active,
-                  threads);
+                                      const int64_t* places, const float* x, const int64_t* columns, const float* w,
+                                      const float* bias, float* z, int64_t b, int64_t m, int64_t c, int64_t dim,
+                                      int64_t dense, int64_t units, int64_t width, int64_t active, int threads) {
+    const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};
+    add_looked_up(of, {x, columns, dense}, w, bias, z, units, width, active, threads);
 }
 
 extern "C" void of_looked_up_float32(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,
                                      const int64_t* other, const int64_t* value, const int64_t* starts,
-                                     const int64_t* places, const float* w, const float* dz, float* dw, float* dtable,
-                                     int64_t b, int64_t m, int64_t c, int64_t dim, int64_t units, int64_t width,
-                                     int threads) {
-    of_looked_up({table, at, first, one, other, value, starts, places, b, m, c, dim}, dz, w, dw, dtable, units, width,
-                 threads);
+                                     const int64_t* places, const float* x, const int64_t* columns, const float* w,
+                                     const float* dz, float* dw, float* dbias, float* dtable, int64_t b, int64_t m,
+                                     int64_t c, int64_t dim, int64_t dense, int64_t units, int64_t width, int threads) {
+    const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};
+    of_looked_up(of, {x, columns, dense}, dz, w, dw, dbias, dtable, units, width, threads);
 }

@@ -43,8 +43,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
     "number_pairs": (*[c_void_p] * 7, *[c_int64] * 3, c_int),
-    "add_looked_up": (*[c_void_p] * 11, *[c_int64] * 7, c_int),
-    "of_looked_up": (*[c_void_p] * 12, *[c_int64] * 6, c_int),
+    "add_looked_up": (*[c_void_p] * 13, *[c_int64] * 8, c_int),
+    "of_looked_up": (*[c_void_p] * 15, *[c_int64] * 7, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
 IN_FLOAT32_ALONE = ("sum_of_product", "look_up", "add_up", "number_pairs", "add_looked_up", "of_looked_up")
@@ -79,6 +79,13 @@ class Lookups(NamedTuple):
     at: Tensor
     pairs: Pairs
     starts: Tensor
+    places: Tensor
+
+
+class Dense(NamedTuple):
+    """Columns of x (B, D) that are multiplied as they are: themselves, (B, k), and their places in x, (k,) int64."""
+
+    x: Tensor
     places: Tensor
 
 
@@ -183,25 +190,47 @@ class Kernels:
         return at
 
     def add_looked_up_(
-        self, made: Tensor, weight: Tensor, table: Tensor, of: Lookups, active: int = 0, bias: Tensor | None = None
+        self,
+        made: Tensor,
+        weight: Tensor,
+        table: Tensor,
+        of: Lookups,
+        dense: Dense | None = None,
+        active: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """made (m, B) + weight (m, D) @ x^T of the columns of x that are looked up + bias (m,), and ReLU of its first
-        ``active`` rows, in place; all in float32, the table's width a multiple of 8."""
-        arrays, sizes = (table, of.at, *of.pairs, of.starts, of.places, weight, bias, made), self._sizes(table, of)
-        self._call("add_looked_up", made.dtype, arrays, *sizes, *weight.shape, active)
+        ``active`` rows, in place; all in float32, the table's width a multiple of 8.
+
+        With ``dense`` columns the product is that of both, and written over ``made``.
+        """
+        arrays, sizes = self._of_x(table, of, dense)
+        self._call("add_looked_up", made.dtype, (*arrays, weight, bias, made), *sizes, *weight.shape, active)
         return made
 
-    def of_looked_up_(self, pull: Tensor, weight: Tensor, table: Tensor, of: Lookups, grown: Tensor) -> Tensor:
+    def of_looked_up_(
+        self,
+        pull: Tensor,
+        weight: Tensor,
+        table: Tensor,
+        of: Lookups,
+        grown: Tensor,
+        dense: Dense | None = None,
+        of_bias: Tensor | None = None,
+    ) -> Tensor:
         """The gradient of a table (rows, dim) from that of ``add_looked_up_``, (m, B); that of the weight is written
-        into its columns of ``grown`` (m, D)."""
-        of_table = torch.zeros_like(table)
-        arrays = (table, of.at, *of.pairs, of.starts, of.places, weight, pull, grown, of_table)
-        self._call("of_looked_up", pull.dtype, arrays, *self._sizes(table, of), *weight.shape)
+        into its columns of ``grown`` (m, D), that of the bias into ``of_bias`` (m,)."""
+        of_table, (arrays, sizes) = torch.zeros_like(table), self._of_x(table, of, dense)
+        arrays = (*arrays, weight, pull, grown, of_bias, of_table)
+        self._call("of_looked_up", pull.dtype, arrays, *sizes, *weight.shape)
         return of_table
 
     @staticmethod
-    def _sizes(table: Tensor, of: Lookups) -> tuple[int, ...]:
-        return (*of.at.shape, len(of.starts), table.shape[1])
+    def _of_x(table: Tensor, of: Lookups, dense: Dense | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
+        """What x is made of, as arrays and sizes."""
+        read, many = ((None, None), -1) if dense is None else (dense, dense.x.shape[1])
+        arrays = (table, of.at, *of.pairs, of.starts, of.places, *read)
+        return arrays, (*of.at.shape, len(of.starts), table.shape[1], many)
 
     def _call(self, name: str, dtype: torch.dtype, tensors: tuple[Tensor | None, ...], *sizes: int) -> int | None:
         arrays = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
@@ -343,20 +372,26 @@ def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tens
     ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in (4, 3, 5)], 1).int()
     of = Lookups(found.number_pairs(ids, torch.arange(3), pairs_of), pairs_of, starts, places)
     weight, made, pull = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
-    pairs = []
+    pairs, dense = [], Dense(torch.randn((b, 3), generator=random), torch.tensor([0, 51, 79]))
     for dim in (16, 24):  # what is computed sixteen and eight columns at a time
         table = torch.randn((9, dim), generator=random)
         rows = ids.long() + starts
         columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()
         x, part = table[rows].flatten(1), weight[:, columns]
-        grown, of_x = torch.zeros_like(weight), (pull.t() @ part).view(-1, dim)
-        of_table = found.of_looked_up_(pull, weight, table, of, grown)
-        sums, of_units = made + part @ x.t(), weight[:, 0].contiguous()
-        halves = torch.relu((sums + of_units.unsqueeze(1))[:7]), (sums + of_units.unsqueeze(1))[7:]
+        grown, of_bias, of_x = torch.zeros_like(weight), made.new_empty(m), (pull.t() @ part).view(-1, dim)
+        of_table = found.of_looked_up_(pull, weight, table, of, grown, dense, of_bias)
+        sums, of_units = part @ x.t(), weight[:, 0].contiguous()
+        whole = sums + weight[:, dense.places] @ dense.x.t() + of_units.unsqueeze(1)
         pairs += [
-            (found.add_looked_up_(made.clone(), weight, table, of), sums, 1e-4),
-            (found.add_looked_up_(made.clone(), weight, table, of, 7, of_units), torch.cat(halves), 1e-4),
+            (found.add_looked_up_(made.clone(), weight, table, of), made + sums, 1e-4),
+            (
+                found.add_looked_up_(made.clone(), weight, table, of, dense, 7, of_units),
+                torch.cat((whole[:7].relu(), whole[7:])),
+                1e-4,
+            ),
             (grown[:, columns], pull @ x, 1e-3),
+            (grown[:, dense.places], pull @ dense.x, 1e-3),
+            (of_bias, pull.sum(1), 1e-3),
             (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
         ]
     return pairs

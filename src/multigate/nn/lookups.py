@@ -2,12 +2,13 @@
 
 Of a table that has fewer rows than the batch, W e[id] is computed once for each row of the table in place of once for
 each row of the batch; what is left of the product are sums of c numbers in place of c * dim products. Compiled code
-keeps those of 16 units in the nearest cache, so that a first layer takes a fraction of its matmul's time, forwards and
-backwards.
+keeps those of a few units in the nearest cache, so that a first layer takes a fraction of its matmul's time, forwards
+and backwards.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multigate.nn.eager import eager, multiplied_in
-from multigate.nn.kernels import Lookups, Pairs, kernels
+from multigate.nn.kernels import Dense, Lookups, Pairs, kernels
 
 EIGHT = 8
 """Numbers that compiled code multiplies at once: embeddings are multiples of that wide."""
@@ -26,37 +27,79 @@ VALUES = 1 << 14
 """Rows of all tables together: what the cache holds."""
 LEAST = 1 << 14
 """Numbers of x below which asking costs as much as it saves."""
+FEW = 32
+"""Dense columns, at most, that are multiplied where the others are added up: of 64 the matmul is as fast (measured)."""
 PAIRS = 64
 """Of the values of two columns that are read as one, at most: half as many sums, and all still in the nearest cache."""
 
 
 class Parts(NamedTuple):
-    """What x (B, D) is made of: dense columns, by where each run of them begins and ends, and those looked up."""
+    """What x (B, D) is made of: K dense columns, by where each run of them begins and ends and one by one, (K,) int64,
+    and those looked up."""
 
     runs: tuple[tuple[int, int], ...]
+    places: Tensor
     lookups: tuple[Lookups, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[tuple[int, int]], lookups: Sequence[Lookups]) -> "Parts":
+        runs = tuple((first, end) for first, end in runs if first < end)
+        return cls(runs, _places(runs), tuple(lookups))
+
+    @property
+    def few(self) -> bool:
+        """Whether so few columns are dense that they are multiplied with those that are looked up."""
+        return len(self.places) <= FEW
 
     def dense_of(self, weight: Tensor) -> Tensor:
         """The columns of a weight (m, D) that the dense ones are multiplied by, (m, K)."""
         return torch.cat([weight[:, first:end] for first, end in self.runs], dim=1)
 
     def add_(
-        self, made: Tensor, weight: Tensor, tables: Sequence[Tensor], active: int = 0, bias: Tensor | None = None
+        self,
+        made: Tensor,
+        weight: Tensor,
+        tables: Sequence[Tensor],
+        dense: Tensor | None = None,
+        active: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """made (m, B) + weight (m, D) @ x^T of what is looked up + bias (m,), and ReLU of the first ``active`` rows, in
-        place."""
+        place; with the ``dense`` columns (B, K) that of all of x, whatever ``made`` held."""
         found = kernels()
         assert found is not None
-        for table, lookups in zip(tables[:-1], self.lookups[:-1], strict=True):
-            found.add_looked_up_(made, weight, table, lookups)
-        return found.add_looked_up_(made, weight, tables[-1], self.lookups[-1], active, bias)
+        for at, (table, lookups) in enumerate(zip(tables, self.lookups, strict=True)):
+            last = at == len(tables) - 1
+            end = (active, bias) if last else (0, None)
+            found.add_looked_up_(made, weight, table, lookups, self._first(at, dense), *end)
+        return made
 
-    def pull_(self, pull: Tensor, weight: Tensor, tables: Sequence[Tensor], grown: Tensor) -> list[Tensor]:
-        """The gradient of each table from that of ``add_``, (m, B); that of the weight goes into ``grown`` (m, D)."""
+    def pull_(
+        self,
+        pull: Tensor,
+        weight: Tensor,
+        tables: Sequence[Tensor],
+        grown: Tensor,
+        dense: Tensor | None = None,
+        of_bias: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The gradient of each table from that of ``add_``, (m, B); that of the weight goes into ``grown`` (m, D), that
+        of the bias into ``of_bias`` (m,)."""
         found = kernels()
         assert found is not None
-        pairs = zip(tables, self.lookups, strict=True)
-        return [found.of_looked_up_(pull, weight, table, lookups, grown) for table, lookups in pairs]
+        return [
+            found.of_looked_up_(pull, weight, table, lookups, grown, self._first(at, dense), None if at else of_bias)
+            for at, (table, lookups) in enumerate(zip(tables, self.lookups, strict=True))
+        ]
+
+    def _first(self, at: int, dense: Tensor | None) -> Dense | None:
+        """Dense columns are the first table's to multiply."""
+        return None if at or dense is None else Dense(dense, self.places)
+
+
+@cache
+def _places(runs: tuple[tuple[int, int], ...]) -> Tensor:
+    return torch.tensor([place for first, end in runs for place in range(first, end)], dtype=torch.int64, device="cpu")
 
 
 class Embedded(Tensor):
@@ -97,8 +140,11 @@ def small(sizes: Sequence[int], dim: int, rows: int) -> tuple[int, ...]:
 
 def product(weight: Tensor, x: Embedded, bias: Tensor | None = None) -> Tensor:
     """weight (m, D) @ x^T (m, B), without gradients; with a ``bias`` (m,) ReLU of their sum."""
-    made = torch.mm(x.parts.dense_of(weight), x.dense.t())
-    return x.parts.add_(made, weight, x.tables, 0 if bias is None else len(made), bias)
+    parts, active = x.parts, 0 if bias is None else len(weight)
+    if parts.few:
+        return parts.add_(weight.new_empty((len(weight), len(x))), weight, x.tables, x.dense, active, bias)
+    made = torch.mm(parts.dense_of(weight), x.dense.t())
+    return parts.add_(made, weight, x.tables, None, active, bias)
 
 
 def paired(sizes: Sequence[int]) -> Pairs:
@@ -112,4 +158,5 @@ def paired(sizes: Sequence[int]) -> Pairs:
         terms.append((one, rising.pop(fitting - 1) if fitting else None))
     pairs = [sizes[one] * (1 if other is None else sizes[other]) for one, other in terms]
     ones, others = [one for one, _ in terms], [-1 if other is None else other for _, other in terms]
-    return Pairs(*map(torch.tensor, ([0, *accumulate(pairs)], ones, others, [0, *accumulate(sizes)])))
+    read = ([0, *accumulate(pairs)], ones, others, [0, *accumulate(sizes)])
+    return Pairs(*(torch.tensor(one, device="cpu") for one in read))

@@ -40,8 +40,12 @@ class ReluLayers(torch.autograd.Function):
         rows, (n, d_out, d_in) = len(x), parameters[0].shape
         ctx.shape, ctx.of_rows, ctx.kept = parameters[0].shape, x.dim() == 2, parameters[0].dtype
         ctx.padded, ctx.parts = parts is not None or lies_by_rows(x), parts
+        ctx.beside = 0 if beside is None else len(beside)
         read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
-        if ctx.padded:
+        few = parts is not None and parts.few
+        if few:
+            read, first, made = x, None, x.new_empty((sum(map(len, read_by)), rows))
+        elif ctx.padded:
             read = _padded((x,), dtype)
             read[:, x.shape[1]] = 1
             first = _padded(read_by if parts is None else [parts.dense_of(weight) for weight in read_by], dtype)
@@ -56,9 +60,10 @@ class ReluLayers(torch.autograd.Function):
         if parts is None:
             _relu_(active)
         else:
-            parts.add_(active, read_by[0], tables, active=n * d_out)
+            dense, bias = (x, parameters[1].flatten()) if few else (None, None)
+            parts.add_(active, read_by[0], tables, dense, n * d_out, bias)
             if beside is not None:
-                parts.add_(made[n * d_out :], beside, tables)
+                parts.add_(made[n * d_out :], beside, tables, dense)
         layers = [active.view(n, d_out, rows)]
         weights = [weight.to(dtype) for weight in parameters[2::2]]
         for weight, bias in zip(weights, parameters[3::2], strict=True):
@@ -74,7 +79,7 @@ class ReluLayers(torch.autograd.Function):
         read, first, *saved = ctx.saved_tensors
         weights, layers, looked_up = saved[: ctx.many], saved[ctx.many : 2 * ctx.many + 1], saved[2 * ctx.many + 1 :]
         (n, d_out, d_in), rows = ctx.shape, layers[-1].shape[2]
-        beside = len(first) - n * d_out if ctx.padded else 0
+        beside = ctx.beside
         flat = layers[0].new_empty((n * d_out + beside, rows))
         below = flat[: n * d_out].view(layers[0].shape)  # of what the first layer makes; the rest of what is beside it
         at = torch.empty_like(layers[-1]) if weights else below
@@ -94,16 +99,23 @@ class ReluLayers(torch.autograd.Function):
             return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, None, *found
         if beside:
             flat[n * d_out :] = gradients[1]
-        runs = ((0, d_in),) if ctx.parts is None else ctx.parts.runs
-        width = sum(end - start for start, end in runs)
-        of_first = flat @ read
-        halves = torch.split(of_first, [n * d_out, *([beside] if beside else [])])
-        of_read_by = [_placed(half, runs, d_in).to(ctx.kept) for half in halves]
-        of_tables = _of_tables(ctx.parts, flat, looked_up, of_read_by)
-        of_bias = of_first[: n * d_out, width].to(ctx.kept).view(n, d_out)
+        parts, width = ctx.parts, read.shape[1]
+        if parts is not None and parts.few:
+            read_by = looked_up[: 2 if beside else 1]
+            of_read_by, of_bias = [torch.empty_like(weight) for weight in read_by], flat.new_empty(n * d_out)
+            of_tables = _of_tables(parts, flat, looked_up, of_read_by, read, of_bias)
+            first = torch.cat([parts.dense_of(weight) for weight in read_by]) if wants_x else None
+        else:
+            runs = ((0, d_in),) if parts is None else parts.runs
+            width = sum(end - start for start, end in runs)
+            of_first = flat @ read
+            halves = torch.split(of_first, [n * d_out, *([beside] if beside else [])])
+            of_read_by = [_placed(half, runs, d_in).to(ctx.kept) for half in halves]
+            of_tables = _of_tables(parts, flat, looked_up, of_read_by)
+            of_bias = of_first[: n * d_out, width].to(ctx.kept)
         of_x = (flat.t() @ first)[:, :width] if wants_x else None
         of_beside = of_read_by[1] if beside else None
-        return of_x, None, of_beside, None, *of_tables, of_read_by[0].view(ctx.shape), of_bias, *found
+        return of_x, None, of_beside, None, *of_tables, of_read_by[0].view(ctx.shape), of_bias.view(n, d_out), *found
 
 
 def _placed(x: Tensor, runs: Sequence[tuple[int, int]], width: int) -> Tensor:
@@ -118,14 +130,23 @@ def _placed(x: Tensor, runs: Sequence[tuple[int, int]], width: int) -> Tensor:
 
 
 def _of_tables(
-    parts: Parts | None, flat: Tensor, looked_up: Sequence[Tensor], of_read_by: Sequence[Tensor]
+    parts: Parts | None,
+    flat: Tensor,
+    looked_up: Sequence[Tensor],
+    of_read_by: Sequence[Tensor],
+    dense: Tensor | None = None,
+    of_bias: Tensor | None = None,
 ) -> list[Tensor]:
-    """Gradients of tables, of what is looked up; those of the weights that read it go into their places."""
+    """Gradients of tables, of what is looked up; those of the weights that read it go into their places, with ``dense``
+    columns of x (B, K) those of theirs too, and that of the first one's bias."""
     if parts is None:
         return []
     read_by, tables = looked_up[: len(of_read_by)], looked_up[len(of_read_by) :]
-    pulls = torch.split(flat, [len(weight) for weight in read_by])
-    each = [parts.pull_(*one) for one in zip(pulls, read_by, [tables] * len(pulls), of_read_by, strict=True)]
+    pulls, biases = torch.split(flat, [len(weight) for weight in read_by]), (of_bias, None)
+    each = [
+        parts.pull_(pull, weight, tables, grown, dense, bias)
+        for pull, weight, grown, bias in zip(pulls, read_by, of_read_by, biases, strict=False)
+    ]
     return [sum(of_one[1:], of_one[0]) for of_one in zip(*each, strict=True)]
 
 
