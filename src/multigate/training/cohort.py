@@ -26,7 +26,7 @@ from multigate.run import METRICS, difference, keep_history
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from multigate.training.diverged import diverged
 from multigate.training.fit import BEST, Fit
-from multigate.training.history import entry_of, line_of, tell, tensorboard, warn
+from multigate.training.history import entry_of, line_of, tell, tell_of_precision, tensorboard, warn
 from multigate.training.interrupts import Interrupted, Interrupts
 from multigate.training.loop import CHECK_EVERY, Fitted
 from multigate.training.progress import Reporter
@@ -294,6 +294,7 @@ def fit_cohort(
     """
     with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
         cohort = Cohort(experiments, prepared, folders, checkpoint, device, tasks)
+        tell_of_precision(cohort.runs[0], report)
         torch.manual_seed(experiments[0].seed)
         with cohort.left_open:
             if checkpoint.is_file():

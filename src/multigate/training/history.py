@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from multigate.precision import times_float32
 from multigate.run import METRICS, strict
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.unscored import listed_reasons
 from multigate.writing import told
+
+SLOWER = 2.0
+"""Times as long as in float32: then bfloat16 is told to be slow."""
 
 
 def entry_of(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
@@ -45,6 +49,15 @@ def line_of(fitting: Fit, metrics: dict[str, float]) -> str:
     rate = fitting.prepared.train.rows * fitting.epoch / max(fitting.seconds, 1e-9)
     speed = f"  {rate:,.0f} rows/s" if fitting.epoch else ""
     return f"epoch {fitting.epoch:>2}/{fitting.experiment.epochs}  {shown}{speed}{mark}"
+
+
+def tell_of_precision(fitting: Fit, report: Reporter) -> None:
+    """Say so where bfloat16 was asked for and the processor takes much longer to multiply it."""
+    if fitting.precision == "bfloat16" and fitting.device.type == "cpu" and (times := times_float32()) >= SLOWER:
+        report.once(
+            f"this processor takes {times:.0f} times as long to multiply in bfloat16 as in float32, which precision: "
+            "auto would choose"
+        )
 
 
 def warn(fitting: Fit, report: Reporter) -> None:

@@ -21,7 +21,7 @@ from multigate.training.allocator import keep_freed_memory
 from multigate.training.checkpoint import load_weights
 from multigate.training.diverged import diverged
 from multigate.training.fit import BEST, CHECKPOINT, Fit
-from multigate.training.history import entry_of, line_of, named, tell, tensorboard, warn
+from multigate.training.history import entry_of, line_of, named, tell, tell_of_precision, tensorboard, warn
 from multigate.training.interrupts import Interrupts
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices
@@ -89,6 +89,7 @@ def fit(
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
         _tell_of_rate(fitting, report)
+        tell_of_precision(fitting, report)
         if resume and (folder / CHECKPOINT).is_file():
             fitting.restore()
         else:
