@@ -124,24 +124,6 @@ def test_sums_that_are_left_to_torch(found: Kernels) -> None:
     assert found.sum_of_product(many, many, 0) is None
 
 
-@pytest.mark.parametrize("dtype", NEAR)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 77), (4, 33, 128), (2, 3, 0)])
-@pytest.mark.parametrize("shared", [False, True])
-def test_gradients_of_gated_features_are_those_of_autograd(
-    found: Kernels, threads: int, dtype: torch.dtype, shape: tuple[int, int, int], shared: bool
-) -> None:
-    x = torch.randn(shape[1:] if shared else shape).to(dtype)
-    gate, pull = torch.rand(shape).to(dtype), torch.randn(shape).to(dtype)
-    wide, logits = x.double().requires_grad_(), torch.logit(gate.double()).requires_grad_()
-    (2 * wide * torch.sigmoid(logits) * pull.double()).sum().backward()
-    of_x, of_logits = found.ungate(x, gate, pull)
-    assert of_x.dtype == of_logits.dtype == dtype
-    assert wide.grad is not None
-    assert logits.grad is not None
-    torch.testing.assert_close(of_x.double(), wide.grad, atol=NEAR[dtype], rtol=NEAR[dtype])
-    torch.testing.assert_close(2 * of_logits.double(), logits.grad, atol=NEAR[dtype], rtol=NEAR[dtype])
-
-
 @pytest.mark.parametrize("dim", [1, 3, 8, 16])
 @pytest.mark.parametrize("rows", [0, 1, 700])
 def test_rows_are_looked_up_and_their_gradients_added_up(found: Kernels, threads: int, dim: int, rows: int) -> None:
@@ -206,8 +188,6 @@ PLANTED = {
     "all units active": ("if (unit + i < active)", "if (true)"),
     "the last columns in place of all": ("from ? each[v] : Vector{}", "Vector{}"),
     "the first rows over and over": ("std::copy_n(dz + (unit + i) * b + start", "std::copy_n(dz + (unit + i) * b"),
-    "gates that learn nothing": ("* (1.0f - wide(open[lane]))", "* 1.0f"),
-    "one reader of many": ("sum[lane] = (apart ? 0.0f : sum[lane]) + ", "sum[lane] = "),
     "dense columns of the first row": ("dense.x + row * dense_k", "dense.x"),
     "dense columns not learnt": ("dense.columns[d]] = by[d][i]", "dense.columns[d]] = 0 * by[d][i]"),
     "a bias not learnt": ("dbias[unit + i] = whole[i]", "dbias[unit + i] = 0 * whole[i]"),

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from multigate.nn.eager import eager, multiplied_in, pays
-from multigate.nn.kernels import kernels_for
 from multigate.nn.parallel import ParallelLinear, is_plain
 
 
@@ -61,25 +60,17 @@ class GatedFeatures(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         read, down, up, low, gate = ctx.saved_tensors
         of_x, of_weights = ctx.kept
-        of_product, at = _pulled(read, gate, gradients[0].permute(1, 2, 0).contiguous())
+        pull = gradients[0].permute(1, 2, 0).contiguous()
+        at = pull * read
+        torch.ops.aten.sigmoid_backward.grad_input(at, gate, grad_input=at)  # half the gradient of the logits
         of_up = torch.bmm(at, low.transpose(1, 2)).mul_(2)
         at_low = torch.bmm(up.transpose(1, 2), at).mul_(2)
+        at_read = torch.addcmul(read.new_zeros(()), pull, gate, value=2)
         if read.dim() == 2:
             flat = at_low.flatten(0, 1)
             of_down = torch.mm(flat, read.t()).view(down.shape)
-            made = of_product.addmm_(down.flatten(0, 1).t(), flat).t()
+            made = torch.addmm(at_read.sum(0), down.flatten(0, 1).t(), flat).t()
         else:
             of_down = torch.bmm(at_low, read.transpose(1, 2))
-            made = of_product.baddbmm_(down.transpose(1, 2), at_low).permute(2, 0, 1)
+            made = at_read.baddbmm_(down.transpose(1, 2), at_low).permute(2, 0, 1)
         return made.to(of_x), None, of_down.to(of_weights), of_up.to(of_weights)
-
-
-def _pulled(read: Tensor, gate: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of ``read`` (D, B) or (n, D, B), as a factor alone, and half those of the logits (n, D, B)."""
-    found = kernels_for(read)
-    if found is not None:
-        return found.ungate(read, gate, pull)
-    at = pull * read
-    torch.ops.aten.sigmoid_backward.grad_input(at, gate, grad_input=at)
-    of_product = torch.addcmul(read.new_zeros(()), pull, gate, value=2)
-    return of_product if read.dim() == 3 else of_product.sum(0), at

@@ -135,30 +135,6 @@ template <typename T> void mask(T* dx, T* x, int64_t many, int threads) {
     for (int64_t i = 0; i < many; ++i) word[i] &= above(of[i]);
 }
 
-// Of y[i, .] = 2 x[i, .] gate[i, .], gate = sigmoid(logits), n of them: from dy dx[i, .], or their sum where all read one
-// x (``apart`` = 0), and half the gradients of the logits
-template <typename T>
-void ungate(const T* x, const T* gate, const T* dy, T* dx, T* dlogits, int64_t n, int64_t many, int64_t apart,
-            int threads) {
-    const int64_t tiles = (many + TILE - 1) / TILE;
-#pragma omp parallel for schedule(static) num_threads(threads) if (n * many > FEW)
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t first = tile * TILE, lanes = std::min(TILE, many - first);
-        float sum[TILE] = {};
-        for (int64_t i = 0; i < n; ++i) {
-            const T *read = x + i * apart + first, *open = gate + i * many + first, *pull = dy + i * many + first;
-            T *of_read = dx + i * apart + first, *of_logits = dlogits + i * many + first;
-            for (int64_t lane = 0; lane < lanes; ++lane) {
-                const float through = wide(pull[lane]) * wide(open[lane]);
-                sum[lane] = (apart ? 0.0f : sum[lane]) + 2.0f * through;
-                narrow(through * wide(read[lane]) * (1.0f - wide(open[lane])), of_logits[lane]);
-            }
-            if (apart || i == n - 1)
-                for (int64_t lane = 0; lane < lanes; ++lane) narrow(sum[lane], of_read[lane]);
-        }
-    }
-}
-
 } // namespace
 
 #define EACH(T)                                                                                                        \
@@ -174,11 +150,7 @@ void ungate(const T* x, const T* gate, const T* dy, T* dx, T* dlogits, int64_t n
     extern "C" void relu_of_sum_##T(T* x, const T* bias, int64_t units, int64_t lanes, int threads) {                  \
         relu_of_sum(x, bias, units, lanes, threads);                                                                   \
     }                                                                                                                  \
-    extern "C" void mask_##T(T* dx, T* x, int64_t many, int threads) { mask(dx, x, many, threads); }                   \
-    extern "C" void ungate_##T(const T* x, const T* gate, const T* dy, T* dx, T* dlogits, int64_t n, int64_t many,     \
-                               int64_t apart, int threads) {                                                           \
-        ungate(x, gate, dy, dx, dlogits, n, many, apart, threads);                                                     \
-    }
+    extern "C" void mask_##T(T* dx, T* x, int64_t many, int threads) { mask(dx, x, many, threads); }
 
 using float32 = float;
 EACH(float32)

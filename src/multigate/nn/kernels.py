@@ -39,7 +39,6 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "relu": (c_void_p, c_int64, c_int),
     "relu_of_sum": (*[c_void_p] * 2, *[c_int64] * 2, c_int),
     "mask": (*[c_void_p] * 2, c_int64, c_int),
-    "ungate": (*[c_void_p] * 5, *[c_int64] * 3, c_int),
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
@@ -155,15 +154,6 @@ class Kernels:
         """The gradient of what x was before ``relu_``, in place of that of x."""
         self._call("mask", x.dtype, (pull, x), x.numel())
         return pull
-
-    def ungate(self, x: Tensor, gate: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-        """Of 2 x gate, x (D, B) or (n, D, B) and gate = sigmoid(logits) (n, D, B): the gradient of x, shaped like it,
-        and half that of the logits, from that of the product (n, D, B)."""
-        of_x, of_logits = torch.empty_like(x), torch.empty_like(gate)
-        n, many = len(gate), gate[0].numel()
-        arrays = (x, gate, pull, of_x, of_logits)
-        self._call("ungate", x.dtype, arrays, n, many, many if x.dim() == gate.dim() else 0)
-        return of_x, of_logits
 
     def look_up(self, table: Tensor, ids: Tensor, starts: Tensor) -> Tensor:
         """Rows starts[c] + ids[b, c] of a table, float32 (rows, dim), int32 (B, C) and int64 (C,) -> (B, C, dim).
@@ -366,11 +356,6 @@ def _agrees(found: Kernels) -> bool:
             (found.mask_(x.clone(), active), active, 0.0),
             (found.relu_of_sum_(x.clone(), x[..., 0].contiguous()), torch.relu(x + x[..., :1]), 0.0),
         ]
-        gate, dy = torch.sigmoid(x), dz[[0, 1, 0]]
-        through = dy.float() * gate.float()
-        for read, of_read in ((x, 2 * through), (x[0], 2 * through.sum(0))):
-            of_x, of_logits = found.ungate(read, gate, dy)
-            pairs += [(of_x, of_read, near), (of_logits, through * read.float() * (1 - gate.float()), near)]
     one, other = weights.unsqueeze(2), torch.stack((sources, sources.flip(0))).unsqueeze(1)
     made = found.sum_of_product(one, other, 2)
     if made is None:
