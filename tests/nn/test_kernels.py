@@ -15,7 +15,7 @@ import torch
 from multigate.batch import IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
 from multigate.nn import kernels as module
-from multigate.nn.kernels import ARGUMENTS, OFF, TERMS, Built, Kernels, built, kernels
+from multigate.nn.kernels import ARGUMENTS, OFF, TERMS, Built, Kernels, Moments, built, kernels
 from multigate.nn.layout import lies_last
 from multigate.nn.mixture import Mixture, mix
 from multigate.objective import Objective
@@ -137,6 +137,26 @@ def test_rows_are_looked_up_and_their_gradients_added_up(found: Kernels, threads
     torch.testing.assert_close(found.add_up(pull, ids, starts, owners, 20).double(), sums, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [1, 3, 8, 16])
+@pytest.mark.parametrize("many", [0, 1, 700])
+def test_adam_of_some_rows_is_torchs_of_those_alone(found: Kernels, threads: int, dim: int, many: int) -> None:
+    table, rows = torch.randn(1_000, dim), torch.randperm(1_000)[:many].sort().values
+    moments = Moments(torch.zeros_like(table), torch.zeros_like(table), torch.zeros(1_000), (0.8, 0.99), 1e-7)
+    own, before = table[rows].double().requires_grad_(), table.clone()
+    adam = torch.optim.AdamW([own], lr=0.02, betas=(0.8, 0.99), eps=1e-7, weight_decay=0.5)
+    for _ in range(5):
+        gradient = torch.randn(many, dim)
+        own.grad = gradient.double()
+        adam.step()
+        found.lazy_adam_(table, moments, rows, gradient, 0.02, 1 - 0.02 * 0.5)
+    torch.testing.assert_close(table[rows].double(), own.detach(), atol=1e-6, rtol=1e-5)
+    others = torch.ones(1_000, dtype=torch.bool).index_fill(0, rows, False)
+    assert torch.equal(table[others], before[others])
+    assert torch.equal(moments.steps, 5.0 * ~others)
+    assert not moments.first[others].any()
+    assert not moments.second[others].any()
+
+
 @pytest.mark.parametrize("lost", [-1, 4, 2**31 - 1])
 def test_ids_without_a_row_are_told_as_by_torch(found: Kernels, lost: int) -> None:
     ids = torch.tensor([[0], [lost]], dtype=torch.int32)
@@ -188,6 +208,10 @@ PLANTED = {
     "all units active": ("if (unit + i < active)", "if (true)"),
     "the last columns in place of all": ("from ? each[v] : Vector{}", "Vector{}"),
     "the first rows over and over": ("std::copy_n(dz + (unit + i) * b + start", "std::copy_n(dz + (unit + i) * b"),
+    "weights that do not decay": ("kept * w[d]", "w[d]"),
+    "another gradient's square": ("by_two * pull[d] * pull[d]", "by_two * pull[d]"),
+    "steps that are not counted": ("steps[rows[i]] += 1.0f", "steps[rows[i]] + 1.0f"),
+    "another row moved": ("weight + rows[i] * dim", "weight + i * dim"),
     "dense columns of the first row": ("dense.x + row * dense_k", "dense.x"),
     "dense columns not learnt": ("dense.columns[d]] = by[d][i]", "dense.columns[d]] = 0 * by[d][i]"),
     "a bias not learnt": ("dbias[unit + i] = whole[i]", "dbias[unit + i] = 0 * whole[i]"),

@@ -12,7 +12,9 @@ from multigate.batch import Batch
 from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.experiment import Optimizer
 from multigate.nn.embedding_tables import StackedTables
+from multigate.nn.kernels import kernels
 from multigate.run import Run
+from multigate.training import tables
 from multigate.training.tables import LARGE, TableOptimizer, large_tables
 
 ROWS, DIM, RATE = 12, 3, 0.1
@@ -37,7 +39,14 @@ def trained(options: Optimizer, steps: int = 4) -> tuple[StackedTables, list[Ten
     return own, pulls
 
 
-def test_lazy_adam_is_adam_of_each_row_in_the_steps_that_read_it() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_lazy_adam_is_adam_of_each_row_in_the_steps_that_read_it(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled and kernels() is None:
+        pytest.skip("no compiled code here")
+    if not compiled:
+        monkeypatch.setattr(tables, "kernels_for", lambda _: None)
     options = Optimizer(embedding="lazy_adam", learning_rate=RATE, weight_decay=0.3)
     own, pulls = trained(options)
     for row in range(ROWS):

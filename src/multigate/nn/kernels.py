@@ -42,12 +42,15 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
+    "lazy_adam": (*[c_void_p] * 7, *[c_int64] * 2, c_int),
     "number_pairs": (*[c_void_p] * 7, *[c_int64] * 3, c_int),
     "add_looked_up": (*[c_void_p] * 13, *[c_int64] * 8, c_int),
     "of_looked_up": (*[c_void_p] * 15, *[c_int64] * 7, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
-IN_FLOAT32_ALONE = ("sum_of_product", "look_up", "add_up", "number_pairs", "add_looked_up", "of_looked_up")
+IN_FLOAT32_ALONE = (
+    "sum_of_product", "look_up", "add_up", "lazy_adam", "number_pairs", "add_looked_up", "of_looked_up",
+)  # fmt: skip
 COUNTING = ("look_up", "number_pairs")
 """Those that return how many ids have no row."""
 TERMS = 256
@@ -87,6 +90,16 @@ class Dense(NamedTuple):
 
     x: Tensor
     places: Tensor
+
+
+class Moments(NamedTuple):
+    """What Adam keeps of a table (rows, dim): both moments, like it, and each row's count of steps (rows,)."""
+
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+    betas: tuple[float, float]
+    epsilon: float
 
 
 class Kernels:
@@ -177,6 +190,15 @@ class Kernels:
         arrays = (pull, ids, starts, owners, sums)
         self._call("add_up", pull.dtype, arrays, b, columns, dim, pull.stride(0))
         return sums
+
+    def lazy_adam_(
+        self, weight: Tensor, moments: Moments, rows: Tensor, gradient: Tensor, rate: float, kept: float
+    ) -> None:
+        """A step of Adam on the ``rows`` (U,) int64 of a table (rows, dim), each of them once, by their gradient
+        (U, dim), and on their moments; decay leaves ``kept`` of a weight. The tables are all in float32."""
+        how = torch.tensor([rate, kept, *moments.betas, moments.epsilon], dtype=torch.float64, device="cpu")
+        arrays = (rows, gradient, weight, moments.first, moments.second, moments.steps, how)
+        self._call("lazy_adam", weight.dtype, arrays, *gradient.shape)
 
     def number_pairs(self, ids: Tensor, read: Tensor, pairs: Pairs) -> Tensor:
         """``Lookups.at`` (B, m) of ids (B, C) int32, of which column k is ``read[k]`` (c,), int64.
@@ -341,7 +363,7 @@ def _agrees(found: Kernels) -> bool:
         rows = found.look_up(table, ids, starts)
         sums = torch.zeros(9, dim).index_add_(0, places.flatten(), rows.flatten(0, 1))
         pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
-    pairs += _pairs_looked_up(found, random)
+    pairs += [*_pairs_looked_up(found, random), *_pairs_of_adam(found, random)]
     # a tile, and in the next one 64, 16 and single rows at a time
     weights, pull, sources = (torch.randn(shape, generator=random) for shape in ((2, 3, 213), (2, 5, 213), (3, 5, 213)))
     for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
@@ -362,6 +384,21 @@ def _agrees(found: Kernels) -> bool:
         return False
     pairs.append((made, (one * other).sum(2), 1e-5))
     return all(torch.allclose(one.float(), other.float(), atol=near, rtol=near) for one, other, near in pairs)
+
+
+def _pairs_of_adam(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
+    """A table of which rows were moved and its moments, and the same by torch in float64."""
+    table, first, second = (torch.randn((9, 5), generator=random) for _ in range(3))
+    moments = Moments(first, second.square(), torch.arange(9.0) ** 2, (0.9, 0.999), 1e-8)
+    rows, gradient = torch.tensor([1, 2, 8]), torch.randn((3, 5), generator=random)
+    w, m, v, steps = (x[rows].double() for x in (table, *moments[:3]))
+    m, v, steps = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient.square(), steps + 1
+    of_first, of_second = (1 - beta ** steps.unsqueeze(1) for beta in moments.betas)
+    moved = 0.5 * w - 0.01 * m / of_first / ((v / of_second).sqrt() + 1e-8)
+    made = (table, *moments[:3])
+    wanted = [x.double().index_copy(0, rows, new) for x, new in zip(made, (moved, m, v, steps), strict=True)]
+    found.lazy_adam_(table, moments, rows, gradient, 0.01, 0.5)
+    return [(one, other, 1e-5) for one, other in zip(made, wanted, strict=True)]
 
 
 def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:

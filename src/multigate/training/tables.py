@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from multigate.experiment import Optimizer
 from multigate.nn.embedding_tables import StackedTables
+from multigate.nn.kernels import Moments, kernels_for
 from multigate.training.allocator import in_large_pages
 
 LARGE = 1 << 22
@@ -58,12 +59,18 @@ class TableOptimizer:
         """One step down; ``rate`` is that of the other weights."""
         rate *= self.factor
         for weight, state, seen in zip(self.weights, self.state, touched, strict=True):
-            if seen is not None:
-                own = functional.embedding(seen.rows, weight)
-                if self.decay:
-                    own.mul_(1 - rate * self.decay)
-                (self._adam if self.adam else self._adagrad)(own, state, seen, rate)
-                weight.index_copy_(0, seen.rows, own)
+            if seen is None:
+                continue
+            kept, found = 1 - rate * self.decay, kernels_for(weight)
+            if self.adam and found is not None:
+                moments = Moments(**state, betas=BETAS, epsilon=EPSILON)
+                found.lazy_adam_(weight, moments, seen.rows, seen.gradient, rate, kept)
+                continue
+            own = functional.embedding(seen.rows, weight)
+            if self.decay:
+                own.mul_(kept)
+            (self._adam if self.adam else self._adagrad)(own, state, seen, rate)
+            weight.index_copy_(0, seen.rows, own)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, by name."""
