@@ -15,8 +15,10 @@ import torch
 from multigate.batch import IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
 from multigate.nn import kernels as module
-from multigate.nn.kernels import ARGUMENTS, OFF, TERMS, Built, Kernels, Moments, built, kernels
+from multigate.nn.agreement import agrees
+from multigate.nn.kernels import OFF, Built, built, kernels
 from multigate.nn.layout import lies_last
+from multigate.nn.library import ARGUMENTS, TERMS, Kernels, Moments
 from multigate.nn.mixture import Mixture, mix
 from multigate.objective import Objective
 from multigate.sharing import MMoE
@@ -230,7 +232,7 @@ def test_a_library_that_computes_something_else_is_not_taken(found: Kernels, tmp
     quickly = ["-O0" if flag == "-O3" else flag for flag in module.FLAGS]
     command = [str(COMPILER), *quickly, "-x", "c++", "-", "-o", str(path)]
     subprocess.run(command, input=changed, text=True, check=True)
-    assert not module._agrees(Kernels(path))
+    assert not agrees(Kernels(path))
 
 
 @pytest.fixture

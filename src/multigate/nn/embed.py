@@ -11,7 +11,7 @@ from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
 from multigate.nn.eager import pays
 from multigate.nn.embedding_tables import Categories, StackedTables, is_plain
-from multigate.nn.kernels import Lookups
+from multigate.nn.library import Lookups
 from multigate.nn.lookups import Embedded, Parts, can_look_up
 from multigate.nn.number_embeddings import number_embeddings
 from multigate.options import Options

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from multigate.batch import IdColumn
 from multigate.nn.eager import eager, pays, watched
-from multigate.nn.kernels import Lookups, Pairs, kernels
+from multigate.nn.kernels import kernels
+from multigate.nn.library import Lookups, Pairs
 from multigate.nn.lookups import paired, small
 
 

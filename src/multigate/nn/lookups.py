@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from multigate.nn.eager import eager, multiplied_in
-from multigate.nn.kernels import Dense, Lookups, Pairs, kernels
+from multigate.nn.kernels import kernels
+from multigate.nn.library import Dense, Lookups, Pairs
 
 EIGHT = 8
 """Numbers that compiled code multiplies at once: embeddings are multiples of that wide."""

@@ -1,0 +1,89 @@
+"""What a compiled library computes against what torch does: a compiler may be wrong, and so may a file."""
+
+import torch
+from torch import Tensor
+
+from multigate.nn.library import Dense, Kernels, Lookups, Moments, Pairs
+
+
+def agrees(found: Kernels) -> bool:
+    """Whether they compute what torch does, on a few numbers."""
+    random = torch.Generator().manual_seed(0)
+    starts, owners = torch.tensor([0, 4, 0]), torch.tensor([0, 1, 0])
+    ids = torch.randint(0, 4, (7, 3), generator=random, dtype=torch.int32)
+    places = (ids + starts).long()
+    pairs: list[tuple[Tensor, Tensor, float]] = []
+    for dim in (5, 8, 16):  # any, and those that have code of their own
+        table = torch.randn((9, dim), generator=random)
+        rows = found.look_up(table, ids, starts)
+        sums = torch.zeros(9, dim).index_add_(0, places.flatten(), rows.flatten(0, 1))
+        pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
+    pairs += [*_pairs_looked_up(found, random), *_pairs_of_adam(found, random)]
+    # a tile, and in the next one 64, 16 and single rows at a time
+    weights, pull, sources = (torch.randn(shape, generator=random) for shape in ((2, 3, 213), (2, 5, 213), (3, 5, 213)))
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        x, dz = sources.to(dtype), pull.to(dtype)
+        of_weights, of_sources = found.unmix(weights, x, dz)
+        active = torch.relu(x)
+        pairs += [
+            (found.mix(weights, x), (weights.unsqueeze(2) * x.float()).sum(1), near),
+            (of_weights, (dz.float().unsqueeze(1) * x.float()).sum(2), near),
+            (of_sources, (weights.unsqueeze(2) * dz.float().unsqueeze(1)).sum(0), near),
+            (found.relu_(x.clone()), active, 0.0),
+            (found.mask_(x.clone(), active), active, 0.0),
+            (found.relu_of_sum_(x.clone(), x[..., 0].contiguous()), torch.relu(x + x[..., :1]), 0.0),
+        ]
+    one, other = weights.unsqueeze(2), torch.stack((sources, sources.flip(0))).unsqueeze(1)
+    made = found.sum_of_product(one, other, 2)
+    if made is None:
+        return False
+    pairs.append((made, (one * other).sum(2), 1e-5))
+    return all(torch.allclose(one.float(), other.float(), atol=near, rtol=near) for one, other, near in pairs)
+
+
+def _pairs_of_adam(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
+    """A table of which rows were moved and its moments, and the same by torch in float64."""
+    table, first, second = (torch.randn((9, 5), generator=random) for _ in range(3))
+    moments = Moments(first, second.square(), torch.arange(9.0) ** 2, (0.9, 0.999), 1e-8)
+    rows, gradient = torch.tensor([1, 2, 8]), torch.randn((3, 5), generator=random)
+    w, m, v, steps = (x[rows].double() for x in (table, *moments[:3]))
+    m, v, steps = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient.square(), steps + 1
+    of_first, of_second = (1 - beta ** steps.unsqueeze(1) for beta in moments.betas)
+    moved = 0.5 * w - 0.01 * m / of_first / ((v / of_second).sqrt() + 1e-8)
+    made = (table, *moments[:3])
+    wanted = [x.double().index_copy(0, rows, new) for x, new in zip(made, (moved, m, v, steps), strict=True)]
+    found.lazy_adam_(table, moments, rows, gradient, 0.01, 0.5)
+    return [(one, other, 1e-5) for one, other in zip(made, wanted, strict=True)]
+
+
+def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
+    """What is computed of columns that are looked up, and by torch, with how near they must come."""
+    m, b, d = 19, 133, 80  # more than one tile of units and of rows, and a last one that is not full
+    pairs_of = Pairs(*map(torch.tensor, ([0, 12, 17], [0, 2], [1, -1], [0, 4, 7, 12])))
+    starts, places = torch.tensor([5, 0, 4]), torch.tensor([1, 26, 52])
+    ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in (4, 3, 5)], 1).int()
+    of = Lookups(found.number_pairs(ids, torch.arange(3), pairs_of), pairs_of, starts, places)
+    weight, made, pull = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
+    pairs, dense = [], Dense(torch.randn((b, 3), generator=random), torch.tensor([0, 51, 79]))
+    for dim in (16, 24):  # what is computed sixteen and eight columns at a time
+        table = torch.randn((9, dim), generator=random)
+        rows = ids.long() + starts
+        columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()
+        x, part = table[rows].flatten(1), weight[:, columns]
+        grown, of_bias, of_x = torch.zeros_like(weight), made.new_empty(m), (pull.t() @ part).view(-1, dim)
+        of_table = found.of_looked_up_(pull, weight, table, of, grown, dense, of_bias)
+        sums, of_units = part @ x.t(), weight[:, 0].contiguous()
+        whole = sums + weight[:, dense.places] @ dense.x.t() + of_units.unsqueeze(1)
+        pairs += [
+            (found.add_looked_up_(made.clone(), weight, table, of), made + sums, 1e-4),
+            (
+                found.add_looked_up_(made.clone(), weight, table, of, dense, 7, of_units),
+                torch.cat((whole[:7].relu(), whole[7:])),
+                1e-4,
+            ),
+            (grown[:, columns], pull @ x, 1e-3),
+            (grown[:, dense.places], pull @ dense.x, 1e-3),
+            (of_bias, pull.sum(1), 1e-3),
+            (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
+        ]
+    return pairs
