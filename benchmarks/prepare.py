@@ -153,7 +153,7 @@ def line(name: str, found: Spread, rows: int | None) -> list[str]:
 
 
 def first_epoch(watch: Watch, tables: Path, folder: Path, rounds: int, threads: int) -> list[str]:
-    """The table of what it takes to have trained for an epoch."""
+    """The table of what it takes to have trained for an epoch, beside the tutorial."""
     folders = Folders(folder / "epochs")
 
     def side(precision: str) -> Callable[[], float]:
@@ -173,7 +173,9 @@ def first_epoch(watch: Watch, tables: Path, folder: Path, rounds: int, threads: 
 
 
 def main() -> None:
-    arguments = options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--no-epoch", action="store_true", help="leave out training, of which the tutorial's is slow")
+    arguments = parser.parse_args()
     need_data()
     torch.set_num_threads(arguments.threads)
     print(describe())
@@ -182,7 +184,8 @@ def main() -> None:
         tables = fetch("census-income", folder)
         watch, rounds = Watch(arguments.patience), arguments.rounds
         parts = passes(watch, tables, folder, rounds)
-        parts += first_epoch(watch, tables, folder, rounds, arguments.threads)
+        if not arguments.no_epoch:
+            parts += first_epoch(watch, tables, folder, rounds, arguments.threads)
     show("prepare", *parts)
 
 

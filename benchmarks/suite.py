@@ -46,7 +46,7 @@ PARTS = (
     Part("roofline.py", ("--rounds", "3"), ONE),
     Part("startup.py", ("--rounds", "3"), (*ONE, "--rows", "50000")),
     Part("train.py", ("--rounds", "3"), (*ONE, "--structures"), True),
-    Part("train.py", ("--profile",), ("--profile", "--steps", "20", "--limit-rows", "50000"), True),
+    Part("train.py", ("--profile",), None, True),
     Part(
         "wide.py",
         ("--rounds", "2", "--rows", "98304", "--ways", *SPARSE),
@@ -57,7 +57,7 @@ PARTS = (
         ("--rounds", "2", "--growth", "--sizes", "1e4", "1e6", "1e8", "--steps", "6"),
         (*ONE, "--growth", "--sizes", "1e4", "1e6", "--steps", "4"),
     ),
-    Part("prepare.py", ("--rounds", "3"), ONE, True),
+    Part("prepare.py", ("--rounds", "3"), (*ONE, "--no-epoch"), True),
     Part("predict.py", ("--rounds", "2"), (*ONE, "--rows", "100000", "--no-tutorial"), True),
     Part("replicas.py", ("--rounds", "3"), (*ONE, "--runs", "40")),
     Part(
