@@ -16,9 +16,9 @@ from multigate.batch import IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
 from multigate.nn import kernels as module
 from multigate.nn.agreement import agrees
+from multigate.nn.compiled import ARGUMENTS, TERMS, Kernels, Moments
 from multigate.nn.kernels import OFF, Built, built, kernels
 from multigate.nn.layout import lies_last
-from multigate.nn.library import ARGUMENTS, TERMS, Kernels, Moments
 from multigate.nn.mixture import Mixture, mix
 from multigate.objective import Objective
 from multigate.sharing import MMoE

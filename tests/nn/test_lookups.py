@@ -12,9 +12,9 @@ from torch import Tensor
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
+from multigate.nn.compiled import Dense, Kernels, Lookups, Pairs
 from multigate.nn.embed import Embed, Embedding
 from multigate.nn.kernels import kernels
-from multigate.nn.library import Dense, Kernels, Lookups, Pairs
 from multigate.nn.lookups import EACH, LEAST, PAIRS, VALUES, Embedded, paired, small
 from multigate.sharing import STRUCTURES, MMoE, SharedBottom, StackedMMoE, Structure
 from multigate.sharing.mmoe import Mixture

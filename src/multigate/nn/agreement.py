@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from multigate.nn.library import Dense, Kernels, Lookups, Moments, Pairs
+from multigate.nn.compiled import Dense, Kernels, Lookups, Moments, Pairs
 
 
 def agrees(found: Kernels) -> bool:

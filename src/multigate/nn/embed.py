@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
+from multigate.nn.compiled import Lookups
 from multigate.nn.eager import pays
 from multigate.nn.embedding_tables import Categories, StackedTables, is_plain
-from multigate.nn.library import Lookups
 from multigate.nn.lookups import Embedded, Parts, can_look_up
 from multigate.nn.number_embeddings import number_embeddings
 from multigate.options import Options

@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from multigate.batch import IdColumn
+from multigate.nn.compiled import Lookups, Pairs
 from multigate.nn.eager import eager, pays, watched
 from multigate.nn.kernels import kernels
-from multigate.nn.library import Lookups, Pairs
 from multigate.nn.lookups import paired, small
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from multigate.cache import cache_folder
 from multigate.nn.agreement import agrees
-from multigate.nn.library import NAMES, Kernels
+from multigate.nn.compiled import NAMES, Kernels
 from multigate.writing import remove, writing
 
 OFF = "MULTIGATE_KERNELS"

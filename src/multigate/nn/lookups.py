@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from multigate.nn.compiled import Dense, Lookups, Pairs
 from multigate.nn.eager import eager, multiplied_in
 from multigate.nn.kernels import kernels
-from multigate.nn.library import Dense, Lookups, Pairs
 
 EIGHT = 8
 """Numbers that compiled code multiplies at once: embeddings are multiples of that wide."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.experiment import Optimizer
+from multigate.nn.compiled import Moments
 from multigate.nn.embedding_tables import StackedTables
 from multigate.nn.kernels import kernels_for
-from multigate.nn.library import Moments
 from multigate.training.allocator import in_large_pages
 
 LARGE = 1 << 22
