@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from multigate.precision import times_float32
+from multigate.precision import choose_precision, times_float32
 from multigate.run import METRICS, strict
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
@@ -53,7 +53,9 @@ def line_of(fitting: Fit, metrics: dict[str, float]) -> str:
 
 def tell_of_precision(fitting: Fit, report: Reporter) -> None:
     """Say so where bfloat16 was asked for and the processor takes much longer to multiply it."""
-    if fitting.precision == "bfloat16" and fitting.device.type == "cpu" and (times := times_float32()) >= SLOWER:
+    if fitting.precision == choose_precision("auto", fitting.device) or fitting.device.type != "cpu":
+        return
+    if fitting.precision == "bfloat16" and (times := times_float32()) >= SLOWER:
         report.once(
             f"this processor takes {times:.0f} times as long to multiply in bfloat16 as in float32, which precision: "
             "auto would choose"
