@@ -1,6 +1,7 @@
 """Columns that are looked up against the same model in float64, which multiplies all of x."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
-from multigate.nn.compiled import Dense, Kernels, Lookups, Pairs
+from multigate.nn.compiled import MEET, Columns, Dense, Kernels, Lookups
 from multigate.nn.embed import Embed, Embedding
 from multigate.nn.kernels import kernels
-from multigate.nn.lookups import EACH, LEAST, PAIRS, VALUES, Embedded, paired, small
+from multigate.nn.lookups import EACH, LEAST, VALUES, Embedded, small
 from multigate.sharing import STRUCTURES, MMoE, SharedBottom, StackedMMoE, Structure
 from multigate.sharing.mmoe import Mixture
 
@@ -274,14 +275,19 @@ def test_hooks_see_the_tables_asked() -> None:
     assert len(seen) == 4, "categories of each width, and the bag"
 
 
+def columns_of(sizes: list[int], read: list[int] | None = None) -> Columns:
+    """Columns of so many values each, whose tables lie one after the other."""
+    starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+    return Columns(torch.tensor(read or range(len(sizes))), starts, torch.tensor(sizes), torch.arange(len(sizes)) * 8)
+
+
 @pytest.mark.parametrize("lost", [-1, 24])
 def test_an_id_beyond_its_own_table_is_told(found: Kernels, lost: int) -> None:
-    pairs = paired([7, 24, 3])
     ids = torch.zeros(ROWS, 4, dtype=torch.int32)
     ids[5, 2] = lost
     with pytest.raises(IndexError, match="1 ids are out of range"):
-        found.number_pairs(ids, torch.tensor([0, 2, 3]), pairs)
-    assert found.number_pairs(ids, torch.tensor([0, 1, 3]), pairs).shape == (ROWS, len(pairs.one))
+        found.number_terms(ids, columns_of([7, 24, 3], [0, 2, 3]), 34)
+    assert found.number_terms(ids, columns_of([7, 24, 3], [0, 1, 3]), 34).at.shape == (ROWS, 1)
 
 
 def test_a_graph_of_the_model_multiplies_x() -> None:
@@ -293,17 +299,53 @@ def test_a_graph_of_the_model_multiplies_x() -> None:
     torch.testing.assert_close(made.logits, wanted.logits, atol=1e-5, rtol=1e-4)
 
 
-@given(sizes=st.lists(st.integers(2, 200), min_size=1, max_size=40))
-def test_every_column_is_in_one_term_and_pairs_are_few(sizes: list[int]) -> None:
-    pairs = paired(sizes)
-    terms = list(zip(pairs.one.tolist(), pairs.other.tolist(), strict=True))
-    assert sorted(k for term in terms for k in term if k >= 0) == list(range(len(sizes)))
-    many = [math.prod(sizes[k] for k in term if k >= 0) for term in terms]
-    assert pairs.first.tolist() == [sum(many[:t]) for t in range(len(many) + 1)]
-    assert pairs.value.tolist() == [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    assert all(one <= PAIRS for one, (_, other) in zip(many, terms, strict=True) if other >= 0)
-    alone = [sizes[one] for one, other in terms if other < 0]
-    assert all(a * b > PAIRS for at, a in enumerate(alone) for b in alone[:at]), "two that could be one"
+def values_of(of: Lookups) -> list[list[int]]:
+    """The rows of the table that each term is the sum of."""
+    each = [[row] for row in of.row[: int(of.first[-1])].tolist()]
+    for one, other in zip(of.one.tolist(), of.other.tolist(), strict=True):
+        each.append(each[one] + each[other])
+    return each
+
+
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=40),
+    many=st.sampled_from([1, 2, 300, 700]),
+    alike=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_the_terms_of_a_row_are_its_values_each_once(sizes: list[int], many: int, alike: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    kind = torch.randint(0, 1 << 30, (many, 1), generator=draw)  # what columns have in common
+    own = torch.randint(0, 1 << 30, (many, len(sizes)), generator=draw)
+    shared = torch.rand((many, len(sizes)), generator=draw) < alike
+    ids = (torch.where(shared, kind, own) % torch.tensor(sizes)).int()
+    code, columns = kernels(), columns_of(sizes)
+    assert code is not None
+    of = code.number_terms(ids, columns, sum(sizes))
+    each, values = values_of(of), int(of.first[-1])
+    wanted = (ids + columns.starts).tolist()
+    assert [sorted(row for term in terms for row in each[term]) for terms in of.at.tolist()] == wanted
+    found = [sorted(ids[:, k].unique().tolist()) for k in range(len(sizes))]
+    starts = columns.starts.tolist()
+    held = [sorted(of.row[a:b].tolist()) for a, b in itertools.pairwise(of.first.tolist())]
+    assert held == [[start + one for one in ones] for start, ones in zip(starts, found, strict=True)]
+    for place in of.at.t():
+        used = place.unique()
+        assert len(used) <= MEET or int(used.max()) < values, "sums are few"
+    again = code.number_terms(ids, columns, sum(sizes))
+    assert all(
+        torch.equal(a, b) for a, b in zip((of.at, of.one, of.other), (again.at, again.one, again.other), strict=True)
+    )
+
+
+def test_columns_that_follow_from_one_another_are_one_term(found: Kernels) -> None:
+    code = torch.randint(0, MEET, (ROWS,))
+    told = torch.stack([code, code % 7, code // 9, code % 2, torch.randint(0, 100, (ROWS,))], 1).int()
+    of = found.number_terms(told, columns_of([MEET, 7, 9, 2, 100]), 200)
+    assert of.at.shape == (ROWS, 2)
+    apart = found.number_terms(torch.randint(0, 40, (ROWS, 5)).int(), columns_of([40] * 5), 200)
+    assert apart.at.shape == (ROWS, 5)
+    assert not len(apart.one)
 
 
 @given(sizes=st.lists(st.integers(2, 10_000), max_size=60), dim=st.integers(1, 64), many=st.integers(1, 10_000))
@@ -325,10 +367,9 @@ def test_products_and_their_gradients_are_those_of_matmuls(
 ) -> None:
     (m, b), sizes = shape, [3, 50, 2, 11]
     starts, places = torch.tensor([50, 0, 53, 60]), torch.tensor([2, 2 + dim, 4 + 3 * dim, 4 + 2 * dim])
-    pairs: Pairs = paired(sizes)
     ids = torch.stack([torch.randint(0, size, (b,)) for size in sizes], 1).int()
     table, weight = torch.randn(75, dim), torch.randn(m, 5 + 4 * dim)
-    of = Lookups(found.number_pairs(ids, torch.arange(4), pairs), pairs, starts, places)
+    of = found.number_terms(ids, Columns(torch.arange(4), starts, torch.tensor(sizes), places), sum(sizes))
     x = torch.zeros(b, weight.shape[1], dtype=torch.float64)
     for k in range(4):
         x[:, places[k] : places[k] + dim] = table.double()[starts[k] + ids[:, k].long()]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from multigate.nn.compiled import Dense, Kernels, Lookups, Moments, Pairs
+from multigate.nn.compiled import Columns, Dense, Kernels, Moments
 
 
 def agrees(found: Kernels) -> bool:
@@ -59,18 +59,19 @@ def _pairs_of_adam(found: Kernels, random: torch.Generator) -> list[tuple[Tensor
 def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
     """What is computed of columns that are looked up, and by torch, with how near they must come."""
     m, b, d = 19, 133, 80  # more than one tile of units and of rows, and a last one that is not full
-    pairs_of = Pairs(*map(torch.tensor, ([0, 12, 17], [0, 2], [1, -1], [0, 4, 7, 12])))
-    starts, places = torch.tensor([5, 0, 4]), torch.tensor([1, 26, 52])
-    ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in (4, 3, 5)], 1).int()
-    of = Lookups(found.number_pairs(ids, torch.arange(3), pairs_of), pairs_of, starts, places)
+    sizes, starts, places = (4, 3, 5), torch.tensor([5, 0, 4]), torch.tensor([1, 26, 52])
+    ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in sizes], 1).int()
+    of = found.number_terms(ids, Columns(torch.arange(3), starts, torch.tensor(sizes), places), sum(sizes))
     weight, made, pull = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
-    pairs, dense = [], Dense(torch.randn((b, 3), generator=random), torch.tensor([0, 51, 79]))
+    dense = Dense(torch.randn((b, 3), generator=random), torch.tensor([0, 51, 79]))
+    dense.x[:, 1] = 0  # a column that is left out
+    pairs = []
     for dim in (16, 24):  # what is computed sixteen and eight columns at a time
         table = torch.randn((9, dim), generator=random)
         rows = ids.long() + starts
         columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()
         x, part = table[rows].flatten(1), weight[:, columns]
-        grown, of_bias, of_x = torch.zeros_like(weight), made.new_empty(m), (pull.t() @ part).view(-1, dim)
+        grown, of_bias, of_x = torch.full_like(weight, torch.nan), made.new_empty(m), (pull.t() @ part).view(-1, dim)
         of_table = found.of_looked_up_(pull, weight, table, of, grown, dense, of_bias)
         sums, of_units = part @ x.t(), weight[:, 0].contiguous()
         whole = sums + weight[:, dense.places] @ dense.x.t() + of_units.unsqueeze(1)

@@ -19,44 +19,46 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
     "lazy_adam": (*[c_void_p] * 7, *[c_int64] * 2, c_int),
-    "number_pairs": (*[c_void_p] * 7, *[c_int64] * 3, c_int),
-    "add_looked_up": (*[c_void_p] * 13, *[c_int64] * 8, c_int),
-    "of_looked_up": (*[c_void_p] * 15, *[c_int64] * 7, c_int),
+    "number_terms": (*[c_void_p] * 10, *[c_int64] * 3, c_int),
+    "add_looked_up": (*[c_void_p] * 12, *[c_int64] * 9, c_int),
+    "of_looked_up": (*[c_void_p] * 14, *[c_int64] * 8, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
 IN_FLOAT32_ALONE = (
-    "sum_of_product", "look_up", "add_up", "lazy_adam", "number_pairs", "add_looked_up", "of_looked_up",
+    "sum_of_product", "look_up", "add_up", "lazy_adam", "number_terms", "add_looked_up", "of_looked_up",
 )  # fmt: skip
-COUNTING = ("look_up", "number_pairs")
+COUNTING = ("look_up", "number_terms")
 """Those that return how many ids have no row."""
 TERMS = 256
 """Those of a sum at most that are added one after the other."""
+MEET = 48
+"""Pairs at most that are terms of two columns."""
 
 
-class Pairs(NamedTuple):
-    """c columns of ids read as m terms, each one column or two of them, all int64.
+class Columns(NamedTuple):
+    """c columns of ids (B, C) and of x (B, D), all int64 (c,): column k is ids[:, ``read[k]``], its values are the
+    ``sizes[k]`` rows of a table (rows, dim) from ``starts[k]`` on, and in x they are columns from ``places[k]`` on."""
 
-    Term t is column ``one[t]`` and column ``other[t]`` (m,), -1 where there is none: the pairs of their values, those
-    of the other one after another for each of the one, are numbered from ``first[t]`` on (m + 1,). Values of column k
-    are numbered from ``value[k]`` on (c + 1,).
-    """
-
-    first: Tensor
-    one: Tensor
-    other: Tensor
-    value: Tensor
+    read: Tensor
+    starts: Tensor
+    sizes: Tensor
+    places: Tensor
 
 
 class Lookups(NamedTuple):
-    """c columns of x (B, D) that are rows of one table (rows, dim).
+    """c columns of x (B, D) that are rows of one table (rows, dim), by the values that they have in these B rows.
 
-    ``at`` (B, m) int32: the pair of each term that a row has. The values of column k are the rows of the table from
-    ``starts[k]`` on, and in x they are the ``dim`` columns from ``places[k]`` on (c,), int64.
+    What a linear map makes of a value is a term: those of column k are terms ``first[k]`` to ``first[k + 1]`` (c + 1,)
+    int64, of the table's rows ``row`` (V,) int32. Where columns meet in few pairs of values, those are terms too: V + s
+    is the sum of two terms before it, ``one[s]`` and ``other[s]`` (S,) int32. Each row of the batch is the sum of m
+    terms, ``at`` (B, m) int32. ``places`` (c,) int64 are those of ``Columns``.
     """
 
     at: Tensor
-    pairs: Pairs
-    starts: Tensor
+    row: Tensor
+    first: Tensor
+    one: Tensor
+    other: Tensor
     places: Tensor
 
 
@@ -175,16 +177,22 @@ class Kernels:
         arrays = (rows, gradient, weight, moments.first, moments.second, moments.steps, how)
         self._call("lazy_adam", weight.dtype, arrays, *gradient.shape)
 
-    def number_pairs(self, ids: Tensor, read: Tensor, pairs: Pairs) -> Tensor:
-        """``Lookups.at`` (B, m) of ids (B, C) int32, of which column k is ``read[k]`` (c,), int64.
+    def number_terms(self, ids: Tensor, columns: Columns, most: int) -> Lookups:
+        """Of ids (B, C) int32 the terms of some columns, whose tables have ``most`` rows in all.
 
         Raises ``IndexError`` where a column has no such value.
         """
-        at = ids.new_empty((len(ids), len(pairs.one)))
-        lost = self._call("number_pairs", torch.float32, (ids, read, *pairs, at), *ids.shape, len(pairs.one))
+        c, rows = len(columns.read), len(ids)
+        at, row = ids.new_empty(rows * c), ids.new_empty(most)
+        one, other = ids.new_empty((2, c * MEET))
+        first = columns.read.new_empty(c + 1)
+        made = columns.read.new_empty(2)
+        arrays = (ids, columns.read, columns.starts, columns.sizes, at, row, first, one, other, made)
+        lost = self._call("number_terms", torch.float32, arrays, *ids.shape, c)
         if lost:
             raise IndexError(f"{lost} ids are out of range of the rows of their embedding tables")
-        return at
+        m, sums = made.tolist()
+        return Lookups(at[: rows * m].view(rows, m), row, first, one[:sums], other[:sums], columns.places)
 
     def add_looked_up_(
         self,
@@ -226,8 +234,7 @@ class Kernels:
     def _of_x(table: Tensor, of: Lookups, dense: Dense | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
         """What x is made of, as arrays and sizes."""
         read, many = ((None, None), -1) if dense is None else (dense, dense.x.shape[1])
-        arrays = (table, of.at, *of.pairs, of.starts, of.places, *read)
-        return arrays, (*of.at.shape, len(of.starts), table.shape[1], many)
+        return (table, *of, *read), (*of.at.shape, len(of.places), table.shape[1], len(of.one), many)
 
     def _call(self, name: str, dtype: torch.dtype, tensors: tuple[Tensor | None, ...], *sizes: int) -> int | None:
         arrays = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

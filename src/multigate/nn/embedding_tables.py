@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from multigate.batch import IdColumn
-from multigate.nn.compiled import Lookups, Pairs
+from multigate.nn.compiled import Columns, Lookups
 from multigate.nn.eager import eager, pays, watched
 from multigate.nn.kernels import kernels
-from multigate.nn.lookups import paired, small
+from multigate.nn.lookups import small
 
 
 class Lookup(torch.autograd.Function):
@@ -113,7 +113,7 @@ class Categories(nn.Module):
         self.dim = tables.dim
         self.d_out = self.dim * len(columns)
         self.sizes = [tables.sizes[layout[i].table] for i in columns]
-        self._looked_up: dict[tuple[int, ...], Chosen] = {}
+        self._looked_up: dict[tuple[int, ...], tuple[Columns, int]] = {}
         self.all = list(columns) == list(range(len(layout)))
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         starts = [tables.start[layout[i].table] for i in columns]
@@ -156,22 +156,12 @@ class Categories(nn.Module):
         """Columns of categories (B, C), by their places among these, what these make beginning at ``place`` of x."""
         if columns not in self._looked_up:
             chosen = torch.tensor(columns)
-            numbered = paired([self.sizes[at] for at in columns])
-            self._looked_up[columns] = Chosen(self.columns[chosen], numbered, self.starts[chosen], chosen * self.dim)
-        read, pairs, starts, places = self._looked_up[columns]
+            sizes = torch.tensor(self.sizes)[chosen]
+            read = Columns(self.columns[chosen], self.starts[chosen], sizes, chosen * self.dim + place)
+            self._looked_up[columns] = read, int(sizes.sum())
         found = kernels()
         assert found is not None
-        at = found.number_pairs(categories.contiguous(), read, pairs)
-        return Lookups(at, pairs, starts, places + place)
-
-
-class Chosen(NamedTuple):
-    """Columns that are looked up: which ids they read, their pairs, where their tables begin, and their part of x."""
-
-    read: Tensor
-    pairs: Pairs
-    starts: Tensor
-    places: Tensor
+        return found.number_terms(categories.contiguous(), *self._looked_up[columns])
 
 
 def is_plain(tables: nn.Module) -> TypeGuard[StackedTables]:

@@ -3,6 +3,7 @@
 // Built without any header of torch, which takes a second. Every array is contiguous, and nothing is checked here.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -261,6 +262,9 @@ constexpr int LANES = 4;
 #endif
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 constexpr int AT_ONCE = std::min(LANES, 8); // rows, so that no sum waits for its own
+constexpr int64_t MEET = 48;                // pairs of terms that are one term, at most: all lie in the nearest cache
+constexpr int64_t SOME = 256;               // rows that are read before pairs are counted
+constexpr int64_t TRIES = 8;                // terms that a column is tried with
 
 // Of two vectors, every second run of SIZE numbers of each: those before, or those after
 #ifdef __clang__
@@ -291,18 +295,17 @@ template <int SIZE = LANES / 2> inline void turn(Vector (&x)[LANES]) { // a squa
     if constexpr (SIZE > 1) turn<SIZE / 2>(x);
 }
 
-// Of c columns, column k has the rows of ``table`` from starts[k] on, as many as it has values, which are numbered from
-// value[k] on, and places[k] is the first of the ``dim`` columns of w, a multiple of 8, that they are multiplied by. Two
-// columns of few values are one of all their pairs: of m such terms, term t is column one[t] and, if that is not below
-// 0, other[t], its pairs are numbered from first[t] on, and at[t] is that of a row of the batch.
+// c columns of x that are rows of ``table``: column k is ``dim`` columns of w, a multiple of 8, from places[k] on. What w
+// makes of it is one of the terms first[k] to first[k + 1], each of a value, which is row[term] of the table. Terms after
+// those are sums of two before them, one[.] and other[.]: values of columns that meet in rows of the batch. A row of the
+// batch has m terms, at[.]; its sum is that of all columns.
 struct Columns {
     const float* table;
-    const int32_t* at; // (b, m)
-    const int64_t *first, *one, *other, *value, *starts, *places;
-    int64_t b, m, c, dim;
-    int64_t values() const { return value[c]; }
-    int64_t pairs() const { return first[m]; }
-    int64_t size(int64_t k) const { return k < 0 ? 1 : value[k + 1] - value[k]; }
+    const int32_t *at, *row, *one, *other; // (b, m), (values,), (sums,), (sums,)
+    const int64_t *first, *places;
+    int64_t b, m, c, dim, sums;
+    int64_t values() const { return first[c]; }
+    int64_t terms() const { return first[c] + sums; }
 };
 
 // Columns of w, ``columns``, that are multiplied by those of x (b, k) themselves; of k < 0 nothing is known.
@@ -312,28 +315,36 @@ struct Dense {
     int64_t k;
 };
 
-// held[pair] = each[value of one] + each[value of the other]
-inline void join(const Columns& of, const Vector* each, Vector* held) {
-    for (int64_t t = 0; t < of.m; ++t) {
-        const Vector* one = each + of.value[of.one[t]];
-        const int64_t many = of.size(of.one[t]), others = of.size(of.other[t]);
-        for (int64_t i = 0; i < many; ++i)
-            for (int64_t j = 0; j < others; ++j)
-                *held++ = of.other[t] < 0 ? one[i] : one[i] + each[of.value[of.other[t]] + j];
+// Those of the dense columns that hold anything but zeros, side by side: often nothing is missing, or nothing is earned.
+struct Alive {
+    std::vector<int64_t> columns; // by their places among the dense ones
+    std::vector<float> x;         // (b, of those)
+
+    Alive(const Dense& dense, int64_t b) {
+        for (int64_t d = 0; d < dense.k; ++d) {
+            bool any = false;
+            for (int64_t row = 0; row < b && !any; ++row) any = dense.x[row * dense.k + d] != 0.0f;
+            if (any) columns.push_back(d);
+        }
+        x.resize(b * columns.size());
+        for (int64_t row = 0, to = 0; row < b; ++row)
+            for (const int64_t d : columns) x[to++] = dense.x[row * dense.k + d];
     }
+    int64_t k() const { return columns.size(); }
+};
+
+// Sums of terms, from what they are sums of
+inline void join(const Columns& of, Vector* held) {
+    Vector* sum = held + of.values();
+    for (int64_t s = 0; s < of.sums; ++s) sum[s] = held[of.one[s]] + held[of.other[s]];
 }
 
-// each[value] = the sum of all pairs that it is in
-inline void part(const Columns& of, const Vector* held, Vector* each) {
-    std::fill_n(each, of.values(), Vector{});
-    for (int64_t t = 0; t < of.m; ++t) {
-        Vector* one = each + of.value[of.one[t]];
-        const int64_t many = of.size(of.one[t]), others = of.size(of.other[t]);
-        for (int64_t i = 0; i < many; ++i)
-            for (int64_t j = 0; j < others; ++j, ++held) {
-                one[i] += *held;
-                if (of.other[t] >= 0) each[of.value[of.other[t]] + j] += *held;
-            }
+// Gradients of what terms are sums of: those of all sums that they are in are added to their own
+inline void part(const Columns& of, Vector* held) {
+    const Vector* sum = held + of.values();
+    for (int64_t s = of.sums - 1; s >= 0; --s) {
+        held[of.one[s]] += sum[s];
+        held[of.other[s]] += sum[s];
     }
 }
 
@@ -349,21 +360,22 @@ inline void sums_of(const float* x, int64_t k, const Vector* by, const Vector* h
     std::copy_n(sum, ROWS, sums);
 }
 
-// each[value] = w[LANES units, columns of k] . table[row of the value] of the values of column k; SIZE columns at a time
+// held[value] = w[LANES units, columns of k] . table[row of the value] of the values of column k; SIZE columns at a time
 template <int64_t SIZE>
-void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, Vector* each) {
+void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, Vector* held) {
     for (int64_t from = 0; from < of.dim; from += SIZE) {
-        const float *row = of.table + of.starts[k] * of.dim + from, *by = w + of.places[k] + from;
+        const float* by = w + of.places[k] + from;
         Vector turned[SIZE] = {};
         for (int64_t i = 0; i < many; ++i)
             for (int64_t d = 0; d < SIZE; ++d) turned[d][i] = by[i * width + d];
-        for (int64_t v = of.value[k]; v < of.value[k + 1]; ++v, row += of.dim) {
-            Vector even = from ? each[v] : Vector{}, odd{};
+        for (int64_t v = of.first[k]; v < of.first[k + 1]; ++v) {
+            const float* row = of.table + of.row[v] * of.dim + from;
+            Vector even = from ? held[v] : Vector{}, odd{};
             for (int64_t d = 0; d < SIZE; d += 2) {
                 even += row[d] * turned[d];
                 odd += row[d + 1] * turned[d + 1];
             }
-            each[v] = even + odd;
+            held[v] = even + odd;
         }
     }
 }
@@ -372,18 +384,21 @@ void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int6
 // of that where unit < active; added to z if nothing is known of dense columns
 void add_looked_up(const Columns& of, const Dense& dense, const float* w, const float* bias, float* z, int64_t units,
                    int64_t width, int64_t active, int threads) {
-    const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m, dense_k = std::max<int64_t>(dense.k, 0);
+    const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+    const Alive alive(dense, b);
+    const int64_t alive_k = alive.k();
     const auto to_column = of.dim % 16 ? to_values<8> : to_values<16>;
 #pragma omp parallel num_threads(threads) if (units * b * m > FEW)
     {
-        std::vector<Vector> each(of.values()), held(of.pairs()), by(dense_k);
+        std::vector<Vector> held(of.terms()), by(alive_k);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t unit = block * LANES, many = std::min<int64_t>(LANES, units - unit);
-            for (int64_t k = 0; k < of.c; ++k) to_column(of, k, w + unit * width, width, many, each.data());
-            join(of, each.data(), held.data());
-            for (int64_t d = 0; d < dense_k; ++d)
-                for (int64_t i = 0; i < many; ++i) by[d][i] = w[(unit + i) * width + dense.columns[d]];
+            for (int64_t k = 0; k < of.c; ++k) to_column(of, k, w + unit * width, width, many, held.data());
+            join(of, held.data());
+            for (int64_t d = 0; d < alive_k; ++d)
+                for (int64_t i = 0; i < many; ++i)
+                    by[d][i] = w[(unit + i) * width + dense.columns[alive.columns[d]]];
             for (int64_t start = 0; start < b; start += TILE) {
                 const int64_t rows = std::min(TILE, b - start);
                 Vector tile[TILE];
@@ -394,7 +409,8 @@ void add_looked_up(const Columns& of, const Dense& dense, const float* w, const 
                         done = j + AT_ONCE <= few ? AT_ONCE : 1;
                         const auto add_up = done == 1 ? sums_of<1> : sums_of<AT_ONCE>;
                         const int64_t row = start + r + j;
-                        add_up(dense.x + row * dense_k, dense_k, by.data(), held.data(), of.at + row * m, m, sums + j);
+                        const float* x = alive.x.data() + row * alive_k;
+                        add_up(x, alive_k, by.data(), held.data(), of.at + row * m, m, sums + j);
                     }
                     turn(sums);
                     for (int64_t i = 0; i < LANES; ++i) tile[i * (TILE / LANES) + r / LANES] = sums[i];
@@ -402,14 +418,12 @@ void add_looked_up(const Columns& of, const Dense& dense, const float* w, const 
                 const float* made = reinterpret_cast<const float*>(tile);
                 for (int64_t i = 0; i < many; ++i) {
                     float* out = z + (unit + i) * b + start;
-                    auto* word = words(out);
-                    const float more = bias ? bias[unit + i] : 0.0f;
-                    if (dense.k < 0)
-                        for (int64_t j = 0; j < rows; ++j) out[j] += made[i * TILE + j] + more;
-                    else
-                        for (int64_t j = 0; j < rows; ++j) out[j] = made[i * TILE + j] + more;
-                    if (unit + i < active)
-                        for (int64_t j = 0; j < rows; ++j) word[j] &= above(word[j]);
+                    const float *sum = made + i * TILE, more = bias ? bias[unit + i] : 0.0f;
+                    const float least = unit + i < active ? 0.0f : -INFINITY;
+                    for (int64_t j = 0; j < rows; ++j) {
+                        const float whole = (dense.k < 0 ? out[j] : 0.0f) + sum[j] + more;
+                        out[j] = least > whole ? least : whole; // what is no number stays none
+                    }
                 }
             }
         }
@@ -419,16 +433,17 @@ void add_looked_up(const Columns& of, const Dense& dense, const float* w, const 
 // Of the gradients of the values of column k: sums[d], those of w's columns, and what is added to ``grown``, of its rows;
 // SIZE columns of w at a time
 template <int64_t SIZE>
-void of_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, const Vector* each,
+void of_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, const Vector* held,
                Vector* sums, float* grown) {
     typedef float Row __attribute__((vector_size(SIZE * sizeof(float))));
     for (int64_t from = 0; from < of.dim; from += SIZE) {
-        const float *row = of.table + of.starts[k] * of.dim + from, *by = w + of.places[k] + from;
+        const float* by = w + of.places[k] + from;
         Vector sum[SIZE] = {};
         Row weights[LANES] = {};
         for (int64_t i = 0; i < many; ++i) std::memcpy(&weights[i], by + i * width, sizeof(Row));
-        for (int64_t v = of.value[k]; v < of.value[k + 1]; ++v, row += of.dim) {
-            const Vector pull = each[v];
+        for (int64_t v = of.first[k]; v < of.first[k + 1]; ++v) {
+            const float* row = of.table + of.row[v] * of.dim + from;
+            const Vector pull = held[v];
             for (int64_t d = 0; d < SIZE; ++d) sum[d] += row[d] * pull;
             float* to = grown + v * of.dim + from;
             Row even, odd{};
@@ -444,18 +459,68 @@ void of_values(const Columns& of, int64_t k, const float* w, int64_t width, int6
     }
 }
 
+// The rows of a batch by the terms that they have: those of terms[g] are row[first[g]] to row[first[g + 1]]. Of each of
+// the m that a row has, the term of most rows is left out: its sum over rows is what the sums of the others leave.
+struct Grouped {
+    struct Group {
+        int64_t term, first, end;
+    };
+    std::vector<int32_t> row;
+    std::vector<Group> groups;
+    std::vector<int64_t> begin, frequent; // (m + 1,) groups of each, (m,) the term left out
+
+    explicit Grouped(const Columns& of) : row(of.b * of.m), begin{0} {
+        std::vector<int64_t> next(of.terms());
+        int64_t end = 0;
+        for (int64_t t = 0; t < of.m; ++t) {
+            std::vector<int64_t> terms; // of this place, as they come
+            for (int64_t i = 0; i < of.b; ++i) {
+                const int64_t term = of.at[i * of.m + t];
+                if (!next[term]++) terms.push_back(term);
+            }
+            int64_t most = terms.empty() ? 0 : terms[0];
+            for (const int64_t term : terms)
+                if (next[term] > next[most]) most = term;
+            frequent.push_back(most);
+            for (const int64_t term : terms) {
+                const int64_t many = next[term];
+                next[term] = end;
+                if (term != most) groups.push_back({term, end, end + many}), end += many;
+            }
+            next[most] = -1;
+            for (int64_t i = 0; i < of.b; ++i) {
+                const int64_t term = of.at[i * of.m + t];
+                if (term != most) row[next[term]++] = int32_t(i);
+            }
+            begin.push_back(groups.size());
+        }
+    }
+};
+
+// sum of pull[row[.]] from first to end
+inline Vector sum_of_rows(const Vector* pull, const int32_t* row, int64_t first, int64_t end) {
+    Vector sum[4] = {};
+    int64_t i = first;
+    for (; i + 4 <= end; i += 4)
+        for (int j = 0; j < 4; ++j) sum[j] += pull[row[i + j]];
+    for (; i < end; ++i) sum[0] += pull[row[i]];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 // Gradients of ``add_looked_up``: of w, in the columns that it knows of, and of the bias, written; of the table's rows,
 // added to ``dtable``
 void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const float* w, float* dw, float* dbias,
                   float* dtable, int64_t units, int64_t width, int threads) {
-    const int64_t dim = of.dim, blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
+    const int64_t dim = of.dim, blocks = (units + LANES - 1) / LANES, b = of.b;
     const auto of_column = dim % 16 ? of_values<8> : of_values<16>;
-    const int64_t values = of.values(), dense_k = std::max<int64_t>(dense.k, 0);
+    const int64_t values = of.values();
+    const Alive alive(dense, b);
+    const int64_t alive_k = alive.k();
+    const Grouped grouped(of);
     std::vector<float> grown(threads * values * dim);
-#pragma omp parallel for schedule(static) num_threads(threads) if (units * b * m > FEW)
+#pragma omp parallel for schedule(static) num_threads(threads) if (units * b * of.m > FEW)
     for (int share = 0; share < threads; ++share) {
-        std::vector<Vector> each(values), held(of.pairs()), sums(dim), by(dense_k);
-        Vector* to = held.data();
+        std::vector<Vector> held(of.terms()), sums(dim), by(alive_k), pull(b);
         for (int64_t block = blocks * share / threads; block < blocks * (share + 1) / threads; ++block) {
             const int64_t unit = block * LANES, many = std::min<int64_t>(LANES, units - unit);
             std::fill(held.begin(), held.end(), Vector{});
@@ -471,79 +536,176 @@ void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const 
                     std::fill(read + i * TILE + found, read + (i + 1) * TILE, 0.0f);
                 }
                 for (int64_t r = 0; r < rows; r += LANES) {
-                    Vector pull[LANES];
-                    for (int64_t i = 0; i < LANES; ++i) pull[i] = tile[i * (TILE / LANES) + r / LANES];
-                    turn(pull);
+                    Vector square[LANES];
+                    for (int64_t i = 0; i < LANES; ++i) square[i] = tile[i * (TILE / LANES) + r / LANES];
+                    turn(square);
                     const int64_t few = std::min<int64_t>(LANES, rows - r);
-                    for (int64_t j = 0; j < few; ++j) {
-                        const int32_t* at = of.at + (start + r + j) * m;
-                        const Vector one = pull[j];
-                        for (int64_t t = 0; t < m; ++t) to[at[t]] += one;
-                        whole += one;
-                    }
-                    for (int64_t d = 0; d < dense_k; ++d) {
+                    std::copy_n(square, few, pull.data() + start + r);
+                    for (int64_t j = 0; j < few; ++j) whole += square[j];
+                    for (int64_t d = 0; d < alive_k; ++d) {
                         Vector sum = by[d];
-                        for (int64_t j = 0; j < few; ++j) sum += dense.x[(start + r + j) * dense_k + d] * pull[j];
+                        for (int64_t j = 0; j < few; ++j) sum += alive.x[(start + r + j) * alive_k + d] * square[j];
                         by[d] = sum;
                     }
                 }
             }
+            for (int64_t t = 0; t < of.m; ++t) {
+                Vector rest = whole;
+                for (int64_t g = grouped.begin[t]; g < grouped.begin[t + 1]; ++g) {
+                    const auto& [term, first, end] = grouped.groups[g];
+                    rest -= held[term] = sum_of_rows(pull.data(), grouped.row.data(), first, end);
+                }
+                held[grouped.frequent[t]] = rest;
+            }
             for (int64_t i = 0; i < many; ++i) {
-                for (int64_t d = 0; d < dense_k; ++d) dw[(unit + i) * width + dense.columns[d]] = by[d][i];
+                for (int64_t d = 0; d < dense.k; ++d) dw[(unit + i) * width + dense.columns[d]] = 0.0f;
+                for (int64_t d = 0; d < alive_k; ++d)
+                    dw[(unit + i) * width + dense.columns[alive.columns[d]]] = by[d][i];
                 if (dbias) dbias[unit + i] = whole[i];
             }
-            part(of, to, each.data());
+            part(of, held.data());
             for (int64_t k = 0; k < of.c; ++k) {
                 float* mine = grown.data() + share * values * dim;
-                of_column(of, k, w + unit * width, width, many, each.data(), sums.data(), mine);
+                of_column(of, k, w + unit * width, width, many, held.data(), sums.data(), mine);
                 for (int64_t i = 0; i < many; ++i)
                     for (int64_t d = 0; d < dim; ++d) dw[(unit + i) * width + of.places[k] + d] = sums[d][i];
             }
         }
     }
     for (int share = 0; share < threads; ++share)
-        for (int64_t k = 0; k < of.c; ++k) {
-            const float* from = grown.data() + (share * values + of.value[k]) * dim;
-            float* sum = dtable + of.starts[k] * dim;
-            for (int64_t i = 0; i < of.size(k) * dim; ++i) sum[i] += from[i];
+        for (int64_t v = 0; v < values; ++v) {
+            const float* from = grown.data() + (share * values + v) * dim;
+            float* sum = dtable + of.row[v] * dim;
+            for (int64_t d = 0; d < dim; ++d) sum[d] += from[d];
         }
+}
+
+// One of the terms that each row has: which one of ``many`` from ``first`` on.
+struct Term {
+    int64_t first, many;
+    std::vector<int32_t> at; // (b,) from 0
+};
+
+// The values of column k in ids (b, width), of ``size`` rows of the table from ``start`` on: those rows, as they come, and
+// which one each row of the batch has; returns how many ids are none
+int64_t number_values(const int32_t* ids, int64_t width, int64_t start, int64_t size, Term& column, int32_t* row) {
+    std::vector<int32_t> number(size, -1);
+    const int64_t b = column.at.size();
+    int64_t lost = 0, many = 0;
+    for (int64_t i = 0; i < b; ++i) {
+        const int64_t id = ids[i * width];
+        if (id < 0 || id >= size) {
+            ++lost;
+            continue;
+        }
+        if (number[id] < 0) {
+            row[many] = int32_t(start + id);
+            number[id] = int32_t(many++);
+        }
+        column.at[i] = number[id];
+    }
+    column.many = many;
+    return lost;
+}
+
+// Which pairs of terms rows have: true, and the pairs in ``made``, if they are not more than MEET
+bool meet(const Term& one, const Term& other, Term& made, int32_t* ones, int32_t* others) {
+    if (std::max(one.many, other.many) > MEET) return false;
+    const int64_t b = made.at.size(), many_others = other.many, pairs = one.many * many_others;
+    const int32_t *ones_at = one.at.data(), *others_at = other.at.data(); // bytes that are written may be anything's
+    alignas(uint64_t) std::array<uint8_t, MEET * MEET> seen{};
+    for (int64_t start = 0; start < b; start += SOME) {
+        const int64_t end = std::min(start + SOME, b);
+        for (int64_t i = start; i < end; ++i) seen[ones_at[i] * many_others + others_at[i]] = 1;
+        int64_t many = 0;
+        for (int64_t pair = 0; pair < pairs; pair += sizeof(uint64_t)) {
+            uint64_t word;
+            std::memcpy(&word, &seen[pair], sizeof word);
+            many += __builtin_popcountll(word);
+        }
+        if (many > MEET) return false;
+    }
+    constexpr uint8_t NONE = 255;
+    std::fill_n(seen.begin(), pairs, NONE);
+    int32_t many = 0, *at = made.at.data();
+    for (int64_t i = 0; i < b; ++i) { // as they come: sums of one term that follow one another wait for one another
+        uint8_t& found = seen[ones_at[i] * many_others + others_at[i]];
+        if (found == NONE) {
+            ones[many] = int32_t(one.first + ones_at[i]), others[many] = int32_t(other.first + others_at[i]);
+            found = uint8_t(many++);
+        }
+        at[i] = found;
+    }
+    made.many = many;
+    return true;
+}
+
+// Terms, as in ``Columns``, of ids (b, width) of which column k is read[k], its values being ``sizes[k]`` rows of the table
+// from starts[k] on. Columns of many values come first, and each is added to the first of the last TRIES terms that it
+// meets in few pairs. ``made`` is m and how many sums there are; returns how many ids are none.
+int64_t number_terms(const int32_t* ids, const int64_t* read, const int64_t* starts, const int64_t* sizes, int32_t* at,
+                     int32_t* row, int64_t* first, int32_t* one, int32_t* other, int64_t* made, int64_t b, int64_t width,
+                     int64_t c, int threads) {
+    std::vector<Term> columns(c);
+    first[0] = 0;
+    for (int64_t k = 0; k < c; ++k) first[k + 1] = first[k] + sizes[k];
+    int64_t lost = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : lost) if (b * c > FEW)
+    for (int64_t k = 0; k < c; ++k) {
+        columns[k].at.resize(b);
+        lost += number_values(ids + read[k], width, starts[k], sizes[k], columns[k], row + first[k]);
+    }
+    if (lost) return lost;
+    int64_t end = 0, sums = 0;
+    for (int64_t k = 0; k < c; ++k) {
+        std::copy_n(row + first[k], columns[k].many, row + end);
+        first[k] = columns[k].first = end;
+        end += columns[k].many;
+    }
+    first[c] = end;
+    std::stable_sort(columns.begin(), columns.end(), [](const Term& a, const Term& b) { return a.many > b.many; });
+    std::vector<Term> terms;
+    Term sum{0, 0, std::vector<int32_t>(b)};
+    for (Term& column : columns) {
+        int64_t t = std::max<int64_t>(0, int64_t(terms.size()) - TRIES);
+        while (t < int64_t(terms.size()) && !meet(terms[t], column, sum, one + sums, other + sums)) ++t;
+        if (t == int64_t(terms.size())) {
+            terms.push_back(std::move(column));
+            continue;
+        }
+        sum.first = end + sums;
+        sums += sum.many;
+        std::swap(terms[t], sum);
+    }
+    const int64_t m = made[0] = b ? terms.size() : 0;
+    made[1] = sums;
+    for (int64_t t = 0; t < m; ++t)
+        for (int64_t i = 0; i < b; ++i) at[i * m + t] = int32_t(terms[t].first) + terms[t].at[i];
+    return 0;
 }
 
 } // namespace
 
-// at[row, t], of terms as in ``Columns``, from ids (b, width) of which column k is read[k]; returns how many are none
-extern "C" int64_t number_pairs_float32(const int32_t* ids, const int64_t* read, const int64_t* first, const int64_t* one,
-                                        const int64_t* other, const int64_t* value, int32_t* at, int64_t b,
-                                        int64_t width, int64_t m, int threads) {
-    int64_t lost = 0;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : lost) if (b * m > FEW)
-    for (int64_t row = 0; row < b; ++row)
-        for (int64_t t = 0; t < m; ++t) {
-            const auto id = [&](int64_t k) {
-                const int64_t found = ids[row * width + read[k]], size = value[k + 1] - value[k];
-                lost += found < 0 || found >= size;
-                return found;
-            };
-            const int64_t k = other[t], place = id(one[t]);
-            at[row * m + t] = int32_t(first[t] + (k < 0 ? place : place * (value[k + 1] - value[k]) + id(k)));
-        }
-    return lost;
+extern "C" int64_t number_terms_float32(const int32_t* ids, const int64_t* read, const int64_t* starts,
+                                        const int64_t* sizes, int32_t* at, int32_t* row, int64_t* first, int32_t* one,
+                                        int32_t* other, int64_t* made, int64_t b, int64_t width, int64_t c, int threads) {
+    return number_terms(ids, read, starts, sizes, at, row, first, one, other, made, b, width, c, threads);
 }
 
-extern "C" void add_looked_up_float32(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,
-                                      const int64_t* other, const int64_t* value, const int64_t* starts,
-                                      const int64_t* places, const float* x, const int64_t* columns, const float* w,
-                                      const float* bias, float* z, int64_t b, int64_t m, int64_t c, int64_t dim,
-                                      int64_t dense, int64_t units, int64_t width, int64_t active, int threads) {
-    const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};
+extern "C" void add_looked_up_float32(const float* table, const int32_t* at, const int32_t* row, const int64_t* first,
+                                      const int32_t* one, const int32_t* other, const int64_t* places, const float* x,
+                                      const int64_t* columns, const float* w, const float* bias, float* z, int64_t b,
+                                      int64_t m, int64_t c, int64_t dim, int64_t sums, int64_t dense, int64_t units,
+                                      int64_t width, int64_t active, int threads) {
+    const Columns of{table, at, row, one, other, first, places, b, m, c, dim, sums};
     add_looked_up(of, {x, columns, dense}, w, bias, z, units, width, active, threads);
 }
 
-extern "C" void of_looked_up_float32(const float* table, const int32_t* at, const int64_t* first, const int64_t* one,
-                                     const int64_t* other, const int64_t* value, const int64_t* starts,
-                                     const int64_t* places, const float* x, const int64_t* columns, const float* w,
-                                     const float* dz, float* dw, float* dbias, float* dtable, int64_t b, int64_t m,
-                                     int64_t c, int64_t dim, int64_t dense, int64_t units, int64_t width, int threads) {
-    const Columns of{table, at, first, one, other, value, starts, places, b, m, c, dim};
+extern "C" void of_looked_up_float32(const float* table, const int32_t* at, const int32_t* row, const int64_t* first,
+                                     const int32_t* one, const int32_t* other, const int64_t* places, const float* x,
+                                     const int64_t* columns, const float* w, const float* dz, float* dw, float* dbias,
+                                     float* dtable, int64_t b, int64_t m, int64_t c, int64_t dim, int64_t sums,
+                                     int64_t dense, int64_t units, int64_t width, int threads) {
+    const Columns of{table, at, row, one, other, first, places, b, m, c, dim, sums};
     of_looked_up(of, {x, columns, dense}, dz, w, dw, dbias, dtable, units, width, threads);
 }

@@ -6,7 +6,6 @@ keeps those of a few units in the nearest cache, so that a first layer takes a f
 and backwards.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from multigate.nn.compiled import Dense, Lookups, Pairs
+from multigate.nn.compiled import Dense, Lookups
 from multigate.nn.eager import eager, multiplied_in
 from multigate.nn.kernels import kernels
 
@@ -30,8 +29,6 @@ LEAST = 1 << 14
 """Numbers of x below which asking costs as much as it saves."""
 FEW = 32
 """Dense columns, at most, that are multiplied where the others are added up: of 64 the matmul is as fast (measured)."""
-PAIRS = 64
-"""Of the values of two columns that are read as one, at most: half as many sums, and all still in the nearest cache."""
 
 
 class Parts(NamedTuple):
@@ -146,18 +143,3 @@ def product(weight: Tensor, x: Embedded, bias: Tensor | None = None) -> Tensor:
         return parts.add_(weight.new_empty((len(weight), len(x))), weight, x.tables, x.dense, active, bias)
     made = torch.mm(parts.dense_of(weight), x.dense.t())
     return parts.add_(made, weight, x.tables, None, active, bias)
-
-
-def paired(sizes: Sequence[int]) -> Pairs:
-    """Columns of so many values each as terms: the largest one left takes the largest other that leaves them ``PAIRS``
-    pairs, if there is one."""
-    rising: list[int] = sorted(range(len(sizes)), key=lambda k: sizes[k])
-    terms: list[tuple[int, int | None]] = []
-    while rising:
-        one = rising.pop()
-        fitting = bisect_right(rising, PAIRS // sizes[one], key=lambda k: sizes[k])
-        terms.append((one, rising.pop(fitting - 1) if fitting else None))
-    pairs = [sizes[one] * (1 if other is None else sizes[other]) for one, other in terms]
-    ones, others = [one for one, _ in terms], [-1 if other is None else other for _, other in terms]
-    read = ([0, *accumulate(pairs)], ones, others, [0, *accumulate(sizes)])
-    return Pairs(*(torch.tensor(one, device="cpu") for one in read))
