@@ -583,7 +583,7 @@ void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const 
 // One of the terms that each row has: which one of ``many`` from ``first`` on.
 struct Term {
     int64_t first, many;
-    std::vector<int32_t> at; // (b,) from 0
+    std::vector<uint16_t> at; // (b,) from 0
 };
 
 // The values of column k in ids (b, width), of ``size`` rows of the table from ``start`` on: those rows, as they come, and
@@ -602,7 +602,7 @@ int64_t number_values(const int32_t* ids, int64_t width, int64_t start, int64_t 
             row[many] = int32_t(start + id);
             number[id] = int32_t(many++);
         }
-        column.at[i] = number[id];
+        column.at[i] = uint16_t(number[id]);
     }
     column.many = many;
     return lost;
@@ -612,11 +612,13 @@ int64_t number_values(const int32_t* ids, int64_t width, int64_t start, int64_t 
 bool meet(const Term& one, const Term& other, Term& made, int32_t* ones, int32_t* others) {
     if (std::max(one.many, other.many) > MEET) return false;
     const int64_t b = made.at.size(), many_others = other.many, pairs = one.many * many_others;
-    const int32_t *ones_at = one.at.data(), *others_at = other.at.data(); // bytes that are written may be anything's
+    const uint16_t *ones_at = one.at.data(), *others_at = other.at.data(); // bytes that are written may be anything's
     alignas(uint64_t) std::array<uint8_t, MEET * MEET> seen{};
     for (int64_t start = 0; start < b; start += SOME) {
         const int64_t end = std::min(start + SOME, b);
-        for (int64_t i = start; i < end; ++i) seen[ones_at[i] * many_others + others_at[i]] = 1;
+        std::array<uint16_t, SOME> key;
+        for (int64_t i = start; i < end; ++i) key[i - start] = uint16_t(ones_at[i] * uint16_t(many_others) + others_at[i]);
+        for (int64_t i = 0; i < end - start; ++i) seen[key[i]] = 1;
         int64_t many = 0;
         for (int64_t pair = 0; pair < pairs; pair += sizeof(uint64_t)) {
             uint64_t word;
@@ -627,7 +629,8 @@ bool meet(const Term& one, const Term& other, Term& made, int32_t* ones, int32_t
     }
     constexpr uint8_t NONE = 255;
     std::fill_n(seen.begin(), pairs, NONE);
-    int32_t many = 0, *at = made.at.data();
+    uint16_t* at = made.at.data();
+    int32_t many = 0;
     for (int64_t i = 0; i < b; ++i) { // as they come: sums of one term that follow one another wait for one another
         uint8_t& found = seen[ones_at[i] * many_others + others_at[i]];
         if (found == NONE) {
@@ -665,7 +668,7 @@ int64_t number_terms(const int32_t* ids, const int64_t* read, const int64_t* sta
     first[c] = end;
     std::stable_sort(columns.begin(), columns.end(), [](const Term& a, const Term& b) { return a.many > b.many; });
     std::vector<Term> terms;
-    Term sum{0, 0, std::vector<int32_t>(b)};
+    Term sum{0, 0, std::vector<uint16_t>(b)};
     for (Term& column : columns) {
         int64_t t = std::max<int64_t>(0, int64_t(terms.size()) - TRIES);
         while (t < int64_t(terms.size()) && !meet(terms[t], column, sum, one + sums, other + sums)) ++t;
