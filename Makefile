@@ -27,7 +27,7 @@ check: $(STAMP)  ## style, types, floors, docs
 bench: $(STAMP)  ## every benchmark (MULTIGATE_DATA); rewrites the tables of benchmarks/RESULTS.md; 15 minutes
 	$(BIN)/python benchmarks/suite.py
 
-bench-quick: $(STAMP)  ## the same, small and once; two minutes, nothing is rewritten
+bench-quick: $(STAMP)  ## its comparisons, small and once; two minutes, nothing is rewritten
 	$(BIN)/python benchmarks/suite.py --quick
 
 docs: $(STAMP)  ## serve the docs at localhost:8000
