@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from multigate import precision
 from multigate.bundle import Bundle, build_model, load
 from multigate.cli import app
 from multigate.data.encoder import Encoder
@@ -125,6 +127,25 @@ def test_rows_that_there_are_not_are_told(
     monkeypatch.chdir(split[0].parent)
     with pytest.raises(MultigateError, match=told.replace(".", r"\.")):
         app(["score", *words], standalone_mode=False)
+
+
+@pytest.mark.parametrize("more", [[], ["--out", "told.parquet"]], ids=["scored", "predicted"])
+def test_a_processor_that_multiplies_bfloat16_slowly_is_told_of(
+    folder: Path, more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    told = "31 times as long to multiply in bfloat16"
+    monkeypatch.setattr(precision, "times_float32", lambda: 31.0)
+    for native, name, said in (
+        (False, "bfloat16", 1),
+        (True, "bfloat16", 0),
+        (False, "float32", 0),
+        (False, "auto", 0),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.chdir(tmp_path)
+        words = [str(folder / "run"), str(folder / "test.parquet"), "--precision", name]
+        app(["score", *words, *more], standalone_mode=False)
+        assert capsys.readouterr().err.count(told) == said, (native, name)
 
 
 def names(folder: Path) -> list[str]:

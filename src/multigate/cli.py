@@ -108,8 +108,9 @@ def score(
 ) -> None:
     """Score a run on a table with labels or on rows it set aside, or write predictions for a table without labels."""
     from multigate.bundle import load
+    from multigate.engine import CPU
     from multigate.errors import DataError
-    from multigate.precision import Precision
+    from multigate.precision import Precision, warning
     from multigate.score import score_part, score_table, write_predictions
     from multigate.tables import metric_table
     from multigate.training.progress import Reporter
@@ -128,6 +129,8 @@ def score(
     chosen = cast(Precision, precision or "float32")  # load checks it
     bundle = load(run, engine="auto" if out is not None else "torch", precision=chosen)
     with Reporter() as report:
+        if bundle.engines.table.name == "torch" and (slow := warning(bundle.precision, CPU)) is not None:
+            report.line(slow)
         if out is not None:
             rows = write_predictions(bundle, table, out, progress=report)
             report.line(f"{rows:,} predictions in {out}")

@@ -11,6 +11,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 SIDE = 256
 """Of a square matmul that takes some .1 ms in float32."""
+SLOWER = 2.0
+"""Times the seconds of a float32 matmul that one in bfloat16 takes where people are told of it."""
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -34,6 +36,19 @@ def times_float32() -> float:
             taken.append(time.perf_counter() - began)
         seconds[dtype] = min(taken)
     return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+def warning(precision: str, device: torch.device) -> str | None:
+    """What to say of bfloat16 on a processor that takes much longer to multiply it; None of what ``auto`` would be."""
+    if precision != "bfloat16" or device.type != "cpu" or choose_precision("auto", device) == precision:
+        return None
+    times = times_float32()
+    if times < SLOWER:
+        return None
+    return (
+        f"this processor takes {times:.0f} times as long to multiply in bfloat16 as in float32, which precision: auto "
+        "would choose"
+    )
 
 
 def multiplying(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -7,7 +7,6 @@ import torch
 
 import multigate as mg
 from multigate import Experiment, precision
-from multigate.training import history
 
 TOLD = "times as long to multiply in bfloat16 as in float32"
 
@@ -25,7 +24,7 @@ def test_a_processor_that_multiplies_bfloat16_slowly_is_told_of(
     if times is not None:
         native = False
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        monkeypatch.setattr(history, "times_float32", lambda: times)
+        monkeypatch.setattr(precision, "times_float32", lambda: times)
     mg.train(feed_experiment.with_(epochs=1, precision="bfloat16"), tmp_path / "run")
     slow = (times or measured) >= 2 and not native
     assert (TOLD in capsys.readouterr().err) == slow
@@ -40,7 +39,7 @@ def test_where_auto_is_bfloat16_nothing_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(history, "times_float32", lambda: 31.0)  # as a busy minute may have it
+    monkeypatch.setattr(precision, "times_float32", lambda: 31.0)  # as a busy minute may have it
     mg.train(feed_experiment.with_(epochs=1, precision="auto"), tmp_path / "run")
     assert TOLD not in capsys.readouterr().err
 
@@ -52,7 +51,7 @@ def test_it_is_told_once_for_all_seeds_of_a_comparison(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(history, "times_float32", lambda: 31.0)
+    monkeypatch.setattr(precision, "times_float32", lambda: 31.0)
     one = feed_experiment.with_(epochs=1, precision="bfloat16")
     mg.compare(one, tmp_path / "compared", structures=["shared_bottom", "mmoe"], seeds=2, boosting=False)
     assert capsys.readouterr().err.count("31 " + TOLD) == 1

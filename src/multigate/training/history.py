@@ -7,15 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from multigate.precision import choose_precision, times_float32
+from multigate.precision import warning
 from multigate.run import METRICS, strict
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.unscored import listed_reasons
 from multigate.writing import told
-
-SLOWER = 2.0
-"""Times as long as in float32: then bfloat16 is told to be slow."""
 
 
 def entry_of(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
@@ -53,13 +50,9 @@ def line_of(fitting: Fit, metrics: dict[str, float]) -> str:
 
 def tell_of_precision(fitting: Fit, report: Reporter) -> None:
     """Say so where bfloat16 was asked for and the processor takes much longer to multiply it."""
-    if fitting.precision == choose_precision("auto", fitting.device) or fitting.device.type != "cpu":
-        return
-    if fitting.precision == "bfloat16" and (times := times_float32()) >= SLOWER:
-        report.once(
-            f"this processor takes {times:.0f} times as long to multiply in bfloat16 as in float32, which precision: "
-            "auto would choose"
-        )
+    slow = warning(fitting.precision, fitting.device)
+    if slow is not None:
+        report.once(slow)
 
 
 def warn(fitting: Fit, report: Reporter) -> None:
