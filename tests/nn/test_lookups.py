@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
-from multigate.nn.compiled import MEET, Columns, Dense, Kernels, Lookups
+from multigate.nn.compiled import Columns, Dense, Kernels, Lookups
 from multigate.nn.embed import Embed, Embedding
 from multigate.nn.kernels import kernels
 from multigate.nn.lookups import EACH, LEAST, VALUES, Embedded, small
@@ -331,7 +331,7 @@ def test_the_terms_of_a_row_are_its_values_each_once(sizes: list[int], many: int
     assert held == [[start + one for one in ones] for start, ones in zip(starts, found, strict=True)]
     for place in of.at.t():
         used = place.unique()
-        assert len(used) <= MEET or int(used.max()) < values, "sums are few"
+        assert len(used) <= code.most_pairs or int(used.max()) < values, "sums are few"
     again = code.number_terms(ids, columns, sum(sizes))
     assert all(
         torch.equal(a, b) for a, b in zip((of.at, of.one, of.other), (again.at, again.one, again.other), strict=True)
@@ -339,9 +339,9 @@ def test_the_terms_of_a_row_are_its_values_each_once(sizes: list[int], many: int
 
 
 def test_columns_that_follow_from_one_another_are_one_term(found: Kernels) -> None:
-    code = torch.randint(0, MEET, (ROWS,))
+    code = torch.randint(0, found.most_pairs, (ROWS,))
     told = torch.stack([code, code % 7, code // 9, code % 2, torch.randint(0, 100, (ROWS,))], 1).int()
-    of = found.number_terms(told, columns_of([MEET, 7, 9, 2, 100]), 200)
+    of = found.number_terms(told, columns_of([found.most_pairs, 7, 9, 2, 100]), 200)
     assert of.at.shape == (ROWS, 2)
     apart = found.number_terms(torch.randint(0, 40, (ROWS, 5)).int(), columns_of([40] * 5), 200)
     assert apart.at.shape == (ROWS, 5)

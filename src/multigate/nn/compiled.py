@@ -31,8 +31,6 @@ COUNTING = ("look_up", "number_terms")
 """Those that return how many ids have no row."""
 TERMS = 256
 """Those of a sum at most that are added one after the other."""
-MEET = 48
-"""Pairs at most that are terms of two columns."""
 
 
 class Columns(NamedTuple):
@@ -84,6 +82,8 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
+        self.most_pairs = c_int64.in_dll(library, "most_pairs").value
+        """Of the values of two columns that are terms."""
         self.functions = {}
         for name, arguments in ARGUMENTS.items():
             for dtype, suffix in NAMES.items():
@@ -184,7 +184,7 @@ class Kernels:
         """
         c, rows = len(columns.read), len(ids)
         at, row = ids.new_empty(rows * c), ids.new_empty(most)
-        one, other = ids.new_empty((2, c * MEET))
+        one, other = ids.new_empty((2, c * self.most_pairs))
         first = columns.read.new_empty(c + 1)
         made = columns.read.new_empty(2)
         arrays = (ids, columns.read, columns.starts, columns.sizes, at, row, first, one, other, made)

@@ -689,6 +689,8 @@ int64_t number_terms(const int32_t* ids, const int64_t* read, const int64_t* sta
 
 } // namespace
 
+extern "C" const int64_t most_pairs = MEET;
+
 extern "C" int64_t number_terms_float32(const int32_t* ids, const int64_t* read, const int64_t* starts,
                                         const int64_t* sizes, int32_t* at, int32_t* row, int64_t* first, int32_t* one,
                                         int32_t* other, int64_t* made, int64_t b, int64_t width, int64_t c, int threads) {
