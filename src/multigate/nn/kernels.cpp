@@ -459,8 +459,8 @@ void of_values(const Columns& of, int64_t k, const float* w, int64_t width, int6
     }
 }
 
-// The rows of a batch by the terms that they have: those of terms[g] are row[first[g]] to row[first[g + 1]]. Of each of
-// the m that a row has, the term of most rows is left out: its sum over rows is what the sums of the others leave.
+// The rows of a batch by the terms that they have: those of a group's term are row[first] to row[end]. Of each of the m
+// that a row has, the term of most rows is left out: its sum over rows is what the sums of the others leave.
 struct Grouped {
     struct Group {
         int64_t term, first, end;
@@ -478,7 +478,7 @@ struct Grouped {
                 const int64_t term = of.at[i * of.m + t];
                 if (!next[term]++) terms.push_back(term);
             }
-            int64_t most = terms.empty() ? 0 : terms[0];
+            int64_t most = terms[0]; // there is a row, or there would be no place
             for (const int64_t term : terms)
                 if (next[term] > next[most]) most = term;
             frequent.push_back(most);
@@ -487,7 +487,6 @@ struct Grouped {
                 next[term] = end;
                 if (term != most) groups.push_back({term, end, end + many}), end += many;
             }
-            next[most] = -1;
             for (int64_t i = 0; i < of.b; ++i) {
                 const int64_t term = of.at[i * of.m + t];
                 if (term != most) row[next[term]++] = int32_t(i);
@@ -583,7 +582,7 @@ void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const 
 // One of the terms that each row has: which one of ``many`` from ``first`` on.
 struct Term {
     int64_t first, many;
-    std::vector<uint16_t> at; // (b,) from 0
+    std::vector<uint16_t> at; // (b,) from 0: what is looked up has fewer values than such a number
 };
 
 // The values of column k in ids (b, width), of ``size`` rows of the table from ``start`` on: those rows, as they come, and
