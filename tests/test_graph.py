@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx_ir
+import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
@@ -100,6 +102,24 @@ def test_structures_are_the_same_as_a_graph(tmp_path: Path) -> None:
             np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5, err_msg=name)
         check_equal(found, expected)
     assert np.abs(found.gates[0]).max() > 1e-3
+    assert not made_of_weights_alone(tmp_path)
+
+
+def made_of_weights_alone(folder: Path) -> list[str]:
+    """Operators that are left of a loaded graph although nothing of a row goes into them: each row would wait."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "loaded.onnx")
+    onnxruntime.InferenceSession(folder / "model.onnx", options)
+    graph = onnx_ir.load(folder / "loaded.onnx").graph
+    of_rows = {value.name for value in graph.inputs}
+    alone = []
+    for node in graph:
+        if of_rows.isdisjoint(value.name for value in node.inputs if value is not None):
+            alone.append(node.op_type)
+        else:
+            of_rows.update(value.name for value in node.outputs)
+    return alone
 
 
 def own_tables() -> tuple[Model, Encoder]:

@@ -105,6 +105,10 @@ def _serialised(ir: Any, model: Any, inputs: Sequence[str], outputs: Sequence[st
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
+        if node.op_type == "CastLike" and node.inputs[1].dtype is not None:
+            # ONNX Runtime folds no constants through this one, and what follows would be made again for every row
+            node.op_type, node.attributes["to"] = "Cast", ir.AttrInt64("to", node.inputs[1].dtype)
+            node.resize_inputs(1)
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
     places = _places(weights)

@@ -1,12 +1,14 @@
 """Factorised layers against sums over all indices of their factors."""
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from multigate.experiment import Optimizer
 from multigate.nn.factorised import FactorisedLinear, Form
@@ -113,3 +115,28 @@ def test_weights_decay_as_plain_ones_do(form: Form) -> None:
             parameter.grad = torch.zeros_like(parameter)
         optimiser.step()
         torch.testing.assert_close(layer.weight.detach(), start * (1 - 0.01 * 0.5))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("rank", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("rows", [1, 40, 3000])
+def test_weights_are_composed_where_rows_are_then_less_work(form: Form, own: bool, rank: float, rows: int) -> None:
+    """Torch's own count of what a batch multiplies, weights made for it among that, is the less of both ways."""
+    layer = FactorisedLinear(4, 24, 16, form=form, rank=rank, task_rank=0.5)
+    x = torch.randn(rows, 4, 24) if own else torch.randn(rows, 24)
+
+    def counted(run: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops() // 2
+
+    as_one = counted(lambda: layer.weight) + rows * 4 * 24 * 16
+    directions, r2, r1 = layer.core_weight.shape
+    enter, leave = (0 if one is None else one.numel() for one in (layer.input_factor, layer.output_factor))
+    cores = 4 * directions * r1 * r2
+    if own:
+        apart = cores + rows * 4 * (enter + r1 * r2 + leave)
+    else:
+        apart = rows * (enter + directions * (r1 * r2 + leave + 4 * 16))
+    assert counted(lambda: layer(x)) == min(apart, as_one)

@@ -134,7 +134,7 @@ def test_structures_look_up_what_their_layers_read(
     evaluated = set(calls)
     calls.clear()
     learnt(model.train(), read, apart=True)
-    of_its_own = structure.name in ("tensor_factor", "home")  # factors and gates of inputs
+    of_its_own = structure.name == "home"  # gates of inputs
     plain = structure.activation == "relu" and structure.normalisation == "none"
     sparse = structure.conditional  # in evaluation experts then read the rows that chose them
     assert bool(evaluated) == (plain and not of_its_own and not sparse)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from multigate.nn.layout import lies_last
 from multigate.nn.parallel import ParallelLayerNorm, ParallelLinear, ParallelMLP
@@ -78,3 +79,34 @@ def test_linear_of_inputs_whose_batch_lies_last(bias: bool, inputs: int) -> None
     x.requires_grad_()
     found, other = torch.autograd.grad(out, parts, pull), torch.autograd.grad(layer(x), (x, *parts[1:]), pull)
     torch.testing.assert_close(found, other)
+
+
+@pytest.mark.parametrize("rows", [3, 5000])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("normalisation", ["none", "layer"])
+def test_what_maps_make_is_read_by_first_layers(rows: int, training: bool, normalisation: str) -> None:
+    """Of many rows as one map, of few as two: the same, and the same gradients."""
+    mlp = ParallelMLP(3, 5, (4, 2), normalisation=normalisation).double().train(training)
+    maps, x = torch.randn(3, 5, 7).double(), torch.randn(rows, 7).double()
+    made: list[list[Tensor]] = []
+    for run in (mlp.through, lambda x, maps: mlp(torch.einsum("nhd,bd->bnh", maps, x))):
+        leaves = x.clone().requires_grad_(), maps.clone().requires_grad_()
+        mlp.zero_grad()
+        out = run(*leaves)
+        out.square().sum().backward()
+        made.append([out, *(one.grad for one in (*leaves, *mlp.parameters()))])
+    torch.testing.assert_close(made[0], made[1])
+    with FlopCounterMode(display=False) as counter:
+        mlp.eval().through(x, maps)  # in training rows are padded
+    apart, as_one = rows * (3 * 5 * 7 + 3 * 4 * 5), rows * 3 * 4 * 7 + 3 * 4 * 5 * 7
+    assert counter.get_total_flops() // 2 == min(apart, as_one) + rows * 3 * 4 * 2
+    assert (as_one < apart) == (rows > 3)
+    assert mlp.multiply_adds_through(7) == 3 * 4 * 7 + 3 * 4 * 2
+
+
+def test_who_hooks_into_a_first_layer_sees_what_it_reads() -> None:
+    mlp, seen = ParallelMLP(2, 3, (2,)), []
+    mlp.layers[0].register_forward_hook(lambda _, given, made: seen.append(given[0]))
+    maps, x = torch.randn(2, 3, 4), torch.randn(500, 4)
+    mlp.through(x, maps)
+    torch.testing.assert_close(seen[0], torch.einsum("nhd,bd->bnh", maps, x))

@@ -47,8 +47,8 @@ def test_inputs_of_the_tasks_own_cost_what_torch_counts(form: Form) -> None:
             module(torch.randn(*shape))
         return counter.get_total_flops() // 2
 
-    assert module.multiply_adds_apart() == counted(2, 3, 20) - counted(1, 3, 20)
-    assert module.multiply_adds() == counted(2, 20) - counted(1, 20)
+    assert module.multiply_adds_apart() == counted(4097, 3, 20) - counted(4096, 3, 20)
+    assert module.multiply_adds() == counted(4097, 20) - counted(4096, 20)
 
 
 def test_a_wider_one_keeps_its_parts() -> None:

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multigate.nn.composition import composes
+from multigate.nn.eager import transformed, watched
 from multigate.nn.layout import batch_last
 from multigate.nn.mixture import combine
+from multigate.nn.parallel import inputs, parallel_linear
 
 Form = Literal["tucker", "tt", "laf"]
 
@@ -43,12 +46,12 @@ class FactorisedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The maps' weights, composed. (n, H, D)."""
-        weight = self._cores()
-        if self.input_factor is not None:
-            weight = weight @ self.input_factor
-        return weight if self.output_factor is None else self.output_factor @ weight
+        weight = self._leave(self._cores())
+        return weight if self.input_factor is None else weight @ self.input_factor
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._composes(x.shape[0], inputs(x), x.shape[-1]):
+            return parallel_linear(x, self.weight, self.bias)
         if x.dim() == 2:
             last = x.t() if self.input_factor is None else self.input_factor @ x.t()  # (r1, B)
             # one input: first every direction, then the tasks' mixtures of them
@@ -61,6 +64,18 @@ class FactorisedLinear(nn.Module):
             last = self._leave(torch.bmm(self._cores(), last))
         return (last + self.bias.to(last.dtype).unsqueeze(-1)).permute(2, 0, 1)
 
+    def plain(self, rows: int, inputs: int, numbers: int | None = None) -> bool:
+        """Whether ``weight`` itself multiplies rows of so many inputs, and nobody hooks in or transforms it.
+
+        It does where that takes less: ``numbers`` of an input are multiplied by each unit, or all.
+        """
+        hooked = watched(self) or transformed(self.core_weight)
+        composed = self._composes(rows, inputs, self._d_in if numbers is None else numbers)
+        return type(self) is FactorisedLinear and composed and not hooked
+
+    def _composes(self, rows: int, inputs: int, numbers: int) -> bool:
+        return composes(rows, self._apart(inputs), self.bias.numel() * numbers, self._making)
+
     def _cores(self) -> Tensor:
         """sum_k U3[t, k] S_k of each task. (n, r2, r1)."""
         return torch.einsum("tk,kqp->tqp", self.task_factor, self.core_weight)
@@ -69,7 +84,12 @@ class FactorisedLinear(nn.Module):
         return last if self.output_factor is None else _each(self.output_factor, last)
 
     def multiply_adds(self, inputs: int) -> int:
-        """Multiply-adds of one row of one input, or of n; the tasks' cores, made once for a batch, are not a row's."""
+        """Multiply-adds of one row of one input, or of n, among rows that are worth composing weights for; what is made
+        once for a batch is not a row's."""
+        return min(self.bias.numel() * self._d_in, self._apart(inputs))
+
+    def _apart(self, inputs: int) -> int:
+        """Multiply-adds of one row of one input, or of n, through one factor after another."""
         n, d_out = self.bias.shape
         directions, r2, r1 = self.core_weight.shape
         enter = 0 if self.input_factor is None else self.input_factor.numel()
@@ -77,6 +97,19 @@ class FactorisedLinear(nn.Module):
         if inputs == 1:
             return enter + directions * (r1 * r2 + leave + n * d_out)
         return n * (enter + r1 * r2 + leave)
+
+    @property
+    def _d_in(self) -> int:
+        return self.core_weight.shape[2] if self.input_factor is None else self.input_factor.shape[1]
+
+    @property
+    def _making(self) -> int:
+        """Multiply-adds of composing the weights."""
+        n, d_out = self.bias.shape
+        directions, r2, r1 = self.core_weight.shape
+        enter = 0 if self.input_factor is None else d_out * r1 * self._d_in
+        leave = 0 if self.output_factor is None else d_out * r2 * r1
+        return n * (directions * r2 * r1 + enter + leave)
 
 
 def _each(factor: Tensor, last: Tensor) -> Tensor:

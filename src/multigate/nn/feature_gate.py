@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from multigate.nn.eager import eager, multiplied_in, pays
-from multigate.nn.parallel import ParallelLinear, is_plain
+from multigate.nn.parallel import ParallelLinear, inputs
 
 
 class FeatureGate(nn.Module):
@@ -22,7 +22,8 @@ class FeatureGate(nn.Module):
         self.up = ParallelLinear(n, rank, d_in, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if (self.training or pays(x)) and eager(x) and is_plain(self.down) and is_plain(self.up):
+        by_weight = (layer.plain(x.shape[0], inputs(x)) for layer in (self.down, self.up))
+        if (self.training or pays(x)) and eager(x) and all(by_weight):
             weights = self.down.weight, self.up.weight
             gated: Tensor = GatedFeatures.apply(x, multiplied_in(x), *weights)  # type: ignore[no-untyped-call]
             return gated

@@ -120,6 +120,13 @@ class Embedded(Tensor):
         return made
 
 
+def numbers(x: Tensor) -> int:
+    """How many numbers of a row each unit of a first layer takes: all, but of what is looked up its terms."""
+    if not isinstance(x, Embedded):
+        return x.shape[-1]
+    return len(x.parts.places) + sum(lookups.at.shape[1] for lookups in x.parts.lookups)
+
+
 def can_look_up(x: Tensor) -> bool:
     """Whether rows like x (B, ...) may be multiplied so: float32 on a processor, computed now, by compiled code."""
     plain = x.device.type == "cpu" and x.dtype == multiplied_in(x) == torch.float32

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.nn.chance import dropout
+from multigate.nn.composition import composes
 from multigate.nn.eager import eager, multiplied_in, pays, transformed, watched
 from multigate.nn.layout import lies_last
-from multigate.nn.lookups import Embedded, product
+from multigate.nn.lookups import Embedded, numbers, product
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
 from multigate.nn.relu_layers import ReluLayers, lies_by_rows, relu_layers
 
@@ -38,23 +39,11 @@ class ParallelLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, d_out).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        n, d_out, _ = self.weight.shape
-        if is_one(x):
-            x = x[:, 0]
-        if x.dim() == 2:
-            flat = functional.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
-            return flat.view(-1, n, d_out)
-        # what reads one input is one matmul; the inputs lie as the layer before left them, and so do the outputs
-        u = x.shape[1]
-        weight = self.weight.view(u, -1, self.weight.shape[2])  # (u, n / u H, D)
-        if eager(x) and lies_last(x):
-            last = x.permute(1, 2, 0)  # (u, D, B)
-            bias = None if self.bias is None else self.bias.view(u, -1, 1)
-            made = torch.bmm(weight, last) if bias is None else torch.baddbmm(bias, weight, last)
-            return made.view(n, d_out, -1).permute(2, 0, 1)
-        x, weight = x.transpose(0, 1), weight.transpose(1, 2)
-        made = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.view(u, 1, -1), x, weight)
-        return made.transpose(0, 1) if u == n else made.transpose(0, 1).reshape(-1, n, d_out)
+        return parallel_linear(x, self.weight, self.bias)
+
+    def plain(self, rows: int, inputs: int, numbers: int | None = None) -> bool:
+        """Whether ``weight`` itself multiplies rows of so many inputs, and nobody hooks in or transforms it."""
+        return type(self) is ParallelLinear and not (watched(self) or transformed(self.weight))
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone. (B, D) -> (B, H)."""
@@ -69,21 +58,43 @@ class ParallelLinear(nn.Module):
         return f"{n} x ({d_in} -> {d_out}), bias={self.bias is not None}"
 
 
+def parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (B, D) or (B, u, D), by n maps of weight (n, H, D) and bias (n, H), as ``ParallelLinear`` -> (B, n, H)."""
+    n, d_out, _ = weight.shape
+    if is_one(x):
+        x = x[:, 0]
+    if x.dim() == 2:
+        flat = functional.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        return flat.view(-1, n, d_out)
+    # what reads one input is one matmul; the inputs lie as the layer before left them, and so do the outputs
+    u = x.shape[1]
+    weight = weight.view(u, -1, weight.shape[2])  # (u, n / u H, D)
+    if eager(x) and lies_last(x):
+        last = x.permute(1, 2, 0)  # (u, D, B)
+        bias = None if bias is None else bias.view(u, -1, 1)
+        made = torch.bmm(weight, last) if bias is None else torch.baddbmm(bias, weight, last)
+        return made.view(n, d_out, -1).permute(2, 0, 1)
+    x, weight = x.transpose(0, 1), weight.transpose(1, 2)
+    made = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.view(u, 1, -1), x, weight)
+    return made.transpose(0, 1) if u == n else made.transpose(0, 1).reshape(-1, n, d_out)
+
+
 def is_one(x: Tensor) -> bool:
     """Whether x (B, n, D) is one input, expanded."""
     return x.dim() == 3 and x.stride(1) == 0 and x.shape[1] > 1
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is a linear map that nobody hooks into or transforms."""
-    return type(layer) is ParallelLinear and not (watched(layer) or transformed(layer.weight))
+def inputs(x: Tensor) -> int:
+    """How many inputs x (B, D) or (B, u, D) holds."""
+    return 1 if x.dim() == 2 or is_one(x) else x.shape[1]
 
 
 class ParallelMLP(nn.Module):
     """n multilayer perceptrons side by side. x (B, D) or (B, u, D), as ``ParallelLinear`` -> (B, n, hidden[-1]).
 
     Every layer is linear, then normalised if asked, activated, and dropped out if asked. With no hidden layer the
-    copies pass their input on: (B, D) -> (B, n, D).
+    copies pass their input on: (B, D) -> (B, n, D). ``first`` (n, H, D), if given, is multiplied in place of the first
+    layer's weight.
     """
 
     def __init__(
@@ -106,18 +117,38 @@ class ParallelMLP(nn.Module):
         norm = {"none": None, "layer": ParallelLayerNorm, "batch": ParallelBatchNorm}[normalisation]
         self.norms = nn.ModuleList(norm(n, width) for width in hidden if norm is not None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
         if self._by_relu_layers(x):
-            made: Tensor = self._relu_layers(x)
+            made: Tensor = self._relu_layers(x, first)
             return made
         for i, layer in enumerate(self.layers):
-            x = layer(x)
+            x = layer(x) if i or first is None else parallel_linear(x, first, layer.bias)  # type: ignore[arg-type]
             if self.norms:
                 x = self.norms[i](x)
             x = dropout(self.activation(x), self.dropout, self.training)
         if x.dim() == 2:
             x = x.unsqueeze(1)
         return x if x.shape[1] == self.n else x.repeat_interleave(self.n // x.shape[1], dim=1)
+
+    def through(self, x: Tensor, maps: Tensor) -> Tensor:
+        """The copies, each of what its own of the maps (n, D, K) makes of x (B, K) -> (B, n, hidden[-1]).
+
+        A map and a first layer, both linear, are made one where that takes fewer multiply-adds.
+        """
+        first = self.layers[0]
+        weight: Tensor = first.weight  # type: ignore[assignment]
+        making = weight.numel() * maps.shape[2]
+        if not watched(first) and composes(x.shape[0], *self._first_through(maps.shape[2]), making):
+            made: Tensor = self(x, weight @ maps)
+            return made
+        read = (maps.flatten(0, 1) @ x.t()).view(*maps.shape[:2], -1)  # (n, D, B)
+        made = self(read.permute(2, 0, 1))
+        return made
+
+    def _first_through(self, numbers: int) -> tuple[int, int]:
+        """Multiply-adds of one row through maps from so many numbers and the first layer, apart and as one."""
+        n, d_out, d_in = self.layers[0].weight.shape  # type: ignore[misc]
+        return n * d_in * (numbers + d_out), n * d_out * numbers
 
     def _by_relu_layers(self, x: Tensor) -> bool:
         """Whether to take ``ReluLayers``, or of many rows without gradients ``relu_layers``: eagerly, where nothing but
@@ -126,7 +157,10 @@ class ParallelMLP(nn.Module):
             return False
         if self.activation is not functional.relu or self.norms or (self.dropout and self.training):
             return False
-        return eager(x) and all(is_plain(layer) and layer.bias is not None for layer in self.layers)
+        return eager(x) and all(
+            layer.plain(len(x), self.n) if i else layer.plain(len(x), inputs(x), numbers(x))  # type: ignore[operator]
+            for i, layer in enumerate(self.layers)
+        )
 
     def with_products(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
         """The copies of x (B, D), and weight @ x^T (m, B) for each of the weights (m, D), from one matmul in training.
@@ -139,11 +173,13 @@ class ParallelMLP(nn.Module):
         if not self.training:
             x = x if isinstance(x, Embedded) else x.to(multiplied_in(x))
             return self._relu_layers(x), [self._product(weight, x) for weight in flat]
-        made, products = self._relu_layers(x, flat[0] if len(flat) == 1 else torch.cat(flat))
+        made, products = self._relu_layers(x, beside=flat[0] if len(flat) == 1 else torch.cat(flat))
         return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
 
-    def _relu_layers(self, x: Tensor, beside: Tensor | None = None) -> Any:
-        parameters: list[Any] = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
+    def _relu_layers(self, x: Tensor, first: Tensor | None = None, beside: Tensor | None = None) -> Any:
+        weights = [first if first is not None and i == 0 else layer.weight for i, layer in enumerate(self.layers)]
+        biases = (layer.bias for layer in self.layers)
+        parameters: list[Any] = [parameter for pair in zip(weights, biases, strict=True) for parameter in pair]
         x, dtype = x[:, 0] if is_one(x) else x, multiplied_in(x)
         if not self.training:
             return relu_layers(x, dtype, *parameters)
@@ -169,3 +205,7 @@ class ParallelMLP(nn.Module):
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through all copies."""
         return sum(layer.multiply_adds() for layer in self.layers if isinstance(layer, ParallelLinear))
+
+    def multiply_adds_through(self, numbers: int) -> int:
+        """Multiply-adds of one row, among many, through maps from so many numbers and all copies."""
+        return min(self._first_through(numbers)) + self.multiply_adds() - self.layers[0].multiply_adds()  # type: ignore[operator]

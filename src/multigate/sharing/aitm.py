@@ -82,12 +82,14 @@ class AITMSharing(nn.Module):
         self.wiring = (Level(tasks, tuple(f"network of {task}" for task in tasks), mask),)
 
     def forward(self, x: Tensor) -> Shared:
-        z = list(self.networks(x).unbind(1))  # q_t, replaced step by step
-        taken = [torch.zeros_like(one[:, 0]) for one in z]  # (B,) weight of the step before
+        # q_t, replaced step by step; (H, B), where the batch lies
+        z = list(self.networks(x).permute(1, 2, 0).unbind(0))
+        taken = [torch.zeros_like(one[0]) for one in z]  # (B,) weight of the step before
         for (before, task), transfer in zip(pairwise(self.steps), self.transfers, strict=True):
             z[task], taken[task] = transfer(z[before], z[task])
         w = torch.stack(taken, dim=1).unsqueeze(-1)
-        return Shared(torch.stack(z, dim=1), gates=((1 - w) * self.own + w * self.previous,), penalty=x.new_zeros(()))
+        gates = ((1 - w) * self.own + w * self.previous,)
+        return Shared(torch.stack(z).permute(2, 0, 1), gates, penalty=x.new_zeros(()))
 
     def output_penalty(self, probabilities: Tensor, binary: Tensor) -> Tensor:
         """alpha / N sum_n sum_{t >= 2} max(p_t - p_{t-1}, 0), over pairs of binary steps (Xi et al. 2021).
@@ -109,7 +111,10 @@ class AITMSharing(nn.Module):
 class Transfer(nn.Module):
     """AIT(g(z_{t-1}), q_t) = sum_u w_u h1(u), w = softmax(<h2(u), h3(u)> / sqrt(H)) over the two u.
 
-    Both (B, H) -> z_t (B, H), and the weight (B,) of what the step before passed on.
+    Both (H, B) -> z_t (H, B), and the weight (B,) of what the step before passed on.
+
+    h1, h2 and h3 are linear. So <W2 u, W3 u> = <u, (W2^T W3) u>, whose matrix is made once for a batch, and
+    sum_u w_u W1 u = W1 sum_u w_u u: a row takes three products with a matrix in place of six.
     """
 
     def __init__(self, options: AITM, width: int) -> None:
@@ -118,10 +123,12 @@ class Transfer(nn.Module):
         self.attention = nn.Linear(width, 3 * width, bias=False)
 
     def forward(self, before: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        u = torch.stack((self.info(before)[:, 0], own))  # p_{t-1} and q_t: (2, B, H)
-        h1, h2, h3 = self.attention(u).chunk(3, dim=-1)
-        w = torch.softmax((h2 * h3).sum(-1) / math.sqrt(u.shape[-1]), dim=0)  # (2, B)
-        return (w.unsqueeze(-1) * h1).sum(0), w[0]
+        w1, w2, w3 = self.attention.weight.view(3, -1, len(own)).unbind()
+        of_scores = w2.t() @ w3
+        passed = self.info(before.t())[:, 0].t()  # p_{t-1}, beside q_t
+        score, score_of_own = ((u * (of_scores @ u)).sum(0) / math.sqrt(len(u)) for u in (passed, own))
+        w = torch.sigmoid(score - score_of_own)  # (B,): softmax over two
+        return w1 @ (own + w * (passed - own)), w
 
     def multiply_adds(self) -> int:
-        return self.info.multiply_adds() + 2 * self.attention.weight.numel()
+        return self.info.multiply_adds() + self.attention.weight.numel()

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from multigate.nn.layout import lies_last
 from multigate.nn.mixture import mix
@@ -64,8 +63,10 @@ class SNRSharing(nn.Module):
 
     def forward(self, x: Tensor) -> Shared:
         gates = []
-        for networks, route in zip(self.networks, self.routes, strict=True):
-            x, z = route(networks(x))
+        first, *others = self.networks
+        x = first(x)
+        for route, networks in zip(self.routes, (*others, None), strict=True):
+            x, z = route(x, networks)
             gates.append(z)
         return Shared(x, tuple(gates), self.penalty() if self.training else x.new_zeros(()))
 
@@ -74,13 +75,17 @@ class SNRSharing(nn.Module):
         return self.l0 * torch.cat([route.open().flatten() for route in self.routes if isinstance(route, Route)]).sum()
 
     def multiply_adds(self) -> int:
-        return sum(
-            one.multiply_adds() for one in (*self.networks, *self.routes) if isinstance(one, ParallelMLP | Route)
-        )
+        first, *others = (one for one in self.networks if isinstance(one, ParallelMLP))
+        routes = (one for one in self.routes if isinstance(one, Route))
+        read = zip(routes, (*others, None), strict=True)
+        return first.multiply_adds() + sum(route.multiply_adds(networks) for route, networks in read)
 
 
 class Route(nn.Module):
-    """u (B, E, H) -> what each reader reads, v (B, readers, H), and the gates z (B, readers, E)."""
+    """u (B, E, H) -> what each reader reads, v (B, readers, H), and the gates z (B, readers, E).
+
+    With the ``networks`` that read it, what they make of it: their first layers, like readings, are linear.
+    """
 
     def __init__(self, options: SNR, readers: int, width: int) -> None:
         super().__init__()
@@ -91,18 +96,18 @@ class Route(nn.Module):
         self.width = width
         self.beta, self.gamma, self.zeta = options.beta, options.gamma, options.zeta
 
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, u: Tensor, networks: ParallelMLP | None = None) -> tuple[Tensor, Tensor]:
         z = self.drawn() if self.training else self.expected()
         gates = z.to(u.dtype).expand(u.shape[0], -1, -1)
         if self.weight is None:
-            return mix(gates, u), gates
+            v = mix(gates, u)
+            return v if networks is None else networks(v), gates
         # z_ij is one number for a whole batch: on the matrices it costs less than on the rows
-        matrices = self.weight * z[:, None, :, None]  # (readers, H, E, H)
-        matrix = matrices.flatten(2).flatten(0, 1)  # (readers H, E H)
-        if lies_last(u):
-            v = matrix @ u.permute(1, 2, 0).flatten(0, 1)
-            return v.view(*self.weight.shape[:2], -1).permute(2, 0, 1), gates
-        return functional.linear(u.flatten(1), matrix).view(-1, *self.weight.shape[:2]), gates
+        matrices = (self.weight * z[:, None, :, None]).flatten(2)  # (readers, H, E H)
+        last = u.permute(1, 2, 0).flatten(0, 1) if lies_last(u) else u.flatten(1).t()  # (E H, B)
+        if networks is not None:
+            return networks.through(last.t(), matrices), gates
+        return (matrices.flatten(0, 1) @ last).view(*matrices.shape[:2], -1).permute(2, 0, 1), gates
 
     def drawn(self) -> Tensor:
         """z = min(1, max(0, s (zeta - gamma) + gamma)), s = sigmoid((log u - log(1 - u) + log alpha) / beta).
@@ -124,5 +129,9 @@ class Route(nn.Module):
     def cut(self, s: Tensor) -> Tensor:
         return (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
 
-    def multiply_adds(self) -> int:
-        return self.log_alpha.numel() * self.width if self.weight is None else self.weight.numel()
+    def multiply_adds(self, networks: ParallelMLP | None) -> int:
+        """Multiply-adds of one row through this and what reads it."""
+        if self.weight is not None and networks is not None:
+            return networks.multiply_adds_through(self.weight.shape[2:].numel())
+        own = self.log_alpha.numel() * self.width if self.weight is None else self.weight.numel()
+        return own + (0 if networks is None else networks.multiply_adds())
