@@ -25,7 +25,15 @@ from multigate.sharing import MMoE
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 NEAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-SHAPES = [(1, 1, 1, 1), (2, 3, 5, 127), (2, 8, 64, 1024), (3, 2, 4, 129), (1, 4, 7, 1000), (2, 3, 5, 0)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 3, 5, 127),
+    (2, 8, 64, 1024),
+    (3, 2, 4, 129),
+    (1, 1, 3, 2500),
+    (5, 9, 2, 1100),
+    (2, 3, 5, 0),
+]
 """(readers, sources, units, rows), around and beyond the rows that are taken at a time."""
 
 
@@ -195,6 +203,9 @@ def test_the_mixture_and_its_gradients_are_those_of_matmuls(
 PLANTED = {
     "another sum": ("held[lane] += wide(w", "held[lane] -= wide(w"),
     "a row too few": ("i < many; ++i) narrow(sum[i], made[i])", "i + 1 < many; ++i) narrow(sum[i], made[i])"),
+    "a later reader's pull alone": ("FIRST ? w[i] * pull", "true ? w[i] * pull"),
+    "another reader's gradient": ("sum, dw + reader * next + at, many", "sum, dw + at, many"),
+    "the next tile's sources": ("x + (source * h + unit) * b + first;", "x + (source * h + unit) * b;"),
     "sixteen rows from the tile's start": ("sum_of_products<16>(w + lane", "sum_of_products<16>(w"),
     "another row of the product": ("b + i * bi + j * bj + k * bk", "b + i * bi + j * bj + k * bj"),
     "a sum in another's place": ("((i * nj + j) * nk + k)", "((i * nk + k) * nj + j)"),

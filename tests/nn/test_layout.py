@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from multigate.nn.layout import Transposed, batch_last, lies_last, mean_of_copies, neighbours, units
+from multigate.nn.layout import Transposed, batch_last, for_each, lies_last, mean_of_copies, neighbours, units
+from multigate.nn.parallel import is_one, one_input
 
 B, N, H = 6, 3, 5
 
@@ -77,3 +78,25 @@ def test_neighbours_are_a_slice_whose_gradient_lies_as_what_it_was_taken_from(la
     (gradient,) = torch.autograd.grad(found, x, pull)
     assert torch.equal(gradient, torch.autograd.grad(expected, x, pull)[0])
     assert lies_last(gradient) == lies_last(x)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_one_for_each_reader_has_the_sum_of_their_gradients_where_it_lies(last: bool) -> None:
+    x = torch.randn(B, H, 1).transpose(1, 2) if not last else torch.randn(1, H, B).permute(2, 0, 1)
+    x.requires_grad_()
+    found, pull = for_each(x, N), torch.randn(B, N, H)
+    assert torch.equal(found, x.expand(-1, N, -1))
+    assert is_one(found)
+    (gradient,) = torch.autograd.grad(found, x, pull.permute(1, 2, 0).contiguous().permute(2, 0, 1) if last else pull)
+    torch.testing.assert_close(gradient, pull.sum(1, keepdim=True))
+    assert lies_last(gradient) == last
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_who_reads_it_as_one_hands_back_a_gradient_that_lies_so(last: bool) -> None:
+    x = (torch.randn(1, H, B).permute(2, 0, 1) if last else torch.randn(B, 1, H)).requires_grad_()
+    read = one_input(for_each(x, N))
+    assert torch.equal(read, x[:, 0])
+    (gradient,) = torch.autograd.grad(read.square().sum(), x)
+    torch.testing.assert_close(gradient, 2 * x)
+    assert lies_last(gradient) == last

@@ -20,7 +20,9 @@ def agrees(found: Kernels) -> bool:
         pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
     pairs += [*_pairs_looked_up(found, random), *_pairs_of_adam(found, random)]
     # a tile, and in the next one 64, 16 and single rows at a time
-    weights, pull, sources = (torch.randn(shape, generator=random) for shape in ((2, 3, 213), (2, 5, 213), (3, 5, 213)))
+    weights, pull, sources = (
+        torch.randn(shape, generator=random) for shape in ((2, 3, 1109), (2, 5, 1109), (3, 5, 1109))
+    )
     for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         x, dz = sources.to(dtype), pull.to(dtype)
         of_weights, of_sources = found.unmix(weights, x, dz)

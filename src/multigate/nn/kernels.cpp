@@ -13,6 +13,7 @@
 namespace {
 
 constexpr int64_t TILE = 128;    // rows of a batch at a time: their sums and weights stay in the nearest cache
+constexpr int64_t STREAM = 1024; // and where more is read than kept, at most: long enough to be fetched ahead
 constexpr int64_t LONG = 2048;   // and where nothing but a row is held
 constexpr int64_t FEW = 1 << 14; // multiply-adds that are not worth a second thread
 
@@ -59,12 +60,12 @@ inline void sum_of_products(const W* w, int64_t next_w, const T* x, int64_t next
 // z[t, h, b] = sum_e w[t, e, b] x[e, h, b]
 template <typename T>
 void mix(const float* w, const T* x, T* z, int64_t t, int64_t e, int64_t h, int64_t b, int threads) {
-    const int64_t tiles = (b + TILE - 1) / TILE;
+    const int64_t tiles = (b + STREAM - 1) / STREAM;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (t * e * h * b > FEW)
     for (int64_t tile = 0; tile < tiles; ++tile)
         for (int64_t unit = 0; unit < h; ++unit) {
-            const int64_t first = tile * TILE, many = std::min(TILE, b - first);
-            float sum[TILE];
+            const int64_t first = tile * STREAM, many = std::min(STREAM, b - first);
+            float sum[STREAM];
             for (int64_t reader = 0; reader < t; ++reader) {
                 sum_of_products(w + reader * e * b + first, b, x + unit * b + first, h * b, e, sum, many);
                 T* made = z + (reader * h + unit) * b + first;
@@ -73,25 +74,36 @@ void mix(const float* w, const T* x, T* z, int64_t t, int64_t e, int64_t h, int6
         }
 }
 
+// dx += w dz and dw += dz x, a row of each; the first writes dx
+template <bool FIRST, typename T>
+inline void pull_back(const float* w, const T* dz, const T* x, float* dx, float* dw, int64_t many) {
+    for (int64_t i = 0; i < many; ++i) {
+        const float pull = wide(dz[i]);
+        dx[i] = FIRST ? w[i] * pull : dx[i] + w[i] * pull;
+        dw[i] += pull * wide(x[i]);
+    }
+}
+
 // dx[e, h, b] = sum_t w[t, e, b] dz[t, h, b] and dw[t, e, b] = sum_h dz[t, h, b] x[e, h, b]
 template <typename T>
 void unmix(const float* w, const T* x, const T* dz, T* dx, float* dw, int64_t t, int64_t e, int64_t h, int64_t b,
            int threads) {
-    const int64_t tiles = (b + TILE - 1) / TILE;
+    int64_t tile = STREAM;
+    while (tile > TILE && (b + tile - 1) / tile * e < 2 * threads) tile /= 2;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (t * e * h * b > FEW)
-    for (int64_t tile = 0; tile < tiles; ++tile)
+    for (int64_t first = 0; first < b; first += tile)
         for (int64_t source = 0; source < e; ++source) {
-            const int64_t first = tile * TILE, many = std::min(TILE, b - first);
-            float sum[TILE];
+            const int64_t many = std::min(tile, b - first), next = e * b, at = source * b + first;
+            float sum[STREAM] = {};
+            for (int64_t reader = 0; reader < t; ++reader) std::fill_n(dw + reader * next + at, many, 0.0f);
             for (int64_t unit = 0; unit < h; ++unit) {
-                sum_of_products(w + source * b + first, e * b, dz + unit * b + first, h * b, t, sum, many);
+                const T *pull = dz + unit * b + first, *read = x + (source * h + unit) * b + first;
+                for (int64_t reader = 0; reader < t; ++reader) {
+                    const auto back = reader == 0 ? pull_back<true, T> : pull_back<false, T>;
+                    back(w + reader * next + at, pull + reader * h * b, read, sum, dw + reader * next + at, many);
+                }
                 T* made = dx + (source * h + unit) * b + first;
                 for (int64_t i = 0; i < many; ++i) narrow(sum[i], made[i]);
-            }
-            for (int64_t reader = 0; reader < t; ++reader) {
-                const int64_t at = reader * e + source;
-                const T *pull = dz + reader * h * b + first, *read = x + source * h * b + first;
-                sum_of_products(pull, b, read, b, h, dw + at * b + first, many);
             }
         }
 }

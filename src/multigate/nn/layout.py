@@ -53,6 +53,13 @@ def units(x: Tensor, places: Tensor) -> Tensor:
     return x.index_select(1, places)
 
 
+def for_each(x: Tensor, n: int) -> Tensor:
+    """x (B, 1, D), or (B, n, D) as it is, for each of n readers -> (B, n, D), expanded; its gradient lies as x does."""
+    if eager(x) and lies_last(x):
+        return x.permute(1, 2, 0).expand(n, -1, -1).permute(2, 0, 1)
+    return x.expand(-1, n, -1)
+
+
 def neighbours(x: Tensor, first: int, end: int) -> Tensor:
     """Units ``first`` to ``end``, without it, of x (B, n, D) -> (B, end - first, D), whose gradient lies as x does."""
     if eager(x) and lies_last(x):

@@ -61,8 +61,7 @@ class ParallelLinear(nn.Module):
 def parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (B, D) or (B, u, D), by n maps of weight (n, H, D) and bias (n, H), as ``ParallelLinear`` -> (B, n, H)."""
     n, d_out, _ = weight.shape
-    if is_one(x):
-        x = x[:, 0]
+    x = one_input(x)
     if x.dim() == 2:
         flat = functional.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
         return flat.view(-1, n, d_out)
@@ -82,6 +81,13 @@ def parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def is_one(x: Tensor) -> bool:
     """Whether x (B, n, D) is one input, expanded."""
     return x.dim() == 3 and x.stride(1) == 0 and x.shape[1] > 1
+
+
+def one_input(x: Tensor) -> Tensor:
+    """The one input (B, D) of an x (B, n, D) that is expanded, with a gradient that lies as it does; else x."""
+    if not is_one(x):
+        return x
+    return x.permute(1, 2, 0)[0].t() if x.stride(0) == 1 else x[:, 0]
 
 
 def inputs(x: Tensor) -> int:
@@ -180,7 +186,7 @@ class ParallelMLP(nn.Module):
         weights = [first if first is not None and i == 0 else layer.weight for i, layer in enumerate(self.layers)]
         biases = (layer.bias for layer in self.layers)
         parameters: list[Any] = [parameter for pair in zip(weights, biases, strict=True) for parameter in pair]
-        x, dtype = x[:, 0] if is_one(x) else x, multiplied_in(x)
+        x, dtype = one_input(x), multiplied_in(x)
         if not self.training:
             return relu_layers(x, dtype, *parameters)
         x, parts, tables = (x.dense, x.parts, x.tables) if isinstance(x, Embedded) else (x, None, ())

@@ -125,7 +125,7 @@ class Transfer(nn.Module):
     def forward(self, before: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         w1, w2, w3 = self.attention.weight.view(3, -1, len(own)).unbind()
         of_scores = w2.t() @ w3
-        passed = self.info(before.t())[:, 0].t()  # p_{t-1}, beside q_t
+        passed = self.info(before.t()).permute(1, 2, 0).squeeze(0)  # p_{t-1}, beside q_t
         score, score_of_own = ((u * (of_scores @ u)).sum(0) / math.sqrt(len(u)) for u in (passed, own))
         w = torch.sigmoid(score - score_of_own)  # (B,): softmax over two
         return w1 @ (own + w * (passed - own)), w

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from multigate.errors import ExperimentError
 from multigate.nn.dispatch import multiply_adds
+from multigate.nn.layout import for_each
 from multigate.nn.together import mixture
 from multigate.sharing.structure import GatedStructure, Level, Shared, Widths, all_read_all, experts_named
 
@@ -115,7 +116,7 @@ class MixtureSharing(nn.Module):
         if self.bottom.layers:
             x = self.bottom(x).squeeze(1)
         z, gate = mixture(self.experts, self.gate, x, context)  # weights (B, readers, E)
-        return Shared(z.expand(-1, self.tasks, -1), gates=(gate.weights,), penalty=gate.penalty)
+        return Shared(for_each(z, self.tasks), gates=(gate.weights,), penalty=gate.penalty)
 
     def multiply_adds(self) -> int:
         readers, read = len(self.wiring[0].readers), self.gate.most_read()

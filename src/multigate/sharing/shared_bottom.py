@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from multigate.nn.layout import for_each
 from multigate.sharing.structure import Level, Shared, Structure, Widths, all_read_all
 
 
@@ -30,7 +31,7 @@ class SharedBottomSharing(nn.Module):
         self.wiring = (Level(tasks, sources, all_read_all(tasks, sources)),)
 
     def forward(self, x: Tensor) -> Shared:
-        return Shared(self.bottom(x).expand(-1, self.tasks, -1), gates=(), penalty=x.new_zeros(()))
+        return Shared(for_each(self.bottom(x), self.tasks), gates=(), penalty=x.new_zeros(()))
 
     def multiply_adds(self) -> int:
         return self.bottom.multiply_adds()
