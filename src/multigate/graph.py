@@ -105,10 +105,6 @@ def _serialised(ir: Any, model: Any, inputs: Sequence[str], outputs: Sequence[st
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-        if node.op_type == "CastLike" and node.inputs[1].dtype is not None:
-            # ONNX Runtime folds no constants through this one, and what follows would be made again for every row
-            node.op_type, node.attributes["to"] = "Cast", ir.AttrInt64("to", node.inputs[1].dtype)
-            node.resize_inputs(1)
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
     places = _places(weights)
@@ -118,7 +114,14 @@ def _serialised(ir: Any, model: Any, inputs: Sequence[str], outputs: Sequence[st
             value.const_value = ir.ExternalTensor(
                 weights.name, start, length, value.dtype, shape=value.shape, name=name, base_dir=weights.parent
             )
-    content: bytes = ir.to_proto(model).SerializeToString()
+    written = ir.to_proto(model)
+    types = {value.name: value.dtype for node in model.graph for value in node.inputs if value is not None}
+    for node in written.graph.node:
+        if node.op_type == "CastLike" and types[node.input[1]] is not None:
+            # ONNX Runtime folds no constants through this one, and what follows would be made again for every row
+            to = node.attribute.add()
+            node.op_type, to.name, to.type, to.i = "Cast", "to", to.INT, types[node.input.pop()]
+    content: bytes = written.SerializeToString()
     return content
 
 
