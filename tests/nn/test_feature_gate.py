@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from multigate.nn.feature_gate import FeatureGate, GatedFeatures
+from multigate.nn.feature_gate import CompiledFeatures, FeatureGate, GatedFeatures
+from multigate.nn.kernels import kernels, kernels_for
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -24,6 +25,32 @@ def test_every_reader_weighs_each_feature_by_its_own_gate(own: bool, training: b
                 score = sum(a * v for a, v in zip(line, low, strict=True))
                 expected = row[d] * 2 / (1 + math.exp(-score))
                 assert out[b, i, d].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_units_are_read_as_if_they_were_there_for_each_reader(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, autocast: bool
+) -> None:
+    if compiled and kernels() is None:
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setattr("multigate.nn.feature_gate.kernels_for", lambda x: kernels_for(x) if compiled else None)
+    gate, read = FeatureGate(5, 40, 8), torch.tensor([1, 0, 0, 1, 2])
+    x, pull = torch.randn(3, 40, 200).permute(2, 0, 1), torch.randn(200, 5, 40)
+    parts = (x.requires_grad_(), *gate.parameters())
+    expected = 2 * torch.sigmoid(gate.up(gate.down(x[:, read]))) * x[:, read]
+    wanted = torch.autograd.grad(expected, parts, pull)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        made = gate(x, read)
+    function = CompiledFeatures if compiled else GatedFeatures
+    assert type(made.grad_fn).__name__ == function.__name__ + "Backward"
+    assert made.dtype == (torch.bfloat16 if autocast else torch.float32)
+    for one, other in zip(
+        (made, *torch.autograd.grad(made, parts, pull.to(made.dtype))), (expected, *wanted), strict=True
+    ):
+        assert (one - other).norm() < (2e-2 if autocast else 1e-6) * other.norm()
+    with torch.no_grad():
+        torch.testing.assert_close(gate.eval()(x, read), expected)
 
 
 def test_a_gate_costs_twice_its_rank_for_each_feature() -> None:

@@ -99,6 +99,43 @@ def test_relu_of_a_sum_is_bit_equal_to_torchs(
     assert torch.equal(found.relu_of_sum_(x, bias).nan_to_num(7), expected.nan_to_num(7))
 
 
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize(
+    ("read", "rank", "width", "rows"),
+    [([0], 1, 1, 1), ([0, 0, 0], 8, 5, 128), ([2, 0, 2, 1, 0], 11, 7, 300), ([1, 1], 3, 4, 2049), ([0, 1], 8, 3, 0)],
+)
+def test_feature_gates_and_their_gradients(
+    found: Kernels, threads: int, read: list[int], rank: int, width: int, rows: int, dtype: torch.dtype
+) -> None:
+    """2 x sigmoid(up down x), differentiated by autograd, in float64; a unit that nobody reads has no gradient."""
+    n, places = len(read), torch.tensor(read)
+    x, pull = torch.randn(max(read) + 2, width, rows).to(dtype), torch.randn(n, width, rows).to(dtype)
+    down, up = torch.randn(n, rank, width), torch.randn(n, width, rank)
+    leaves = [one.double().requires_grad_() for one in (x, down, up)]
+    features = leaves[0][places]
+    expected = 2 * features * torch.sigmoid(leaves[2] @ (leaves[1] @ features))
+    wanted = torch.autograd.grad(expected, leaves, pull.double())
+    made, grown = found.gate_features(x, places, down, up), found.ungate_features(x, places, down, up, pull)
+    assert made.dtype == grown[0].dtype == dtype
+    assert grown[1].dtype == grown[2].dtype == torch.float32
+    nears = (NEAR[dtype], NEAR[dtype], 1e-5, 1e-5)
+    for one, other, near in zip((made, *grown), (expected.detach(), *wanted), nears, strict=True):
+        size = float(other.abs().amax()) if other.numel() else 1.0
+        torch.testing.assert_close(one.double(), other, atol=near * max(size, 1), rtol=near)
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+def test_feature_gates_of_any_logit(found: Kernels, dtype: torch.dtype) -> None:
+    """Of those whose e^x float32 can hold and of others, and of what is no number."""
+    logits = torch.cat((torch.linspace(-120, 120, 4_801), torch.tensor([1e30, -1e30, torch.inf, torch.nan])))
+    n = len(logits)  # readers of one feature
+    x, read, down = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(n, dtype=torch.int64), torch.ones(n, 1, 1)
+    made = found.gate_features(x, read, down, logits.view(n, 1, 1)).flatten()
+    expected = 2 * torch.sigmoid(logits.double())
+    near = NEAR[dtype] if dtype == torch.bfloat16 else 5e-7
+    torch.testing.assert_close(made.double(), expected, atol=1e-37, rtol=near, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "dims"),
     [
@@ -232,6 +269,14 @@ PLANTED = {
     "dense columns of zeros left as they were": ("dense.columns[d]] = 0.0f", "dense.columns[d]]"),
     "a bias not learnt": ("dbias[unit + i] = whole[i]", "dbias[unit + i] = 0 * whole[i]"),
     "what was there left in": ("(dense.k < 0 ? out[j] : 0.0f)", "out[j]"),
+    "a gate of half its terms": ("for (; t + 8 <= terms; t += 8)", "for (; t + 8 <= terms; t += 16)"),
+    "another reader's features": ("of.read[reader] != unit", "0 != unit"),
+    "another tile of features": ("gated.take(x + unit * of.d * of.b + first", "gated.take(x + unit * of.d * of.b"),
+    "gates by a power too low": ("(bits + 127u) << 23", "(bits + 126u) << 23"),
+    "gates that are not halves of two": ("2.0f * read[i] * gate[i]", "read[i] * gate[i]"),
+    "gates not learnt through": ("of_low.data(), &of_x[d * VECTORS], of.r", "of_low.data(), &of_x[d * VECTORS], 0"),
+    "gates' weights not learnt": ("ddown[w] += of_down[w]", "ddown[w] += 0 * of_down[w]"),
+    "one share's gates learnt": ("dup[w] += of_down[weights + w]", "dup[w] = of_down[weights + w]"),
     "one value of all": ("dtable + of.row[v] * dim", "dtable + of.row[0] * dim"),
 }
 

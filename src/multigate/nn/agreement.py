@@ -18,7 +18,7 @@ def agrees(found: Kernels) -> bool:
         rows = found.look_up(table, ids, starts)
         sums = torch.zeros(9, dim).index_add_(0, places.flatten(), rows.flatten(0, 1))
         pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
-    pairs += [*_pairs_looked_up(found, random), *_pairs_of_adam(found, random)]
+    pairs += [*_pairs_looked_up(found, random), *_pairs_of_adam(found, random), *_pairs_gated(found, random)]
     # a tile, and in the next one 64, 16 and single rows at a time
     weights, pull, sources = (
         torch.randn(shape, generator=random) for shape in ((2, 3, 1109), (2, 5, 1109), (3, 5, 1109))
@@ -56,6 +56,29 @@ def _pairs_of_adam(found: Kernels, random: torch.Generator) -> list[tuple[Tensor
     wanted = [x.double().index_copy(0, rows, new) for x, new in zip(made, (moved, m, v, steps), strict=True)]
     found.lazy_adam_(table, moments, rows, gradient, 0.01, 0.5)
     return [(one, other, 1e-5) for one, other in zip(made, wanted, strict=True)]
+
+
+def _pairs_gated(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
+    """Feature gates of readers of two units, of more terms than are taken at a time, and their gradients."""
+    read, b = torch.tensor([1, 0, 1]), 133  # more than a tile of rows
+    x, pull, down, up = (torch.randn(shape, generator=random) for shape in ((2, 6, b), (3, 6, b), (3, 9, 6), (3, 6, 9)))
+    pairs = []
+    for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 4e-2)):
+        given, back = x.to(dtype), pull.to(dtype)
+        features, dz = given.float()[read], back.float()
+        low = torch.bmm(down, features)
+        gate = torch.sigmoid(torch.bmm(up, low))
+        of_logit = 2 * dz * features * gate * (1 - gate)
+        of_low = torch.bmm(up.mT, of_logit)
+        of_x, of_down, of_up = found.ungate_features(given, read, down, up, back)
+        of_features = 2 * dz * gate + torch.bmm(down.mT, of_low)
+        pairs += [
+            (found.gate_features(given, read, down, up), 2 * features * gate, near),
+            (of_x, torch.zeros_like(x).index_add_(0, read, of_features), near),
+            (of_down, torch.bmm(of_low, features.mT), 1e-3),
+            (of_up, torch.bmm(of_logit, low.mT), 1e-3),
+        ]
+    return pairs
 
 
 def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:

@@ -15,6 +15,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "relu": (c_void_p, c_int64, c_int),
     "relu_of_sum": (*[c_void_p] * 2, *[c_int64] * 2, c_int),
     "mask": (*[c_void_p] * 2, c_int64, c_int),
+    "gate_features": (*[c_void_p] * 5, *[c_int64] * 5, c_int),
+    "ungate_features": (*[c_void_p] * 8, *[c_int64] * 5, c_int),
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
@@ -104,6 +106,25 @@ class Kernels:
         of_sources, of_weights = torch.empty_like(sources), torch.empty_like(weights)
         self._call("unmix", sources.dtype, (weights, sources, pull, of_sources, of_weights), t, e, h, b)
         return of_weights, of_sources
+
+    def gate_features(self, x: Tensor, read: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """2 x sigmoid(up down x) for n readers, each of unit ``read`` (n,) int64 of x (u, D, B) -> (n, D, B).
+
+        Weights down (n, r, D) and up (n, D, r) are in float32.
+        """
+        (u, d, b), (n, r, _) = x.shape, down.shape
+        made = x.new_empty((n, d, b))
+        self._call("gate_features", x.dtype, (down, up, read, x, made), n, r, d, u, b)
+        return made
+
+    def ungate_features(
+        self, x: Tensor, read: Tensor, down: Tensor, up: Tensor, pull: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, like it, and of both weights, in float32, from that of ``gate_features`` (n, D, B)."""
+        (u, d, b), (n, r, _) = x.shape, down.shape
+        of_x, of_down, of_up = torch.empty_like(x), torch.zeros_like(down), torch.zeros_like(up)
+        self._call("ungate_features", x.dtype, (down, up, read, x, pull, of_x, of_down, of_up), n, r, d, u, b)
+        return of_x, of_down, of_up
 
     def sum_of_product(self, one: Tensor, other: Tensor, dim: int) -> Tensor | None:
         """(one * other).sum(dim), the product written nowhere, of tensors that are broadcast against each other.

@@ -7,13 +7,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from multigate.nn.eager import eager, multiplied_in, pays
+from multigate.nn.kernels import kernels_for
+from multigate.nn.layout import units
 from multigate.nn.parallel import ParallelLinear, inputs
 
 
 class FeatureGate(nn.Module):
     """x * 2 sigmoid(x A_i B_i), with A_i, B_i of a low rank, for each of n readers (Wang et al. 2024).
 
-    x (B, D), read by all, or (B, n, D), one each -> (B, n, D).
+    x (B, D), read by all, or (B, u, D), of which reader i reads unit ``read[i]``, (n,) int64 -> (B, n, D). What
+    many read is not to be copied for each of them before: passes over memory are what a feature gate costs.
     """
 
     def __init__(self, n: int, d_in: int, rank: int) -> None:
@@ -21,22 +24,58 @@ class FeatureGate(nn.Module):
         self.down = ParallelLinear(n, d_in, rank, bias=False)
         self.up = ParallelLinear(n, rank, d_in, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        by_weight = (layer.plain(x.shape[0], inputs(x)) for layer in (self.down, self.up))
-        if (self.training or pays(x)) and eager(x) and all(by_weight):
-            weights = self.down.weight, self.up.weight
-            gated: Tensor = GatedFeatures.apply(x, multiplied_in(x), *weights)  # type: ignore[no-untyped-call]
+    def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
+        weights = self.down.weight, self.up.weight
+        at_once = (self.training or pays(x)) and eager(x) and self._by_weight(x)
+        if at_once and kernels_for(x.new_empty(0, dtype=multiplied_in(x))) is not None:
+            gated: Tensor = CompiledFeatures.apply(x.to(multiplied_in(x)), read, *weights)  # type: ignore[no-untyped-call]
+            return gated
+        if read is not None:
+            x = units(x, read)
+        if at_once:
+            gated = GatedFeatures.apply(x, multiplied_in(x), *weights)  # type: ignore[no-untyped-call]
             return gated
         gate = 2 * torch.sigmoid(self.up(self.down(x)))  # (B, n, D)
         return gate * (x if x.dim() == 3 else x.unsqueeze(1))
+
+    def _by_weight(self, x: Tensor) -> bool:
+        """Whether the weights of both layers themselves multiply."""
+        return self.down.plain(x.shape[0], inputs(x)) and self.up.plain(x.shape[0], inputs(x))
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through all gates."""
         return self.down.multiply_adds() + self.up.multiply_adds()
 
 
+class CompiledFeatures(torch.autograd.Function):
+    """The same of x (B, D) or (B, u, D), by weights down (n, r, D) and up (n, D, r), in one pass over memory each way.
+
+    The batch lies last in what it makes and in its gradients; gates are made again for the gradients, not kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, read: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+        last = (x.t().unsqueeze(0) if x.dim() == 2 else x.permute(1, 2, 0)).contiguous()  # (u, D, B)
+        if read is None:
+            read = torch.zeros(len(down), dtype=torch.int64) if x.dim() == 2 else torch.arange(len(down))
+        ctx.kept, ctx.found = (x.dim(), down.dtype), kernels_for(last)
+        given = last, read, down.float(), up.float()
+        ctx.save_for_backward(*given)
+        made: Tensor = ctx.found.gate_features(*given)
+        return made.permute(2, 0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        dims, of_weights = ctx.kept
+        pull = gradients[0].permute(1, 2, 0).contiguous()  # (n, D, B)
+        of_x, of_down, of_up = ctx.found.ungate_features(*ctx.saved_tensors, pull)
+        of_x = of_x[0].t() if dims == 2 else of_x.permute(2, 0, 1)
+        return of_x, None, of_down.to(of_weights), of_up.to(of_weights)
+
+
 class GatedFeatures(torch.autograd.Function):
-    """The same of x (B, D) or (B, n, D) and weights down (n, r, D) and up (n, D, r), computed in ``dtype``.
+    """The same by torch's operators, of x (B, D) or (B, n, D), computed in ``dtype``.
 
     The batch lies last in what it makes and in its gradients. Passes over memory are what a feature gate costs, so the
     factor of 2 has none of its own: it is the ``value`` of a product, or that of what is small.

@@ -180,8 +180,8 @@ class Tasked(nn.Module):
         self.register_buffer("read_by_gates", torch.tensor(of_gates), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
-        read = units(x, self.read_by_experts)
-        experts = self.experts(read if self.features is None else self.features(read))  # (B, E, H)
+        read = self.read_by_experts
+        experts = self.experts(units(x, read) if self.features is None else self.features(x, read))  # (B, E, H)
         pairs = units(x, self.read_by_gates)  # (B, 2 T, D): of each task its group and the shared module
         v = beside(pairs.view(x.shape[0], len(self.tasks), 2 * x.shape[2]), context)
         gate = self.gate(v)
