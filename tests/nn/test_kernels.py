@@ -272,7 +272,7 @@ PLANTED = {
     "a gate of half its terms": ("for (; t + 8 <= terms; t += 8)", "for (; t + 8 <= terms; t += 16)"),
     "another reader's features": ("of.read[reader] != unit", "0 != unit"),
     "another tile of features": ("gated.take(x + unit * of.d * of.b + first", "gated.take(x + unit * of.d * of.b"),
-    "gates by a power too low": ("(bits + 127u) << 23", "(bits + 126u) << 23"),
+    "gates by a power too low": ("(Words)shifted + 127u", "(Words)shifted + 126u"),
     "gates that are not halves of two": ("2.0f * read[i] * gate[i]", "read[i] * gate[i]"),
     "gates not learnt through": ("of_low.data(), &of_x[d * VECTORS], of.r", "of_low.data(), &of_x[d * VECTORS], 0"),
     "gates' weights not learnt": ("ddown[w] += of_down[w]", "ddown[w] += 0 * of_down[w]"),
