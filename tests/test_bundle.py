@@ -525,7 +525,7 @@ def test_files_beside_those_of_a_bundle_are_ignored(run_folder: Path, table: pa.
     assert load(folder).predict(table).keys()
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", ".git/HEAD", "encoder/notes", "model.onnx/notes"])
+@pytest.mark.parametrize("name", ["Dockerfile", ".git/HEAD", "encoder/notes", "model.onnx/notes", "row.onnx/notes"])
 def test_what_is_no_part_of_a_bundle_is_never_lost_to_a_new_one(
     run_folder: Path, bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
@@ -618,6 +618,68 @@ def test_a_graph_moves_with_its_bundle_and_is_left_out_when_saved(
     moved.save(tmp_path / "saved")
     assert not (tmp_path / "saved" / "model.onnx").exists()
     np.testing.assert_allclose(load(tmp_path / "saved").predict(table)["buy"], moved.predict(table)["buy"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def exported_twice(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a graph for single rows, as of a model whose first layers are large."""
+    folder = tmp_path_factory.mktemp("export") / "served"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multigate.first_layers.LEAST", 1)
+        bundle.export(folder)
+    assert (folder / "row.onnx").is_file()
+    return folder
+
+
+def test_single_rows_have_a_graph_of_their_own(
+    bundle: Bundle, table: pa.Table, exported: Path, exported_twice: Path
+) -> None:
+    assert not (exported / "row.onnx").exists(), "whose first layers are small"
+    served = load(exported_twice, engine="onnx")
+    asked = []
+    of_one = served.engines.row.of_one
+    served.engines.row.of_one = lambda rows: (asked.append(len(rows.numbers)), of_one(rows))[1]
+    rows = table.to_pylist()[:20]
+    for row in rows:
+        found, expected = served.predict(row, gates=True), bundle.predict(row, gates=True)
+        assert found == {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in expected.items()}
+    assert asked == [1] * 20
+    for name, values in served.predict(rows).items():
+        np.testing.assert_allclose(values, bundle.predict(rows)[name], rtol=1e-5, atol=1e-6)
+    assert asked == [1] * 20
+    served.save(exported_twice.parent / "saved")
+    assert not (exported_twice.parent / "saved" / "row.onnx").exists()
+
+
+@pytest.mark.parametrize("change", ["another answer", "no graph", "altered"])
+def test_a_graph_of_single_rows_that_is_not_of_this_model_is_never_used(
+    bundle: Bundle, table: pa.Table, exported_twice: Path, tmp_path: Path, change: str
+) -> None:
+    folder = shutil.copytree(exported_twice, tmp_path / "bundle")
+    if change == "altered":
+        (folder / "row.onnx").write_bytes(b"")
+        with pytest.raises(BundleError, match=r"'row.onnx' was altered or damaged"):
+            load(folder)
+        return
+    if change == "another answer":
+        curves = {"click": Curve(to=(0.001,))}
+        other = Bundle(bundle.experiment, bundle.encoder, build_model(bundle.experiment, bundle.encoder), curves)
+        other.export(tmp_path / "other")
+    forged(folder, "row.onnx", (tmp_path / "other" / "model.onnx").read_bytes() if change == "another answer" else b"")
+    served, row = load(folder, engine="onnx"), table.slice(3, 1).to_pylist()[0]
+    assert served.engines.row.of_one is None
+    assert served.predict(row) == pytest.approx(bundle.predict(row), rel=1e-5, abs=1e-6)
+
+
+def test_a_graph_of_single_rows_that_cannot_be_had_is_left_out(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multigate.first_layers.LEAST", 1)
+    wrong = staticmethod(lambda columns, weight: torch.zeros(sum(one.size for one in columns), len(weight)))
+    monkeypatch.setattr("multigate.first_layers._made", wrong)
+    bundle.export(tmp_path / "served")
+    assert not (tmp_path / "served" / "row.onnx").exists()
+    assert load(tmp_path / "served", engine="onnx").engines.row.of_one is None
 
 
 def test_an_engine_that_cannot_be_had_is_told(

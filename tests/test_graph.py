@@ -17,6 +17,7 @@ from multigate.calibration import Calibration, Curve
 from multigate.data.encoder import Encoder
 from multigate.engine import Answers, Onnx, Torch, arrays, disagreement, made_up
 from multigate.errors import BundleError
+from multigate.first_layers import FirstLayers
 from multigate.graph import bag_means, export_graph
 from multigate.model import Model
 from multigate.nn.embed import Embedding
@@ -102,16 +103,30 @@ def test_structures_are_the_same_as_a_graph(tmp_path: Path) -> None:
             np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5, err_msg=name)
         check_equal(found, expected)
     assert np.abs(found.gates[0]).max() > 1e-3
-    assert not made_of_weights_alone(tmp_path)
+    assert not made_of_weights_alone(tmp_path / "model.onnx")
 
 
-def made_of_weights_alone(folder: Path) -> list[str]:
+def test_what_a_single_row_reads_is_made_once(tmp_path: Path) -> None:
+    """Chains, gates that read columns of their own, bags, embeddings of two widths, of which one is not looked up."""
+    model, encoder = model_of(SCHEMA, MMoE(experts=3, hidden=(16, 8)))
+    save_file({name: one.contiguous() for name, one in model.state_dict().items()}, tmp_path / "model.safetensors")
+    sample, weights = made_up(encoder.layout, 16), tmp_path / "model.safetensors"
+    graph = export_graph(model, encoder.layout, sample, weights, mode=FirstLayers(model))
+    (tmp_path / "row.onnx").write_bytes(graph)
+    onnx = Onnx(tmp_path / "row.onnx")
+    for rows in (1, 3, 200):
+        batch = arrays(made_up(encoder.layout, rows))
+        check_equal(onnx(batch), Torch(model)(batch))
+    assert not made_of_weights_alone(tmp_path / "row.onnx")
+
+
+def made_of_weights_alone(written: Path) -> list[str]:
     """Operators that are left of a loaded graph although nothing of a row goes into them: each row would wait."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "loaded.onnx")
-    onnxruntime.InferenceSession(folder / "model.onnx", options)
-    graph = onnx_ir.load(folder / "loaded.onnx").graph
+    options.optimized_model_filepath = str(written.with_name("loaded.onnx"))
+    onnxruntime.InferenceSession(written, options)
+    graph = onnx_ir.load(written.with_name("loaded.onnx")).graph
     of_rows = {value.name for value in graph.inputs}
     alone = []
     for node in graph:

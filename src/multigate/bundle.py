@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -45,6 +46,7 @@ from multigate.engine import (
 )
 from multigate.errors import BundleError, DataError, ExperimentError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment, unknown_structure, with_structures
+from multigate.first_layers import FirstLayers, worth_reading
 from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
@@ -56,7 +58,7 @@ from multigate.sharing import Structure, Structures, known_as
 from multigate.writing import held_apart, told, writing
 
 FORMAT = 1
-ABOUT, WEIGHTS, GRAPH = "bundle.json", "model.safetensors", "model.onnx"
+ABOUT, WEIGHTS, GRAPH, ROW_GRAPH = "bundle.json", "model.safetensors", "model.onnx", "row.onnx"
 FILES = (WEIGHTS, "encoder/encoder.json", "encoder/vocabularies.parquet")
 LARGEST = 64 << 20
 """Bytes that ``bundle.json`` may have."""
@@ -265,7 +267,8 @@ class Bundle:
     def export(self, folder: str | Path) -> None:
         """Write the bundle with its model as an ONNX graph beside it, for the engine ``onnx``; takes seconds.
 
-        ``model.onnx`` reads its weights from ``model.safetensors`` and can be run by ONNX Runtime alone. Raises as
+        ``model.onnx`` reads its weights from ``model.safetensors`` and can be run by ONNX Runtime alone; ``row.onnx``
+        is there where another form answers single rows faster. Raises as
         ``save`` does, and ``BundleError`` where a package is missing, the model cannot be written as a graph, or the
         graph answers differently.
         """
@@ -286,13 +289,25 @@ class Bundle:
                 "files": {name: _checksum(temporary / name) for name in FILES},
             }
             if compiled:
-                layout = self.encoder.layout
-                graph = export_graph(self.model, layout, made_up(layout, SMALL), temporary / WEIGHTS)
-                (temporary / GRAPH).write_bytes(graph)
-                _check_agreement(Onnx(temporary / GRAPH), self, folder)
                 about["graph_of"] = _model_of(about)
-                about["files"][GRAPH] = _checksum(temporary / GRAPH)
+                for name in self._write_graphs(temporary, folder):
+                    about["files"][name] = _checksum(temporary / name)
             (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def _write_graphs(self, folder: Path, told: Path) -> list[str]:
+        """Write the graph, and one for single rows where that pays, beside the weights; what they are named."""
+        layout, weights = self.encoder.layout, folder / WEIGHTS
+        sample = made_up(layout, SMALL)
+        (folder / GRAPH).write_bytes(export_graph(self.model, layout, sample, weights))
+        _check_agreement(Onnx(folder / GRAPH), self, told)
+        with suppress(BundleError):  # the first graph computes single rows too
+            if worth_reading(self.model, sample):
+                graph = export_graph(self.model, layout, sample, weights, mode=FirstLayers(self.model))
+                (folder / ROW_GRAPH).write_bytes(graph)
+                _check_agreement(Onnx(folder / ROW_GRAPH), self, told)
+                return [GRAPH, ROW_GRAPH]
+        (folder / ROW_GRAPH).unlink(missing_ok=True)
+        return [GRAPH]
 
 
 def load(
@@ -420,6 +435,11 @@ def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -
             raise BundleError(f"bundle {folder}: {GRAPH} was written for another model; export it again")
         onnx = Onnx(folder / GRAPH)
         _check_agreement(onnx, bundle, folder)
+        if ROW_GRAPH in about["files"]:
+            with suppress(BundleError):  # the first graph computes single rows too
+                of_one = Onnx(folder / ROW_GRAPH)
+                _check_agreement(of_one, bundle, folder)
+                onnx.of_one = of_one
         by_graph = Engines(onnx, onnx)
         return by_graph if engine == "onnx" else faster([by_torch, by_graph], bundle.encoder.layout)
     except BundleError:
@@ -515,7 +535,7 @@ def _check_replaceable(folder: Path) -> None:
         there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) if folder.is_dir() else []
     if there and not (folder / ABOUT).is_file():
         raise BundleError(f"{folder} is not empty and holds no bundle; choose another folder")
-    own = {ABOUT, GRAPH, *FILES, *(Path(name).parent.as_posix() for name in FILES)}
+    own = {ABOUT, GRAPH, ROW_GRAPH, *FILES, *(Path(name).parent.as_posix() for name in FILES)}
     for name in there:
         if name not in own:
             raise BundleError(

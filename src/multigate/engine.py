@@ -81,12 +81,14 @@ class Torch:
 class Onnx:
     """A graph that ``export_graph`` wrote, run by ONNX Runtime; it maps the weights that lie beside it into memory.
 
-    Raises ``BundleError`` where ONNX Runtime is missing or broken, or refuses the graph or its rows.
+    ``of_one``, where it is set, computes a row that is alone. Raises ``BundleError`` where ONNX Runtime is missing or
+    broken, or refuses the graph or its rows.
     """
 
     name = "onnx"
 
     def __init__(self, graph: Path) -> None:
+        self.of_one: Onnx | None = None
         try:
             import onnxruntime
         except ModuleNotFoundError:
@@ -106,6 +108,8 @@ class Onnx:
         self._chains = "conditionals" in self._outputs
 
     def __call__(self, rows: Arrays) -> Answers:
+        if self.of_one is not None and len(rows.numbers) == 1:
+            return self.of_one(rows)
         columns = [rows.numbers, rows.categories, *(part for bag in rows.bags for part in bag)]
         feed = dict(zip(self._inputs, columns, strict=True))
         try:

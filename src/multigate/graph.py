@@ -5,7 +5,7 @@ import logging
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,13 @@ def output_names(conditionals: bool, gates: int) -> list[str]:
     return ["logits", *(["conditionals"] if conditionals else []), *(f"gates/{level}" for level in range(gates))]
 
 
-def export_graph(model: Model, layout: Layout, sample: Batch, weights: Path) -> bytes:
+def export_graph(
+    model: Model, layout: Layout, sample: Batch, weights: Path, *, mode: AbstractContextManager[Any] | None = None
+) -> bytes:
     """The model as ONNX for any number of rows, traced on ``sample``; its weights stay in the safetensors ``weights``.
 
-    Raises ``BundleError`` where a package is missing or the model does something that ONNX does not know.
+    It is traced within ``mode``, if given (``FirstLayers``). Raises ``BundleError`` where a package is missing or the
+    model does something that ONNX does not know.
     """
     try:
         import onnx_ir
@@ -65,7 +68,7 @@ def export_graph(model: Model, layout: Layout, sample: Batch, weights: Path) -> 
     names = output_names(outputs.conditionals is not outputs.logits, len(outputs.gates))
     try:
         with _quietly():
-            with BagMeans():
+            with BagMeans(), mode or nullcontext():
                 program = torch.export.export(Flat(model).eval(), arguments, dynamic_shapes=shapes)
             # constants are folded where the graph is loaded, so that here every weight keeps its name
             graph = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False)

@@ -94,21 +94,28 @@ class Embed(nn.Module):
         self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = (), *, apart: bool = False
     ) -> Tensor:
         """With ``apart`` it may be an ``Embedded`` x, which layers read without it: nothing learns from x then."""
-        numbers, categories, bags = self.pick(numbers, categories, bags)
+        before, looked_up, after, ids = self.parts(numbers, categories, bags)
+        x = torch.cat([*before, *looked_up, *after], dim=1)
+        if apart and self._may_be_apart(x, ids):
+            return self._apart(x, before, looked_up, after, ids)
+        return dropout(x, self.dropout, self.training, self.spared)
+
+    def parts(
+        self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """What x is made of, side by side: what lies before categories, each width of those, bags; and the ids read."""
+        numbers, ids, bags = self.pick(numbers, categories, bags)
         missing = numbers.isnan()
         numbers = numbers.masked_fill(missing, 0.0)
         before = [numbers, missing.to(numbers.dtype)] if self.numbers else []
         before += [part(numbers) for part in self.embedded_numbers]
-        categories = self._forget(categories)
-        looked_up = [part(categories, self.tables) for part in self.categories]
+        ids = self._forget(ids)
+        looked_up = [part(ids, self.tables) for part in self.categories]
         after = []
         for (dim, start), bag in zip(self.bag_columns, bags, strict=True):
             values = self._forget(bag.values) + start
             after.append(self.tables[dim](values, bag.offsets))
-        x = torch.cat([*before, *looked_up, *after], dim=1)
-        if apart and self._may_be_apart(x, categories):
-            return self._apart(x, before, looked_up, after, categories)
-        return dropout(x, self.dropout, self.training, self.spared)
+        return before, looked_up, after, ids
 
     def _may_be_apart(self, x: Tensor, ids: Tensor) -> bool:
         """Whether layers may read what x is made of in its place: many rows, of which nothing is dropped."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from multigate.bundle import ABOUT, FILES, GRAPH, WEIGHTS, Bundle, build_model, load
+from multigate.bundle import ABOUT, FILES, GRAPH, ROW_GRAPH, WEIGHTS, Bundle, build_model, load
 from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
@@ -144,7 +144,7 @@ def _complete(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder / BEST} does not fit the run in {folder}; train again in another folder") from error
-    for name in (ABOUT, WEIGHTS, GRAPH, "encoder"):
+    for name in (ABOUT, WEIGHTS, GRAPH, ROW_GRAPH, "encoder"):
         remove(folder / BUNDLE / name)
     _keep(experiment, prepared, model, device, folder)
 
