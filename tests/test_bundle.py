@@ -626,9 +626,20 @@ def exported_twice(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("export") / "served"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multigate.first_layers.LEAST", 1)
+        patch.setattr("multigate.bundle.faster_on_one", lambda engines, layout: engines[1])
         bundle.export(folder)
     assert (folder / "row.onnx").is_file()
     return folder
+
+
+def test_no_graph_for_single_rows_is_kept_that_is_slower(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multigate.first_layers.LEAST", 1)
+    monkeypatch.setattr("multigate.bundle.faster_on_one", lambda engines, layout: engines[0])
+    bundle.export(tmp_path / "served")
+    assert not (tmp_path / "served" / "row.onnx").exists()
+    assert load(tmp_path / "served", engine="onnx").engines.row.of_one is None
 
 
 def test_single_rows_have_a_graph_of_their_own(
@@ -675,8 +686,11 @@ def test_a_graph_of_single_rows_that_cannot_be_had_is_left_out(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multigate.first_layers.LEAST", 1)
-    wrong = staticmethod(lambda columns, weight: torch.zeros(sum(one.size for one in columns), len(weight)))
-    monkeypatch.setattr("multigate.first_layers._made", wrong)
+    monkeypatch.setattr(
+        "multigate.first_layers._made",
+        lambda columns, weight: torch.zeros(sum(one.size for one in columns), len(weight)),
+    )
+    monkeypatch.setattr("multigate.bundle.faster_on_one", lambda engines, layout: engines[1])
     bundle.export(tmp_path / "served")
     assert not (tmp_path / "served" / "row.onnx").exists()
     assert load(tmp_path / "served", engine="onnx").engines.row.of_one is None
