@@ -633,11 +633,11 @@ def exported_twice(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_no_graph_for_single_rows_is_kept_that_is_slower(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    users: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multigate.first_layers.LEAST", 1)
     monkeypatch.setattr("multigate.bundle.faster_on_one", lambda engines, layout: engines[0])
-    bundle.export(tmp_path / "served")
+    users.export(tmp_path / "served")
     assert not (tmp_path / "served" / "row.onnx").exists()
     assert load(tmp_path / "served", engine="onnx").engines.row.of_one is None
 
@@ -683,7 +683,7 @@ def test_a_graph_of_single_rows_that_is_not_of_this_model_is_never_used(
 
 
 def test_a_graph_of_single_rows_that_cannot_be_had_is_left_out(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    users: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multigate.first_layers.LEAST", 1)
     monkeypatch.setattr(
@@ -691,7 +691,7 @@ def test_a_graph_of_single_rows_that_cannot_be_had_is_left_out(
         lambda columns, weight: torch.zeros(sum(one.size for one in columns), len(weight)),
     )
     monkeypatch.setattr("multigate.bundle.faster_on_one", lambda engines, layout: engines[1])
-    bundle.export(tmp_path / "served")
+    users.export(tmp_path / "served")
     assert not (tmp_path / "served" / "row.onnx").exists()
     assert load(tmp_path / "served", engine="onnx").engines.row.of_one is None
 

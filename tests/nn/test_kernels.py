@@ -276,7 +276,8 @@ PLANTED = {
     "gates that are not halves of two": ("2.0f * read[i] * gate[i]", "read[i] * gate[i]"),
     "gates not learnt through": ("of_low.data(), &of_x[d * VECTORS], of.r", "of_low.data(), &of_x[d * VECTORS], 0"),
     "gates' weights not learnt": ("ddown[w] += of_down[w]", "ddown[w] += 0 * of_down[w]"),
-    "one share's gates learnt": ("dup[w] += of_down[weights + w]", "dup[w] = of_down[weights + w]"),
+    "gates learnt of one lane": ("w[t * next] += sum[t][lane]", "w[t * next] = sum[t][lane]"),
+    "gates' second weights not learnt": ("dup[w] += of_down[weights + w]", "dup[w] += of_down[w]"),
     "one value of all": ("dtable + of.row[v] * dim", "dtable + of.row[0] * dim"),
 }
 
