@@ -34,11 +34,11 @@ TABLE = pa.table(
 )
 
 
-def model_of(structure: Structure, schema: Schema = SCHEMA) -> tuple[Model, Encoder]:
+def model_of(structure: Structure, schema: Schema = SCHEMA, tables: str = "shared") -> tuple[Model, Encoder]:
     torch.manual_seed(0)
     encoder = Encoder.fit(schema, TABLE.to_batches())
     more = {"parents": schema.parents(), "order": schema.order()}
-    return Model(encoder.layout, structure, embedding=Embedding(dim=8), **more).eval(), encoder
+    return Model(encoder.layout, structure, embedding=Embedding(dim=8, tables=tables), **more).eval(), encoder
 
 
 class Plain(nn.Module):
@@ -111,15 +111,14 @@ def test_every_structure_answers_the_same(name: str) -> None:
 
 
 def test_tables_of_the_tasks_own_are_left_as_they_are() -> None:
-    encoder = Encoder.fit(SCHEMA, TABLE.to_batches())
-    more = {"parents": SCHEMA.parents(), "order": SCHEMA.order()}
-    model = Model(encoder.layout, CGC(), embedding=Embedding(dim=8, tables="own"), **more).eval()
+    model, encoder = model_of(CGC(), EVERYWHERE, tables="own")
     batch = made_up(encoder.layout, 50)
     with torch.no_grad():
         expected = model(batch.numbers, batch.categories, batch.bags)
-        with FirstLayers(model):
+        with FirstLayers(model) as layers:
             found = model(batch.numbers, batch.categories, batch.bags)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.logits, expected.logits)
+    assert not layers.spared
 
 
 def test_only_what_is_large_pays() -> None:

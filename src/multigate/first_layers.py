@@ -23,7 +23,7 @@ from multigate.nn.embedding_tables import Categories, StackedTables
 LEAST = 1 << 16
 """Weights that are not read, at least, for which a graph of its own pays: 256 kB."""
 MOST = 1 << 22
-"""Numbers that are made of tables for all linear maps of a model, at most: 16 MB."""
+"""Numbers that are made of tables for all linear maps of a model, at most, and that they are made of: 16 MB."""
 NARROW = 4
 """Numbers of an embedding, at least: of fewer, what is read in their place is hardly less."""
 
@@ -134,6 +134,7 @@ def _made(columns: Sequence[Column], weight: Tensor) -> Tensor:
     table, dim = columns[0].table, columns[0].table.dim
     rows = [row for column in columns for row in range(column.start, column.start + column.size)]
     owner = [at for at, column in enumerate(columns) for _ in range(column.size)]
+    # constants all of them, in place of an ``arange``, which ONNX Runtime would make again for every row
     own = torch.tensor(owner).unsqueeze(1) == torch.tensor(list(range(len(columns))))  # (rows, columns)
     places = [place for column in columns for place in range(column.first, column.first + dim)]
     each = table.weight.index_select(0, torch.tensor(rows)).unsqueeze(1) * own.unsqueeze(2)  # (rows, columns, dim)

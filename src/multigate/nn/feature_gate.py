@@ -27,13 +27,15 @@ class FeatureGate(nn.Module):
     def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
         weights = self.down.weight, self.up.weight
         at_once = (self.training or pays(x)) and eager(x) and self._by_weight(x)
-        if at_once and kernels_for(x.new_empty(0, dtype=multiplied_in(x))) is not None:
-            gated: Tensor = CompiledFeatures.apply(x.to(multiplied_in(x)), read, *weights)  # type: ignore[no-untyped-call]
-            return gated
+        if at_once:
+            x = x.to(multiplied_in(x))
+            if kernels_for(x) is not None:
+                gated: Tensor = CompiledFeatures.apply(x, read, *weights)  # type: ignore[no-untyped-call]
+                return gated
         if read is not None:
             x = units(x, read)
         if at_once:
-            gated = GatedFeatures.apply(x, multiplied_in(x), *weights)  # type: ignore[no-untyped-call]
+            gated = GatedFeatures.apply(x, *weights)  # type: ignore[no-untyped-call]
             return gated
         gate = 2 * torch.sigmoid(self.up(self.down(x)))  # (B, n, D)
         return gate * (x if x.dim() == 3 else x.unsqueeze(1))
@@ -75,16 +77,16 @@ class CompiledFeatures(torch.autograd.Function):
 
 
 class GatedFeatures(torch.autograd.Function):
-    """The same by torch's operators, of x (B, D) or (B, n, D), computed in ``dtype``.
+    """The same by torch's operators, of x (B, D) or (B, n, D).
 
     The batch lies last in what it makes and in its gradients. Passes over memory are what a feature gate costs, so the
     factor of 2 has none of its own: it is the ``value`` of a product, or that of what is small.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, down: Tensor, up: Tensor) -> Tensor:
-        ctx.kept = x.dtype, down.dtype
-        x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        ctx.dtype = down.dtype
+        down, up = down.to(x.dtype), up.to(x.dtype)
         if x.dim() == 2:
             read = x.t().contiguous()  # (D, B)
             low = torch.mm(down.flatten(0, 1), read).view(*down.shape[:2], -1)  # (n, r, B)
@@ -99,7 +101,6 @@ class GatedFeatures(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         read, down, up, low, gate = ctx.saved_tensors
-        of_x, of_weights = ctx.kept
         pull = gradients[0].permute(1, 2, 0).contiguous()
         at = pull * read
         torch.ops.aten.sigmoid_backward.grad_input(at, gate, grad_input=at)  # half the gradient of the logits
@@ -113,4 +114,4 @@ class GatedFeatures(torch.autograd.Function):
         else:
             of_down = torch.bmm(at_low, read.transpose(1, 2))
             made = at_read.baddbmm_(down.transpose(1, 2), at_low).permute(2, 0, 1)
-        return made.to(of_x), None, of_down.to(of_weights), of_up.to(of_weights)
+        return made, of_down.to(ctx.dtype), of_up.to(ctx.dtype)
