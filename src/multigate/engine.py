@@ -113,7 +113,9 @@ class Onnx:
     def __call__(self, rows: Arrays) -> Answers:
         if self.of_one is not None and len(rows.numbers) == 1:
             return self.of_one(rows)
-        columns = [rows.numbers, rows.categories, *(part for bag in rows.bags for part in bag)]
+        columns = [rows.numbers, rows.categories]
+        for bag in rows.bags:
+            columns += bag
         feed = dict(zip(self._inputs, columns, strict=True))
         try:
             logits, *rest = self._session.run(self._outputs, feed)

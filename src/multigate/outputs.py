@@ -24,6 +24,8 @@ class DeclaredOutputs:
 
     def add(self, named: dict[str, NDArray[Any]], rows: pa.RecordBatch | Rows) -> None:
         """Put the outputs (R,), float64, beside the predictions of raw rows, which the encoder has read."""
+        if not self._expressions:
+            return
         values: dict[str, NDArray[Any]] = {name: _numbers(rows, column) for name, column in self._columns.items()}
         values |= named
         for name, expression in self._expressions.items():

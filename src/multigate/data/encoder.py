@@ -71,7 +71,9 @@ class Encoder:
         for table, feature in table_features(schema).items():
             if isinstance(feature, Hashed | Bag) and feature.buckets:
                 self._lookups[table] = Buckets(feature.buckets)
-        self._readers = [(one.source, one.biased is None, self._reader(one)) for one in schema.features]
+        self._readers = [
+            (one.source, one.biased is None, self._found(one), self._reader(one)) for one in schema.features
+        ]
 
     @classmethod
     def fit(cls, schema: Schema, batches: Iterable[pa.RecordBatch]) -> "Encoder":
@@ -183,9 +185,14 @@ class Encoder:
         raw: list[float] = []
         ids: list[int] = []
         packed: list[list[int]] = []
-        for column, told, read in self._readers:
+        for column, told, found, read in self._readers:
             try:
-                read(row[column] if told else None, raw, ids, packed)
+                value = row[column] if told else None
+                # most cells are texts of the training rows; a call each would take longer than finding their ids
+                if found is not None and type(value) is str and (known := found(value)) is not None:
+                    ids.append(known)
+                else:
+                    read(value, raw, ids, packed)
             except KeyError:
                 raise missing(column, row) from None
             except cells.BadCell as bad:
@@ -240,17 +247,21 @@ class Encoder:
             tasks=self._labels.layout(),
         )  # fmt: skip
 
+    def _found(self, feature: Feature) -> Callable[[str], int | None] | None:
+        """What gives the ids of texts that stand in a vocabulary as they are spelled in the column, None of others."""
+        lookup = self._lookups[table_of(feature)] if isinstance(feature, Category) else None
+        return lookup.found if isinstance(lookup, Vocabulary) and self._spell(feature.source) is None else None
+
     def _reader(self, feature: Feature) -> Reader:
         """The door of one feature for single rows."""
         match feature:
             case Number():
-                number, most = cells.number, float32.LARGEST
                 binned = self.fitted.embeddings[feature.name] == "bins"
                 edges = list(self.fitted.edges[feature.name]) if binned else None
                 values = {x: at for at, x in enumerate(self.fitted.values.get(feature.name, ()), FIRST)}
 
                 def read_number(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
-                    x = value if type(value) is float and -most <= value <= most else number(value)
+                    x = cells.number(value)
                     raw.append(x)
                     if edges is None:
                         return

@@ -1,6 +1,6 @@
 """From the text of a value to its id: by a vocabulary of the training rows, or by hashing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +60,11 @@ class Vocabulary:
     @property
     def size(self) -> int:
         return FIRST + len(self.values)
+
+    @property
+    def found(self) -> Callable[[str], int | None]:
+        """From a text to its id, None where it has none."""
+        return self._id.get
 
     def id(self, text: str | None) -> int:
         return self._id.get(text, UNSEEN)
