@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -282,16 +281,37 @@ PLANTED = {
 }
 
 
+QUICKLY = ["-O0" if flag == "-O3" else flag for flag in module.FLAGS]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What each file is compiled to, by its name."""
+    folder = tmp_path_factory.mktemp("sound")
+    made = {path.name: folder / f"{path.stem}.o" for path in module.SOURCES.glob("*.cpp")}
+    for name, path in made.items():
+        subprocess.run([str(COMPILER), *QUICKLY, "-c", str(module.SOURCES / name), "-o", str(path)], check=True)
+    return made
+
+
+def test_what_is_built_without_optimising_is_taken(found: Kernels, sound: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "right.so"
+    subprocess.run([str(COMPILER), *QUICKLY, *map(str, sound.values()), "-o", str(path)], check=True)
+    assert agrees(Kernels(path))
+
+
 @pytest.mark.parametrize("fault", PLANTED)
-def test_a_library_that_computes_something_else_is_not_taken(found: Kernels, tmp_path: Path, fault: str) -> None:
-    source = files("multigate.nn").joinpath("kernels.cpp").read_text(encoding="utf-8")
+def test_a_library_that_computes_something_else_is_not_taken(
+    found: Kernels, sound: dict[str, Path], tmp_path: Path, fault: str
+) -> None:
     before, after = PLANTED[fault]
-    assert before in source
-    path = tmp_path / "wrong.so"
-    changed = source.replace(before, after).replace("Word(-1)", "decltype(word[i] & word[i])(-1)")
-    quickly = ["-O0" if flag == "-O3" else flag for flag in module.FLAGS]
-    command = [str(COMPILER), *quickly, "-x", "c++", "-", "-o", str(path)]
-    subprocess.run(command, input=changed, text=True, check=True)
+    texts = {name: (module.SOURCES / name).read_text(encoding="utf-8") for name in sound}
+    (name,) = (name for name, text in texts.items() if before in text)
+    changed = texts[name].replace(before, after).replace("Word(-1)", "decltype(word[i] & word[i])(-1)")
+    (tmp_path / name).write_text(changed, encoding="utf-8")
+    path, others = tmp_path / "wrong.so", [str(made) for other, made in sound.items() if other != name]
+    command = [str(COMPILER), *QUICKLY, "-I", str(module.SOURCES), str(tmp_path / name), *others, "-o", str(path)]
+    subprocess.run(command, check=True)
     assert not agrees(Kernels(path))
 
 
@@ -334,7 +354,7 @@ def test_a_library_that_is_not_what_was_built_is_never_loaded(
     """Loaded or called it would end the process: by SIGBUS where it was cut off, by SIGSEGV where its code changed."""
     good = Path(built().told).read_bytes()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "_run", lambda *command, given="": _as_if_built(command, good))
+    monkeypatch.setattr(module, "_run", lambda *command: _as_if_built(command, good))
     path = module._library("g++", anew=False)
     assert path.read_bytes() == good
     flipped = bytearray(good)
@@ -350,8 +370,8 @@ def test_threads_that_ask_at_once_build_it_once(
 ) -> None:
     good, builds = Path(built().told).read_bytes(), []
 
-    def slowly(*command: str, given: str = "") -> str:
-        builds.extend(["-o"] * ("-o" in command))
+    def slowly(*command: str) -> str:
+        builds.extend(["-o"] * ("-o" in command and "-c" not in command))
         time.sleep(0.1)
         return _as_if_built(command, good)
 

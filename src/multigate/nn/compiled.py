@@ -1,4 +1,4 @@
-"""Functions of the compiled library, as calls on tensors: ``kernels.cpp`` behind Python's names."""
+"""Functions of the compiled library, as calls on tensors: what lies in ``cpp``, behind Python's names."""
 
 import ctypes
 from ctypes import c_int, c_int64, c_void_p

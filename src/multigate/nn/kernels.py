@@ -1,8 +1,8 @@
 """Compiled code for what is no matmul: built once by the machine's own compiler, kept, and never needed.
 
-``kernels.cpp`` is built on first use, in a few seconds, and kept in the cache folder under a name that says what it
-was built from (its source, the compiler, the processor) and what is in it: a file that was cut off or altered since
-would end the process, so it is never loaded, but built anew. Where there is no compiler, where it fails, or where what
+What lies in ``cpp`` is built on first use, in a few seconds, and kept in the cache folder under a name that says what
+it was built from (the sources, the compiler, the processor) and what is in it: a file that was cut off or altered
+since would end the process, so it is never loaded, but built anew. Where there is no compiler, where it fails, or where what
 it made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
 ``MULTIGATE_KERNELS=off`` does without them.
 """
@@ -13,9 +13,10 @@ import platform
 import shutil
 import subprocess
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -24,11 +25,13 @@ import torch
 from torch import Tensor
 
 from multigate.cache import cache_folder
+from multigate.cores import usable_cores
 from multigate.nn.agreement import agrees
 from multigate.nn.compiled import NAMES, Kernels
 from multigate.writing import remove, writing
 
 OFF = "MULTIGATE_KERNELS"
+SOURCES = Path(__file__).with_name("cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 SECONDS = 120
 """After which a compiler is given up."""
@@ -84,10 +87,12 @@ def _built(compiler: str) -> Built:
 
 
 def _library(compiler: str, *, anew: bool) -> Path:
-    """The library of this source, compiler and processor, made where it is not there whole or is asked for anew."""
-    source = files("multigate.nn").joinpath("kernels.cpp").read_text(encoding="utf-8")
+    """The library of these sources, compiler and processor, made where it is not there whole or is asked for anew."""
+    sources = [
+        part for path in sorted(SOURCES.glob("*.[ch]*")) for part in (path.name, path.read_text(encoding="utf-8"))
+    ]
     version = _run(compiler, "--version")
-    parts = (source, compiler, version, _processor(), *FLAGS)
+    parts = (*sources, compiler, version, _processor(), *FLAGS)
     key, folder = _digest("\0".join(parts).encode()), cache_folder() / "kernels"
     for path in folder.glob(f"{key}*.so"):
         if not anew and path.name == _name(key, path.read_bytes()):
@@ -96,12 +101,25 @@ def _library(compiler: str, *, anew: bool) -> Path:
             remove(path)
     with TemporaryDirectory() as scratch:
         made = Path(scratch, "kernels.so")
-        _run(compiler, *FLAGS, "-x", "c++", "-", "-o", str(made), given=source)
+        build(compiler, SOURCES, made)
         content = made.read_bytes()
     path = folder / _name(key, content)
     with writing(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+def build(compiler: str, sources: Path, made: Path, flags: Sequence[str] = FLAGS) -> None:
+    """Make a library of all files in a folder, side by side."""
+
+    def compiled(source: Path) -> str:
+        made_of_it = str(made.with_suffix(f".{source.stem}.o"))
+        _run(compiler, *flags, "-c", str(source), "-o", made_of_it)
+        return made_of_it
+
+    longest_first = sorted(sources.glob("*.cpp"), key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        _run(compiler, *flags, *pool.map(compiled, longest_first), "-o", str(made))
 
 
 def _name(key: str, content: bytes) -> str:
@@ -113,8 +131,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _run(*command: str, given: str = "") -> str:
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, check=True)
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
     return done.stdout
 
 
