@@ -2,8 +2,8 @@
 
 What lies in ``cpp`` is built on first use, in a few seconds, and kept in the cache folder under a name that says what
 it was built from (the sources, the compiler, the processor) and what is in it: a file that was cut off or altered
-since would end the process, so it is never loaded, but built anew. Where there is no compiler, where it fails, or where what
-it made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
+since would end the process, so it is never loaded, but built anew. Where there is no compiler, where it fails, or where
+what it made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
 ``MULTIGATE_KERNELS=off`` does without them.
 """
 
