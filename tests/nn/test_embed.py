@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
+from multigate.nn.chance import realised
 from multigate.nn.embed import Embed, Embedding, OwnEmbeds
 from multigate.nn.number_embeddings import Periodic, Piecewise
 
@@ -97,6 +98,48 @@ def test_dropout_is_on_all_but_the_values_of_numbers(drop_numbers: bool, tables:
     zero = (whole == 0).flatten(0, -2).all(0)
     assert torch.equal(stayed, always | zero)
     assert torch.equal(lost, ~(always | zero))
+
+
+def dropped(many: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids (B, C) of few values; what a layout makes of them without dropout, and with it, of 0.3; (B, C, dim)."""
+    sizes = {f"c{i}": 3 + i for i in range(8)}
+    columns = tuple(IdColumn(feature=name, table=name) for name in sizes)
+    layout = Layout(numbers=(), categories=columns, bags=(), tables=sizes, tasks=LAYOUT.tasks)
+    embed = Embed(layout, Embedding(dim=16, dropout=0.3, unseen=0.0)).train()
+    ids = torch.stack([torch.randint(0, size, (many,), dtype=torch.int32) for size in sizes.values()], 1)
+    made = embed(torch.empty(many, 0), ids)
+    return ids, embed.eval()(torch.empty(many, 0), ids).view(many, 8, 16), made.view(many, 8, 16)
+
+
+def test_in_large_batches_all_rows_of_a_value_drop_the_same() -> None:
+    torch.manual_seed(0)
+    ids, whole, made = dropped(1024)
+    kept = made != 0
+    torch.testing.assert_close(made[kept], whole[kept] / realised(0.7), rtol=1e-6, atol=0)
+    masks = torch.stack([kept[ids[:, c] == value, c][0] for c in range(8) for value in range(3 + c)])
+    for c in range(8):
+        for value in range(3 + c):
+            of_value = kept[ids[:, c] == value, c]
+            assert (of_value == of_value[0]).all()
+    assert 0.6 < masks.float().mean() < 0.8
+    assert len(masks.unique(dim=0)) == len(masks), "each value drops its own"
+
+
+def test_in_small_batches_every_row_drops_its_own() -> None:
+    torch.manual_seed(0)
+    ids, _, made = dropped(100)
+    of_value = (made != 0)[ids[:, 0] == 0, 0]
+    assert (of_value != of_value[0]).any()
+    assert 0.65 < (made != 0).float().mean() < 0.75
+
+
+def test_masks_are_the_same_without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    _, _, made = dropped(1024)
+    monkeypatch.setattr("multigate.nn.embedding_tables.kernels", lambda: None)
+    torch.manual_seed(0)
+    _, _, without = dropped(1024)
+    assert torch.equal(made, without)
 
 
 def test_piecewise_is_the_progress_through_each_interval() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
+from multigate.nn.chance import dropout
 from multigate.nn.compiled import Columns, Dense, Kernels, Lookups
 from multigate.nn.embed import Embed, Embedding
 from multigate.nn.kernels import kernels
@@ -204,6 +205,37 @@ def test_two_threads_learn_what_one_does_and_the_same_each_time() -> None:
             assert torch.equal(each[1][name], each[2][name])
 
 
+@pytest.mark.parametrize("structure", [MMoE(), SharedBottom(), StackedMMoE()], ids=lambda one: one.name)
+def test_what_is_dropped_by_value_is_not_there_and_learns_nothing(structure: Structure) -> None:
+    """As from tables in which it is zero and the rest larger; gradients go through the same masks."""
+    layout = UNGATED.with_(numbers=UNGATED.numbers[:1], bags=())
+    read = (torch.randn(ROWS, 1), rows()[1], [])
+    model = Model(layout, structure, embedding=PLAIN.with_(dim=16, dropout=0.3)).train()
+    plain = Model(layout, structure, embedding=PLAIN.with_(dim=16)).train()
+    plain.load_state_dict(model.state_dict())
+    torch.manual_seed(7)
+    masks = {}
+    for part in model.embed.categories:
+        name, held = str(part.dim), model.embed.tables[str(part.dim)]
+        if part.small(held, ROWS):
+            masks[name] = dropout(torch.ones_like(held.weight), 0.3, True)
+            plain.embed.tables[name].weight.data *= masks[name]
+    assert 0.2 < (masks["16"] == 0).float().mean() < 0.4
+    (narrow,) = (part for part in model.embed.categories if str(part.dim) not in masks)
+    other = model.embed.tables[str(narrow.dim)].weight
+    with torch.no_grad():
+        other.zero_()  # of which each row drops its own
+        plain.embed.tables[str(narrow.dim)].weight.zero_()
+    assert looked_up(model, read)
+    (made, gradients), (wanted, by_plain) = learnt(model, read, apart=True), learnt(plain, read, apart=False)
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
+    for name, gradient in by_plain.items():
+        of_table = name.startswith("embed.tables.") and name.split(".")[2] in masks
+        if name != f"embed.tables.{narrow.dim}.weight":
+            expected = gradient * masks[name.split(".")[2]] if of_table else gradient
+            torch.testing.assert_close(gradients[name], expected, atol=1e-5, rtol=1e-3)
+
+
 def test_who_asks_for_x_alone_gets_a_plain_one_with_its_gradient() -> None:
     model, read = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows()
     seen = model.represent(*read)
@@ -238,7 +270,7 @@ def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen() -> Non
             assert not looked_up(model, read)
         assert not looked_up(copy.deepcopy(model).double(), (read[0].double(), *read[1:]))
     dropping = Model(UNGATED, MMoE(), embedding=PLAIN.with_(dropout=0.3))
-    assert not looked_up(dropping.train(), read), "every row drops something else"
+    assert looked_up(dropping.train(), read), "all rows of a value drop the same"
     with torch.no_grad():
         assert looked_up(dropping.eval(), read)
     for width in (4, 12, 20):

@@ -23,7 +23,7 @@ class Embedding(Options):
     dim: int = Field(default=16, ge=1)
     """Width of every embedding that the feature does not set itself."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
-    """On x, in training."""
+    """On x, in training. In large batches rows that have a value in common drop the same of its embedding."""
     drop_numbers: bool = False
     """Whether that includes the standardised values of numbers, and whether they are missing (vectors always)."""
     unseen: float = Field(default=0.01, ge=0, lt=1)
@@ -94,49 +94,84 @@ class Embed(nn.Module):
         self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = (), *, apart: bool = False
     ) -> Tensor:
         """With ``apart`` it may be an ``Embedded`` x, which layers read without it: nothing learns from x then."""
-        before, looked_up, after, ids = self.parts(numbers, categories, bags)
-        x = torch.cat([*before, *looked_up, *after], dim=1)
+        weights = [self._dropped_by_value(part, categories) for part in self.categories]
+        before, looked_up, after, ids = self.parts(numbers, categories, bags, weights)
+        if any(weight is not None for weight in weights):
+            before = [self._dropped(torch.cat(before, dim=1), self.spared)] if before else []
+            each = zip(looked_up, weights, strict=True)
+            looked_up = [self._dropped(made) if weight is None else made for made, weight in each]
+            after = [self._dropped(made) for made in after]
+            x = torch.cat([*before, *looked_up, *after], dim=1)
+        else:
+            x = self._dropped(torch.cat([*before, *looked_up, *after], dim=1), self.spared)
         if apart and self._may_be_apart(x, ids):
-            return self._apart(x, before, looked_up, after, ids)
-        return dropout(x, self.dropout, self.training, self.spared)
+            return self._apart(x, before, looked_up, after, ids, weights)
+        return x
 
     def parts(
-        self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()
+        self,
+        numbers: Tensor,
+        categories: Tensor,
+        bags: Sequence[BagIds] = (),
+        weights: Sequence[Tensor | None] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        """What x is made of, side by side: what lies before categories, each width of those, bags; and the ids read."""
+        """What x is made of, side by side: what lies before categories, each width of those, bags; and the ids read.
+
+        Of a width that has one of the ``weights`` (rows, dim), it is read in place of the tables' own.
+        """
         numbers, ids, bags = self.pick(numbers, categories, bags)
         missing = numbers.isnan()
         numbers = numbers.masked_fill(missing, 0.0)
         before = [numbers, missing.to(numbers.dtype)] if self.numbers else []
         before += [part(numbers) for part in self.embedded_numbers]
         ids = self._forget(ids)
-        looked_up = [part(ids, self.tables) for part in self.categories]
+        each = zip(self.categories, weights or [None] * len(self.categories), strict=True)
+        looked_up = [part(ids, self.tables, weight) for part, weight in each]
         after = []
         for (dim, start), bag in zip(self.bag_columns, bags, strict=True):
             values = self._forget(bag.values) + start
             after.append(self.tables[dim](values, bag.offsets))
         return before, looked_up, after, ids
 
+    def _dropped_by_value(self, part: nn.Module, categories: Tensor) -> Tensor | None:
+        """All tables of one width after dropout, where so many rows hold few values; None where each row drops its own.
+
+        Of a value then the same is dropped in all rows of the batch (Merity et al. 2018, section 4.3), so that what a
+        first layer makes of it is still the same for all of them. Models become as good as of masks for each row.
+        """
+        if not (self.training and self.dropout):
+            return None
+        assert isinstance(part, Categories)
+        held = self.tables[str(part.dim)]
+        return self._dropped(held.weight) if part.small(held, len(categories)) and is_plain(held) else None
+
+    def _dropped(self, x: Tensor, spared: Tensor | None = None) -> Tensor:
+        return dropout(x, self.dropout, self.training, spared)
+
     def _may_be_apart(self, x: Tensor, ids: Tensor) -> bool:
-        """Whether layers may read what x is made of in its place: many rows, of which nothing is dropped."""
-        if (self.training and self.dropout) or ids.dtype != torch.int32:
-            return False
-        return (self.training or pays(x)) and can_look_up(x)
+        """Whether layers may read what x is made of in its place: many rows, computed now."""
+        return ids.dtype == torch.int32 and (self.training or pays(x)) and can_look_up(x)
 
     def _apart(
-        self, x: Tensor, before: list[Tensor], looked_up: list[Tensor], after: list[Tensor], ids: Tensor
+        self,
+        x: Tensor,
+        before: list[Tensor],
+        looked_up: list[Tensor],
+        after: list[Tensor],
+        ids: Tensor,
+        weights: Sequence[Tensor | None],
     ) -> Tensor:
         """x and what it is made of: columns of small tables to be looked up, the others dense."""
         place = sum(part.shape[1] for part in before)
         dense, runs = [x.new_empty((len(x), 0)), *before], [(0, place)]
         tables: list[Tensor] = []
         lookups: list[Lookups] = []
-        for part, made in zip(self.categories, looked_up, strict=True):
+        for part, made, weight in zip(self.categories, looked_up, weights, strict=True):
             assert isinstance(part, Categories)
             held = self.tables[str(part.dim)]
             columns = part.small(held, len(x))
             if columns and is_plain(held):
-                tables.append(held.weight)
+                tables.append(held.weight if weight is None else weight)
                 lookups.append(part.lookups(ids, columns, place))
             for first, end in part.runs_without(columns):
                 dense.append(made[:, first:end])

@@ -121,11 +121,15 @@ class Categories(nn.Module):
         self.register_buffer("starts", torch.tensor(starts), persistent=False)
         self.register_buffer("owners", torch.tensor([owners[start] for start in starts]), persistent=False)
 
-    def forward(self, categories: Tensor, tables: nn.ModuleDict) -> Tensor:
+    def forward(self, categories: Tensor, tables: nn.ModuleDict, weight: Tensor | None = None) -> Tensor:
+        """A ``weight`` (rows, dim), where there is one, is read in place of the tables' own."""
         ids = categories if self.all else categories.index_select(1, self.columns)
         held = tables[str(self.dim)]
         if self._by_kernels(held, ids):
-            looked_up = LookedUp.apply(held.weight, ids.contiguous(), self.starts, self.owners)  # type: ignore[no-untyped-call]
+            read = held.weight if weight is None else weight
+            looked_up = LookedUp.apply(read, ids.contiguous(), self.starts, self.owners)  # type: ignore[no-untyped-call]
+        elif weight is not None:
+            looked_up = Lookup.apply(weight, ids + self.starts)  # type: ignore[no-untyped-call]
         else:
             starts = self.starts if ids.device.type == "cpu" else self.starts.to(ids.dtype)  # sorted in half the time
             looked_up = held(ids + starts)
