@@ -100,37 +100,55 @@ def test_dropout_is_on_all_but_the_values_of_numbers(drop_numbers: bool, tables:
     assert torch.equal(lost, ~(always | zero))
 
 
-def dropped(many: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (B, C) of few values; what a layout makes of them without dropout, and with it, of 0.3; (B, C, dim)."""
+def dropped(many: int, rate: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+    """ids (B, C) of few values; what a layout makes of them without dropout, and with it; (B, C, dim)."""
     sizes = {f"c{i}": 3 + i for i in range(8)}
     columns = tuple(IdColumn(feature=name, table=name) for name in sizes)
     layout = Layout(numbers=(), categories=columns, bags=(), tables=sizes, tasks=LAYOUT.tasks)
-    embed = Embed(layout, Embedding(dim=16, dropout=0.3, unseen=0.0)).train()
+    embed = Embed(layout, Embedding(dim=16, dropout=rate, unseen=0.0)).train()
     ids = torch.stack([torch.randint(0, size, (many,), dtype=torch.int32) for size in sizes.values()], 1)
     made = embed(torch.empty(many, 0), ids)
     return ids, embed.eval()(torch.empty(many, 0), ids).view(many, 8, 16), made.view(many, 8, 16)
 
 
-def test_in_large_batches_all_rows_of_a_value_drop_the_same() -> None:
+@pytest.mark.parametrize(("rate", "copies"), [(0.25, 4), (0.3, 3), (0.5, 2)])
+def test_in_large_batches_a_value_has_few_embeddings(rate: float, copies: int) -> None:
+    """None of which lack the same, so that what is lost of a value in a row is lost in no row that reads another."""
     torch.manual_seed(0)
-    ids, whole, made = dropped(1024)
+    ids, whole, made = dropped(2048, rate)
     kept = made != 0
-    torch.testing.assert_close(made[kept], whole[kept] / realised(0.7), rtol=1e-6, atol=0)
-    masks = torch.stack([kept[ids[:, c] == value, c][0] for c in range(8) for value in range(3 + c)])
+    torch.testing.assert_close(made[kept], whole[kept] / realised(1 - rate), rtol=1e-6, atol=0)
+    assert abs((~kept).float().mean() - rate) < 0.03
+    lost = []
     for c in range(8):
         for value in range(3 + c):
-            of_value = kept[ids[:, c] == value, c]
-            assert (of_value == of_value[0]).all()
-    assert 0.6 < masks.float().mean() < 0.8
-    assert len(masks.unique(dim=0)) == len(masks), "each value drops its own"
+            different = kept[ids[:, c] == value, c].unique(dim=0)
+            assert len(different) == copies
+            assert ((~different).sum(0) <= 1).all()
+            lost.append(~different)
+    assert len(torch.cat(lost).unique(dim=0)) > 0.9 * len(torch.cat(lost)), "each value has its own"
 
 
-def test_in_small_batches_every_row_drops_its_own() -> None:
+def test_rows_drop_whatever_other_rows_do() -> None:
+    """Over batches, of two rows with one value: each drops an element with the rate, and both with its square."""
     torch.manual_seed(0)
-    ids, _, made = dropped(100)
-    of_value = (made != 0)[ids[:, 0] == 0, 0]
-    assert (of_value != of_value[0]).any()
-    assert 0.65 < (made != 0).float().mean() < 0.75
+    pairs = []
+    for _ in range(60):
+        ids, _, made = dropped(1024)
+        of_one = made[ids[:, 0] == 0, 0] == 0
+        pairs.append(torch.stack([of_one[0:200:2], of_one[1:200:2]]))
+    one, other = torch.cat(pairs, dim=1).float().flatten(1)
+    assert abs(one.mean() - 0.3) < 0.02
+    assert abs((one * other).mean() - 0.09) < 0.02
+
+
+@pytest.mark.parametrize(("many", "rate"), [(100, 0.3), (1024, 0.1), (1024, 0.7)])
+def test_in_small_batches_and_at_other_rates_every_row_drops_its_own(many: int, rate: float) -> None:
+    torch.manual_seed(0)
+    ids, _, made = dropped(many, rate)
+    kept = made[ids[:, 0] == 0, 0] != 0
+    assert len(kept.unique(dim=0)) > 5
+    assert abs((made == 0).float().mean() - rate) < 0.03
 
 
 def test_masks_are_the_same_without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,14 @@ def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
         return torch.ones(*shape, dtype=torch.bool, device=device)
     if device.type != "cpu" or _stacked_by_an_old_torch():  # draws cost nothing on a GPU
         return torch.randint(0, LEVELS, tuple(shape), dtype=torch.uint8, device=device) < level
+    return bytes_of(shape, device) < level
+
+
+def bytes_of(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Random bytes, each of the ``LEVELS`` alike."""
     count = math.prod(shape)
     draws = torch.randint(-(2**63), 2**63 - 1, ((count + 7) // 8,), dtype=torch.int64, device=device)
-    return (draws.view(torch.uint8)[:count] < level).view(*shape)
+    return draws.view(torch.uint8)[:count].view(*shape)
 
 
 def _stacked_by_an_old_torch() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
 from multigate.nn.compiled import Lookups
+from multigate.nn.dropped_copies import Copies, copies_at
 from multigate.nn.eager import pays
 from multigate.nn.embedding_tables import Categories, StackedTables, is_plain
 from multigate.nn.lookups import Embedded, Parts, can_look_up
@@ -23,7 +24,7 @@ class Embedding(Options):
     dim: int = Field(default=16, ge=1)
     """Width of every embedding that the feature does not set itself."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
-    """On x, in training. In large batches rows that have a value in common drop the same of its embedding."""
+    """On x, in training."""
     drop_numbers: bool = False
     """Whether that includes the standardised values of numbers, and whether they are missing (vectors always)."""
     unseen: float = Field(default=0.01, ge=0, lt=1)
@@ -94,18 +95,18 @@ class Embed(nn.Module):
         self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = (), *, apart: bool = False
     ) -> Tensor:
         """With ``apart`` it may be an ``Embedded`` x, which layers read without it: nothing learns from x then."""
-        weights = [self._dropped_by_value(part, categories) for part in self.categories]
-        before, looked_up, after, ids = self.parts(numbers, categories, bags, weights)
-        if any(weight is not None for weight in weights):
+        copies = [self._copies(part, categories) for part in self.categories]
+        before, looked_up, after, ids = self.parts(numbers, categories, bags, copies)
+        if any(copies):
             before = [self._dropped(torch.cat(before, dim=1), self.spared)] if before else []
-            each = zip(looked_up, weights, strict=True)
-            looked_up = [self._dropped(made) if weight is None else made for made, weight in each]
+            each = zip(looked_up, copies, strict=True)
+            looked_up = [made if of_it else self._dropped(made) for made, of_it in each]
             after = [self._dropped(made) for made in after]
             x = torch.cat([*before, *looked_up, *after], dim=1)
         else:
             x = self._dropped(torch.cat([*before, *looked_up, *after], dim=1), self.spared)
         if apart and self._may_be_apart(x, ids):
-            return self._apart(x, before, looked_up, after, ids, weights)
+            return self._apart(x, before, looked_up, after, ids, copies)
         return x
 
     def parts(
@@ -113,11 +114,11 @@ class Embed(nn.Module):
         numbers: Tensor,
         categories: Tensor,
         bags: Sequence[BagIds] = (),
-        weights: Sequence[Tensor | None] | None = None,
+        copies: Sequence[Copies | None] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
         """What x is made of, side by side: what lies before categories, each width of those, bags; and the ids read.
 
-        Of a width that has one of the ``weights`` (rows, dim), it is read in place of the tables' own.
+        Of a width that has ``copies`` of its tables, those are read.
         """
         numbers, ids, bags = self.pick(numbers, categories, bags)
         missing = numbers.isnan()
@@ -125,25 +126,22 @@ class Embed(nn.Module):
         before = [numbers, missing.to(numbers.dtype)] if self.numbers else []
         before += [part(numbers) for part in self.embedded_numbers]
         ids = self._forget(ids)
-        each = zip(self.categories, weights or [None] * len(self.categories), strict=True)
-        looked_up = [part(ids, self.tables, weight) for part, weight in each]
+        each = zip(self.categories, copies or [None] * len(self.categories), strict=True)
+        looked_up = [part(ids, self.tables, of_it) for part, of_it in each]
         after = []
         for (dim, start), bag in zip(self.bag_columns, bags, strict=True):
             values = self._forget(bag.values) + start
             after.append(self.tables[dim](values, bag.offsets))
         return before, looked_up, after, ids
 
-    def _dropped_by_value(self, part: nn.Module, categories: Tensor) -> Tensor | None:
-        """All tables of one width after dropout, where so many rows hold few values; None where each row drops its own.
-
-        Of a value then the same is dropped in all rows of the batch (Merity et al. 2018, section 4.3), so that what a
-        first layer makes of it is still the same for all of them. Models become as good as of masks for each row.
-        """
-        if not (self.training and self.dropout):
+    def _copies(self, part: nn.Module, categories: Tensor) -> Copies | None:
+        """Copies of the tables of one width to read in training, where so many rows have few values."""
+        many = copies_at(self.dropout) if self.training else 0
+        if not many:
             return None
         assert isinstance(part, Categories)
-        held = self.tables[str(part.dim)]
-        return self._dropped(held.weight) if part.small(held, len(categories)) and is_plain(held) else None
+        held, rows = self.tables[str(part.dim)], len(categories)
+        return Copies.of(held.weight, self.dropout, rows) if part.small(held, rows, many) and is_plain(held) else None
 
     def _dropped(self, x: Tensor, spared: Tensor | None = None) -> Tensor:
         return dropout(x, self.dropout, self.training, spared)
@@ -159,20 +157,21 @@ class Embed(nn.Module):
         looked_up: list[Tensor],
         after: list[Tensor],
         ids: Tensor,
-        weights: Sequence[Tensor | None],
+        copies: Sequence[Copies | None],
     ) -> Tensor:
         """x and what it is made of: columns of small tables to be looked up, the others dense."""
         place = sum(part.shape[1] for part in before)
         dense, runs = [x.new_empty((len(x), 0)), *before], [(0, place)]
         tables: list[Tensor] = []
         lookups: list[Lookups] = []
-        for part, made, weight in zip(self.categories, looked_up, weights, strict=True):
+        for part, made, of_it in zip(self.categories, looked_up, copies, strict=True):
             assert isinstance(part, Categories)
-            held = self.tables[str(part.dim)]
-            columns = part.small(held, len(x))
+            held, many = self.tables[str(part.dim)], of_it.many if of_it else 1
+            each_its_own = self.training and self.dropout and not of_it
+            columns = () if each_its_own else part.small(held, len(x), many)
             if columns and is_plain(held):
-                tables.append(held.weight if weight is None else weight)
-                lookups.append(part.lookups(ids, columns, place))
+                tables.append(of_it.weight if of_it else held.weight)
+                lookups.append(part.lookups(of_it.ids(ids) if of_it else ids, columns, place, many))
             for first, end in part.runs_without(columns):
                 dense.append(made[:, first:end])
                 runs.append((place + first, place + end))

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from multigate.batch import IdColumn
 from multigate.nn.compiled import Columns, Lookups
+from multigate.nn.dropped_copies import Copies
 from multigate.nn.eager import eager, pays, watched
 from multigate.nn.kernels import kernels
 from multigate.nn.lookups import small
@@ -113,7 +114,7 @@ class Categories(nn.Module):
         self.dim = tables.dim
         self.d_out = self.dim * len(columns)
         self.sizes = [tables.sizes[layout[i].table] for i in columns]
-        self._looked_up: dict[tuple[int, ...], tuple[Columns, int]] = {}
+        self._looked_up: dict[tuple[tuple[int, ...], int], tuple[Columns, int]] = {}
         self.all = list(columns) == list(range(len(layout)))
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         starts = [tables.start[layout[i].table] for i in columns]
@@ -121,15 +122,17 @@ class Categories(nn.Module):
         self.register_buffer("starts", torch.tensor(starts), persistent=False)
         self.register_buffer("owners", torch.tensor([owners[start] for start in starts]), persistent=False)
 
-    def forward(self, categories: Tensor, tables: nn.ModuleDict, weight: Tensor | None = None) -> Tensor:
-        """A ``weight`` (rows, dim), where there is one, is read in place of the tables' own."""
+    def forward(self, categories: Tensor, tables: nn.ModuleDict, copies: Copies | None = None) -> Tensor:
+        """Of ``copies`` of the tables, if there are any."""
         ids = categories if self.all else categories.index_select(1, self.columns)
         held = tables[str(self.dim)]
         if self._by_kernels(held, ids):
-            read = held.weight if weight is None else weight
-            looked_up = LookedUp.apply(read, ids.contiguous(), self.starts, self.owners)  # type: ignore[no-untyped-call]
-        elif weight is not None:
-            looked_up = Lookup.apply(weight, ids + self.starts)  # type: ignore[no-untyped-call]
+            weight, starts = held.weight, self.starts
+            if copies is not None:
+                weight, ids, starts = copies.weight, copies.ids(ids), starts * copies.many
+            looked_up = LookedUp.apply(weight, ids.contiguous(), starts, self.owners)  # type: ignore[no-untyped-call]
+        elif copies is not None:
+            looked_up = Lookup.apply(copies.weight, copies.ids(ids + self.starts))  # type: ignore[no-untyped-call]
         else:
             starts = self.starts if ids.device.type == "cpu" else self.starts.to(ids.dtype)  # sorted in half the time
             looked_up = held(ids + starts)
@@ -142,13 +145,14 @@ class Categories(nn.Module):
             return False
         return is_plain(tables) and not tables.sparse and eager(ids) and kernels() is not None
 
-    def small(self, tables: nn.Module, rows: int) -> tuple[int, ...]:
-        """Columns, by their places among these, that so many rows had better look up: see ``Lookups``."""
+    def small(self, tables: nn.Module, rows: int, copies: int = 1) -> tuple[int, ...]:
+        """Columns, by their places among these, that so many rows had better look up, of tables that are there so many
+        times over: see ``Lookups``."""
         if not is_plain(tables) or (self.training and tables.sparse):
             return ()
-        columns = small(self.sizes, self.dim, rows)
+        columns = small([size * copies for size in self.sizes], self.dim, rows)
         # where the weight is larger than what is read of it, another gradient of all of it costs more than is saved
-        too_large = self.training and tables.weight.numel() > len(columns) * self.dim * rows
+        too_large = self.training and copies * tables.weight.numel() > len(columns) * self.dim * rows
         return () if too_large else columns
 
     def runs_without(self, columns: Sequence[int]) -> list[tuple[int, int]]:
@@ -156,16 +160,17 @@ class Categories(nn.Module):
         edges = [-1, *columns, len(self.sizes)]
         return [((a + 1) * self.dim, b * self.dim) for a, b in pairwise(edges) if b - a > 1]
 
-    def lookups(self, categories: Tensor, columns: tuple[int, ...], place: int) -> Lookups:
-        """Columns of categories (B, C), by their places among these, what these make beginning at ``place`` of x."""
-        if columns not in self._looked_up:
+    def lookups(self, categories: Tensor, columns: tuple[int, ...], place: int, copies: int = 1) -> Lookups:
+        """Columns of categories (B, C), by their places among these, what these make beginning at ``place`` of x; of
+        tables that are there so many times over."""
+        if (columns, copies) not in self._looked_up:
             chosen = torch.tensor(columns)
-            sizes = torch.tensor(self.sizes)[chosen]
-            read = Columns(self.columns[chosen], self.starts[chosen], sizes, chosen * self.dim + place)
-            self._looked_up[columns] = read, int(sizes.sum())
+            starts, sizes = self.starts[chosen] * copies, torch.tensor(self.sizes)[chosen] * copies
+            read = Columns(self.columns[chosen], starts, sizes, chosen * self.dim + place)
+            self._looked_up[columns, copies] = read, int(sizes.sum())
         found = kernels()
         assert found is not None
-        return found.number_terms(categories.contiguous(), *self._looked_up[columns])
+        return found.number_terms(categories.contiguous(), *self._looked_up[columns, copies])
 
 
 def is_plain(tables: nn.Module) -> TypeGuard[StackedTables]:
