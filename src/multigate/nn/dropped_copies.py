@@ -1,10 +1,12 @@
 """Dropout on embeddings of few values, such that first layers may still look up what they make of each value.
 
 Where every row of a batch drops what it likes of an embedding, no two rows have the same one. So the tables are there a
-few times over, and each row reads one of the copies. An element is zero in one copy at most, and in each with the rate
-of dropout: a row then drops it with that probability, whatever other rows do, as if it had drawn by itself.
+few times over, and each row reads one of the copies, in every column another one. An element is zero in one copy at
+most, and in each with the rate of dropout: a row then drops it with that probability, whatever other rows do, as if it
+had drawn by itself.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,17 +24,17 @@ class Copies(NamedTuple):
     weight: Tensor
     """(rows * many, dim)"""
     read: Tensor
-    """(B, 1) int32"""
+    """(B, C) uint8, of each column of ids"""
     many: int
 
     @classmethod
-    def of(cls, weight: Tensor, rate: float, rows: int) -> "Copies":
-        """Of a weight (rows of the tables, dim), for a batch of so many rows; ``copies_at(rate)`` of it."""
+    def of(cls, weight: Tensor, rate: float, shape: Sequence[int]) -> "Copies":
+        """``copies_at(rate)`` of a weight (rows, dim), for ids of a shape (B, C)."""
         many = copies_at(rate)
         dropped_in = bytes_of(weight.shape, weight.device).div_(level(rate), rounding_mode="floor")  # or in none
         kept = dropped_in.unsqueeze(1) != torch.arange(many, dtype=torch.uint8, device=weight.device).view(-1, 1)
         factor = kept.to(weight.dtype).mul_(1 / (1 - level(rate) / LEVELS))
-        read = torch.randint(0, many, (rows, 1), dtype=torch.int32, device=weight.device)
+        read = bytes_of(shape, weight.device).remainder_(many)
         return cls((weight.unsqueeze(1) * factor).flatten(0, 1), read, many)
 
     def ids(self, ids: Tensor) -> Tensor:

@@ -140,8 +140,10 @@ class Embed(nn.Module):
         if not many:
             return None
         assert isinstance(part, Categories)
-        held, rows = self.tables[str(part.dim)], len(categories)
-        return Copies.of(held.weight, self.dropout, rows) if part.small(held, rows, many) and is_plain(held) else None
+        held = self.tables[str(part.dim)]
+        if not (part.small(held, len(categories), many) and is_plain(held)):
+            return None
+        return Copies.of(held.weight, self.dropout, categories.shape)
 
     def _dropped(self, x: Tensor, spared: Tensor | None = None) -> Tensor:
         return dropout(x, self.dropout, self.training, spared)

@@ -124,15 +124,15 @@ class Categories(nn.Module):
 
     def forward(self, categories: Tensor, tables: nn.ModuleDict, copies: Copies | None = None) -> Tensor:
         """Of ``copies`` of the tables, if there are any."""
+        held, weight, starts = tables[str(self.dim)], None, self.starts
+        if copies is not None:
+            categories, weight, starts = copies.ids(categories), copies.weight, starts * copies.many
         ids = categories if self.all else categories.index_select(1, self.columns)
-        held = tables[str(self.dim)]
         if self._by_kernels(held, ids):
-            weight, starts = held.weight, self.starts
-            if copies is not None:
-                weight, ids, starts = copies.weight, copies.ids(ids), starts * copies.many
-            looked_up = LookedUp.apply(weight, ids.contiguous(), starts, self.owners)  # type: ignore[no-untyped-call]
-        elif copies is not None:
-            looked_up = Lookup.apply(copies.weight, copies.ids(ids + self.starts))  # type: ignore[no-untyped-call]
+            read = held.weight if weight is None else weight
+            looked_up = LookedUp.apply(read, ids.contiguous(), starts, self.owners)  # type: ignore[no-untyped-call]
+        elif weight is not None:
+            looked_up = Lookup.apply(weight, ids + starts)  # type: ignore[no-untyped-call]
         else:
             starts = self.starts if ids.device.type == "cpu" else self.starts.to(ids.dtype)  # sorted in half the time
             looked_up = held(ids + starts)
