@@ -111,9 +111,9 @@ def dropped(many: int, rate: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
     return ids, embed.eval()(torch.empty(many, 0), ids).view(many, 8, 16), made.view(many, 8, 16)
 
 
-@pytest.mark.parametrize(("rate", "copies"), [(0.25, 4), (0.3, 3), (0.5, 2)])
+@pytest.mark.parametrize(("rate", "copies"), [(0.2, 4), (0.25, 4), (0.3, 3), (0.4, 3), (0.5, 2), (0.7, 3)])
 def test_in_large_batches_a_value_has_few_embeddings(rate: float, copies: int) -> None:
-    """None of which lack the same, so that what is lost of a value in a row is lost in no row that reads another."""
+    """An element is lost in as many of them as the rate says, one more or less at most."""
     torch.manual_seed(0)
     ids, whole, made = dropped(2048, rate)
     kept = made != 0
@@ -124,9 +124,11 @@ def test_in_large_batches_a_value_has_few_embeddings(rate: float, copies: int) -
         for value in range(3 + c):
             different = kept[ids[:, c] == value, c].unique(dim=0)
             assert len(different) == copies
-            assert ((~different).sum(0) <= 1).all()
+            times = (~different).sum(0)
+            assert (times >= math.floor(rate * copies)).all()
+            assert (times <= math.ceil(rate * copies)).all()
             lost.append(~different)
-    assert len(torch.cat(lost).unique(dim=0)) > 0.9 * len(torch.cat(lost)), "each value has its own"
+    assert len(torch.cat(lost).unique(dim=0)) > 0.8 * len(torch.cat(lost)), "each value has its own"
 
 
 def test_rows_drop_whatever_other_rows_do() -> None:
@@ -138,11 +140,11 @@ def test_rows_drop_whatever_other_rows_do() -> None:
         of_one = made[ids[:, 0] == 0, 0] == 0
         pairs.append(torch.stack([of_one[0:200:2], of_one[1:200:2]]))
     one, other = torch.cat(pairs, dim=1).float().flatten(1)
-    assert abs(one.mean() - 0.3) < 0.02
-    assert abs((one * other).mean() - 0.09) < 0.02
+    assert abs(one.mean() - 0.3) < 0.01
+    assert abs((one * other).mean() - 0.1) < 0.01, "0.09, were they independent within a batch, too"
 
 
-@pytest.mark.parametrize(("many", "rate"), [(100, 0.3), (1024, 0.1), (1024, 0.7)])
+@pytest.mark.parametrize(("many", "rate"), [(100, 0.3), (1024, 0.1), (1024, 0.9)])
 def test_in_small_batches_and_at_other_rates_every_row_drops_its_own(many: int, rate: float) -> None:
     torch.manual_seed(0)
     ids, _, made = dropped(many, rate)

@@ -20,7 +20,7 @@ from multigate.nn.kernels import kernels
 
 EIGHT = 8
 """Numbers that compiled code multiplies at once: embeddings are multiples of that wide."""
-EACH = 32
+EACH = 48
 """Numbers that the batch's embeddings of a column must have for each row of its table: then sums take clearly less time
 than the matmul, which bfloat16's never does (measured)."""
 VALUES = 1 << 14
