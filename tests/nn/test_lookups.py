@@ -227,6 +227,20 @@ def test_what_is_dropped_is_not_there_and_learns_nothing(structure: Structure) -
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("structure", [MMoE(), SharedBottom(hidden=(19,))], ids=lambda one: one.name)
+@pytest.mark.parametrize(("rate", "looked"), [(0.1, False), (0.2, True), (0.3, True), (0.5, True)])
+def test_what_is_dropped_of_all_kinds_of_columns_is_looked_up_as_multiplied(
+    structure: Structure, rate: float, looked: bool
+) -> None:
+    model, read = Model(UNGATED, structure, embedding=PLAIN.with_(dim=16, dropout=rate, unseen=0.05)).train(), rows()
+    plain = copy.deepcopy(model)
+    assert looked_up(model, read) == looked
+    (made, gradients), (wanted, by_plain) = learnt(model, read, apart=True), learnt(plain, read, apart=False)
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
+    for name, gradient in by_plain.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3)
+
+
 def test_who_asks_for_x_alone_gets_a_plain_one_with_its_gradient() -> None:
     model, read = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows()
     seen = model.represent(*read)

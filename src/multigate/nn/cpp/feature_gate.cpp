@@ -198,7 +198,7 @@ void ungate_features(const Gates& of, const T* x, const T* dz, T* dx, float* ddo
 
 } // namespace
 
-#define EACH(T)                                                                                                  \
+#define EACH(T)                                                                                                        \
     extern "C" void gate_features_##T(const float* down, const float* up, const int64_t* read, const T* x, T* z,       \
                                       int64_t n, int64_t r, int64_t d, int64_t u, int64_t b, int threads) {            \
         gate_features({down, up, read, n, r, d, u, b}, x, z, threads);                                                 \
