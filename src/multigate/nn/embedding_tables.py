@@ -150,7 +150,7 @@ class Categories(nn.Module):
         times over: see ``Lookups``."""
         if not is_plain(tables) or (self.training and tables.sparse):
             return ()
-        columns = small([size * copies for size in self.sizes], self.dim, rows)
+        columns = small(self.sizes, self.dim, rows, copies)
         # where the weight is larger than what is read of it, another gradient of all of it costs more than is saved
         too_large = self.training and copies * tables.weight.numel() > len(columns) * self.dim * rows
         return () if too_large else columns

@@ -20,9 +20,11 @@ from multigate.nn.kernels import kernels
 
 EIGHT = 8
 """Numbers that compiled code multiplies at once: embeddings are multiples of that wide."""
-EACH = 48
+EACH = 64
 """Numbers that the batch's embeddings of a column must have for each row of its table: then sums take clearly less time
 than the matmul, which bfloat16's never does (measured)."""
+EACH_OF_COPIES = 32
+"""The same for each row of a table's copies, without which all of x is multiplied by masks (measured)."""
 VALUES = 1 << 14
 """Rows of all tables together: what the cache holds."""
 LEAST = 1 << 14
@@ -133,11 +135,13 @@ def can_look_up(x: Tensor) -> bool:
     return plain and eager(x) and kernels() is not None
 
 
-def small(sizes: Sequence[int], dim: int, rows: int) -> tuple[int, ...]:
-    """Columns that so many rows had better look up, by the rows of their tables and the width of their embeddings."""
+def small(sizes: Sequence[int], dim: int, rows: int, copies: int = 1) -> tuple[int, ...]:
+    """Columns that so many rows had better look up, by the rows of their tables, which are there so many times over,
+    and the width of their embeddings."""
     if dim % EIGHT:
         return ()
-    rising = sorted((size, at) for at, size in enumerate(sizes) if size * EACH <= rows * dim)
+    each = EACH if copies == 1 else EACH_OF_COPIES
+    rising = sorted((size * copies, at) for at, size in enumerate(sizes) if size * copies * each <= rows * dim)
     ends = accumulate(size for size, _ in rising)
     columns = [at for (_, at), end in zip(rising, ends, strict=True) if end <= VALUES]
     return tuple(sorted(columns)) if len(columns) * dim * rows >= LEAST else ()
