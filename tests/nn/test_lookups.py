@@ -17,7 +17,7 @@ from multigate.nn.compiled import Columns, Dense, Kernels, Lookups
 from multigate.nn.embed import Embed, Embedding
 from multigate.nn.kernels import kernels
 from multigate.nn.lookups import EACH, LEAST, VALUES, Embedded, small
-from multigate.sharing import STRUCTURES, MMoE, SharedBottom, StackedMMoE, Structure
+from multigate.sharing import PLE, STRUCTURES, MMoE, SharedBottom, StackedMMoE, Structure
 from multigate.sharing.mmoe import Mixture
 
 ROWS, BIG = 700, 300
@@ -227,12 +227,14 @@ def test_what_is_dropped_is_not_there_and_learns_nothing(structure: Structure) -
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("structure", [MMoE(), SharedBottom(hidden=(19,))], ids=lambda one: one.name)
+@pytest.mark.parametrize("layout", [UNGATED, LAYOUT], ids=["read by all", "some by gates alone"])
+@pytest.mark.parametrize("structure", [MMoE(), PLE(hidden=(19, 8))], ids=lambda one: one.name)
 @pytest.mark.parametrize(("rate", "looked"), [(0.1, False), (0.2, True), (0.3, True), (0.5, True)])
 def test_what_is_dropped_of_all_kinds_of_columns_is_looked_up_as_multiplied(
-    structure: Structure, rate: float, looked: bool
+    layout: Layout, structure: Structure, rate: float, looked: bool
 ) -> None:
-    model, read = Model(UNGATED, structure, embedding=PLAIN.with_(dim=16, dropout=rate, unseen=0.05)).train(), rows()
+    options = PLAIN.with_(dim=16, dropout=rate, unseen=0.05)
+    model, read = Model(layout, structure, embedding=options).train(), rows(layout)
     plain = copy.deepcopy(model)
     assert looked_up(model, read) == looked
     (made, gradients), (wanted, by_plain) = learnt(model, read, apart=True), learnt(plain, read, apart=False)

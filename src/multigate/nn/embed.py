@@ -143,7 +143,7 @@ class Embed(nn.Module):
         held = self.tables[str(part.dim)]
         if not (part.small(held, len(categories), many) and is_plain(held)):
             return None
-        return Copies.of(held.weight, self.dropout, categories.shape)
+        return Copies.of(held.weight, self.dropout, (len(categories), len(self.pick.layout.categories)))
 
     def _dropped(self, x: Tensor, spared: Tensor | None = None) -> Tensor:
         return dropout(x, self.dropout, self.training, spared)
