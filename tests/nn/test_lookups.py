@@ -283,10 +283,6 @@ def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen() -> Non
     for width in (4, 12, 20):
         narrow = UNGATED.with_(categories=tuple(one.with_(dim=None) for one in UNGATED.categories))
         assert not looked_up(Model(narrow, MMoE(), embedding=PLAIN.with_(dim=width)).train(), read), width
-    sparse = Model(UNGATED, MMoE(), embedding=PLAIN).train()
-    for tables in sparse.embed.tables.values():
-        tables.sparse = True
-    assert not looked_up(sparse, read), "its optimiser wants the rows of the batch"
 
 
 def test_ids_of_another_kind_are_multiplied_and_give_the_same() -> None:
@@ -296,14 +292,39 @@ def test_ids_of_another_kind_are_multiplied_and_give_the_same() -> None:
     torch.testing.assert_close(made.logits, wanted.logits, atol=1e-5, rtol=1e-4)
 
 
-def test_beside_a_large_table_small_ones_are_looked_up_in_evaluation_alone() -> None:
-    """Their gradient would be one of the whole weight, a second time."""
-    layout = UNGATED.with_(tables={**SIZES, "user": 100_000})
-    model, read = Model(layout, MMoE(), embedding=PLAIN.with_(dim=16)), rows()
-    with torch.no_grad():
-        assert looked_up(model.eval(), read)
-    x = model.train().represent(*read, apart=True).x
-    assert not isinstance(x, Embedded)
+WITH_LARGE = UNGATED.with_(tables={**SIZES, "user": 100_000})
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "rows"])
+@pytest.mark.parametrize("layout", [WITH_LARGE, FEW_DENSE["none"]], ids=["beside a large table", "all are small"])
+def test_small_tables_are_looked_up_whatever_lies_in_their_weight(layout: Layout, sparse: bool, rate: float) -> None:
+    options = PLAIN.with_(dim=16, dropout=rate, unseen=0.05)
+    model, (numbers, ids, bags) = Model(layout, MMoE(), embedding=options).train(), rows(layout)
+    read = (numbers[:, : len(layout.numbers)], ids, bags[: len(layout.bags)])
+    plain = copy.deepcopy(model)
+    for tables in model.embed.tables.values():
+        tables.sparse = sparse
+    assert looked_up(model, read)
+    (made, gradients), (wanted, by_plain) = learnt(model, read, apart=True), learnt(plain, read, apart=False)
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
+    for name, gradient in by_plain.items():
+        assert gradients[name].is_sparse == (sparse and "tables" in name)
+        torch.testing.assert_close(gradients[name].to_dense(), gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_what_an_optimiser_of_rows_is_given_are_those_that_a_batch_reads() -> None:
+    model, (numbers, ids, bags) = Model(WITH_LARGE, MMoE(), embedding=PLAIN).train(), rows(WITH_LARGE)
+    for tables in model.embed.tables.values():
+        tables.sparse = True
+    places = [at for at, column in enumerate(WITH_LARGE.categories) if column.dim is None]
+    ids[:, places] %= 5  # of tables of 7 and more
+    bags = [bags[0]._replace(values=bags[0].values % 5)]
+    found = learnt(model, (numbers, ids, bags), apart=True)[1]["embed.tables.8.weight"].coalesce()
+    tables = model.embed.tables["8"]
+    names = {WITH_LARGE.categories[at].table: at for at in places}
+    read = {tables.start[name] + one for name, at in names.items() for one in ids[:, at].unique().tolist()}
+    assert set(found.indices()[0].tolist()) == read
 
 
 def test_hooks_see_the_tables_asked() -> None:

@@ -1,6 +1,6 @@
 """From encoded columns to x (B, D), or (B, n, D): embedding tables, numbers and their embeddings, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn
 from multigate.nn.chance import chance, dropout
-from multigate.nn.compiled import Lookups
-from multigate.nn.dropped_copies import Copies, copies_at
+from multigate.nn.dropped_copies import copies_at
 from multigate.nn.eager import pays
-from multigate.nn.embedding_tables import Categories, StackedTables, is_plain
+from multigate.nn.embedding_tables import Categories, StackedTables
 from multigate.nn.lookups import Embedded, Parts, can_look_up
 from multigate.nn.number_embeddings import number_embeddings
+from multigate.nn.small_tables import Run, Small
 from multigate.options import Options
 
 
@@ -95,93 +95,77 @@ class Embed(nn.Module):
         self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = (), *, apart: bool = False
     ) -> Tensor:
         """With ``apart`` it may be an ``Embedded`` x, which layers read without it: nothing learns from x then."""
-        copies = [self._copies(part, categories) for part in self.categories]
-        before, looked_up, after, ids = self.parts(numbers, categories, bags, copies)
-        if any(copies):
-            before = [self._dropped(torch.cat(before, dim=1), self.spared)] if before else []
-            each = zip(looked_up, copies, strict=True)
-            looked_up = [made if of_it else self._dropped(made) for made, of_it in each]
-            after = [self._dropped(made) for made in after]
-            x = torch.cat([*before, *looked_up, *after], dim=1)
-        else:
-            x = self._dropped(torch.cat([*before, *looked_up, *after], dim=1), self.spared)
-        if apart and self._may_be_apart(x, ids):
-            return self._apart(x, before, looked_up, after, ids, copies)
-        return x
+        numbers, ids, bags = self.pick(numbers, categories, bags)
+        ids, apart = self._forget(ids), apart and self._may_be_apart(numbers, ids)
+        small = [self._small(part, ids, apart) for part in self.categories]
+        if not any(small):
+            return self._dropped([*self._before(numbers), *self._embedded(ids), *self._after(bags)])
+        return self._divided(numbers, ids, bags, small, apart)
 
     def parts(
-        self,
-        numbers: Tensor,
-        categories: Tensor,
-        bags: Sequence[BagIds] = (),
-        copies: Sequence[Copies | None] | None = None,
+        self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        """What x is made of, side by side: what lies before categories, each width of those, bags; and the ids read.
-
-        Of a width that has ``copies`` of its tables, those are read.
-        """
+        """What x is made of where nothing is dropped, side by side: what lies before categories, each width of those,
+        bags; and the ids read."""
         numbers, ids, bags = self.pick(numbers, categories, bags)
+        return self._before(numbers), self._embedded(ids), self._after(bags), ids
+
+    def _before(self, numbers: Tensor) -> list[Tensor]:
         missing = numbers.isnan()
         numbers = numbers.masked_fill(missing, 0.0)
         before = [numbers, missing.to(numbers.dtype)] if self.numbers else []
-        before += [part(numbers) for part in self.embedded_numbers]
-        ids = self._forget(ids)
-        each = zip(self.categories, copies or [None] * len(self.categories), strict=True)
-        looked_up = [part(ids, self.tables, of_it) for part, of_it in each]
-        after = []
-        for (dim, start), bag in zip(self.bag_columns, bags, strict=True):
-            values = self._forget(bag.values) + start
-            after.append(self.tables[dim](values, bag.offsets))
-        return before, looked_up, after, ids
+        return before + [part(numbers) for part in self.embedded_numbers]
 
-    def _copies(self, part: nn.Module, categories: Tensor) -> Copies | None:
-        """Copies of the tables of one width to read in training, where so many rows have few values."""
-        many = copies_at(self.dropout) if self.training else 0
-        if not many:
-            return None
-        assert isinstance(part, Categories)
-        held = self.tables[str(part.dim)]
-        if not (part.small(held, len(categories), many) and is_plain(held)):
-            return None
-        return Copies.of(held.weight, self.dropout, (len(categories), len(self.pick.layout.categories)))
+    def _embedded(self, ids: Tensor) -> list[Tensor]:
+        return [part(ids, self.tables) for part in self.categories]
 
-    def _dropped(self, x: Tensor, spared: Tensor | None = None) -> Tensor:
-        return dropout(x, self.dropout, self.training, spared)
+    def _after(self, bags: Sequence[BagIds]) -> list[Tensor]:
+        each = zip(self.bag_columns, bags, strict=True)
+        return [self.tables[dim](self._forget(bag.values) + start, bag.offsets) for (dim, start), bag in each]
 
-    def _may_be_apart(self, x: Tensor, ids: Tensor) -> bool:
+    def _dropped(self, parts: Sequence[Tensor]) -> Tensor:
+        """Side by side, with dropout where it is due."""
+        return dropout(torch.cat([*parts], dim=1), self.dropout, self.training, self.spared)
+
+    def _may_be_apart(self, numbers: Tensor, ids: Tensor) -> bool:
         """Whether layers may read what x is made of in its place: many rows, computed now."""
-        return ids.dtype == torch.int32 and (self.training or pays(x)) and can_look_up(x)
+        return ids.dtype == torch.int32 and (self.training or pays(numbers)) and can_look_up(numbers)
 
-    def _apart(
-        self,
-        x: Tensor,
-        before: list[Tensor],
-        looked_up: list[Tensor],
-        after: list[Tensor],
-        ids: Tensor,
-        copies: Sequence[Copies | None],
+    def _small(self, part: nn.Module, ids: Tensor, apart: bool) -> tuple[int, ...]:
+        """The columns of one width that are read from small tables: for layers to look them up, or, in training, to
+        drop their embeddings as where layers do."""
+        assert isinstance(part, Categories)
+        copies = copies_at(self.dropout) if self.training and self.dropout else int(apart)
+        return part.small(self.tables[str(part.dim)], ids, copies) if copies else ()
+
+    def _divided(
+        self, numbers: Tensor, ids: Tensor, bags: Sequence[BagIds], small: Sequence[tuple[int, ...]], apart: bool
     ) -> Tensor:
-        """x and what it is made of: columns of small tables to be looked up, the others dense."""
-        place = sum(part.shape[1] for part in before)
-        dense, runs = [x.new_empty((len(x), 0)), *before], [(0, place)]
-        tables: list[Tensor] = []
-        lookups: list[Lookups] = []
-        for part, made, of_it in zip(self.categories, looked_up, copies, strict=True):
+        """x, of the columns of small tables and of the others, which are dense."""
+        dense = self._before(numbers)
+        place = sum(part.shape[1] for part in dense)
+        runs, looked_up = [(0, place)], []
+        for part, columns in zip(self.categories, small, strict=True):
             assert isinstance(part, Categories)
-            held, many = self.tables[str(part.dim)], of_it.many if of_it else 1
-            each_its_own = self.training and self.dropout and not of_it
-            columns = () if each_its_own else part.small(held, len(x), many)
-            if columns and is_plain(held):
-                tables.append(of_it.weight if of_it else held.weight)
-                lookups.append(part.lookups(of_it.ids(ids) if of_it else ids, columns, place, many))
-            for first, end in part.runs_without(columns):
-                dense.append(made[:, first:end])
-                runs.append((place + first, place + end))
+            tables, rate = self.tables[str(part.dim)], self.dropout if self.training else 0
+            if columns:
+                assert isinstance(tables, StackedTables)
+                division = part.divided(columns, tables)
+                others, of_small = division.read(tables.weight, ids, self.training and tables.sparse, rate)
+                dense.append(others.flatten(1))
+                runs += [(place + first, place + end) for first, end in division.others.runs]
+                looked_up.append((of_small, place))
+            else:
+                dense.append(part(ids, self.tables))
+                runs.append((place, place + part.d_out))
             place += part.d_out
-        if not lookups:
+        runs.append((place, self.d_out))
+        rest = self._dropped([*dense, *self._after(bags)])
+        x = _in_order(rest, runs, looked_up)
+        if not apart:
             return x
-        runs.append((place, x.shape[1]))
-        return Embedded.of(x, torch.cat([*dense, *after], dim=1), tables, Parts.of(runs, lookups))
+        lookups = [of_small.lookups(place) for of_small, place in looked_up]
+        return Embedded.of(x, rest, [of_small.table for of_small, _ in looked_up], Parts.of(runs, lookups))
 
     def _forget(self, ids: Tensor) -> Tensor:
         """Ids with a share replaced by 0 in training."""
@@ -251,3 +235,17 @@ class Pick(nn.Module):
 
 def _places(columns: Sequence[NumberColumn | IdColumn], use: str) -> list[int]:
     return [i for i, column in enumerate(columns) if column.use == use]
+
+
+def _in_order(rest: Tensor, runs: Sequence[Run], looked_up: Sequence[tuple[Small, int]]) -> Tensor:
+    """x (B, D), of what is at some ``runs`` of it, and of columns of small tables, each with theirs from a place on."""
+    pieces = list(_cut(rest, runs))
+    for of_small, place in looked_up:
+        pieces += _cut(of_small.embedded().flatten(1), [(place + a, place + b) for a, b in of_small.side.runs])
+    return torch.cat([piece for _, piece in sorted(pieces, key=lambda one: one[0])], dim=1)
+
+
+def _cut(x: Tensor, runs: Sequence[Run]) -> Iterable[tuple[int, Tensor]]:
+    """The parts of x, side by side, that are as wide as each run, by where it begins."""
+    parts = torch.split(x, [end - first for first, end in runs], dim=1)
+    return zip((first for first, _ in runs), parts, strict=True)

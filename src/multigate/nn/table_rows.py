@@ -1,0 +1,117 @@
+"""Rows of embedding tables, and their gradients: by compiled code, or by torch's operators in a fraction of the time of
+its own gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from multigate.nn.compiled import Kernels
+from multigate.nn.eager import eager
+from multigate.nn.kernels import kernels
+
+
+class Lookup(torch.autograd.Function):
+    """Rows ``ids`` (B, C) of a table (rows, dim) -> (B, C, dim), with a gradient that is added up element by element.
+
+    On a CPU that takes a fifth of the time of the gradient that ``torch.nn.functional.embedding`` has.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, ids: Tensor) -> Tensor:
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        weight, ids = inputs
+        ctx.save_for_backward(ids)
+        ctx.rows = len(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _added_up(gradients[0], ctx.saved_tensors[0], ctx.rows), None
+
+
+class LookedUp(torch.autograd.Function):
+    """Rows of a table (rows, dim) for ids (B, C) int32 of columns that start at ``starts`` (C,), by compiled code."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, starts: Tensor, owners: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, starts, owners)
+        ctx.rows = len(weight)
+        return kernels().look_up(weight, ids, starts)  # type: ignore[union-attr]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        ids, starts, owners = ctx.saved_tensors
+        found = kernels()
+        assert found is not None
+        return _added_up_by(found, gradients[0], ids, starts, owners, ctx.rows), None, None, None
+
+
+class Divided(torch.autograd.Function):
+    """``LookedUp``, with or without compiled code, and ``rows`` (V,) int64 of the table as one of their own (V, dim).
+
+    Both have one gradient of the table together. Where ``seen`` (V,) bool says which of these rows a batch reads, it is
+    sparse, and has those rows alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, ids: Tensor, starts: Tensor, owners: Tensor, rows: Tensor, seen: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids, starts, owners, rows, seen)
+        ctx.shape, found = weight.shape, kernels_of(ids)
+        read = functional.embedding(ids + starts, weight) if found is None else found.look_up(weight, ids, starts)
+        return read, weight.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_read, of_rows = gradients
+        ids, starts, owners, rows, seen = ctx.saved_tensors
+        if seen is not None:
+            places = torch.cat([(ids + starts).flatten(), rows[seen]]).unsqueeze(0)
+            values = torch.cat([of_read.flatten(0, 1), of_rows[seen]])
+            made = torch.sparse_coo_tensor(places, values, ctx.shape, check_invariants=False)
+        else:
+            found, many = kernels_of(ids), ctx.shape[0]
+            if found is None:
+                made = _added_up(of_read, ids + starts, many)
+            else:
+                made = _added_up_by(found, of_read, ids, starts, owners, many)
+            made.index_add_(0, rows, of_rows)
+        return made, None, None, None, None, None
+
+
+def kernels_of(ids: Tensor) -> Kernels | None:
+    """Compiled code, where it can read rows of tables for such ids."""
+    return kernels() if ids.dtype == torch.int32 and eager(ids) else None
+
+
+def look_up(table: Tensor, ids: Tensor, starts: Tensor, owners: Tensor) -> Tensor:
+    """Rows of a table (rows, dim) for ids (B, C) of columns that start at ``starts`` (C,) -> (B, C, dim).
+
+    ``owners`` (C,): columns that may meet in a row have the same.
+    """
+    made: Tensor
+    if kernels_of(ids) is not None:
+        made = LookedUp.apply(table, ids.contiguous(), starts, owners)  # type: ignore[no-untyped-call]
+    else:
+        made = Lookup.apply(table, ids + starts)  # type: ignore[no-untyped-call]
+    return made
+
+
+def _added_up(pull: Tensor, ids: Tensor, rows: int) -> Tensor:
+    dim = pull.shape[-1]
+    places = ids.long().unsqueeze(-1) * dim + torch.arange(dim, device=ids.device)
+    return pull.new_zeros(rows * dim).scatter_add(0, places.flatten(), pull.flatten()).view(rows, dim)
+
+
+def _added_up_by(found: Kernels, pull: Tensor, ids: Tensor, starts: Tensor, owners: Tensor, rows: int) -> Tensor:
+    return found.add_up(pull if pull[:1].is_contiguous() else pull.contiguous(), ids, starts, owners, rows)
