@@ -224,7 +224,8 @@ def test_what_is_dropped_is_not_there_and_learns_nothing(structure: Structure) -
     (made, gradients), (wanted, by_masks) = learnt(model, read, apart=True), learnt(plain, read, apart=False)
     torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
     for name, gradient in by_masks.items():
-        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3)
+        near = 1e-3 * float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name], gradient, atol=near, rtol=1e-3)
 
 
 @pytest.mark.parametrize("layout", [UNGATED, LAYOUT], ids=["read by all", "some by gates alone"])
@@ -240,7 +241,8 @@ def test_what_is_dropped_of_all_kinds_of_columns_is_looked_up_as_multiplied(
     (made, gradients), (wanted, by_plain) = learnt(model, read, apart=True), learnt(plain, read, apart=False)
     torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
     for name, gradient in by_plain.items():
-        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3)
+        near = 1e-3 * float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name], gradient, atol=near, rtol=1e-3)
 
 
 def test_who_asks_for_x_alone_gets_a_plain_one_with_its_gradient() -> None:
@@ -310,7 +312,8 @@ def test_small_tables_are_looked_up_whatever_lies_in_their_weight(layout: Layout
     torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
     for name, gradient in by_plain.items():
         assert gradients[name].is_sparse == (sparse and "tables" in name)
-        torch.testing.assert_close(gradients[name].to_dense(), gradient, atol=1e-5, rtol=1e-3)
+        near = 1e-3 * float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name].to_dense(), gradient, atol=near, rtol=1e-3)
 
 
 def test_what_an_optimiser_of_rows_is_given_are_those_that_a_batch_reads() -> None:

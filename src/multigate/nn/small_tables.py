@@ -53,7 +53,7 @@ class Division(NamedTuple):
     others: Side
     rows: Tensor
     whole: bool
-    """Whether these rows are all that the weight has."""
+    """Whether these rows are all that the weight has, and nobody else reads them."""
 
     @classmethod
     def of(cls, columns: Sequence[Column], chosen: Sequence[int], weight: Tensor) -> "Division":
@@ -67,7 +67,8 @@ class Division(NamedTuple):
         small = {at: columns[at]._replace(start=begin[columns[at].start]) for at in chosen}
         others = {at: column for at, column in enumerate(columns) if at not in chosen}
         with torch.inference_mode(False):  # made in an evaluation, they are there for a training too
-            return cls(Side.of(small, dim), Side.of(others, dim), torch.tensor(kept), len(kept) == rows)
+            whole = not others and len(kept) == rows
+            return cls(Side.of(small, dim), Side.of(others, dim), torch.tensor(kept), whole)
 
     def read(self, weight: Tensor, ids: Tensor, sparse: bool, rate: float) -> tuple[Tensor, "Small"]:
         """What the other columns read, (B, others, dim), and the small ones; ``Copies`` of them at a rate of dropout.
