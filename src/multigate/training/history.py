@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from multigate.precision import warning
 from multigate.run import METRICS, strict
+from multigate.training.contention import Cores
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.unscored import listed_reasons
@@ -53,6 +56,17 @@ def tell_of_precision(fitting: Fit, report: Reporter) -> None:
     slow = warning(fitting.precision, fitting.device)
     if slow is not None:
         report.once(slow)
+
+
+def tell_of_cores(fitting: Fit, before: Cores | None, report: Reporter) -> None:
+    """Say so where other programs have held the cores since then."""
+    now, threads = Cores.so_far(), torch.get_num_threads()
+    several = threads > 1 and fitting.device.type == "cpu"
+    if several and now is not None and before is not None and now.lacking_since(before):
+        report.once(
+            f"other programs hold this machine's cores, and the {threads} threads of a step wait for each other: "
+            "with OMP_NUM_THREADS=1 it may take half as long"
+        )
 
 
 def warn(fitting: Fit, report: Reporter) -> None:

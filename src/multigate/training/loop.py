@@ -19,9 +19,19 @@ from multigate.model import Model
 from multigate.run import METRICS
 from multigate.training.allocator import keep_freed_memory
 from multigate.training.checkpoint import load_weights
+from multigate.training.contention import Cores
 from multigate.training.diverged import diverged
 from multigate.training.fit import BEST, CHECKPOINT, Fit
-from multigate.training.history import entry_of, line_of, named, tell, tell_of_precision, tensorboard, warn
+from multigate.training.history import (
+    entry_of,
+    line_of,
+    named,
+    tell,
+    tell_of_cores,
+    tell_of_precision,
+    tensorboard,
+    warn,
+)
 from multigate.training.interrupts import Interrupts
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices
@@ -102,7 +112,7 @@ def fit(
                 tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
                 report.detail(line_of(fitting, scored))
         board: Any = None
-        opened = False
+        opened, cores = False, Cores.so_far()
         fitting.model.train()
         while not fitting.finished:
             _run_epoch(fitting, report, interrupts, observe)
@@ -121,6 +131,7 @@ def fit(
             fitting.losses.zero_()
             fitting.save()
             report.detail(line_of(fitting, scored))
+            tell_of_cores(fitting, cores, report)
             if watch is not None:
                 watch(fitting.epoch, scored)
             if interrupts.asked:
