@@ -121,7 +121,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         tower: Sequence[int] = (32,),
         epochs: int = 12,
         batch_size: int | None = None,
-        learning_rate: float = 2e-3,
+        learning_rate: float | None = None,
         balance: str = "fixed",
         kind: Literal["classifier", "regressor"] | None = None,
         tasks: Tasks | None = None,

@@ -1,5 +1,6 @@
 """An experiment: one YAML file (or object) that names the data, the structure and how to train it."""
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,12 @@ def as_paths(value: Any) -> Any:
 
 USUAL_DECAY = {"adamw": 0.05, "adam": 0.0}
 """Weight decay where none is set."""
+USUAL_RATE, USUAL_BATCH = 2e-3, 1024
+"""The learning rate where none is set, and the most rows of a batch that it is for."""
+LEAST_BATCH, MOST_BATCH = 32, 4096
+STEPS, STEPS_IN_ALL = 150, 1800
+"""Of an epoch, that a small table's batches are made small enough for; of all epochs, those of larger batches than the
+usual."""
 
 
 class Optimizer(Options):
@@ -61,8 +68,9 @@ class Optimizer(Options):
     elsewhere: ClassVar = {"lr": "write 'learning_rate'"}
 
     name: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """The highest of the schedule."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The highest of the schedule; null is 0.002, and of batches of more than 1,024 rows that times the square root of
+    how many times more."""
     weight_decay: float | None = Field(default=None, ge=0)
     """On weights and embeddings, not on biases and normalisers; null is 0.05 for adamw and 0 for adam, and what is set
     to that is null. adamw's is decoupled; adam's is added to the gradient (L2), which takes embeddings that are not
@@ -78,6 +86,10 @@ class Optimizer(Options):
     only the rows of the batch, and leaves the tables out of the average; auto: dense, lazy_adam for large tables."""
     embedding_rate: float | None = Field(default=None, gt=0)
     """The highest learning rate of tables not dense; null is learning_rate, 20 times that for rowwise_adagrad."""
+
+    def rate(self, batch: int = USUAL_BATCH) -> float:
+        """The highest learning rate, of batches of so many rows."""
+        return self.learning_rate or USUAL_RATE * math.sqrt(max(1.0, batch / USUAL_BATCH))
 
     @property
     def decay(self) -> float:
@@ -153,7 +165,8 @@ with warnings.catch_warnings():
 
         epochs: int = Field(default=12, ge=1)
         batch_size: int | None = Field(default=None, ge=1)
-        """Rows of a step; null is 1024, less of small tables, a power of two from 32, for 150 steps an epoch."""
+        """Rows of a step; null is a power of two from 32 to 4096, for 150 steps an epoch, and 1800 in all of more than
+        1024."""
         precision: Precision = "auto"
         """Of matmuls in training; auto is bfloat16 where the device multiplies it natively. ``load`` has its own."""
         seed: int = Field(default=0, ge=0, le=2**64 - 1)
@@ -223,9 +236,20 @@ with warnings.catch_warnings():
             )
             return (fitted and able) or any(task.negatives_kept < 1 for task in tasks)
 
+        def settled(self, rows: int) -> "Experiment":
+            """With what null means for so many training rows: their batches and the learning rate of these."""
+            size = self.batch_size or _batch(rows // STEPS, rows * self.epochs // STEPS_IN_ALL)
+            return self.with_(batch_size=size, optimizer=self.optimizer.with_(learning_rate=self.optimizer.rate(size)))
+
         def to_yaml(self, *, full: bool = False) -> str:
             """The experiment as a person would write it, defaults omitted, or ``full`` with every one spelled out."""
             return dump_yaml(self.to_dict(full=full))
+
+
+def _batch(for_an_epoch: int, for_all: int) -> int:
+    """The largest power of two in bounds that leaves steps enough for an epoch and, above the usual, for all."""
+    most = min(for_an_epoch, max(for_all, USUAL_BATCH), MOST_BATCH)
+    return max(LEAST_BATCH, 1 << max(most, 1).bit_length() - 1)
 
 
 def read_experiment(path: str | Path, changes: str | Sequence[str] = ()) -> Experiment:

@@ -154,7 +154,10 @@ def test_an_experiment_outside_the_space_has_no_point() -> None:
         return point_of(given, read_space(given, {key.replace("__", "."): value for key, value in wanted.items()}))
 
     assert place(GIVEN, optimizer__learning_rate="1e-4..1e-3") is None
-    assert place(GIVEN, optimizer__learning_rate="1e-3..1e-2") == {"optimizer.learning_rate": 0.002}
+    assert place(GIVEN, optimizer__learning_rate="1e-3..1e-2") is None, "null is no number"
+    settled = GIVEN.settled(1_000)
+    assert place(settled, optimizer__learning_rate="1e-3..1e-2") == {"optimizer.learning_rate": 0.002}
+    assert place(settled, batch_size="32..256") == {"batch_size": 32}
     assert place(GIVEN, sharing="ple,shared_bottom") is None
     assert place(GIVEN, batch_size="64..256") is None, "null is no number"
     assert place(GIVEN.with_(optimizer={"learning_rate": 0.00212345}), optimizer__learning_rate="1e-3..1e-2") is None

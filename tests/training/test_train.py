@@ -25,7 +25,7 @@ from multigate.metrics import auc
 from multigate.run import METRICS, open_run, read_history
 from multigate.schema import Number, Schema, Task
 from multigate.score import score_table
-from multigate.training.fit import CHECKPOINT, Fit, batch_size
+from multigate.training.fit import CHECKPOINT, Fit
 from multigate.training.interrupts import Interrupted
 from multigate.training.progress import Reporter
 from multigate.training.train import open_sources, prepare_sources, train
@@ -238,11 +238,43 @@ def test_the_average_of_the_weights_is_the_corrected_exponential_average() -> No
 
 
 @pytest.mark.parametrize(
-    ("rows", "size"), [(1, 32), (4_800, 32), (9_600, 64), (20_000, 128), (48_000, 256), (199_523, 1024), (10**9, 1024)]
-)
-def test_batches_follow_the_rows_of_small_tables(rows: int, size: int) -> None:
-    assert batch_size(None, rows) == size
-    assert batch_size(77, rows) == 77
+    ("rows", "epochs", "size"),
+    [
+        (0, 12, 32), (1, 12, 32), (4_800, 12, 32), (9_599, 12, 32), (9_600, 12, 64), (20_000, 12, 128),
+        (48_000, 1, 256),
+        (199_523, 12, 1024), (307_199, 12, 1024), (307_200, 12, 2048), (614_400, 12, 4096), (10**9, 12, 4096),
+        (10**6, 1, 1024), (3_686_400, 1, 2048), (10**7, 1, 4096),
+    ],
+)  # fmt: skip
+def test_batches_follow_the_rows_of_tables(feed_experiment: Experiment, rows: int, epochs: int, size: int) -> None:
+    one = feed_experiment.with_(epochs=epochs, batch_size=None, optimizer={})
+    assert one.settled(rows).batch_size == size
+    assert one.with_(batch_size=77).settled(rows).batch_size == 77
+    assert one.settled(rows).settled(3) == one.settled(rows)
+
+
+def test_the_learning_rate_follows_large_batches_where_it_is_left_out(feed_experiment: Experiment) -> None:
+    def rate(size: int | None, rows: int = 10**6, **optimizer: float) -> float | None:
+        return (
+            feed_experiment.with_(epochs=12, batch_size=size, optimizer=optimizer).settled(rows).optimizer.learning_rate
+        )
+
+    assert rate(None) == rate(4096) == pytest.approx(0.004)
+    assert rate(2048) == pytest.approx(0.002 * 2**0.5)
+    assert rate(None, 5_000) == rate(32) == rate(1024) == 0.002
+    assert rate(None, learning_rate=0.001) == rate(4096, learning_rate=0.001) == 0.001
+
+
+def test_a_training_of_a_large_batch_moves_by_its_rate(feed_experiment: Experiment, tmp_path: Path) -> None:
+    few = feed_experiment.with_(batch_size=4096, optimizer={}, epochs=1)
+    a, b, c = (
+        train(one, tmp_path / name, quiet=True).summary["best"]
+        for name, one in {
+            "null": few, "same": few.with_(optimizer={"learning_rate": 0.004}),
+            "other": few.with_(optimizer={"learning_rate": 0.002}),
+        }.items()
+    )  # fmt: skip
+    assert a == b != c
 
 
 def test_one_cycle_is_torchs() -> None:

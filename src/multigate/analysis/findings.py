@@ -145,7 +145,7 @@ def _more_gate_dropout(experiment: Experiment) -> str:
 
 
 def _slower(experiment: Experiment) -> str:
-    return f"optimizer.learning_rate={experiment.optimizer.learning_rate / 3:.1g}"
+    return f"optimizer.learning_rate={experiment.optimizer.rate() / 3:.1g}"
 
 
 def _are(several: Sequence[object]) -> str:

@@ -32,6 +32,7 @@ BLOCKS = {"sharing": as_structure, "balance": as_balance}
 """Fields whose value may be the name of a whole block."""
 ALSO = {"sharing.structure": "sharing", "balance.method": "balance", "tower": "tower.hidden"}
 """Other names of fields."""
+RATE = "optimizer.learning_rate"
 WIDE = 10
 """Ends of a range above 0 that are so many times apart have values evenly spread in their logarithm."""
 DIGITS = 4
@@ -77,9 +78,9 @@ def read_try(text: str) -> tuple[str, str]:
 def usual_space(experiment: Experiment) -> Space:
     """What is worth trying of any experiment, around its own values: rate, dropout, decay, and sizes."""
     optimizer, embedding, sharing = experiment.optimizer, experiment.embedding, experiment.sharing
-    rate, dim = optimizer.learning_rate, embedding.dim
+    rate, dim = optimizer.rate(), embedding.dim
     space: dict[str, Range | Choice] = {
-        "optimizer.learning_rate": Range(low=rate / 10, high=rate * 10, log=True),
+        RATE: Range(low=rate / 10, high=rate * 10, log=True),
         "embedding.dropout": Range(low=0, high=max(0.5, embedding.dropout)),
         "embedding.dim": Range(low=max(1, dim // 4), high=2 * dim, log=True, whole=True),
     }

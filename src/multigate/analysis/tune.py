@@ -23,6 +23,7 @@ from multigate.analysis.search import (
     require_extra,
 )
 from multigate.analysis.space import (
+    RATE,
     Spec,
     applied,
     combinations,
@@ -120,6 +121,8 @@ def tune(
         if share < 1:
             prepared = thinned(prepared, share, folder / SAMPLE)
         remove(folder / WORK)  # what killed trials left
+        if RATE in tried:  # then a number in every trial, and the best one is good for batches of its size alone
+            given = given.settled(prepared.train.rows)
         ground = Ground(given, {}, prepared.folder.resolve(), (folder / WORK).resolve(), chosen.type)
         plan = _plan(ground, tried, trials, f"share {share:g}", chance(given, prepared), folder)
         many = sum(one.trials for one in plan.sought)

@@ -101,7 +101,7 @@ class Cohort:
             [_replica(run) for run in self.runs],
             replica_loss,
             first.experiment.optimizer,
-            rates=[one.optimizer.learning_rate for one in experiments],
+            rates=[run.experiment.optimizer.rate() for run in self.runs],
             steps=first.steps,
         )
         for run in self.runs:

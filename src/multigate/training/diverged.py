@@ -11,6 +11,6 @@ class Diverged(RunError):
 def diverged(found: str, experiment: Experiment) -> Diverged:
     """The error for what was ``found``, with what to change."""
     return Diverged(
-        f"{found}; lower optimizer.learning_rate (now {experiment.optimizer.learning_rate:g}), or set optimizer.clip=1 "
+        f"{found}; lower optimizer.learning_rate (now {experiment.optimizer.rate():g}), or set optimizer.clip=1 "
         "or precision=float32"
     )

@@ -30,8 +30,6 @@ from multigate.training.tables import TableOptimizer, large_tables
 from multigate.unscored import NO_NUMBERS, listed_reasons, unscored
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
-STEPS = 150
-"""Steps an epoch that a small table's batches are made small enough for."""
 
 
 class Fit:
@@ -48,7 +46,8 @@ class Fit:
         device: torch.device,
         tasks: Sequence[int] | None,
     ) -> None:
-        self.experiment, self.prepared, self.folder, self.device = experiment, prepared, folder, device
+        self.experiment = experiment = experiment.settled(prepared.train.rows)
+        self.prepared, self.folder, self.device = prepared, folder, device
         schema = experiment.schema
         self.tasks = list(tasks if tasks is not None else range(len(schema.tasks)))
         self.schema = schema if tasks is None else schema.only([schema.tasks[i].name for i in tasks])
@@ -62,7 +61,8 @@ class Fit:
         decay, own = experiment.optimizer.average, {id(weight) for weight in self.tables.weights}
         averaged = (p for p in self.model.parameters() if id(p) not in own)
         self.average = Average(averaged, decay) if decay else None
-        size = batch_size(experiment.batch_size, prepared.train.rows)
+        size = experiment.batch_size
+        assert size is not None
         self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks, device=device)
         self.steps = experiment.epochs * len(self.loader)
         self.precision = choose_precision(experiment.precision, device)
@@ -255,8 +255,3 @@ class Fit:
 def _present(batch: Batch) -> Tensor:
     """Tasks with a label in the batch (T,)."""
     return (batch.known & (batch.weights > 0)).any(0)
-
-
-def batch_size(asked: int | None, rows: int) -> int:
-    """What null means for so many training rows: enough steps an epoch to learn from a small table."""
-    return asked or min(max(2 ** int(math.log2(max(rows // STEPS, 1))), 32), 1024)

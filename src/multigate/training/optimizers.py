@@ -22,7 +22,7 @@ def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer, *
     decayed = [p for name, p in moved if _decays(name)]
     plain = [p for name, p in moved if not _decays(name)] + list(balance.parameters())
     groups = [(decayed, options.decay), (plain, 0.0)]
-    return Adam(groups, options.learning_rate, decoupled=options.name == "adamw")
+    return Adam(groups, options.rate(), decoupled=options.name == "adamw")
 
 
 def _decays(name: str) -> bool:
@@ -38,16 +38,17 @@ def clip(gradients: Iterable[Tensor], limit: float) -> None:
 
 def rate_at(options: Optimizer, step: int, steps: int) -> float:
     """The learning rate of step 0 .. steps - 1."""
+    highest = options.rate()
     if options.schedule == "constant":
-        return options.learning_rate
+        return highest
     last = max(steps - 1, 1)
     step = min(step, last)  # beyond its end a schedule stays where it ended
     if options.schedule == "cosine":
-        return options.learning_rate * _between(1.0, END, step / last)
+        return highest * _between(1.0, END, step / last)
     top = RISE * steps - 1  # the step of the highest rate
     if step <= top:
-        return options.learning_rate * _between(START, 1.0, step / top if top > 0 else 1.0)
-    return options.learning_rate * _between(1.0, START * END, (step - top) / max(last - top, 1e-9))
+        return highest * _between(START, 1.0, step / top if top > 0 else 1.0)
+    return highest * _between(1.0, START * END, (step - top) / max(last - top, 1e-9))
 
 
 class Rate:

@@ -54,7 +54,7 @@ class Replicas:
         rates: Sequence[float] | None = None,
         steps: int = 1,
     ) -> None:
-        rates = list(rates) if rates is not None else [options.learning_rate] * len(modules)
+        rates = list(rates) if rates is not None else [options.rate()] * len(modules)
         if not modules or len(rates) != len(modules):
             raise ExperimentError(f"replicas want a learning rate for each module; found {len(rates)}, {len(modules)}")
         self.loss, self.options, self.steps = loss, options, steps

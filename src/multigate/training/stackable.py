@@ -13,7 +13,6 @@ from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
 from multigate.objective import Objective
 from multigate.training.cohort import Replica, replica_loss
-from multigate.training.fit import batch_size
 from multigate.training.recorded import keeps_more_than_tensors
 from multigate.training.replicas import Replicas, stack_batches
 from multigate.training.tables import large_tables
@@ -45,7 +44,7 @@ def why_apart(
         return "its embedding tables have an optimiser of their own"
     if keeps_more_than_tensors(model):
         return f"structure {first.sharing.name!r} keeps state outside its tensors"
-    size = batch_size(first.batch_size, prepared.train.rows)
+    size = first.settled(prepared.train.rows).batch_size or 1
     work = model.multiply_adds() * size
     if work > MOST_WORK and device.type == "cpu":
         return f"a step of {size:,} rows is {work / 1e6:,.0f} million multiply-adds, enough to fill the machine"

@@ -40,8 +40,8 @@ class TableOptimizer:
         self.weights = [table.weight for table in tables]
         self.adam = options.embedding != "rowwise_adagrad"
         self.decay = options.decay
-        highest = options.embedding_rate or options.learning_rate * (1.0 if self.adam else ADAGRAD_RATE)
-        self.factor = highest / options.learning_rate
+        highest = options.embedding_rate or options.rate() * (1.0 if self.adam else ADAGRAD_RATE)
+        self.factor = highest / options.rate()
         """The rate over that of the other weights, whose schedule it follows."""
         for table in tables:
             table.sparse = True

@@ -14,7 +14,7 @@ from multigate.errors import RunError
 from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.training.checkpoint import load_checkpoint
-from multigate.training.fit import CHECKPOINT, Fit, batch_size
+from multigate.training.fit import CHECKPOINT, Fit
 from multigate.training.loop import fit
 from multigate.training.progress import Reporter
 from multigate.writing import write_text
@@ -65,7 +65,7 @@ def train_to_points(
     weights = {name.removeprefix("model/"): one for name, one in tensors.items() if name.startswith("model/")}
     fitted.model.load_state_dict(weights)
     looks.take(state["step"], fitted.model)
-    rows, size = prepared.train.rows, batch_size(experiment.batch_size, prepared.train.rows)
+    rows, size = prepared.train.rows, experiment.settled(prepared.train.rows).batch_size or 1
     return Watched(
         tuple(Point(rows_read(step, rows, size), seen) for step, seen in sorted(looks.taken.items())),
         sum(parameter.numel() for parameter in fitted.model.parameters()),
