@@ -38,7 +38,7 @@ def test_both_sides_are_what_the_weight_holds_and_learn_as_one(
     weight = torch.randn(rows, DIM, generator=draws, requires_grad=True)
     exact = weight.detach().clone().requires_grad_()
     each = [functional.embedding(ids[:, column.read] + column.start, exact) for column in columns]
-    division = Division.of(columns, small, weight)
+    division = Division.of(columns, small, weight, 3)
     with pytest.MonkeyPatch.context() as patched:
         if not compiled:
             patched.setattr(table_rows, "kernels", lambda: None)
@@ -63,11 +63,11 @@ def test_both_sides_are_what_the_weight_holds_and_learn_as_one(
 
 def test_where_in_x_both_sides_lie() -> None:
     columns = [Column(at, 10 * at, 10) for at in range(6)]
-    division = Division.of(columns, [1, 2, 5], torch.zeros(60, DIM))
-    assert division.small.runs == ((DIM, 3 * DIM), (5 * DIM, 6 * DIM))
-    assert division.others.runs == ((0, DIM), (3 * DIM, 5 * DIM))
-    assert division.small.places.tolist() == [DIM, 2 * DIM, 5 * DIM]
+    division = Division.of(columns, [1, 2, 5], torch.zeros(60, DIM), 3)
+    assert division.small.runs == ((3 + DIM, 3 + 3 * DIM), (3 + 5 * DIM, 3 + 6 * DIM))
+    assert division.others.runs == ((3, 3 + DIM), (3 + 3 * DIM, 3 + 5 * DIM))
+    assert division.small.places.tolist() == [3 + DIM, 3 + 2 * DIM, 3 + 5 * DIM]
     assert division.rows.tolist() == [*range(10, 30), *range(50, 60)]
     assert division.small.starts.tolist() == [0, 10, 20]
     assert not division.whole
-    assert Division.of(columns, range(6), torch.zeros(60, DIM)).whole
+    assert Division.of(columns, range(6), torch.zeros(60, DIM), 3).whole

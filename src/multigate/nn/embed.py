@@ -150,11 +150,11 @@ class Embed(nn.Module):
             tables, rate = self.tables[str(part.dim)], self.dropout if self.training else 0
             if columns:
                 assert isinstance(tables, StackedTables)
-                division = part.divided(columns, tables)
+                division = part.divided(columns, tables, place)
                 others, of_small = division.read(tables.weight, ids, self.training and tables.sparse, rate)
                 dense.append(others.flatten(1))
-                runs += [(place + first, place + end) for first, end in division.others.runs]
-                looked_up.append((of_small, place))
+                runs += division.others.runs
+                looked_up.append(of_small)
             else:
                 dense.append(part(ids, self.tables))
                 runs.append((place, place + part.d_out))
@@ -164,8 +164,8 @@ class Embed(nn.Module):
         x = _in_order(rest, runs, looked_up)
         if not apart:
             return x
-        lookups = [of_small.lookups(place) for of_small, place in looked_up]
-        return Embedded.of(x, rest, [of_small.table for of_small, _ in looked_up], Parts.of(runs, lookups))
+        parts = Parts.of(runs, [one.lookups() for one in looked_up])
+        return Embedded.of(x, rest, [one.table for one in looked_up], parts)
 
     def _forget(self, ids: Tensor) -> Tensor:
         """Ids with a share replaced by 0 in training."""
@@ -237,11 +237,11 @@ def _places(columns: Sequence[NumberColumn | IdColumn], use: str) -> list[int]:
     return [i for i, column in enumerate(columns) if column.use == use]
 
 
-def _in_order(rest: Tensor, runs: Sequence[Run], looked_up: Sequence[tuple[Small, int]]) -> Tensor:
-    """x (B, D), of what is at some ``runs`` of it, and of columns of small tables, each with theirs from a place on."""
+def _in_order(rest: Tensor, runs: Sequence[Run], looked_up: Sequence[Small]) -> Tensor:
+    """x (B, D), of what is at some ``runs`` of it, and of columns of small tables."""
     pieces = list(_cut(rest, runs))
-    for of_small, place in looked_up:
-        pieces += _cut(of_small.embedded().flatten(1), [(place + a, place + b) for a, b in of_small.side.runs])
+    for one in looked_up:
+        pieces += _cut(one.embedded().flatten(1), one.side.runs)
     return torch.cat([piece for _, piece in sorted(pieces, key=lambda one: one[0])], dim=1)
 
 

@@ -97,11 +97,12 @@ class Categories(nn.Module):
         times over: see ``Lookups``."""
         return small(self.sizes, self.dim, len(ids), copies) if is_plain(tables) else ()
 
-    def divided(self, small: tuple[int, ...], tables: StackedTables) -> Division:
-        """The small columns, by their places among these, apart from the others."""
+    def divided(self, small: tuple[int, ...], tables: StackedTables, place: int) -> Division:
+        """The small columns, by their places among these, apart from the others; these lie in x from a place on, which
+        is the same each time."""
         if small not in self._divisions:
             each = zip(self.columns.tolist(), self.starts.tolist(), self.sizes, strict=True)
-            self._divisions[small] = Division.of([Column(*one) for one in each], small, tables.weight)
+            self._divisions[small] = Division.of([Column(*one) for one in each], small, tables.weight, place)
         return self._divisions[small]
 
 
