@@ -55,7 +55,7 @@ def test_both_sides_are_what_the_weight_holds_and_learn_as_one(
     assert weight.grad is not None
     assert exact.grad is not None
     assert weight.grad.is_sparse == sparse
-    torch.testing.assert_close(weight.grad.to_dense(), exact.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weight.grad.to_dense(), exact.grad, atol=1e-4, rtol=1e-4)  # sums of up to 320 numbers
     if sparse:
         read = {column.start + one for column in columns for one in ids[:, column.read].tolist()}
         assert set(weight.grad.coalesce().indices()[0].tolist()) == read
