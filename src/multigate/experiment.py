@@ -236,9 +236,13 @@ with warnings.catch_warnings():
             )
             return (fitted and able) or any(task.negatives_kept < 1 for task in tasks)
 
+        def batch(self, rows: int) -> int:
+            """The rows of a step, of so many training rows."""
+            return self.batch_size or _batch(rows // STEPS, rows * self.epochs // STEPS_IN_ALL)
+
         def settled(self, rows: int) -> "Experiment":
             """With what null means for so many training rows: their batches and the learning rate of these."""
-            size = self.batch_size or _batch(rows // STEPS, rows * self.epochs // STEPS_IN_ALL)
+            size = self.batch(rows)
             return self.with_(batch_size=size, optimizer=self.optimizer.with_(learning_rate=self.optimizer.rate(size)))
 
         def to_yaml(self, *, full: bool = False) -> str:

@@ -156,7 +156,7 @@ def test_in_small_batches_and_at_other_rates_every_row_drops_its_own(many: int, 
 def test_masks_are_the_same_without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     _, _, made = dropped(1024)
-    monkeypatch.setattr("multigate.nn.embedding_tables.kernels", lambda: None)
+    monkeypatch.setattr("multigate.nn.table_rows.kernels", lambda: None)
     torch.manual_seed(0)
     _, _, without = dropped(1024)
     assert torch.equal(made, without)

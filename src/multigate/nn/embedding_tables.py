@@ -9,10 +9,9 @@ from torch.nn import functional
 
 from multigate.batch import IdColumn
 from multigate.nn.eager import eager, pays, watched
-from multigate.nn.kernels import kernels
 from multigate.nn.lookups import small
 from multigate.nn.small_tables import Column, Division
-from multigate.nn.table_rows import LookedUp, Lookup
+from multigate.nn.table_rows import Lookup, kernels_of, look_up
 
 
 class StackedTables(nn.Module):
@@ -78,19 +77,18 @@ class Categories(nn.Module):
         held = tables[str(self.dim)]
         ids = categories if self.all else categories.index_select(1, self.columns)
         if self._by_kernels(held, ids):
-            given = (ids.contiguous(), self.starts, self.owners)
-            looked_up = LookedUp.apply(held.weight, *given)  # type: ignore[no-untyped-call]
+            looked_up = look_up(held.weight, ids, self.starts, self.owners)
         else:
             starts = self.starts if ids.device.type == "cpu" else self.starts.to(ids.dtype)  # sorted in half the time
             looked_up = held(ids + starts)
         embedded: Tensor = looked_up.flatten(1)
         return embedded
 
-    def _by_kernels(self, tables: nn.Module, ids: Tensor) -> bool:
-        """Whether to take ``LookedUp``: in training or of many rows, on a CPU, where nobody hooks into the tables."""
-        if not (self.training or pays(ids)) or ids.dtype != torch.int32:
+    def _by_kernels(self, tables: nn.Module, ids: Tensor) -> TypeGuard[StackedTables]:
+        """Whether compiled code looks up: in training or of many rows, on a CPU, where nobody hooks into the tables."""
+        if not (self.training or pays(ids)):
             return False
-        return is_plain(tables) and not tables.sparse and eager(ids) and kernels() is not None
+        return is_plain(tables) and not tables.sparse and kernels_of(ids) is not None
 
     def small(self, tables: nn.Module, ids: Tensor, copies: int = 1) -> tuple[int, ...]:
         """Columns, by their places among these, that rows of ids had better look up, of tables that are there so many

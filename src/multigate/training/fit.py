@@ -61,8 +61,7 @@ class Fit:
         decay, own = experiment.optimizer.average, {id(weight) for weight in self.tables.weights}
         averaged = (p for p in self.model.parameters() if id(p) not in own)
         self.average = Average(averaged, decay) if decay else None
-        size = experiment.batch_size
-        assert size is not None
+        size = experiment.batch(prepared.train.rows)
         self.loader = Loader(prepared.train, size, seed=experiment.seed, tasks=tasks, device=device)
         self.steps = experiment.epochs * len(self.loader)
         self.precision = choose_precision(experiment.precision, device)

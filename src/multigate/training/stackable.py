@@ -44,7 +44,7 @@ def why_apart(
         return "its embedding tables have an optimiser of their own"
     if keeps_more_than_tensors(model):
         return f"structure {first.sharing.name!r} keeps state outside its tensors"
-    size = first.settled(prepared.train.rows).batch_size or 1
+    size = first.batch(prepared.train.rows)
     work = model.multiply_adds() * size
     if work > MOST_WORK and device.type == "cpu":
         return f"a step of {size:,} rows is {work / 1e6:,.0f} million multiply-adds, enough to fill the machine"

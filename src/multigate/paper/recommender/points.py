@@ -65,7 +65,7 @@ def train_to_points(
     weights = {name.removeprefix("model/"): one for name, one in tensors.items() if name.startswith("model/")}
     fitted.model.load_state_dict(weights)
     looks.take(state["step"], fitted.model)
-    rows, size = prepared.train.rows, experiment.settled(prepared.train.rows).batch_size or 1
+    rows, size = prepared.train.rows, experiment.batch(prepared.train.rows)
     return Watched(
         tuple(Point(rows_read(step, rows, size), seen) for step, seen in sorted(looks.taken.items())),
         sum(parameter.numel() for parameter in fitted.model.parameters()),
