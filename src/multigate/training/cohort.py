@@ -32,6 +32,7 @@ from multigate.training.loop import CHECK_EVERY, Fitted
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices, random_state, set_random_state
 from multigate.training.replicas import Replicas, in_front, stack_batches
+from multigate.training.sleeping import asleep_beside_others
 from multigate.training.subnormal import flushed
 from multigate.training.turns import turn
 
@@ -292,7 +293,8 @@ def fit_cohort(
 
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where a loss stops being a number.
     """
-    with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts:
+    forked = torch.random.fork_rng(devices=devices(device))
+    with turn, forked, Interrupts() as interrupts, asleep_beside_others():
         cohort = Cohort(experiments, prepared, folders, checkpoint, device, tasks)
         tell_of_precision(cohort.runs[0], report)
         torch.manual_seed(experiments[0].seed)

@@ -1,33 +1,34 @@
-"""Whether other programs hold the cores that a training computes on: its threads then wait for each other."""
+"""Whether other programs hold the cores that a thread computes on."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-OURS = Path("/proc/thread-self/schedstat")
-"""Linux: nanoseconds that this thread has run, nanoseconds that it was ready and had no core, how often it ran."""
 SHARE = 0.15
-"""Of the time in which it is ready. A thread alone on its core has none of it; beside one busy process on two cores two
-threads have .35 each, and take twice as long as one (measured)."""
-LEAST = 2.0
-"""Seconds before that is judged."""
+"""Of the time in which a thread is ready. Alone on its cores a training waits for .06 of it at most, for its own other
+threads; beside one busy program on two cores for .35 (measured)."""
 
 
 class Cores(NamedTuple):
-    """Seconds that this thread has had a core, and that it has waited for one."""
+    """Seconds that a thread has had a core, and that it was ready and waited for one."""
 
     had: float
     waited: float
 
     @classmethod
-    def so_far(cls) -> "Cores | None":
-        """None where the operating system does not count."""
+    def of(cls, thread: int) -> "Cores | None":
+        """So far, of a thread of this process, by the operating system's number. None where that does not count."""
         try:
-            had, waited, _ = OURS.read_text().split()
+            had, waited, _ = counted(thread).split()
             return cls(int(had) / 1e9, int(waited) / 1e9)
         except (OSError, ValueError):
             return None
 
-    def lacking_since(self, before: "Cores") -> bool:
-        """Whether this thread has had to wait so much since then that fewer threads would be faster."""
+    def waiting_since(self, before: "Cores", least: float) -> float:
+        """The share of the time since then in which it waited; 0 where it was not ready for so many seconds."""
         had, waited = self.had - before.had, self.waited - before.waited
-        return had + waited >= LEAST and waited >= SHARE * (had + waited)
+        return waited / (had + waited) if had + waited >= least else 0.0
+
+
+def counted(thread: int) -> str:
+    """Linux: nanoseconds that the thread has run, that it was ready and had no core, and how often it ran."""
+    return Path(f"/proc/self/task/{thread}/schedstat").read_text()

@@ -2,20 +2,22 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from multigate.precision import warning
 from multigate.run import METRICS, strict
-from multigate.training.contention import Cores
+from multigate.training.contention import SHARE, Cores
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.unscored import listed_reasons
 from multigate.writing import told
+
+JUDGED = 2.0
+"""Seconds of a training before anything is said of how it waits."""
 
 
 def entry_of(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
@@ -58,15 +60,12 @@ def tell_of_precision(fitting: Fit, report: Reporter) -> None:
         report.once(slow)
 
 
-def tell_of_cores(fitting: Fit, before: Cores | None, report: Reporter) -> None:
-    """Say so where other programs have held the cores since then."""
-    now, threads = Cores.so_far(), torch.get_num_threads()
-    several = threads > 1 and fitting.device.type == "cpu"
-    if several and now is not None and before is not None and now.lacking_since(before):
-        report.once(
-            f"other programs hold this machine's cores, and the {threads} threads of a step wait for each other: "
-            "with OMP_NUM_THREADS=1 it may take half as long"
-        )
+def tell_of_cores(before: Cores | None, report: Reporter) -> None:
+    """Say so where this thread has waited long for cores that other programs hold, since it had those."""
+    now = Cores.of(threading.get_native_id())
+    share = now.waiting_since(before, JUDGED) if now is not None and before is not None else 0.0
+    if share >= SHARE:
+        report.once(f"other programs hold this machine's cores: this training waits for them {share:.0%} of its time")
 
 
 def warn(fitting: Fit, report: Reporter) -> None:

@@ -1,6 +1,7 @@
 """The training loop: fit a model to prepared rows, keep the best weights, and go on exactly where it stopped."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -35,6 +36,7 @@ from multigate.training.history import (
 from multigate.training.interrupts import Interrupts
 from multigate.training.progress import Reporter
 from multigate.training.randomness import devices
+from multigate.training.sleeping import asleep_beside_others
 from multigate.training.subnormal import flushed
 from multigate.training.turns import turn
 from multigate.training.warm_start import start_from
@@ -94,7 +96,8 @@ def fit(
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss or the
     predictions of validation rows stop being numbers.
     """
-    with turn, torch.random.fork_rng(devices=devices(device)), Interrupts() as interrupts, ExitStack() as left_open:
+    forked = torch.random.fork_rng(devices=devices(device))
+    with turn, forked, Interrupts() as interrupts, asleep_beside_others(), ExitStack() as left_open:
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
@@ -112,7 +115,7 @@ def fit(
                 tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
                 report.detail(line_of(fitting, scored))
         board: Any = None
-        opened, cores = False, Cores.so_far()
+        opened, cores = False, Cores.of(threading.get_native_id())
         fitting.model.train()
         while not fitting.finished:
             _run_epoch(fitting, report, interrupts, observe)
@@ -131,7 +134,7 @@ def fit(
             fitting.losses.zero_()
             fitting.save()
             report.detail(line_of(fitting, scored))
-            tell_of_cores(fitting, cores, report)
+            tell_of_cores(cores, report)
             if watch is not None:
                 watch(fitting.epoch, scored)
             if interrupts.asked:

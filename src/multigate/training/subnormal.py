@@ -4,16 +4,12 @@ A processor may take a hundred times as long over one of them (Intel's do), and 
 a softmax that is sure of itself, Adam's first moments of what no batch has read for a thousand steps.
 """
 
-import ctypes
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-EACH = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+from multigate.training.openmp import openmp
 
 
 @contextmanager
@@ -34,19 +30,7 @@ def flushed() -> Iterator[None]:
 def _flush(on: bool) -> bool:
     """Whether this processor can. Torch's own call reaches the thread that makes it and no other."""
     can = torch.set_flush_denormal(on)
-    team, threads = _team(), torch.get_num_threads()
-    if can and team is not None and threads > 1:
-        team(EACH(lambda _: torch.set_flush_denormal(on) and None), None, threads, 0)
+    library, threads = openmp(), torch.get_num_threads()
+    if can and library is not None and threads > 1:
+        library.each(lambda: torch.set_flush_denormal(on), threads)
     return can
-
-
-@cache
-def _team() -> Callable[..., None] | None:
-    """What calls a function in each thread of a team of OpenMP, of the library that came with torch (on Linux)."""
-    if sys.platform != "linux":
-        return None
-    with suppress(OSError, AttributeError):
-        call = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY).GOMP_parallel
-        call.argtypes, call.restype = (EACH, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
-        return call
-    return None

@@ -20,6 +20,7 @@ from multigate.sharing import Structure
 from multigate.training.checkpoint import load_checkpoint, save_checkpoint
 from multigate.training.interrupts import Interrupted, Interrupts
 from multigate.training.replicas import Replicas
+from multigate.training.sleeping import asleep_beside_others
 from multigate.training.subnormal import flushed
 
 TICK = 100
@@ -106,7 +107,7 @@ def train_toys(training: Training, checkpoint: Path, device: torch.device) -> Tr
     work = _Work(training, draws, device)
     if checkpoint.is_file():
         work.restore(checkpoint)
-    with Interrupts() as interrupts, flushed():
+    with Interrupts() as interrupts, asleep_beside_others(), flushed():
         batches = work.batches()
         began = time.perf_counter()
         try:
