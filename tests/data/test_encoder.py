@@ -477,6 +477,7 @@ DICTIONARY_OF_STRUCTS = pa.DictionaryArray.from_arrays(pa.array([0]), pa.array([
         (Number("f"), pa.array([[1.0]]), "only bags and vectors read lists"),
         (Category("f"), pa.array([["a"]]), "only bags and vectors read lists"),
         (Vector("f", size=2), pa.array([1.0]), "give lists"),
+        (Category("f"), pa.array([pa.MonthDayNano([1, 2, 3])]), "wanted single values, found month_day_nano_interval"),
         (Category("f"), DICTIONARY_OF_STRUCTS, "give its fields columns of their own"),
         (Time("f"), pa.array(["noon"]), "found 'noon'; write it as ISO 8601"),
         (Time("f"), pa.array([True]), "wanted a time, found True"),

@@ -694,6 +694,26 @@ def test_text_views_in_parquet_are_text(tmp_path: Path) -> None:
         assert pa.Table.from_batches(source.batches()).to_pydict() == {name: text for name, (text, _) in texts.items()}
 
 
+@pytest.mark.skipif(not hasattr(pa, "decimal32"), reason="this Arrow has no narrow decimals")
+def test_narrow_decimals_and_truth_values_of_a_byte_are_what_they_stand_for(tmp_path: Path) -> None:
+    cents = [Decimal("1.25"), None, Decimal("-3.00")]
+    columns = {str(kind): pa.array(cents, kind) for kind in (pa.decimal32(5, 2), pa.decimal64(12, 2))}
+    columns["list"] = pa.array([cents, None, []], pa.list_(pa.decimal32(5, 2)))
+    columns["truth"] = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, None, 0], pa.int8()))
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for data in (table, tmp_path / "a.parquet", tmp_path / "a.arrow"):
+        source = open_table(data)
+        assert [parse_type(type_name(kind)) for kind in source.schema.types] == source.schema.types
+        assert source.schema.types[:2] == [pa.decimal128(5, 2), pa.decimal128(12, 2)]
+        found = pa.Table.from_batches(source.batches()).to_pydict()
+        assert found.pop("truth") == [True, None, False]
+        assert found.pop("list") == [cents, None, []]
+        assert list(found.values()) == [cents, cents]
+
+
 @pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this Arrow has no UUIDs")
 def test_uuids_are_text_in_every_door(tmp_path: Path) -> None:
     found = [None if at % 4 == 3 else uuid.UUID(int=random.Random(at).getrandbits(128)) for at in range(11)]

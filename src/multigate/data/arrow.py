@@ -38,7 +38,8 @@ def codes(array: pa.Array, column: str) -> tuple[np.ndarray, pa.Array]:
     Distinct values may repeat where the column is an Arrow dictionary already, and a few may be unused.
     """
     array = plain(array)
-    if pa.types.is_nested(plain(array.dictionary).type if pa.types.is_dictionary(array.type) else array.type):
+    kind = plain(array.dictionary).type if pa.types.is_dictionary(array.type) else array.type
+    if pa.types.is_nested(kind) or pa.types.is_interval(kind):
         raise refused(array.type, column, "single values")
     _check_zone(array.type, column)
     if not pa.types.is_dictionary(array.type):

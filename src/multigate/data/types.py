@@ -61,18 +61,26 @@ def value_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without views and run ends, which few kernels know; UUIDs are text."""
-    if pa.types.is_string_view(kind) or is_uuid(value_type(kind)):
+    """The type without views, run ends and narrow decimals, which few kernels know; UUIDs are text."""
+    if is_uuid(value_type(kind)):
         return pa.large_string()
-    if pa.types.is_binary_view(kind):
-        return pa.large_binary()
     if pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
         return pa.dictionary(kind.index_type, plain_type(kind.value_type), kind.ordered)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _list_of(plain_type(kind.value_type), kind)
-    return kind
+    return _plain_value(kind)
+
+
+def _plain_value(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return pa.decimal128(kind.precision, kind.scale)
+    return pa.bool_() if getattr(kind, "extension_name", "") == "arrow.bool8" else kind
 
 
 def plain_column(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
