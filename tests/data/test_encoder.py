@@ -928,6 +928,16 @@ def test_a_duration_of_pandas_is_that_of_python():
         same(encoder.row({"f": pandas.Timedelta(one)}), wanted)
 
 
+def test_a_time_of_pandas_is_its_text_without_nanoseconds_in_a_row_and_in_a_table():
+    found = [1_704_067_200_000_000_123, 1_704_067_200_250_000_999, None]
+    table = batch_of(f=pa.array(found, pa.timestamp("ns")))
+    encoder = fit((Category("f", min_count=1),), columns={"f": table.column("f")})
+    whole = encoder.columns(table, labels=False)
+    assert whole.categories[:, 0].tolist() == [2, 3, 1]
+    for at, one in enumerate(table.to_pandas()["f"]):
+        same(encoder.row({"f": one}), cut(whole, at, at + 1))
+
+
 @pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this Arrow has no UUIDs")
 @pytest.mark.parametrize("feature", [Category("c", min_count=1), Hashed("c", buckets=99), Bag("c", min_count=1)])
 def test_a_uuid_is_its_text_in_a_row_and_in_a_table(feature):

@@ -113,11 +113,11 @@ def _float_text(value: float) -> str | None:
 
 
 def _other_text(value: Any) -> str | None:
-    if type(value).__name__ in ("NaTType", "NAType"):
+    value = _datetime(value) if isinstance(value, np.datetime64) else value
+    if value is None or type(value).__name__ in ("NaTType", "NAType"):
         return None
-    if isinstance(value, np.datetime64):
-        when = _datetime(value)
-        return None if when is None else str(when)
+    if isinstance(value, datetime):
+        return datetime.isoformat(value, " ")  # pandas, whose times are Python's too, writes nanoseconds as well
     if isinstance(value, np.timedelta64 | timedelta):
         return _duration_text(value)
     if isinstance(value, Decimal):
