@@ -938,6 +938,18 @@ def test_a_time_of_pandas_is_its_text_without_nanoseconds_in_a_row_and_in_a_tabl
         same(encoder.row({"f": one}), cut(whole, at, at + 1))
 
 
+def test_a_vector_that_is_missing_is_so_however_pandas_writes_it():
+    pandas = pytest.importorskip("pandas")
+    encoder = fit((Vector("f", size=2),), columns={"f": pa.array([[1.0, 2.0], [3.0, 5.0]])})
+    wanted = encoder.row({"f": None})
+    for one in (math.nan, np.float32("nan"), pandas.NA, pandas.NaT):
+        same(encoder.row({"f": one}), wanted)
+    for array in (pa.array([math.nan]), pa.array([math.nan], pa.float32()), pa.array([None], pa.float64())):
+        same(encoder.columns(batch_of(f=array), labels=False), wanted)
+    with pytest.raises(DataError, match="give lists"):
+        encoder.columns(batch_of(f=pa.array([math.nan, 1.0])), labels=False)
+
+
 @pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this Arrow has no UUIDs")
 @pytest.mark.parametrize("feature", [Category("c", min_count=1), Hashed("c", buckets=99), Bag("c", min_count=1)])
 def test_a_uuid_is_its_text_in_a_row_and_in_a_table(feature):

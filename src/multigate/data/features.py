@@ -42,7 +42,8 @@ def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
     """(size, R) float64, NaN where missing."""
     array = buffers.plain(array)
     kind = array.type
-    if pa.types.is_null(kind):
+    # pandas has NaN where nothing is known
+    if pa.types.is_null(kind) or (pa.types.is_floating(kind) and pc.all(pc.is_null(array, nan_is_null=True)).as_py()):
         return np.full((feature.size, len(array)), np.nan)
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise cells.ColumnError(feature.source, f"wanted lists of {feature.size} numbers, found {kind}; give lists")
@@ -63,7 +64,8 @@ def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
 
 def vector_cell(value: Any, feature: Vector) -> list[float]:
     """The numbers of one cell, NaN where missing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    nan = isinstance(value, float | np.floating) and math.isnan(value)
+    if value is None or nan or type(value).__name__ in ("NaTType", "NAType"):
         return [math.nan] * feature.size
     if not isinstance(value, list | tuple | np.ndarray):
         raise cells.BadCell(f"a list of {feature.size} numbers", value, "give a list")
