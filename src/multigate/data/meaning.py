@@ -287,7 +287,7 @@ def is_id(column: Column) -> bool:
     """By its name, or by whole numbers too large to be told apart as quantities, and not larger than ids are."""
     words = words_of(column.name)
     named = bool(words) and ("id" in words or words[-1] in _IDS | _THINGS)
-    return named or (is_number(column.kind) and column.integral and 2**53 < max(-column.low, column.high) < 2**64)
+    return named or (is_number(column.kind) and column.integral and 2**53 < max(-column.low, column.high) <= 2**64)
 
 
 def _is_dense(column: Column) -> bool:
