@@ -100,6 +100,21 @@ def test_every_door_has_them(bundle: Bundle, tmp_path: Path) -> None:
     assert bundle.predict([])["rank"].shape == (0,)
 
 
+def test_they_read_names_that_are_no_text() -> None:
+    """As rows of pandas have them where the columns are 0, 1, ..."""
+    schema = Schema(
+        features=(Number("price", column="0"), Number("age", column="1")),
+        tasks=(Task("buy"),),
+        outputs=(Output("revenue", expression="buy * price"),),
+    )
+    experiment = mg.Experiment(schema=schema)
+    encoder = Encoder.fit(schema, pa.table({"0": [1.0, 2.0], "1": [20, 30], "buy": [0, 1]}).to_batches())
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    wanted = bundle.predict({"0": 2.0, "1": 30})
+    assert bundle.predict({0: 2.0, 1: 30}) == wanted
+    assert bundle.predict([{0: 2.0, 1: 30}])["revenue"].tolist() == [wanted["revenue"]]
+
+
 def test_they_are_served(bundle: Bundle) -> None:
     rows = (
         rows_of(3, seed=3).select(["eur", "user", "age"]).set_column(0, "eur", pa.array([1.5, None, 3.0])).to_pylist()

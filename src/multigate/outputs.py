@@ -35,4 +35,6 @@ class DeclaredOutputs:
 def _numbers(rows: pa.RecordBatch | Rows, column: str) -> NDArray[np.float64]:
     if isinstance(rows, pa.RecordBatch):
         return arrow.numbers(by_name(rows)(column), column)
+    if not all(column in row for row in rows):  # pandas has names that are no text, as 0
+        rows = [{str(name): value for name, value in row.items()} for row in rows]
     return np.array([cells.number(row[column]) for row in rows], np.float64)

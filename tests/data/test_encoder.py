@@ -938,6 +938,27 @@ def test_a_time_of_pandas_is_its_text_without_nanoseconds_in_a_row_and_in_a_tabl
         same(encoder.row({"f": one}), cut(whole, at, at + 1))
 
 
+def test_a_day_of_pandas_is_a_time_in_a_row_and_in_a_table():
+    pandas = pytest.importorskip("pandas")
+    days = pandas.DataFrame({"f": pandas.period_range("2024-01-01", periods=9, freq="D")})
+    record = next(open_table(days).batches())
+    encoder = fit((Time("f"),), columns={"f": record.column(0)})
+    whole = encoder.columns(record, labels=False)
+    for at, one in enumerate(days["f"]):
+        same(encoder.row({"f": one}), cut(whole, at, at + 1))
+    with pytest.raises(DataError, match="found '2024-01'"):
+        encoder.row({"f": pandas.Period("2024-01", "M")})
+
+
+def test_names_that_are_no_text_are_those_of_the_columns():
+    encoder = fit((Number("0"), Category("('a', 'b')")), columns={"0": [1.0, 2.0], "('a', 'b')": ["x", "y"]})
+    wanted = encoder.row({"0": 2.0, "('a', 'b')": "y"})
+    same(encoder.row({0: 2.0, ("a", "b"): "y"}), wanted)
+    same(encoder.row({np.int64(0): 2.0, "('a', 'b')": "y", 7: None}), wanted)
+    with pytest.raises(DataError, match="no column '0'; found: "):
+        encoder.row({1: 2.0, ("a", "b"): "y"})
+
+
 def test_a_vector_that_is_missing_is_so_however_pandas_writes_it():
     pandas = pytest.importorskip("pandas")
     encoder = fit((Vector("f", size=2),), columns={"f": pa.array([[1.0, 2.0], [3.0, 5.0]])})

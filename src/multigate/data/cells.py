@@ -251,6 +251,8 @@ def moment(value: Any, zone: str | None = None) -> int | None:
     """
     if isinstance(value, np.datetime64):
         value = _datetime(value)
+    if type(value).__name__ == "Period":  # of pandas, in whose tables it is text
+        value = str(value)
     if isinstance(value, str):
         value = _written(value)
     if value is None or type(value).__name__ in ("NaTType", "NAType"):

@@ -194,7 +194,10 @@ class Encoder:
                 else:
                     read(value, raw, ids, packed)
             except KeyError:
-                raise missing(column, row) from None
+                named = {str(name): value for name, value in row.items()}  # pandas has names that are no text, as 0
+                if column in named:
+                    return self.arrays(named)
+                raise missing(column, named) from None
             except cells.BadCell as bad:
                 raise bad.error(column) from None
         return Arrays(
