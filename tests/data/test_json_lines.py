@@ -20,7 +20,7 @@ CELLS = {
     "fraction": st.floats(allow_nan=False, allow_infinity=False),
     "text": TEXTS.filter(bool),
     "flag": st.booleans(),
-    "bag": st.lists(TEXTS, max_size=3),
+    "bag": st.lists(TEXTS | st.none(), max_size=3),
     "when": st.dates().map(str),
 }
 
@@ -58,6 +58,24 @@ def test_text_stays_text_and_whole_numbers_keep_their_digits(tmp_path: Path) -> 
     }  # fmt: skip
     assert [row["id"] for row in rows_of(path)] == ["5", str(long), None]
     assert rows_of(path, day="timestamp[us]")[0]["day"].year == 2026
+
+
+@pytest.mark.parametrize(
+    "first", [[None, "a"], [None, 1.5], [None, None, True], [None, "2026-01-05"], [None, [None, 1]]]
+)
+def test_lists_may_begin_with_a_null(tmp_path: Path, first: list[Any]) -> None:
+    rows = [{"f": first, "of": {"l": first}}, {"f": None, "of": None}, {"f": [*first, None], "of": {"l": None}}]
+    assert rows_of(write(tmp_path, *rows)) == rows
+
+
+def test_lists_of_nothing_but_nulls_hold_nothing(tmp_path: Path) -> None:
+    nothing = write(tmp_path, {"f": [None, None], "x": 1}, {"f": [], "x": 2}, {})
+    assert str(open_table(nothing).schema.field("f").type) == "list<item: null>"
+    assert [row["x"] for row in rows_of(nothing)] == [1, 2, None]
+    assert not any(one for row in rows_of(nothing) for one in row["f"] or ())
+    assert [row["f"] for row in rows_of(nothing, f="list<item: string>")] == [[None, None], [], None]
+    some = write(tmp_path, {"f": ["a"], "x": 3}, name="b.jsonl")
+    assert [row["f"] for row in rows_of([nothing, some], f="list<item: string>")][-1] == ["a"]
 
 
 def test_columns_and_types_are_of_all_the_rows_that_are_looked_at(

@@ -45,7 +45,7 @@ class JsonLinesFile:
         before = 0
         for block in self._blocks():
             try:
-                found = _parsed(block, kinds, others="ignore")
+                found = _parsed(block, kinds)
             except pa.ArrowInvalid:  # a column is of another type here, of which its reader says what becomes
                 found = self._typed(block, before)
             before += found.num_rows
@@ -99,16 +99,21 @@ class JsonLinesFile:
     def _typed(self, block: bytes, before: int) -> pa.Table:
         """The rows of a block, each column of the type that its values have there."""
         try:
-            found = _parsed(block)
-            texts = {field.name: kind for field in found.schema if (kind := _untimed(field.type)) != field.type}
-            if texts:
-                found = _parsed(block, pa.schema(list(texts.items())))
+            found = _read(block, None, "infer")
+            guessed = found.schema
+            kinds = [(field.name, _told(field.type)) for field in guessed]
+            unlike = [one for one in kinds if pa.types.is_nested(one[1]) or one[1] != guessed.field(one[0]).type]
+            found = _read(block, pa.schema(unlike), "infer") if unlike else found
+            found.validate(full=True)  # nothing else tells that text is not UTF-8
         except (pa.ArrowInvalid, UnicodeError) as error:
             raise self._explained(error, before) from error
         for at, name in enumerate(found.schema.names):
+            field = guessed.field(name)
+            if pa.types.is_list(field.type) and _is_open(field.type):
+                found = found.set_column(at, field, pa.array(found.column(at).to_pylist(), field.type))
             if _may_be_long(found.column(at)) and _is_whole(name, block):
                 try:
-                    column = _parsed(block, pa.schema([(name, _LONG)]), others="ignore").column(name)
+                    column = _parsed(block, pa.schema([(name, _LONG)])).column(name)
                 except pa.ArrowInvalid:
                     continue  # fractional
                 found = found.set_column(at, name, column)
@@ -138,16 +143,20 @@ class JsonLinesFile:
         )
 
 
-def _parsed(block: bytes, kinds: pa.Schema | None = None, others: str = "infer") -> pa.Table:
-    """The rows of a block. Raises ``pa.ArrowInvalid`` where they are none, or a column not of its kind."""
-    found = pyarrow.json.read_json(
+def _parsed(block: bytes, kinds: pa.Schema) -> pa.Table:
+    """These columns of a block. Raises ``pa.ArrowInvalid`` where rows are none, or a column not of its kind."""
+    found = _read(block, kinds, "ignore")
+    found.validate(full=True)
+    return found
+
+
+def _read(block: bytes, kinds: pa.Schema | None, others: str) -> pa.Table:
+    return pyarrow.json.read_json(
         pa.BufferReader(block),
         # without threads errors know their row
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
         parse_options=pyarrow.json.ParseOptions(explicit_schema=kinds, unexpected_field_behavior=others),
     )
-    found.validate(full=True)  # nothing else tells that text is not UTF-8
-    return found
 
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -157,11 +166,17 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
     return array.cast(pa.string()) if pa.types.is_decimal(array.type) else array
 
 
-def _untimed(kind: pa.DataType) -> pa.DataType:
-    """The type without the times that Arrow sees in texts."""
+def _told(kind: pa.DataType) -> pa.DataType:
+    """The type without the times that Arrow sees in texts. It has to be told of lists: of those that begin with a null
+    it loses a value by itself, and of those of nothing but nulls also where they are called so.
+    """
     if pa.types.is_timestamp(kind):
         return pa.string()
-    return pa.list_(_untimed(kind.value_type)) if pa.types.is_list(kind) else kind
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_told(field.type)) for field in kind])
+    if not pa.types.is_list(kind):
+        return kind
+    return pa.list_(pa.string() if pa.types.is_null(kind.value_type) else _told(kind.value_type))
 
 
 def _is_open(kind: pa.DataType) -> bool:
