@@ -199,7 +199,10 @@ def test_whole_numbers_beyond_int64_are_read_from_lists() -> None:
     in_pandas = open_table(pd.DataFrame({"user": hashes}, dtype=object))
     assert type_name(in_pandas.schema.field("user").type) == "uint64"
     assert rows_of(in_pandas) == rows_of(source)
-    for wrong in ([2**64, 1], [2**63, -1]):
+    bags = [[2**64 - 1, None], None, [], [5]]
+    for data in ({"users": bags}, pd.DataFrame({"users": bags})):
+        assert rows_of(open_table(data)) == [{"users": one} for one in bags]
+    for wrong in ([2**64, 1], [2**63, -1], [[2**64], [1]]):
         with pytest.raises(DataError, match="column 'user' cannot be read"):
             open_table({"user": wrong})
 

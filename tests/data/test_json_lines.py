@@ -78,6 +78,25 @@ def test_lists_of_nothing_but_nulls_hold_nothing(tmp_path: Path) -> None:
     assert [row["f"] for row in rows_of([nothing, some], f="list<item: string>")][-1] == ["a"]
 
 
+@pytest.mark.parametrize("last", [2**64 - 1, 123456789012345678901, -(2**63) - 1])
+def test_whole_numbers_in_lists_keep_their_digits(tmp_path: Path, last: int) -> None:
+    lists = [[5], [2**62 + 1, None, last], None, [last, 7], []]
+    texts = [None if one is None else [None if item is None else str(item) for item in one] for one in lists]
+    path = write(tmp_path, *({"ids": one, "x": 0.5} for one in lists))
+    assert str(open_table(path).schema.field("ids").type) == "list<item: string>"
+    assert [row["ids"] for row in rows_of(path)] == texts
+    fractions = write(tmp_path, {"ids": [1e19, 0.5]}, {"ids": [12345678901234567890, 2.5]}, name="b.jsonl")
+    assert [row["ids"] for row in rows_of(fractions)] == [[1e19, 0.5], [12345678901234567890.0, 2.5]]
+
+
+def test_whole_numbers_in_lists_keep_their_digits_wherever_they_become_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK", 64)
+    path = write(tmp_path, *({"ids": [at, 2]} for at in range(9)), {"ids": [2**64 - 1]}, {"ids": [3]})
+    assert [row["ids"] for row in rows_of(path)][7:] == [["7", "2"], ["8", "2"], [str(2**64 - 1)], ["3"]]
+
+
 def test_columns_and_types_are_of_all_the_rows_that_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,8 @@ LOOKED_AT = 4
 LONGEST = 64 << 20
 """Bytes of a line at most."""
 _LONG = pa.decimal128(38, 0)
-"""What reads whole numbers of more digits than an int64; they are text then, as in CSV files."""
+_LONGS = pa.list_(_LONG)
+"""What reads whole numbers of more digits than an int64, and lists of them; they are text then, as in CSV files."""
 
 
 class JsonLinesFile:
@@ -40,7 +41,7 @@ class JsonLinesFile:
         check_names(self.schema.names, self.name)
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        own = {field.name: _LONG if field.name in self._long else field.type for field in self.schema}
+        own = {field.name: self._long.get(field.name, field.type) for field in self.schema}
         kinds = pa.schema([(name, own.get(name, pa.null())) for name in wanted.names or self.schema.names[:1]])
         before = 0
         for block in self._blocks():
@@ -87,8 +88,8 @@ class JsonLinesFile:
                 break
         if not before:
             raise DataError(f"{self.name} has no rows; write one JSON object a line")
-        self._long = {name for name, kind in found.items() if kind == _LONG}
-        found |= dict.fromkeys(self._long, pa.string())
+        self._long = {name: kind for name, kind in found.items() if kind in (_LONG, _LONGS)}
+        found |= {name: pa.string() if kind == _LONG else pa.list_(pa.string()) for name, kind in self._long.items()}
         for name in found.keys() & frozen.keys():
             if _is_open(found[name]):
                 found[name] = _readable(frozen[name])
@@ -112,8 +113,9 @@ class JsonLinesFile:
             if pa.types.is_list(field.type) and _is_open(field.type):
                 found = found.set_column(at, field, pa.array(found.column(at).to_pylist(), field.type))
             if _may_be_long(found.column(at)) and _is_whole(name, block):
+                kind = _LONGS if pa.types.is_list(field.type) else _LONG
                 try:
-                    column = _parsed(block, pa.schema([(name, _LONG)])).column(name)
+                    column = _parsed(block, pa.schema([(name, kind)])).column(name)
                 except pa.ArrowInvalid:
                     continue  # fractional
                 found = found.set_column(at, name, column)
@@ -163,6 +165,8 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
     if name not in batch.schema.names:
         return pa.nulls(batch.num_rows)
     array = batch.column(name)
+    if array.type == _LONGS:
+        return array.cast(pa.list_(pa.string()))
     return array.cast(pa.string()) if pa.types.is_decimal(array.type) else array
 
 
@@ -193,11 +197,12 @@ def _readable(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_whole(name: str, block: bytes) -> bool:
-    """Whether a number of a column stands there with all of its many digits, not as 9.3e+18."""
+    """Whether a number of a column, or in its lists, stands there with all of its many digits, not as 9.3e+18."""
     key = re.escape(json.dumps(name, ensure_ascii=False).encode())
-    return re.search(key + rb"\s*:\s*-?\d{19,}(?![\d.eE])", block) is not None
+    return re.search(key + rb"\s*:\s*(?:\[(?:[^\]]*[\s,])?)?-?\d{19,}(?![\d.eE])", block) is not None
 
 
 def _may_be_long(column: pa.ChunkedArray) -> bool:
+    column = pc.list_flatten(column) if pa.types.is_list(column.type) else column
     largest = pc.max(pc.abs(column)).as_py() if pa.types.is_floating(column.type) else None
     return largest is not None and 2.0**63 <= largest < 1e38

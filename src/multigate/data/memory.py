@@ -143,8 +143,9 @@ def _as_array(values: Any) -> pa.Array:
     try:
         return pa.array(values, from_pandas=True)
     except OverflowError:  # Arrow takes Python's whole numbers for int64, and hashes are uint64
-        with contextlib.suppress(*UNREADABLE):
-            return pa.array(values, pa.uint64(), from_pandas=True)
+        for kind in (pa.uint64(), pa.list_(pa.uint64())):
+            with contextlib.suppress(*UNREADABLE):
+                return pa.array(values, kind, from_pandas=True)
         raise
 
 
