@@ -35,6 +35,7 @@ from multigate.training.replicas import Replicas, in_front, stack_batches
 from multigate.training.sleeping import asleep_beside_others
 from multigate.training.subnormal import flushed
 from multigate.training.turns import turn
+from multigate.training.undisturbed import undisturbed
 
 SCORED_AT_ONCE = 1 << 17
 """Rows, of all runs together, that are scored in one pass: what they make of them is in memory at once."""
@@ -293,8 +294,13 @@ def fit_cohort(
 
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where a loss stops being a number.
     """
-    forked = torch.random.fork_rng(devices=devices(device))
-    with turn, forked, Interrupts() as interrupts, asleep_beside_others():
+    with (
+        turn,
+        undisturbed(device),
+        torch.random.fork_rng(devices=devices(device)),
+        asleep_beside_others(),
+        Interrupts() as interrupts,
+    ):
         cohort = Cohort(experiments, prepared, folders, checkpoint, device, tasks)
         tell_of_precision(cohort.runs[0], report)
         torch.manual_seed(experiments[0].seed)

@@ -39,6 +39,7 @@ from multigate.training.randomness import devices
 from multigate.training.sleeping import asleep_beside_others
 from multigate.training.subnormal import flushed
 from multigate.training.turns import turn
+from multigate.training.undisturbed import undisturbed
 from multigate.training.warm_start import start_from
 
 CHECK_EVERY = 64
@@ -96,8 +97,14 @@ def fit(
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss or the
     predictions of validation rows stop being numbers.
     """
-    forked = torch.random.fork_rng(devices=devices(device))
-    with turn, forked, Interrupts() as interrupts, asleep_beside_others(), ExitStack() as left_open:
+    with (
+        turn,
+        undisturbed(device),
+        torch.random.fork_rng(devices=devices(device)),
+        asleep_beside_others(),
+        Interrupts() as interrupts,
+        ExitStack() as left_open,
+    ):
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
