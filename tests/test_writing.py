@@ -191,3 +191,13 @@ def test_what_has_a_name_of_its_own_is_nobodys_leftover(tmp_path: Path, name: st
     remove_leftovers(tmp_path)
     assert len(before) == 7
     assert names(tmp_path) == sorted([name, "inner", f"inner/{name}"])
+
+
+@pytest.mark.parametrize("name", ["a**b", "[x]", "x?*"])
+def test_names_that_patterns_are_made_of_are_names(tmp_path: Path, name: str) -> None:
+    gone = subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"])
+    left = tmp_path / f".{name}.{int(gone)}-0.writing"
+    left.mkdir()
+    write_text(tmp_path / name, "here")
+    assert (tmp_path / name).read_text() == "here"
+    assert not left.exists()

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def _beside(path: Path, kind: str) -> Path:
 
 def _remove_dead(path: Path) -> None:
     """Remove what processes that are gone left of the same place."""
-    for leftover in path.parent.glob(f".{path.name}.*.writing"):
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.writing"):
         owner = leftover.name.split(".")[-2].partition("-")[0]
         if os.name == "posix" and owner.isdecimal() and not _is_alive(int(owner)):
             remove(leftover)
