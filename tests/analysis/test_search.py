@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import statistics
 import sys
@@ -34,6 +35,7 @@ from multigate.analysis.search import (
     begin,
     best,
     finished,
+    in_file,
     try_one,
 )
 from multigate.errors import MultigateError, RunError
@@ -343,6 +345,27 @@ def test_a_database_that_is_none_is_told_without_its_password(storage: str) -> N
     with pytest.raises(RunError, match="no trials can be kept in") as told:
         begin(Search("x", storage, {"x": Range(low=0, high=1)}))
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["a?b", "10%20b", "{y}", "a#b", "blank ü"])
+def test_the_database_of_a_folder_is_in_it_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    one = Search("hill", in_file(folder / "trials.db"), SPACE)
+    begin(one)
+    assert try_one(one, hill) == finished(one)[0]
+    assert list(tmp_path.iterdir()) == [folder]
+    assert (folder / "trials.db").is_file()
+    with pytest.raises(RunError, match=re.escape(f"{folder}/trials.db holds a search 'hill' about something else")):
+        begin(one._replace(seed=1))
+
+
+@pytest.mark.parametrize("name", ["a?b", "{y}"])
+def test_a_name_that_cannot_be_told_to_the_database_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As with SQLAlchemy before 2.1, which quotes nothing."""
+    monkeypatch.setattr("sqlalchemy.engine.URL.render_as_string", lambda url: f"sqlite:///{url.database}")
+    with pytest.raises(RunError, match=r"no trials can be kept in .*; choose another folder"):
+        in_file(Path("/runs", name, "trials.db"))
 
 
 def test_a_database_that_was_damaged_meanwhile_is_told(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,6 +140,22 @@ def require_extra() -> None:
         import optuna  # noqa: F401
     except ImportError:
         raise MultigateError("tuning needs optuna, which is not installed: pip install 'multigate[tune]'") from None
+
+
+def in_file(path: Path) -> str:
+    """The ``storage`` that a file is; signs that URLs have a use for, such as ``?`` and ``%``, are part of its name.
+
+    Raises ``RunError`` where the installed SQLAlchemy or Optuna cannot name it.
+    """
+    require_extra()
+    from sqlalchemy.engine import URL, make_url
+
+    storage = URL.create("sqlite", database=str(path)).render_as_string()
+    if make_url(storage).database != str(path) or "{" in storage:  # before SQLAlchemy 2.1 nothing is quoted
+        raise RunError(
+            f"no trials can be kept in {path}: its name holds a sign that is none here; choose another folder"
+        )
+    return storage
 
 
 def begin(search: Search, first: Sequence[Point] = ()) -> list[Point]:
@@ -403,7 +421,7 @@ def _take_turns(engine: Any) -> None:
 def _refused(search: Search, error: Exception) -> RunError:
     """What a database says that keeps no trials."""
     reason = str(error.__cause__ or error).partition("\n")[0]
-    place = search.storage.rpartition("@")[2]  # behind user and password
+    place = unquote(search.storage.rpartition("@")[2])  # behind user and password
     return RunError(f"no trials can be kept in {place!r}: {reason}")
 
 
@@ -417,6 +435,6 @@ def _check_same(study: Any, search: Search) -> None:
     changed = difference(json.loads(kept), now)
     if changed:
         raise RunError(
-            f"{search.storage} holds a search {search.name!r} about something else ({changed}); choose another folder "
-            "or storage"
+            f"{unquote(search.storage)} holds a search {search.name!r} about something else ({changed}); choose "
+            "another folder or storage"
         )

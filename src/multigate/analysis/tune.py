@@ -20,6 +20,7 @@ from multigate.analysis.search import (
     Valued,
     begin,
     finished,
+    in_file,
     require_extra,
 )
 from multigate.analysis.space import (
@@ -184,7 +185,7 @@ def _plan(ground: Ground, space: Space, trials: int, about: str, hopeless: float
     many = trials - (given is None)
     search = Search(
         name="settings",
-        storage=f"sqlite:///{(folder / TRIALS).resolve()}",
+        storage=in_file((folder / TRIALS).resolve()),
         space=space,
         about=about,
         seed=ground.experiment.seed,

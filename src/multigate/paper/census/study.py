@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from multigate.analysis.boosting import available
-from multigate.analysis.search import Point, Search, Trial, begin, best, finished, require_extra
+from multigate.analysis.search import Point, Search, Trial, begin, best, finished, in_file, require_extra
 from multigate.analysis.trials import Sought, make_trials
 from multigate.analysis.workers import Job, Workers
 from multigate.cores import usable_cores
@@ -163,10 +163,9 @@ def _tune(
 
 
 def _search(settings: CensusStudy, site: Site, training: Training, rows: int) -> Search:
-    own = f"sqlite:///{(site.ledger.folder / 'trials.db').resolve()}"
     return Search(
         name=training.name,
-        storage=settings.storage or own,
+        storage=settings.storage or in_file((site.ledger.folder / "trials.db").resolve()),
         space=space(training.method, settings.units, settings.epochs),
         about=f"{rows} rows, {json.dumps(settings.choices.to_dict(full=True))}",
         shared=settings.storage is not None,
