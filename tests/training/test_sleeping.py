@@ -118,7 +118,7 @@ def test_they_sleep_while_others_hold_cores_and_no_longer(library: OpenMP, other
         others.waiting = WAITING
         looked(others)
         assert taken(library) < ASLEEP
-        others.waiting = 0.05
+        others.waiting = 0.2
         looked(others, sleeping.CALM + 3)
         assert taken(library) > IN_A_LOOP
         others.waiting = WAITING

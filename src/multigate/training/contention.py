@@ -3,10 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-SHARE = 0.15
-"""Of the time in which a thread is ready. Alone on its cores a training waits for .06 of it at most, for its own other
-threads; beside one busy program on two cores for .35 (measured)."""
-
 
 class Cores(NamedTuple):
     """Seconds that a thread has had a core, and that it was ready and waited for one."""

@@ -16,9 +16,12 @@ from contextlib import contextmanager
 
 import torch
 
-from multigate.training.contention import SHARE, Cores
+from multigate.training.contention import Cores
 from multigate.training.openmp import OpenMP, openmp
 
+LACKING = 0.25
+"""The share of its time that some thread waits for a core, from which on sleeping is faster: one program that is busy
+half of the time makes it .2, one that is always busy .35 (measured on two cores)."""
 LOOK = 0.5
 """Seconds between looks at whether others hold cores."""
 LEAST = 0.1
@@ -59,7 +62,7 @@ def _watch(library: OpenMP, team: Sequence[int], spare: int, over: threading.Eve
     while not over.wait(LOOK):
         now = [Cores.of(thread) for thread in team]
         waiting = max(_waiting(*each) for each in zip(now, before, strict=True))
-        calm, before = 0 if waiting >= SHARE else calm + 1, now
+        calm, before = 0 if waiting >= LACKING else calm + 1, now
         if idle is None and not calm:
             idle = _Idle(library, spare)
         elif idle is not None and calm >= CALM:
