@@ -199,3 +199,32 @@ def test_only_a_name_may_be_given_without_its_field() -> None:
     assert Task("click") == Task(name="click")
     with pytest.raises(MultigateError, match="say which field 'regression' is, such as kind='regression'"):
         Task("watch", "regression")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("epochs=true", "epochs: Input should be a valid integer (found True); set another value"),
+        ("batch_size=true", "batch_size: Input should be a valid integer (found True); set another value"),
+        ("seed=false", "seed: Input should be a valid integer (found False); set another value"),
+        ("sharing.experts=true", "sharing.experts: Input should be a valid integer (found True); set another value"),
+        ("tower=[8, true]", "tower.hidden.1: Input should be a valid integer (found True); set another value"),
+        (
+            "embedding.dropout=false",
+            "embedding.dropout: Input should be a valid number (found False); set another value",
+        ),
+    ],
+)
+def test_booleans_are_no_numbers(change: str, sentence: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        make_experiment({"schema": SCHEMA}, change)
+    assert str(caught.value) == f"experiment: {sentence}"
+
+
+def test_what_may_be_a_boolean_still_is() -> None:
+    task = Task("y", positive=[True, 2], auxiliary=True)
+    assert task.positive == (True, 2)
+    assert task.positive[0] is True
+    assert task.auxiliary is True
+    assert Embedding(drop_numbers=True).drop_numbers is True
+    assert Task("y", kind="multiclass", classes=[True, False]).classes == ("true", "false")

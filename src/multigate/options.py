@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Container, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -45,6 +45,14 @@ class Options(BaseModel):
             told.append(_listed(error, advice=True, left_out=("missing",)))
         raise ValueError(", and ".join(filter(None, told)))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_booleans(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        numbers = {name for name, field in cls.model_fields.items() if _is_numeric(field.annotation)}
+        return {name: _no_number(value) if name in numbers else value for name, value in data.items()}
+
     @classmethod
     def place_of(cls, key: str) -> str | None:
         """Where a key stands that is one of the options within these, or what else it stands for."""
@@ -71,6 +79,36 @@ class Options(BaseModel):
             return self.model_dump(mode="json")
         dumped: dict[str, Any] = _with_tags(self, self.model_dump(mode="json", exclude_defaults=True))
         return dumped
+
+
+class _Boolean:
+    """A boolean where a number is wanted: pydantic, as Python, takes one for 0 or 1, and refuses this."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _no_number(value: Any) -> Any:
+    """The value with its booleans as what is no number."""
+    if isinstance(value, list | tuple):
+        return [_no_number(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _no_number(one) for name, one in value.items()}
+    return _Boolean(value) if isinstance(value, bool) else value
+
+
+def _is_numeric(annotation: Any) -> bool:
+    """Whether values of a type are numbers, or hold some, and no booleans."""
+    kinds = _kinds(annotation)
+    return (int in kinds or float in kinds) and bool not in kinds
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types that an annotation is made of, itself among them."""
+    return [annotation, *(kind for part in get_args(annotation) for kind in _kinds(part))]
 
 
 TAGS = ("kind", "structure", "method", "by")

@@ -315,7 +315,7 @@ def test_a_comparison_of_structures_without_names_is_refused(feed_experiment: Ex
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("seeds", [0, -1, 1.5, "2"])
+@pytest.mark.parametrize("seeds", [0, True, -1, 1.5, "2"])
 def test_a_comparison_of_no_seed_is_refused_before_anything_is_written(
     feed_experiment: Experiment, tmp_path: Path, seeds: Any
 ) -> None:

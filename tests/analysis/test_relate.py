@@ -287,6 +287,7 @@ def test_auxiliary_tasks_count_and_tables_are_shared(feed_experiment: Experiment
         ({"pairs": [("click", "click")]}, "no pair with itself"),
         ({"device": "tpu"}, "tpu"),
         ({"seeds": 0}, "seeds=0: relating wants one at least"),
+        ({"seeds": True}, "seeds=True: relating wants one at least, a whole number"),
         ({"seeds": "2"}, "seeds='2': relating wants one at least, a whole number"),
         ({"pairs": "y+z"}, r"two tasks each, such as .*found 'y'"),
         ({"pairs": [("click", "buy", "like")]}, "two tasks each"),

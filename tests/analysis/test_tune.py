@@ -280,6 +280,8 @@ def test_what_cannot_be_is_refused_before_anything_runs(experiment: Experiment, 
         ({"goal": "a/acu"}, "did you mean 'auc'"),
         ({"space": {}}, "nothing to try"),
         ({"space": "epochs=1,2"}, "fields and their values, found str"),
+        ({"trials": True}, "trials and workers are 1 or more.*found True"),
+        ({"share": True}, "share is above 0.*found .*True"),
         ({"trials": "3"}, "trials and workers are 1 or more.*found '3'"),
     ):
         with pytest.raises(ExperimentError, match=told):

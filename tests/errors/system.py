@@ -223,6 +223,8 @@ SYSTEM: list[Case] = [
     Case(YAML, "a learning rate without end", yaml(TEXT + "optimizer: {learning_rate: inf}\n"),
          ("optimizer.learning_rate", "finite")),
     Case(YAML, "a seed of more than 64 bits", yaml(TEXT + f"seed: {2**64}\n"), ("seed: Input should be less than",)),
+    Case(YAML, "true where a whole number should be", yaml(TEXT + "epochs: true\n"),
+         ("epochs: ", "integer (found True)")),
     Case(YAML, "a structure that is a list", yaml(TEXT + "sharing: {structure: [mmoe]}\n"), ("structure", "'mmoe'")),
     Case(YAML, "steps that are no tasks", yaml(TEXT + "sharing: {structure: aitm, order: [clik]}\n"),
          ("'clik'", "did you mean 'click'?")),

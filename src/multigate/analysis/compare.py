@@ -82,7 +82,7 @@ def compare(
     """
     experiment, chosen = as_experiment(experiment), choose_device(device)
     structures = ALL if structures == "all" else tuple(dict.fromkeys(listed(structures)))
-    if not isinstance(seeds, Integral) or seeds < 1:
+    if isinstance(seeds, bool) or not isinstance(seeds, Integral) or seeds < 1:
         raise ExperimentError(
             f"seeds={seeds!r}: a comparison wants one at least, a whole number, and six or more for intervals"
         )

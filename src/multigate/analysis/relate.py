@@ -70,7 +70,7 @@ def relate(
     tried = _structures(listed(structures), experiment)
     (beside,) = _structures([side_by_side], experiment).values()
     names = experiment.schema.task_names
-    if not isinstance(seeds, Integral) or seeds < 1:
+    if isinstance(seeds, bool) or not isinstance(seeds, Integral) or seeds < 1:
         raise ExperimentError(f"seeds={seeds!r}: relating wants one at least, a whole number, and more for intervals")
     if len(names) < 2:
         raise ExperimentError(f"there is one task only, {names[0]!r}; relating wants two at least")

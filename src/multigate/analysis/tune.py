@@ -100,8 +100,10 @@ def tune(
     if given.warm_start is not None:
         raise ExperimentError("every trial starts anew; leave warm_start out")
     wholes = (trials, 1 if workers is None else workers)
-    if not all(isinstance(one, Integral) and one >= 1 for one in wholes) or not (
-        isinstance(share, Real) and 0 < share <= 1
+    if (
+        any(isinstance(one, bool) for one in (*wholes, share))
+        or not all(isinstance(one, Integral) and one >= 1 for one in wholes)
+        or not (isinstance(share, Real) and 0 < share <= 1)
     ):
         raise ExperimentError(
             f"trials and workers are 1 or more, share is above 0 and at most 1; found {trials!r}, "
