@@ -102,10 +102,11 @@ def test_a_folder_with_a_users_file_alone_is_not_empty_whatever_its_name(
 
 def test_a_torn_last_line_is_no_entry_and_any_other_is_told(tmp_path: Path) -> None:
     path = tmp_path / METRICS
-    whole = '{"step": 1}\n{"step": 2}\n'
+    entries = [{"epoch": step, "step": step, "train": {}, "valid": {}} for step in (1, 2)]
+    whole = "".join(json.dumps(entry) + "\n" for entry in entries)
     for tail in ("", "{", '{"step": 3', '{"ste\xff', "[]", "null", '"'):
         path.write_text(whole + tail, encoding="latin-1")
-        assert read_history(path) == [{"step": 1}, {"step": 2}]
+        assert read_history(path) == entries
         path.write_text(tail + "\n" + whole, encoding="latin-1")
         with pytest.raises(RunError, match=r"line 1 is damaged; "):
             read_history(path)
@@ -117,7 +118,7 @@ def test_history_beyond_the_step_or_the_epoch_of_a_checkpoint_is_dropped(tmp_pat
     path = tmp_path / METRICS
     keep_history(path, 0, 0)
     assert not path.exists()
-    entries = [{"epoch": epoch, "step": 10 * epoch} for epoch in range(4)]
+    entries = [{"epoch": epoch, "step": 10 * epoch, "train": {}, "valid": {}} for epoch in range(4)]
     for step, epoch, kept in ((20, 1, 2), (20, 2, 3), (25, 2, 3), (30, 2, 3), (0, 0, 1), (99, 99, 4)):
         path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         keep_history(path, step, epoch)
@@ -131,8 +132,41 @@ def test_a_summary_that_is_none_is_told(tmp_path: Path, text: str) -> None:
         open_run(tmp_path)
 
 
+SUMMED = {
+    "best": {"a/auc": 0.5, "a/gauc": None},
+    "epochs": 1,
+    "seconds": 0.1,
+    "rows_per_second": 10,
+    "rows": {"train": 9},
+    "parameters": 3,
+    "multiply_adds": 2,
+    "device": "cpu",
+    "versions": {},
+}
+
+
+@pytest.mark.parametrize("field", SUMMED)
+def test_a_summary_that_lacks_what_pages_tell_is_damaged(tmp_path: Path, field: str) -> None:
+    for broken in ({name: value for name, value in SUMMED.items() if name != field}, {**SUMMED, field: None}):
+        (tmp_path / SUMMARY).write_text(json.dumps(broken))
+        with pytest.raises(RunError, match=rf"summary.json \(without {field}\) is damaged; restore it, or delete it"):
+            open_run(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["epoch", "step", "train", "valid"])
+def test_a_line_of_metrics_that_lacks_what_pages_tell_is_damaged(tmp_path: Path, field: str) -> None:
+    whole = {"epoch": 1, "step": 1, "train": {}, "valid": {}}
+    for broken in ({name: value for name, value in whole.items() if name != field}, {**whole, field: None}):
+        for lines, place in (([broken, whole], 1), ([whole, broken], 2)):
+            (tmp_path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+            with pytest.raises(
+                RunError, match=rf"line {place} \(without {field}\) is damaged; restore the file or train"
+            ):
+                read_history(tmp_path / METRICS)
+
+
 def test_undefined_metrics_come_back_from_a_summary(tmp_path: Path) -> None:
-    (tmp_path / SUMMARY).write_text(json.dumps({"best": {"a/auc": 0.5, "a/gauc": None}}))
+    (tmp_path / SUMMARY).write_text(json.dumps(SUMMED))
     best = open_run(tmp_path).best
     assert best["a/auc"] == 0.5
     assert best["a/gauc"] != best["a/gauc"]

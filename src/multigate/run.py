@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,20 @@ from multigate.writing import is_leftover, remove, remove_leftovers, told, write
 from multigate.yaml_text import read_yaml
 
 METRICS = "metrics.jsonl"
+ENTRY = {"epoch": int, "step": int, "train": dict, "valid": dict}
+"""What every line of it holds, among others."""
+SUMMED = {
+    "best": dict,
+    "epochs": int,
+    "seconds": int | float,
+    "rows_per_second": int | float,
+    "rows": dict,
+    "parameters": int,
+    "multiply_adds": int,
+    "device": str,
+    "versions": dict,
+}
+"""What every summary holds, among others."""
 
 
 def strict(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -99,17 +113,20 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         entry = None
         with suppress(ValueError, RecursionError):
             entry = json.loads(line)
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+        lacking = _lacking(entry, ENTRY) if isinstance(entry, dict) else ""
+        if isinstance(entry, dict) and not lacking:
             entries.append(entry)
-        elif number < len(lines):
-            raise RunError(f"{path}, line {number} is damaged; restore the file or train again in another folder")
+        elif lacking or number < len(lines):
+            raise RunError(
+                f"{path}, line {number}{lacking} is damaged; restore the file or train again in another folder"
+            )
     return entries
 
 
 def keep_history(path: Path, step: int, epoch: int) -> None:
     """Drop entries written after ``step`` and ``epoch``, those of the checkpoint which is gone back to."""
     if path.is_file():
-        kept = [one for one in read_history(path) if one["step"] <= step and one.get("epoch", 0) <= epoch]
+        kept = [one for one in read_history(path) if one["step"] <= step and one["epoch"] <= epoch]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
@@ -196,14 +213,26 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
+def _lacking(found: dict[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What should be there and is not, or is something else, to stand behind a name; empty where all is there."""
+    names = [name for name, kind in wanted.items() if not isinstance(found.get(name), kind)]
+    return f" (without {', '.join(names)})" if names else ""
+
+
+def _are_numbers(metrics: dict[str, Any]) -> bool:
+    return all(value is None or isinstance(value, int | float) for value in metrics.values())
+
+
 def _read_summary(path: Path) -> dict[str, Any]:
+    lacking = ""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        if all(value is None or isinstance(value, int | float) for value in summary["best"].values()):
+        lacking = _lacking(summary, SUMMED)
+        if not lacking and _are_numbers(summary["best"]):
             return summary
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise RunError(
-        f"{path} is damaged; restore it, or delete it and train again: multigate train --resume --out "
+        f"{path}{lacking} is damaged; restore it, or delete it and train again: multigate train --resume --out "
         f"{quote(str(path.parent))}"
     )
