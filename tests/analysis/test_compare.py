@@ -16,7 +16,7 @@ from rich.console import Console
 
 from multigate.analysis.budget import multiply_adds, within_budget
 from multigate.analysis.compare import compare
-from multigate.analysis.comparison import Comparison, open_comparison
+from multigate.analysis.comparison import Comparison, open_comparison, remembered
 from multigate.analysis.subject import find_subject
 from multigate.batch import Batch
 from multigate.bundle import ROWS
@@ -351,3 +351,12 @@ def test_what_has_no_better_and_worse_has_no_gain(tmp_path: Path, column: str) -
     with pytest.raises(ExperimentError, match=f"'{column}', of which neither more nor less is better; see summary"):
         comparison.gain("mmoe", column)
     assert comparison.summary("mmoe", column).mean == 1.5
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"structure": "mmoe"}', '{"seed": 0}', '{"structure": 3, "seed": 0}']
+)
+def test_a_result_that_is_none_is_told_before_it_is_counted(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(RunError, match=r"result.json is damaged \(.*; delete it and run multigate compare again"):
+        remembered(tmp_path)

@@ -333,9 +333,11 @@ def test_folders_are_not_mixed_up(feed_experiment: Experiment, tmp_path: Path) -
     with pytest.raises(RunError, match="damaged"):
         open_relations(tmp_path / "torn")
     result = next((tmp_path / "torn").glob("trainings/*/result.json"))
-    result.write_text("{")
-    with pytest.raises(RunError, match="delete it"):
-        relate(experiment, tmp_path / "torn", train=False, seeds=1, quiet=True)
+    structure = json.loads(result.read_text())["structure"]
+    for text in ("{", json.dumps({"structure": structure})):
+        result.write_text(text)
+        with pytest.raises(RunError, match="delete it"):
+            relate(experiment, tmp_path / "torn", train=False, seeds=1, quiet=True)
 
 
 def test_as_a_person_types_it(feed_experiment: Experiment, tmp_path: Path) -> None:

@@ -240,7 +240,10 @@ def remembered(place: Path) -> Row | None:
 def read_result(file: Path) -> Row:
     """The result of one run. Raises ``RunError`` where the file is damaged."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        row = dict(json.loads(file.read_text(encoding="utf-8")))
+        if not (isinstance(row.get("structure"), str) and isinstance(row.get("seed"), int)):
+            raise ValueError("without structure or seed")
+        return row
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error}); delete it and run multigate compare again") from None
 

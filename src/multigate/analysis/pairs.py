@@ -212,6 +212,9 @@ class Trainings:
 
 def _read(file: Path) -> Row:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        row = dict(json.loads(file.read_text(encoding="utf-8")))
+        if not isinstance(row.get("metrics"), dict):
+            raise ValueError("without metrics")
+        return row
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error}); delete it and run multigate relate again") from None
