@@ -37,6 +37,13 @@ def test_other_settings_or_another_study_are_refused(tmp_path: Path) -> None:
         Ledger(tmp_path, "other", Settings())
 
 
+def test_a_folder_of_trainings_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text("")
+    with pytest.raises(RunError, match="holds trainings of an experiment; choose another --out"):
+        Ledger(tmp_path, "synthetic", Options())
+    assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
+
+
 def test_all_parts_make_one_table(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "toy", Settings())
     ledger.keep("b", [{"loss": 0.5, "gate": None}])

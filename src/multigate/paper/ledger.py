@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multigate.errors import RunError
+from multigate.folders import EXPERIMENT
 from multigate.lock import LOCK
 from multigate.options import Options
 from multigate.run import difference
@@ -37,6 +38,8 @@ class Ledger:
                 raise RunError(f"{folder} holds results of other settings ({changed}); choose another --out")
             if before == now:
                 return
+        elif (folder / EXPERIMENT).is_file():
+            raise RunError(f"{folder} holds trainings of an experiment; choose another --out")
         with told(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(kept, dump_yaml(now))
