@@ -261,6 +261,18 @@ def test_a_column_of_labels_without_a_name_is_one(series: Any) -> None:
     assert (fitted.predict(TABLE) == small(epochs=2).fit(TABLE, CLICK).predict(TABLE)).all()
 
 
+@pytest.mark.parametrize("y", [CLICK, np.stack([CLICK, CLICK[::-1]], axis=1)], ids=["one", "two"])
+def test_labels_without_names_go_with_columns_of_any_name(y: Any) -> None:
+    names = {"colour": "target", "shop": "target_0"}
+    table = {names.get(name, name): values for name, values in TABLE.items()}
+    fitted = small(epochs=2).fit(table, y)
+    expected = ["target_"] if np.ndim(y) == 1 else ["target__0", "target__1"]
+    assert [task.name for task in fitted.tasks_] == expected
+    assert fitted.feature_names_in_.tolist() == list(table)
+    assert fitted.predict(table).shape == np.shape(y)
+    assert np.isfinite(fitted.score(table, y))
+
+
 def test_arrays_lists_and_sparse_matrices_are_the_same_rows() -> None:
     X = np.random.default_rng(0).integers(0, 3, (120, 4)).astype(float)
     y = X[:, 0] * X[:, 1] + X[:, 2] / 7

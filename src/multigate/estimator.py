@@ -254,7 +254,8 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         """Features, weights and labels in one table, and the tasks as far as they are known before ``infer_schema``."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        rows, labels = self._table(X, fitting=fitting), _label_table(y)
+        rows = self._table(X, fitting=fitting)
+        labels = _label_table(y, rows.column_names)
         check_consistent_length(rows, labels)
         tasks = self._declared(labels) if fitting else self.tasks_
         if not _is_table(y):
@@ -355,16 +356,26 @@ def _column(values: Array, name: str) -> pa.Array:
         raise TypeError(f"{name}: every argument must be a string, or every one a number ({error})") from None
 
 
-def _label_table(y: Any) -> pa.Table:
-    """Label columns, named as in ``y`` or target, target_0, target_1, ..."""
+def _label_table(y: Any, taken: Sequence[str]) -> pa.Table:
+    """Label columns, named as in ``y`` or target, target_0, target_1, ...; where X has such a name, with more _."""
     if _is_table(y):
         return _in_memory(y)
     name = getattr(y, "name", None)
     array = check_array(_object_lists(y), ensure_2d=False, dtype=None, ensure_all_finite=False, input_name="y")
-    if array.ndim == 1:
-        return pa.table([_column(array, "y")], names=[name if isinstance(name, str) and name else "target"])
-    places = range(array.shape[1])
-    return pa.table([_column(array[:, at], f"column {at} of y") for at in places], [f"target_{at}" for at in places])
+    if array.ndim == 1 and isinstance(name, str) and name:
+        return pa.table([_column(array, "y")], names=[name])
+    own, names = "target", _numbered("target", array)
+    while not set(names).isdisjoint(taken):
+        own += "_"
+        names = _numbered(own, array)
+    columns = [array] if array.ndim == 1 else list(array.T)
+    told = ["y"] if array.ndim == 1 else [f"column {at} of y" for at in range(len(columns))]
+    return pa.table([_column(*one) for one in zip(columns, told, strict=True)], names=names)
+
+
+def _numbered(name: str, array: Array) -> list[str]:
+    """A name for each column of (R,) or (R, T)."""
+    return [name] if array.ndim == 1 else [f"{name}_{at}" for at in range(array.shape[1])]
 
 
 def _completed(task: Task, labels: pa.Table, kind: str | None) -> Task:
