@@ -1,6 +1,7 @@
 """How good each model is: every metric with its interval, on validation rows and on test rows."""
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Any
 
 from multigate.evaluate import forward, intervals, scores, spaces
@@ -28,11 +29,16 @@ def metrics(one: Trained) -> Iterator[Block]:
     yield Figure(
         "A dot is a task's main metric, its line the 95 % interval from drawing the rows anew. "
         "How much it depends on the training seed is not in it. " + _told(one.main_metrics, found),
-        tuple(_chart(metric, names, found) for metric, names in by_metric.items()),
+        tuple(_chart(metric, names, found) for metric, names in by_metric.items() if _is_known(names, found)),
     )
     head = ("task", "metric", *(cell for rows in found for cell in (rows, "95 % interval")))
     names = list(dict.fromkeys(name for values, _ in found.values() for name in values))
     yield Table("Every metric (↑ higher is better, ↓ lower)", head, tuple(_row(name, found) for name in names), words=2)
+
+
+def _is_known(names: Sequence[str], found: Found) -> bool:
+    """Whether any rows can tell any of the metrics: of none there is nothing to draw."""
+    return any(isfinite(values[name]) for values, _ in found.values() for name in names)
 
 
 def _chart(metric: str, names: Sequence[str], found: Found) -> Chart:
