@@ -1,6 +1,6 @@
 """An epoch of training beside other programs, each of which keeps a core busy: the tutorial's, and multigate's.
 
-    MULTIGATE_DATA=... python benchmarks/beside.py --rounds 2
+    MULTIGATE_DATA=... python benchmarks/beside.py --others 0 1 2
 
 The tutorial's model on Census-Income, as ``train.py`` has it. multigate trains twice: as it does by itself, and with
 threads that wait for each other as OpenMP has them, which is what it does where ``GOMP_SPINCOUNT`` is set.
@@ -30,8 +30,8 @@ BUSY = "while True: sum(range(100_000))"
 
 
 def main() -> None:
-    parser = options(__doc__, rounds=2)
-    parser.add_argument("--others", nargs="*", type=int, default=[0, 1, 2, 4], help="numbers of other programs")
+    parser = options(__doc__, rounds=1)
+    parser.add_argument("--others", nargs="*", type=int, default=[0, 1, 2], help="numbers of other programs")
     arguments = parser.parse_args()
     need_data()
     torch.set_num_threads(arguments.threads)
@@ -61,6 +61,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             for _ in range(arguments.rounds):
                 for name, side in sides.items():
                     found[name].append(Taken(side(), 0.0, 0.0))
+                    print(f"{others} others, {name}: {found[name][-1].value:,.0f} rows/s", flush=True)
         yardstick = spread(found["tutorial"], float).middle
         for name, runs in found.items():
             speed = spread(runs, float)
