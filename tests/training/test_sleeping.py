@@ -95,7 +95,9 @@ def only(those: set[int]) -> bool:
 def looked(others: Others, looks: int = 3) -> int:
     """Wait until others have been looked at so many times more; 0 looks are left then."""
     until = others.asked + looks * torch.get_num_threads()
+    end = time.monotonic() + 30
     while others.asked < until:
+        assert time.monotonic() < end, "nobody looks any more"
         time.sleep(0.01)
     return 0
 
@@ -145,6 +147,26 @@ def test_what_ends_it_by_an_error_leaves_nothing_behind(library: OpenMP, others:
     with pytest.raises(ZeroDivisionError), asleep_beside_others():
         _ = 1 / looked(others)
     assert only(before)
+
+
+def test_where_no_thread_can_be_started_it_is_tried_again(
+    library: OpenMP, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "multigate-idle":
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    others.waiting = WAITING
+    with asleep_beside_others():
+        with monkeypatch.context() as none_left:
+            none_left.setattr(threading.Thread, "start", start)
+            looked(others)
+            assert taken(library) > IN_A_LOOP
+        looked(others)
+        assert taken(library) < ASLEEP
 
 
 @pytest.mark.parametrize("why", ["one thread", "few of the cores", "more threads than cores", *sleeping.CHOSEN])

@@ -12,7 +12,7 @@ while others hold cores an idle team is there too. What each thread computes sta
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -64,7 +64,8 @@ def _watch(library: OpenMP, team: Sequence[int], spare: int, over: threading.Eve
         waiting = max(_waiting(*each) for each in zip(now, before, strict=True))
         calm, before = 0 if waiting >= LACKING else calm + 1, now
         if idle is None and not calm:
-            idle = _Idle(library, spare)
+            with suppress(RuntimeError):  # no thread can be started
+                idle = _Idle(library, spare)
         elif idle is not None and calm >= CALM:
             idle.end()
             idle = None
