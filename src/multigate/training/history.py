@@ -66,7 +66,8 @@ def tell_of_cores(before: Cores | None, report: Reporter) -> None:
     now = Cores.of(threading.get_native_id())
     share = now.waiting_since(before, JUDGED) if now is not None and before is not None else 0.0
     if share >= WORTH_TELLING:
-        report.once(f"other programs hold this machine's cores: this training waits for them {share:.0%} of its time")
+        line = f"other programs hold this machine's cores: this training waits for them {share:.0%} of its time"
+        report.once(line, about="cores")
 
 
 def warn(fitting: Fit, report: Reporter) -> None:

@@ -53,10 +53,10 @@ class Reporter:
         """A line that stays."""
         self.console.print(text, highlight=False, markup=False)
 
-    def once(self, text: str) -> None:
-        """A line that stays, unless it was told before."""
-        if text not in self._told_once:
-            self._told_once.add(text)
+    def once(self, text: str, *, about: str | None = None) -> None:
+        """A line that stays, unless it, or another one about the same, was told before."""
+        if (about or text) not in self._told_once:
+            self._told_once.add(about or text)
             self.line(text)
 
     def detail(self, text: str) -> None:
