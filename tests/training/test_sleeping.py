@@ -8,20 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from ways import WAYS, train_in_every_way
 
-import multigate as mg
-from multigate.datasets.synthetic import Synthetic
-from multigate.paper.synthetic import toy
 from multigate.training import contention, sleeping
-from multigate.training.cohort import Cohort
-from multigate.training.fit import Fit
 from multigate.training.openmp import OpenMP, openmp
 from multigate.training.sleeping import asleep_beside_others
-from multigate.training.stackable import FEWEST
 
 WAITING = 0.35
 IN_A_LOOP, ASLEEP = 0.001, 0.0005
@@ -217,15 +210,7 @@ def test_trainings_look_alone_and_stacked(tmp_path: Path, monkeypatch: pytest.Mo
 
         monkeypatch.setattr(of, "step", step)
 
-    for of in (Fit, Cohort, toy._Work):
+    for of in WAYS:
         watched(of)
-    x = np.random.default_rng(0).normal(size=400)
-    table = {"train": pa.table({"x": x, "click": (x > 0).astype(int), "buy": (x > 1).astype(int)})}
-    schema = mg.Schema(features=(mg.Number("x"),), tasks=(mg.Task("click"), mg.Task("buy")))
-    experiment = mg.Experiment(schema=schema, train="memory:train", epochs=1, sharing=mg.MMoE(hidden=(4,)))
-    mg.train(experiment, tmp_path / "run", tables=table, quiet=True)
-    mg.compare(experiment, tmp_path / "some", structures="mmoe", seeds=FEWEST, tables=table, boosting=False, quiet=True)
-    numbers = {"tower": (2,), "steps": 3, "batch": 4, "standardise": True}
-    toys = toy.Training(mg.MMoE(hidden=(4,)), Synthetic(size=5), (0, 1), (0.001, 0.001), **numbers)
-    toy.train_toys(toys, tmp_path / "toys", torch.device("cpu"))
+    train_in_every_way(tmp_path)
     assert {name for name, threads in there.items() if "multigate-cores" in threads} == {"Fit", "Cohort", "_Work"}

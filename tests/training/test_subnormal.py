@@ -5,17 +5,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from ways import WAYS, train_in_every_way
 
-import multigate as mg
-from multigate.datasets.synthetic import Synthetic
-from multigate.paper.synthetic import toy
-from multigate.training.cohort import Cohort
-from multigate.training.fit import Fit
-from multigate.training.stackable import FEWEST
 from multigate.training.subnormal import flushed
 
 SMALL = 1e-39
@@ -67,8 +60,6 @@ def test_who_has_it_so_keeps_it_so() -> None:
 
 
 def test_trainings_do_so_alone_and_stacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = np.random.default_rng(0).normal(size=400)
-    table = {"train": pa.table({"x": x, "click": (x > 0).astype(int), "buy": (x > 1).astype(int)})}
     seen: dict[str, set[int]] = {}
 
     def watched(of: type, name: str) -> None:
@@ -80,15 +71,8 @@ def test_trainings_do_so_alone_and_stacked(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(of, name, call)
 
-    watched(Fit, "step")
-    watched(Cohort, "step")
-    watched(toy._Work, "step")
-    schema = mg.Schema(features=(mg.Number("x"),), tasks=(mg.Task("click"), mg.Task("buy")))
-    experiment = mg.Experiment(schema=schema, train="memory:train", epochs=1, sharing=mg.MMoE(hidden=(4,)))
-    mg.train(experiment, tmp_path / "run", tables=table, quiet=True)
-    mg.compare(experiment, tmp_path / "some", structures="mmoe", seeds=FEWEST, tables=table, boosting=False, quiet=True)
-    numbers = {"tower": (2,), "steps": 3, "batch": 4, "standardise": True}
-    toys = toy.Training(mg.MMoE(hidden=(4,)), Synthetic(size=5), (0, 1), (0.001, 0.001), **numbers)
-    toy.train_toys(toys, tmp_path / "toys", torch.device("cpu"))
+    for of in WAYS:
+        watched(of, "step")
+    train_in_every_way(tmp_path)
     assert seen == {"Fit": {0}, "Cohort": {0}, "_Work": {0}}
     assert kept() == 1_000_000

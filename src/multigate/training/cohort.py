@@ -30,11 +30,10 @@ from multigate.training.history import entry_of, line_of, tell, tell_of_precisio
 from multigate.training.interrupts import Interrupted, Interrupts
 from multigate.training.loop import CHECK_EVERY, Fitted
 from multigate.training.progress import Reporter
-from multigate.training.randomness import devices, random_state, set_random_state
+from multigate.training.randomness import random_state, set_random_state
 from multigate.training.replicas import Replicas, in_front, stack_batches
 from multigate.training.sleeping import asleep_beside_others
 from multigate.training.subnormal import flushed
-from multigate.training.turns import turn
 from multigate.training.undisturbed import undisturbed
 
 SCORED_AT_ONCE = 1 << 17
@@ -294,13 +293,7 @@ def fit_cohort(
 
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where a loss stops being a number.
     """
-    with (
-        turn,
-        undisturbed(device),
-        torch.random.fork_rng(devices=devices(device)),
-        asleep_beside_others(),
-        Interrupts() as interrupts,
-    ):
+    with undisturbed(device), asleep_beside_others(), Interrupts() as interrupts:
         cohort = Cohort(experiments, prepared, folders, checkpoint, device, tasks)
         tell_of_precision(cohort.runs[0], report)
         torch.manual_seed(experiments[0].seed)

@@ -38,7 +38,6 @@ from multigate.training.progress import Reporter
 from multigate.training.randomness import devices
 from multigate.training.sleeping import asleep_beside_others
 from multigate.training.subnormal import flushed
-from multigate.training.turns import turn
 from multigate.training.undisturbed import undisturbed
 from multigate.training.warm_start import start_from
 
@@ -97,14 +96,7 @@ def fit(
     Raises ``Interrupted`` after saving where a signal asked to stop, ``Diverged`` where the loss or the
     predictions of validation rows stop being numbers.
     """
-    with (
-        turn,
-        undisturbed(device),
-        torch.random.fork_rng(devices=devices(device)),
-        asleep_beside_others(),
-        Interrupts() as interrupts,
-        ExitStack() as left_open,
-    ):
+    with undisturbed(device), asleep_beside_others(), Interrupts() as interrupts, ExitStack() as left_open:
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)

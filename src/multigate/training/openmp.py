@@ -13,16 +13,16 @@ from typing import NamedTuple
 class OpenMP(NamedTuple):
     """GNU's OpenMP, as it was loaded by torch."""
 
-    library: ctypes.CDLL
+    loaded: ctypes.CDLL
 
     @property
     def cores(self) -> int:
         """That it counts on."""
-        return int(self.library.omp_get_num_procs())
+        return int(self.loaded.omp_get_num_procs())
 
     def each(self, work: Callable[[], object], threads: int) -> None:
         """Call a function in every thread of the calling thread's team of so many, itself included."""
-        self.library.GOMP_parallel(_CALLED(lambda _: work() and None), None, threads, 0)
+        self.loaded.GOMP_parallel(_CALLED(lambda _: work() and None), None, threads, 0)
 
     def team(self, threads: int) -> list[int]:
         """The operating system's numbers of those threads."""

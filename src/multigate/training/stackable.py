@@ -16,7 +16,6 @@ from multigate.training.cohort import Replica, replica_loss
 from multigate.training.recorded import keeps_more_than_tensors
 from multigate.training.replicas import Replicas, stack_batches
 from multigate.training.tables import large_tables
-from multigate.training.turns import turn
 from multigate.training.undisturbed import undisturbed
 
 FEWEST = 3
@@ -75,7 +74,7 @@ def _trial(experiment: Experiment, prepared: Prepared, tasks: Sequence[int] | No
         experiment.schema if tasks is None else experiment.schema.only([experiment.schema.tasks[i].name for i in tasks])
     )
     objective = Objective([prepared.layout.tasks[i] for i in tasks or range(len(schema.tasks))], schema.risks())
-    with turn, undisturbed(torch.device("cpu")), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with undisturbed(torch.device("cpu")), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # "there is a performance drop because ..."
         model, balance = build_model(experiment, prepared.encoder, tasks), experiment.balance.build(schema.tasks)
         pair = [Replica(model, objective, balance, "float32")] * 2

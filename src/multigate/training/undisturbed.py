@@ -1,19 +1,23 @@
-"""Torch as a training wants it, whatever its caller has set for work of another kind."""
+"""Torch as a training wants it, whatever its caller has set for work of another kind, and whoever else trains."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 
+from multigate.training.randomness import devices
+from multigate.training.turns import turn
+
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """While entered gradients are taken, new tensors are float32 and on the CPU, and nothing is autocast on the device.
 
-    Nothing changes where that is so already. The type is that of all threads, as a training's random numbers are.
+    It begins when no other thread trains, and what it draws at random is not drawn from the caller's numbers. Nothing
+    else changes where all is so already. The type is that of all threads, as a training's random numbers are.
     """
-    default = torch.get_default_dtype()
-    with ExitStack() as stack:
+    with turn, ExitStack() as stack:
+        default = torch.get_default_dtype()
         if default != torch.float32:
             stack.callback(torch.set_default_dtype, default)
             torch.set_default_dtype(torch.float32)
@@ -22,6 +26,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         stack.enter_context(_out_of_autocast(device.type))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.random.fork_rng(devices=devices(device)))
         yield
 
 
