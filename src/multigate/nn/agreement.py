@@ -1,9 +1,12 @@
 """What a compiled library computes against what torch does: a compiler may be wrong, and so may a file."""
 
+import math
+from itertools import product
+
 import torch
 from torch import Tensor
 
-from multigate.nn.compiled import Columns, Dense, Kernels, Moments
+from multigate.nn.compiled import ACTIVATED, KINDS, Columns, Dense, Kernels, Moments, Normalised
 
 
 def agrees(found: Kernels) -> bool:
@@ -19,6 +22,7 @@ def agrees(found: Kernels) -> bool:
         sums = torch.zeros(9, dim).index_add_(0, places.flatten(), rows.flatten(0, 1))
         pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
     pairs += [*_pairs_looked_up(found, random), *_pairs_of_adam(found, random), *_pairs_gated(found, random)]
+    pairs += _pairs_activated(found, random)
     # a tile, and in the next one 64, 16 and single rows at a time
     weights, pull, sources = (
         torch.randn(shape, generator=random) for shape in ((2, 3, 1109), (2, 5, 1109), (3, 5, 1109))
@@ -79,6 +83,49 @@ def _pairs_gated(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, 
             (of_up, torch.bmm(of_logit, low.mT), 1e-3),
         ]
     return pairs
+
+
+def _pairs_activated(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:
+    """Layers of two copies, normalised or not, activated and dropped out or not, and their gradients."""
+    n, h, b, level = 2, 3, 133, 200  # more than a tile of rows
+    layers, pulls = 3 * torch.randn((2, n, h, b), generator=random)
+    scale, shift = torch.rand((2, n, h), generator=random)
+    byte = torch.randint(0, 256, (n, h, b), generator=random, dtype=torch.uint8)
+    pairs = []
+    for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+        x, pull = layers.to(dtype).double(), pulls.to(dtype).double()
+        for kind, (name, bytes_) in product(KINDS, zip(ACTIVATED, (None, byte, byte, None), strict=True)):
+            over, by = KINDS.index(kind), torch.ones(())  # units of a copy, rows of a unit, or nothing
+            normal, factor = x, 1.0 if bytes_ is None else (byte < level) * (256 / level)
+            if over:
+                by = 1 / (x.var(over, correction=0, keepdim=True) + 1e-5).sqrt()
+                normal = (x - x.mean(over, keepdim=True)) * by
+            u = normal * scale.unsqueeze(2) + shift.unsqueeze(2) if over else x
+            value, slope = _activated(name, u)
+            of_u = pull * factor * slope
+            of_x = of_u * scale.unsqueeze(2) if over else of_u
+            if over:
+                along = (of_x * normal).mean(over, keepdim=True)
+                of_x = by * (of_x - of_x.mean(over, keepdim=True) - normal * along)
+            moments = torch.empty((2, n, {"none": 0, "layer": b, "batch": h}[kind]))
+            of = Normalised(kind, scale, shift, moments[0], moments[1], bytes_, level)
+            pairs.append((found.activate(layers.to(dtype), of, name), (value * factor).float(), near))
+            made = found.of_activated(layers.to(dtype), of, name, pulls.to(dtype))
+            pairs.append((made[0], of_x.float(), near))
+            if over:
+                pairs += [(made[1], (of_u * normal).sum(2).float(), 1e-3), (made[2], of_u.sum(2).float(), 1e-3)]
+    return pairs
+
+
+def _activated(name: str, u: Tensor) -> tuple[Tensor, Tensor]:
+    """What u is activated to, and how that grows with it."""
+    gate, below = torch.sigmoid(u), torch.special.ndtr(u)
+    return {
+        "relu": (u.relu(), (u > 0).double()),
+        "silu": (u * gate, gate * (1 + u * (1 - gate))),
+        "gelu": (u * below, below + u * torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)),
+        "tanh": (u.tanh(), 1 - u.tanh().square()),
+    }[name]
 
 
 def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, Tensor, float]]:

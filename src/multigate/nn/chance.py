@@ -7,12 +7,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from multigate.nn.eager import eager
+from multigate.nn.layout import lies_last
+
 LEVELS = 256
 
 
 def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
     """A bool tensor whose elements are true independently with probability ``realised(rate)``."""
-    level = round(realised(rate) * LEVELS)
+    level = level_of(rate)
     if level >= LEVELS:  # does not fit into the byte it is compared with
         return torch.ones(*shape, dtype=torch.bool, device=device)
     if device.type != "cpu" or _stacked_by_an_old_torch():  # draws cost nothing on a GPU
@@ -41,6 +44,11 @@ def _views_bytes() -> bool:
     return True
 
 
+def level_of(rate: float) -> int:
+    """How many of the values of a byte are what happens with ``realised(rate)``: those below it."""
+    return round(realised(rate) * LEVELS)
+
+
 def realised(rate: float) -> float:
     """The nearest probability a byte can give, a multiple of 1/256; only 0 is never and only 1 is always."""
     return round(rate * LEVELS) / LEVELS if rate in (0, 1) else min(max(round(rate * LEVELS), 1), LEVELS - 1) / LEVELS
@@ -53,6 +61,8 @@ def dropout(x: Tensor, rate: float, training: bool, spared: Tensor | None = None
     """
     if not (training and rate):
         return x
+    if x.dim() == 3 and eager(x) and lies_last(x):  # masks lie as what they mask
+        return dropout(x.permute(1, 2, 0), rate, training).permute(2, 0, 1)
     factor = chance(x.shape, 1 - rate, x.device).to(x.dtype).mul_(1 / realised(1 - rate))
     if spared is not None:
         factor[..., : len(spared)].masked_fill_(spared, 1)

@@ -15,6 +15,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "relu": (c_void_p, c_int64, c_int),
     "relu_of_sum": (*[c_void_p] * 2, *[c_int64] * 2, c_int),
     "mask": (*[c_void_p] * 2, c_int64, c_int),
+    "activate": (*[c_void_p] * 7, *[c_int64] * 6, c_int),
+    "of_activated": (*[c_void_p] * 10, *[c_int64] * 6, c_int),
     "gate_features": (*[c_void_p] * 5, *[c_int64] * 5, c_int),
     "ungate_features": (*[c_void_p] * 8, *[c_int64] * 5, c_int),
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
@@ -69,6 +71,27 @@ class Dense(NamedTuple):
     places: Tensor
 
 
+class Normalised(NamedTuple):
+    """How layers (n, H, B) are normalised and which of their elements are dropped.
+
+    ``kind``: "none", "layer" or "batch"; with the latter a scale and a shift (n, H), and moments, (n, B) of layers and
+    (n, H) of batches, all float32. ``bytes`` like the layers, if any are dropped: those of an element that is kept are
+    below ``level``.
+    """
+
+    kind: str
+    scale: Tensor | None
+    shift: Tensor | None
+    mean: Tensor
+    variance: Tensor
+    bytes: Tensor | None
+    level: int
+
+
+KINDS = ("none", "layer", "batch")
+ACTIVATED = ("relu", "silu", "gelu", "tanh")
+
+
 class Moments(NamedTuple):
     """What Adam keeps of a table (rows, dim): both moments, like it, and each row's count of steps (rows,)."""
 
@@ -106,6 +129,27 @@ class Kernels:
         of_sources, of_weights = torch.empty_like(sources), torch.empty_like(weights)
         self._call("unmix", sources.dtype, (weights, sources, pull, of_sources, of_weights), t, e, h, b)
         return of_weights, of_sources
+
+    def activate(self, x: Tensor, of: Normalised, activation: str) -> Tensor:
+        """x (n, H, B) normalised, activated and dropped out; moments are written into ``of``."""
+        made = torch.empty_like(x)
+        self._call("activate", x.dtype, (x, *self._of_layers(of), made), *self._how(x, of, activation))
+        return made
+
+    def of_activated(self, x: Tensor, of: Normalised, activation: str, pull: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, like it, and of scale and shift (n, H), in float32, from that of ``activate`` (n, H, B)."""
+        of_x, (of_scale, of_shift) = torch.empty_like(x), torch.zeros((2, *x.shape[:2]), device="cpu")
+        arrays = (x, *self._of_layers(of), pull, of_x, of_scale, of_shift)
+        self._call("of_activated", x.dtype, arrays, *self._how(x, of, activation))
+        return of_x, of_scale, of_shift
+
+    @staticmethod
+    def _of_layers(of: Normalised) -> tuple[Tensor | None, ...]:
+        return of.scale, of.shift, of.bytes, of.mean, of.variance
+
+    @staticmethod
+    def _how(x: Tensor, of: Normalised, activation: str) -> tuple[int, ...]:
+        return (*x.shape, KINDS.index(of.kind), ACTIVATED.index(activation), of.level)
 
     def gate_features(self, x: Tensor, read: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """2 x sigmoid(up down x) for n readers, each of unit ``read`` (n,) int64 of x (u, D, B) -> (n, D, B).

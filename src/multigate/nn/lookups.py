@@ -147,9 +147,9 @@ def small(sizes: Sequence[int], dim: int, rows: int, copies: int = 1) -> tuple[i
     return tuple(sorted(columns)) if len(columns) * dim * rows >= LEAST else ()
 
 
-def product(weight: Tensor, x: Embedded, bias: Tensor | None = None) -> Tensor:
-    """weight (m, D) @ x^T (m, B), without gradients; with a ``bias`` (m,) ReLU of their sum."""
-    parts, active = x.parts, 0 if bias is None else len(weight)
+def product(weight: Tensor, x: Embedded, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """weight (m, D) @ x^T (m, B) + bias (m,), without gradients; with ``relu`` ReLU of that."""
+    parts, active = x.parts, len(weight) if relu else 0
     if parts.few:
         return parts.add_(weight.new_empty((len(weight), len(x))), weight, x.tables, x.dense, active, bias)
     made = torch.mm(parts.dense_of(weight), x.dense.t())

@@ -4,7 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multigate.nn.layout import lies_last
+from multigate.nn.eager import eager
+from multigate.nn.layout import batch_last, lies_last
+
+MOMENTUM = 0.1
+"""What running averages take of a batch (torch's)."""
 
 
 class ParallelLayerNorm(nn.Module):
@@ -16,7 +20,10 @@ class ParallelLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+        normal = functional.layer_norm(x, x.shape[-1:])
+        if eager(x) and lies_last(x):  # and so does what is made of it
+            normal = batch_last(normal).permute(2, 0, 1)
+        return normal * self.weight + self.bias
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone. (B, H) -> (B, H)."""
@@ -41,9 +48,9 @@ class ParallelBatchNorm(nn.Module):
         self.register_buffer("variance", torch.ones(n, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        by_batch = self.by_batch(x)
         # copies: a backward pass needs what is normalised by here, and the next batch may change the buffers before it
         mean, variance = self.mean.flatten().clone(), self.variance.flatten().clone()
-        by_batch = self.training and x.shape[0] > 1
         scale, shift = self.weight.flatten(), self.bias.flatten()
         # where the batch lies last it is the length of the only row
         flat = x.permute(1, 2, 0).flatten(0, 1).unsqueeze(0) if lies_last(x) else x.flatten(1)
@@ -55,6 +62,16 @@ class ParallelBatchNorm(nn.Module):
         if normal.dim() == 3:
             return normal.view(*x.shape[1:], -1).permute(2, 0, 1)
         return normal.view(x.shape)
+
+    def by_batch(self, x: Tensor) -> bool:
+        """Whether x (B, n, H) is normalised by moments of its own."""
+        return self.training and x.shape[0] > 1
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, variance: Tensor, rows: int) -> None:
+        """Move the running averages towards mean and variance, (n, H), of a batch of so many rows."""
+        self.mean.lerp_(mean, MOMENTUM)
+        self.variance.lerp_(variance * (rows / (rows - 1)), MOMENTUM)
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone, in evaluation. (B, H) -> (B, H)."""

@@ -1,7 +1,7 @@
 """n independent copies of a layer in one matmul: experts, gates and towers are the same thing."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -9,21 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from multigate.nn.chance import dropout
+from multigate.nn.activation import ACTIVATIONS, Activation, activate
 from multigate.nn.composition import composes
 from multigate.nn.eager import eager, multiplied_in, pays, transformed, watched
 from multigate.nn.layout import lies_last
+from multigate.nn.linear_layers import LinearLayers, lies_by_rows, linear_layers
 from multigate.nn.lookups import Embedded, numbers, product
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
-from multigate.nn.relu_layers import ReluLayers, lies_by_rows, relu_layers
-
-Activation = Literal["relu", "silu", "gelu", "tanh"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu,
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "tanh": torch.tanh,
-}
 
 
 class ParallelLinear(nn.Module):
@@ -117,21 +109,19 @@ class ParallelMLP(nn.Module):
         widths = (d_in, *hidden)
         self.n = n
         self.d_out = widths[-1]
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.dropout = dropout
         self.layers = nn.ModuleList(ParallelLinear(n, a, b) for a, b in pairwise(widths))
         norm = {"none": None, "layer": ParallelLayerNorm, "batch": ParallelBatchNorm}[normalisation]
         self.norms = nn.ModuleList(norm(n, width) for width in hidden if norm is not None)
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
-        if self._by_relu_layers(x):
-            made: Tensor = self._relu_layers(x, first)
+        if self._written_out(x):
+            made: Tensor = self._linear_layers(x, first)
             return made
         for i, layer in enumerate(self.layers):
             x = layer(x) if i or first is None else parallel_linear(x, first, layer.bias)  # type: ignore[arg-type]
-            if self.norms:
-                x = self.norms[i](x)
-            x = dropout(self.activation(x), self.dropout, self.training)
+            x = self._after(i, x)
         if x.dim() == 2:
             x = x.unsqueeze(1)
         return x if x.shape[1] == self.n else x.repeat_interleave(self.n // x.shape[1], dim=1)
@@ -156,14 +146,24 @@ class ParallelMLP(nn.Module):
         n, d_out, d_in = self.layers[0].weight.shape  # type: ignore[misc]
         return n * d_in * (numbers + d_out), n * d_out * numbers
 
-    def _by_relu_layers(self, x: Tensor) -> bool:
-        """Whether to take ``ReluLayers``, or of many rows without gradients ``relu_layers``: eagerly, where nothing but
-        ReLU stands between linear maps."""
-        if not (len(self.layers) and (self.training or pays(x))):
+    def _after(self, i: int, x: Tensor) -> Tensor:
+        """What stands behind layer i."""
+        norm: Any = self.norms[i] if self.norms else None
+        return activate(x, norm, self.activation, self.dropout, self.training)
+
+    @property
+    def _relu_alone(self) -> bool:
+        """Whether nothing but ReLU stands behind layers."""
+        return self.activation == "relu" and not (self.norms or (self.dropout and self.training))
+
+    def _written_out(self, x: Tensor) -> bool:
+        """Whether to take ``LinearLayers``, or of many rows without gradients ``linear_layers``: eagerly, on a CPU, or
+        anywhere where nothing but ReLU stands between."""
+        if not (len(self.layers) and (self.training or pays(x)) and eager(x)):
             return False
-        if self.activation is not functional.relu or self.norms or (self.dropout and self.training):
-            return False
-        return eager(x) and all(
+        if not self._relu_alone and (x.device.type != "cpu" or not lies_by_rows(one_input(x))):
+            return False  # layers that read as many inputs as they are have one matmul each way as they are
+        return all(
             layer.plain(len(x), self.n) if i else layer.plain(len(x), inputs(x), numbers(x))  # type: ignore[operator]
             for i, layer in enumerate(self.layers)
         )
@@ -171,26 +171,35 @@ class ParallelMLP(nn.Module):
     def with_products(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
         """The copies of x (B, D), and weight @ x^T (m, B) for each of the weights (m, D), from one matmul in training.
 
-        None where that takes more than one: see ``ReluLayers``.
+        None where that takes more than one: see ``LinearLayers``.
         """
-        if watched(self) or not (lies_by_rows(x) and self._by_relu_layers(x)):
+        if watched(self) or not (lies_by_rows(x) and self._written_out(x)):
             return None
         flat = [weight.flatten(0, -2) for weight in weights]
         if not self.training:
             x = x if isinstance(x, Embedded) else x.to(multiplied_in(x))
-            return self._relu_layers(x), [self._product(weight, x) for weight in flat]
-        made, products = self._relu_layers(x, beside=flat[0] if len(flat) == 1 else torch.cat(flat))
+            return self._linear_layers(x), [self._product(weight, x) for weight in flat]
+        made, products = self._linear_layers(x, beside=flat[0] if len(flat) == 1 else torch.cat(flat))
         return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
 
-    def _relu_layers(self, x: Tensor, first: Tensor | None = None, beside: Tensor | None = None) -> Any:
+    def _linear_layers(self, x: Tensor, first: Tensor | None = None, beside: Tensor | None = None) -> Any:
         weights = [first if first is not None and i == 0 else layer.weight for i, layer in enumerate(self.layers)]
         biases = (layer.bias for layer in self.layers)
         parameters: list[Any] = [parameter for pair in zip(weights, biases, strict=True) for parameter in pair]
-        x, dtype = one_input(x), multiplied_in(x)
-        if not self.training:
-            return relu_layers(x, dtype, *parameters)
-        x, parts, tables = (x.dense, x.parts, x.tables) if isinstance(x, Embedded) else (x, None, ())
-        return ReluLayers.apply(x, dtype, beside, parts, *tables, *parameters)  # type: ignore[no-untyped-call]
+        x, dtype, relu = one_input(x), multiplied_in(x), self._relu_alone
+        parameters = parameters if relu else parameters[:2]
+        if self.training:
+            x, parts, tables = (x.dense, x.parts, x.tables) if isinstance(x, Embedded) else (x, None, ())
+            made = LinearLayers.apply(x, dtype, relu, beside, parts, *tables, *parameters)  # type: ignore[no-untyped-call]
+        else:
+            made = linear_layers(x, dtype, relu, *parameters)
+        if relu:
+            return made
+        made, *products = made if isinstance(made, tuple) else (made,)
+        made = self._after(0, made)
+        for i, layer in enumerate(self.layers[1:], 1):
+            made = self._after(i, layer(made))
+        return (made, *products) if products else made
 
     @staticmethod
     def _product(weight: Tensor, x: Tensor) -> Tensor:
@@ -205,7 +214,7 @@ class ParallelMLP(nn.Module):
             x = layer.one(i, x)  # type: ignore[operator]
             if self.norms:
                 x = self.norms[at].one(i, x)  # type: ignore[operator]
-            x = self.activation(x)
+            x = ACTIVATIONS[self.activation](x)
         return x
 
     def multiply_adds(self) -> int:

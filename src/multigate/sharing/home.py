@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multigate.errors import ExperimentError, nearest
+from multigate.nn.activation import Activation
 from multigate.nn.feature_gate import FeatureGate
 from multigate.nn.gate import beside
 from multigate.nn.layout import units
 from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all
-from multigate.nn.parallel import Activation, ParallelLinear
+from multigate.nn.parallel import ParallelLinear
 from multigate.sharing.levels import dealt, experts_of, experts_read, own_only, shared_experts, through
 from multigate.sharing.ple import SHARED
 from multigate.sharing.structure import GatedStructure, Level, Shared, Widths

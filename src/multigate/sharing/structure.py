@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, Self
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
+from multigate.nn.activation import Activation
 from multigate.nn.gate import Experts, Gate, Mask, Regulariser
-from multigate.nn.parallel import Activation, ParallelMLP
+from multigate.nn.parallel import ParallelMLP
 from multigate.nn.sparse_gate import DSelectKGate, NoisyTopKGate, TopKGate
 from multigate.options import Options
 

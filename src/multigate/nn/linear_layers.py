@@ -1,4 +1,4 @@
-"""ReLU layers of n copies with their gradients written out: what autograd does, in a layout that it would not choose.
+"""Linear layers of n copies with their gradients written out: what autograd does, in a layout that it would not choose.
 
 The batch lies last, (n, H, B), in all that the layers make and in their gradients. So every matmul, forwards and
 backwards, is one call on memory that lies as it should, and the copies that read one input are its neighbouring rows.
@@ -18,8 +18,10 @@ WIDTH = 16
 """Numbers that a processor multiplies at once."""
 
 
-class ReluLayers(torch.autograd.Function):
+class LinearLayers(torch.autograd.Function):
     """x (B, D), or (B, u, D), and weights (n, H, D) and biases (n, H) of layer after layer -> (B, n, H), batch last.
+
+    With ``relu`` it stands behind each of them; without there is a single one.
 
     Each of u inputs is read by n / u copies in order, which the first layer computes as one. With weights ``beside``
     (m, D) the first matmul also gives (m, B), their products with each row of x (B, D), which are no layer's.
@@ -33,13 +35,19 @@ class ReluLayers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dtype: torch.dtype, beside: Tensor | None, parts: Parts | None, *tensors: Tensor
+        ctx: Any,
+        x: Tensor,
+        dtype: torch.dtype,
+        relu: bool,
+        beside: Tensor | None,
+        parts: Parts | None,
+        *tensors: Tensor,
     ) -> Any:
         many = 0 if parts is None else len(parts.lookups)
         tables, parameters = tensors[:many], tensors[many:]
         rows, (n, d_out, d_in) = len(x), parameters[0].shape
         ctx.shape, ctx.of_rows, ctx.kept = parameters[0].shape, x.dim() == 2, parameters[0].dtype
-        ctx.padded, ctx.parts = parts is not None or lies_by_rows(x), parts
+        ctx.padded, ctx.parts, ctx.relu = parts is not None or lies_by_rows(x), parts, relu
         ctx.beside = 0 if beside is None else len(beside)
         read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
         few = parts is not None and parts.few
@@ -57,13 +65,13 @@ class ReluLayers(torch.autograd.Function):
             read, first = x.permute(1, 2, 0), parameters[0].to(dtype).view(u, -1, d_in)  # (u, D, B)
             made = torch.baddbmm(parameters[1].to(dtype).view(u, -1, 1), first, read).view(n * d_out, rows)
         active = made[: n * d_out]
-        if parts is None:
-            _relu_(active)
-        else:
+        if parts is not None:
             dense, bias = (x, parameters[1].flatten()) if few else (None, None)
-            parts.add_(active, read_by[0], tables, dense, n * d_out, bias)
+            parts.add_(active, read_by[0], tables, dense, n * d_out if relu else 0, bias)
             if beside is not None:
                 parts.add_(made[n * d_out :], beside, tables, dense)
+        elif relu:
+            _relu_(active)
         layers = [active.view(n, d_out, rows)]
         weights = [weight.to(dtype) for weight in parameters[2::2]]
         for weight, bias in zip(weights, parameters[3::2], strict=True):
@@ -82,8 +90,11 @@ class ReluLayers(torch.autograd.Function):
         beside = ctx.beside
         flat = layers[0].new_empty((n * d_out + beside, rows))
         below = flat[: n * d_out].view(layers[0].shape)  # of what the first layer makes; the rest of what is beside it
-        at = torch.empty_like(layers[-1]) if weights else below
-        torch.ops.aten.threshold_backward.grad_input(gradients[0].permute(1, 2, 0), layers[-1], 0, grad_input=at)
+        at, pull = torch.empty_like(layers[-1]) if weights else below, gradients[0].permute(1, 2, 0)
+        if ctx.relu:
+            torch.ops.aten.threshold_backward.grad_input(pull, layers[-1], 0, grad_input=at)
+        else:
+            at.copy_(pull)
         found: list[Tensor | None] = []
         for i in range(len(weights) - 1, -1, -1):
             found = [torch.bmm(at, layers[i].transpose(1, 2)).to(ctx.kept), at.sum(2).to(ctx.kept), *found]
@@ -96,7 +107,7 @@ class ReluLayers(torch.autograd.Function):
             flat = flat.view(u, n * d_out // u, rows)
             of_weight = torch.bmm(flat, read.transpose(1, 2)).to(ctx.kept)
             found = [of_weight.view(ctx.shape), at.sum(2).to(ctx.kept), *found]
-            return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, None, *found
+            return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, None, None, *found
         if beside:
             flat[n * d_out :] = gradients[1]
         parts, width = ctx.parts, read.shape[1]
@@ -115,7 +126,17 @@ class ReluLayers(torch.autograd.Function):
             of_bias = of_first[: n * d_out, width].to(ctx.kept)
         of_x = (flat.t() @ first)[:, :width] if wants_x else None
         of_beside = of_read_by[1] if beside else None
-        return of_x, None, of_beside, None, *of_tables, of_read_by[0].view(ctx.shape), of_bias.view(n, d_out), *found
+        return (
+            of_x,
+            None,
+            None,
+            of_beside,
+            None,
+            *of_tables,
+            of_read_by[0].view(ctx.shape),
+            of_bias.view(n, d_out),
+            *found,
+        )
 
 
 def _placed(x: Tensor, runs: Sequence[tuple[int, int]], width: int) -> Tensor:
@@ -150,21 +171,23 @@ def _of_tables(
     return [sum(of_one[1:], of_one[0]) for of_one in zip(*each, strict=True)]
 
 
-def relu_layers(x: Tensor, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
-    """What ``ReluLayers`` computes, where no gradient is wanted: rows need nothing beside them, and a bias is added
+def linear_layers(x: Tensor, dtype: torch.dtype, relu: bool, *parameters: Tensor) -> Tensor:
+    """What ``LinearLayers`` compute, where no gradient is wanted: rows need nothing beside them, and a bias is added
     where ReLU reads what it is added to."""
     n, d_out, d_in = parameters[0].shape
     if isinstance(x, Embedded):
-        made = product(parameters[0].flatten(0, 1), x, parameters[1].flatten()).view(n, d_out, -1)
+        made = product(parameters[0].flatten(0, 1), x, parameters[1].flatten(), relu=relu).view(n, d_out, -1)
     else:
         first, x = parameters[0].to(dtype), x.to(dtype)
         if x.dim() == 2:
             made = torch.mm(first.view(-1, d_in), x.t())
         else:
             made = torch.bmm(first.view(x.shape[1], -1, d_in), x.permute(1, 2, 0))
-        made = _relu_of_sum_(made.view(n, d_out, -1), parameters[1])
+        made = made.view(n, d_out, -1)
+        bias = parameters[1].to(dtype)
+        made = _relu_of_sum_(made, bias) if relu else made.add_(bias.unsqueeze(2))
     for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
-        made = _relu_of_sum_(torch.bmm(weight.to(dtype), made), bias)
+        made = _relu_of_sum_(torch.bmm(weight.to(dtype), made), bias.to(dtype))
     return made.permute(2, 0, 1)
 
 
@@ -194,8 +217,8 @@ def _relu_(x: Tensor) -> Tensor:
 
 def _relu_of_sum_(x: Tensor, bias: Tensor) -> Tensor:
     """max(x + bias, 0) of x (n, H, B) and bias (n, H), in place."""
-    found, bias = kernels_for(x), bias.to(x.dtype).contiguous()
-    return x.add_(bias.unsqueeze(2)).relu_() if found is None else found.relu_of_sum_(x, bias)
+    found = kernels_for(x)
+    return x.add_(bias.unsqueeze(2)).relu_() if found is None else found.relu_of_sum_(x, bias.contiguous())
 
 
 def _mask_(pull: Tensor, x: Tensor) -> None:
