@@ -1,6 +1,6 @@
 """How good predictions are: each task scored on its own rows, in the label's own unit."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -165,5 +165,19 @@ class Monitor:
         value = self.value(metrics)
         if self.name != "mean" or not np.isnan(value):
             return value
-        losses = [metrics[name] for name in self.losses if np.isfinite(metrics.get(name, np.nan))]
+        losses = [metrics[name] for name in self._finite_losses(metrics)]
         return -float(np.mean(losses)) if losses else float("nan")
+
+    @property
+    def averaged(self) -> list[str]:
+        """The tasks whose main metrics it is the mean of; none where it is a single metric."""
+        return [name.rpartition("/")[0] for name in self.main] if self.name == "mean" else []
+
+    def counted(self, metrics: Mapping[str, float]) -> list[str]:
+        """The metrics that ``choice`` is the mean of."""
+        if self.name != "mean":
+            return [self.name]
+        return [name for name in self.main if not np.isnan(metrics.get(name, np.nan))] or self._finite_losses(metrics)
+
+    def _finite_losses(self, metrics: Mapping[str, float]) -> list[str]:
+        return [name for name in self.losses if np.isfinite(metrics.get(name, np.nan))]

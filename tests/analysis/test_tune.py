@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -215,6 +216,28 @@ def test_a_loss_is_made_small_and_no_trial_ends_worse_than_the_experiment(
     assert worse.experiment == good
     assert worse.gain == 0
     assert "No trial was better" in worse.verdict
+
+
+def test_where_no_main_metric_is_there_the_goal_is_the_loss_that_chooses_and_says_so(
+    experiment: Experiment, rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(rows / "valid.parquet")
+    alike = {"a": table.filter(pc.equal(table["a"], 0)), "a and b": table.filter(pc.less(table["z"], 0))}
+    alike["a and b"] = alike["a and b"].filter(pc.equal(alike["a and b"]["a"], 0))
+    tables = {"train": pq.read_table(rows / "train.parquet")}
+    one = experiment.with_(train="", valid=None)
+    part = tune(one, RATES, out=tmp_path / "part", workers=1, tables=tables | {"valid": alike["a"]})
+    assert part.goal.name == "b/auc"
+    assert [trial.goal for trial in part.trials] == [trial.metrics["b/auc"] for trial in part.trials]
+    assert f"cannot score task 'a' (all {alike['a'].num_rows} known labels are 0)" in capfd.readouterr().err
+    found = tune(one, RATES, out=tmp_path / "none", workers=1, quiet=True, tables=tables | {"valid": alike["a and b"]})
+    assert found.goal.name == "mean of a/log_loss and b/log_loss"
+    for trial in found.trials:
+        assert trial.goal == pytest.approx((trial.metrics["a/log_loss"] + trial.metrics["b/log_loss"]) / 2)
+    goals = [trial.goal for trial in found.trials]
+    assert found.best.goal == min(goals)
+    assert found.gain == pytest.approx(goals[0] - min(goals))
+    assert "by mean of a/log_loss and b/log_loss on" in (tmp_path / "none" / "best.yaml").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_or_diverges_is_a_failed_trial_that_says_why(experiment: Experiment, tmp_path: Path) -> None:

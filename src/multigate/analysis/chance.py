@@ -5,16 +5,21 @@ import numpy as np
 from multigate.batch import output_columns
 from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
-from multigate.evaluate import Array, Monitor, Scored, scores, spaces
+from multigate.evaluate import Array, Monitor, Scored, Space, spaces
 from multigate.experiment import Experiment
 
 SMALLEST = 1e-6
 """Share that a class without rows counts as."""
 
 
-def chance(experiment: Experiment, prepared: Prepared) -> float:
-    """The number that chooses weights, higher is better, where all rows are predicted to be the mean of the validation
-    rows' labels; 0 where those rows cannot tell."""
+def chance(experiment: Experiment, metrics: dict[str, float]) -> float:
+    """The number that chooses weights, higher is better, of metrics of ``constants``; 0 where the rows cannot tell."""
+    value = Monitor(experiment.monitor, experiment.schema).choice(metrics)
+    return value if np.isfinite(value) else 0.0
+
+
+def constants(experiment: Experiment, prepared: Prepared) -> list[Space]:
+    """What there is to score where all validation rows are predicted to be the mean of their labels."""
     schema, layout = experiment.schema, prepared.layout
     batches = list(prepared.valid.sample(ROWS, experiment.valid_rows))
     labels, known, weights, groups = (
@@ -30,9 +35,7 @@ def chance(experiment: Experiment, prepared: Prepared) -> float:
         parent = None if task.given is None else schema.task_names.index(task.given)
         reached = there if parent is None else there & known[:, parent] & (labels[:, parent] == 1)
         conditionals[:, start:end] = _constant(task.kind, labels[reached, at], end - start)
-    scored = Scored(logits, conditionals, labels, known, weights, groups)
-    value = Monitor(experiment.monitor, schema).choice(scores(spaces(schema, prepared.encoder, scored)))
-    return value if np.isfinite(value) else 0.0
+    return spaces(schema, prepared.encoder, Scored(logits, conditionals, labels, known, weights, groups))
 
 
 def _constant(kind: str, labels: Array, outputs: int) -> Array:

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multigate.analysis.chance import chance
+from multigate.analysis.chance import chance, constants
 from multigate.analysis.search import (
     Hopeless,
     Point,
@@ -42,6 +42,7 @@ from multigate.cores import usable_cores
 from multigate.data.prepared import thinned
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, is_memory_gone
+from multigate.evaluate import Monitor, scores
 from multigate.experiment import Experiment, Paths, as_experiment
 from multigate.folders import BEST, TRIALS, folder_named
 from multigate.run import claimed
@@ -50,6 +51,7 @@ from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
 from multigate.training.train import PREPARED, open_sources, prepare_sources
+from multigate.unscored import listed_reasons, unscored
 from multigate.writing import remove, write_text
 
 SAMPLE, WORK = "sample", "work"
@@ -96,7 +98,7 @@ def tune(
     require_extra()
     experiment, chosen = as_experiment(experiment), choose_device(device)
     given = experiment if goal is None else experiment.with_(monitor=goal)
-    told = Goal(given)
+    monitor = Monitor(given.monitor, given.schema)  # refused before any table is read
     if given.warm_start is not None:
         raise ExperimentError("every trial starts anew; leave warm_start out")
     wholes = (trials, 1 if workers is None else workers)
@@ -126,9 +128,15 @@ def tune(
         remove(folder / WORK)  # what killed trials left
         if RATE in tried:  # then a number in every trial, and the best one is good for batches of its size alone
             given = given.settled(prepared.train.rows)
+        nothing = constants(given, prepared)
+        metrics = scores(nothing)
+        told = Goal(monitor, metrics)
         ground = Ground(given, {}, prepared.folder.resolve(), (folder / WORK).resolve(), chosen.type)
-        plan = _plan(ground, tried, trials, f"share {share:g}", chance(given, prepared), folder)
+        plan = _plan(ground, tried, trials, f"share {share:g}", chance(given, metrics), folder)
         many = sum(one.trials for one in plan.sought)
+        reasons = {name: why for name, why in unscored(nothing, metrics).items() if name in monitor.averaged}
+        if reasons:
+            report.line(f"the validation rows cannot score {listed_reasons(reasons)}")
         _tell(report, told, tried, many, whole=many < trials)
         done = [trial for one in plan.sought for trial in finished(one.search)]
         with Workers(workers or (1 if chosen.type == "cuda" else usable_cores())) as processes:

@@ -1,6 +1,6 @@
 """A tuning: what the trials of an experiment's settings came to, and the best of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,14 +24,15 @@ RESULTS = "trials.parquet"
 
 
 class Goal:
-    """The number that trials are judged by: what chooses the best weights in a training, on validation rows."""
+    """The number that trials are judged by: what chooses the best weights in a training, on validation rows.
 
-    def __init__(self, experiment: Experiment) -> None:
-        monitor = Monitor(experiment.monitor, experiment.schema)
-        self.name = f"mean of {' and '.join(monitor.main)}" if monitor.name == "mean" else monitor.name
-        if monitor.name == "mean" and len(monitor.main) == 1:
-            self.name = monitor.main[0]
-        self.rises = HIGHER_IS_BETTER.get(monitor.name.rpartition("/")[2], True)
+    ``metrics`` are of any predictions of these rows: what they cannot tell is NaN or not there, and in no mean.
+    """
+
+    def __init__(self, monitor: Monitor, metrics: Mapping[str, float]) -> None:
+        names = monitor.counted(metrics) or monitor.main
+        self.name = names[0] if len(names) == 1 else f"mean of {' and '.join(names)}"
+        self.rises = HIGHER_IS_BETTER[names[0].rpartition("/")[2]]
         """Whether a higher one is better."""
 
     def __call__(self, value: float) -> float:
@@ -62,7 +63,11 @@ class Tuning:
 
     def __init__(self, folder: Path, given: Experiment, space: Space, trials: Sequence[Trial]) -> None:
         self.folder, self.given, self.space = folder, given, space
-        self.goal = Goal(given)
+        whole = [trial for trial in trials if not trial.stopped and not trial.hopeless]
+        if not whole:
+            raise RunError(f"no trial came to anything: {trials[0].hopeless}")
+        best = max(whole, key=lambda trial: trial.value)
+        self.goal = Goal(Monitor(given.monitor, given.schema), best.metrics)
         self.trials = [
             Tried(
                 applied(given, trial.point) if trial.point else {key: own_value(given, key) for key in space},
@@ -74,10 +79,6 @@ class Tuning:
             )
             for trial in trials
         ]
-        whole = [trial for trial in trials if not trial.stopped and not trial.hopeless]
-        if not whole:
-            raise RunError(f"no trial came to anything: {trials[0].hopeless}")
-        best = max(whole, key=lambda trial: trial.value)
         self.best = self.trials[list(trials).index(best)]
         """The best trial that ran to its end; the first of equals."""
         self.experiment = experiment_at(given, best.point)

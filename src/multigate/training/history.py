@@ -1,7 +1,6 @@
 """What a training writes down and says after each epoch."""
 
 import json
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,16 +71,15 @@ def tell_of_cores(before: Cores | None, report: Reporter) -> None:
 
 def warn(fitting: Fit, report: Reporter) -> None:
     """Say which tasks the validation rows cannot score, where weights are chosen by the mean of all."""
-    main = [name.rpartition("/")[0] for name in fitting.monitor.main]
+    main = fitting.monitor.averaged
     reasons = {task: why for task, why in fitting.unscored.items() if task in main}
-    if fitting.monitor.name != "mean" or not reasons:
+    if not reasons:
         return
     told = f"the validation rows cannot score {listed_reasons(reasons)}"
     if len(reasons) < len(main):
         report.detail(f"{told}: the mean that weights are chosen by leaves that out")
     else:
-        losses = [name for name in fitting.monitor.losses if math.isfinite(fitting.best[name])]
-        report.line(f"{told}: weights are chosen by {' and '.join(losses)}")
+        report.line(f"{told}: weights are chosen by {' and '.join(fitting.monitor.counted(fitting.best))}")
 
 
 @contextmanager
