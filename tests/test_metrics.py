@@ -312,6 +312,18 @@ def test_bootstrap_is_the_same_in_blocks_of_any_size(monkeypatch):
     assert bootstrap("binary", logits, labels, weights, groups, replicates=37, seed=1)["auc"] != whole["auc"]
 
 
+@pytest.mark.parametrize(("level", "fewest"), [(0.95, 20), (0.9, 10), (0.8, 5)])
+def test_draws_of_which_none_may_be_left_out_are_no_interval(level, fewest):
+    """The middle 95 % of one draw is that draw, and no interval."""
+    values, labels = np.random.default_rng(0).standard_normal((2, 40))
+    for replicates in (1, 2, fewest - 1, fewest):
+        low, high = bootstrap("regression", values, labels, replicates=replicates, level=level)["mae"]
+        assert np.isnan([low, high]).tolist() == [replicates < fewest] * 2, replicates
+        assert low < high or replicates < fewest
+        paired = metrics.paired_bootstrap("regression", values, -values, labels, replicates=replicates, level=level)
+        assert np.isnan(paired["mae"]).tolist() == [replicates < fewest] * 2, replicates
+
+
 def test_replicates_that_define_nothing_are_left_out():
     # Four positives in forty rows: one replicate in seventy has none.
     falling = np.arange(40.0, 0, -1)

@@ -101,7 +101,9 @@ def score(
         str | None, typer.Option(help="test or valid: score the run's own rows in place of a table.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write predictions here (.parquet), beside the key columns.")] = None,
-    replicates: Annotated[int, typer.Option(min=0, help="Bootstrap draws behind the intervals; 0 for none.")] = 200,
+    replicates: Annotated[
+        int, typer.Option(min=0, help="Bootstrap draws behind the intervals, 20 or more; 0 for none.")
+    ] = 200,
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16 (faster, third digits differ) or auto.  [default: float32]")
     ] = None,

@@ -179,8 +179,8 @@ def bootstrap(
     """Percentile interval of every metric of ``score_task``, by drawing rows or, with two groups or more, groups.
 
     Rows of one user are not independent, hence the groups. Of few it is as wide as Student's t asks (``widened``). NaN
-    for fewer than ``FEWEST`` of weight above 0, and where more replicates leave a metric undefined than the interval
-    may leave out: what the others say is no interval then.
+    for fewer than ``FEWEST`` of weight above 0, for fewer than 20 replicates (at 95 %), and where more of them leave a
+    metric undefined than the interval may leave out: what the others say is no interval then.
     Scores are sorted once; time is O(replicates R), memory that of ``BLOCK`` weights or one replicate.
     """
     units, (drawn,) = _replicates(kind, [outputs], labels, weights, groups, replicates, seed)
@@ -475,9 +475,11 @@ def _last_of_equal(ordered: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def _interval(values: Floats, level: float, units: int) -> tuple[float, float]:
-    """The middle ``level``, ``widened``, of the values that are defined; NaN where more than the rest are not."""
+    """The middle ``level``, ``widened``, of the values that are defined; NaN where more than the rest are not, or where
+    the rest of so few is less than one."""
     defined = values[~np.isnan(values)]
-    if not len(defined) or len(defined) < level * len(values):
+    too_few = round(len(values) * (1 - level), 9) < 1
+    if too_few or len(defined) < level * len(values):
         return float("nan"), float("nan")
     level = widened(level, units)
     with np.errstate(invalid="ignore"):  # between two infinite values there is none
