@@ -247,6 +247,35 @@ def test_rows_that_weigh_nothing_do_not_make_metrics_less_rough(tmp_path: Path) 
     assert "amount is known in 50 validation rows that weigh anything: its metrics are rough." in text
 
 
+def test_base_rates_are_those_that_labels_have_in_training(tmp_path: Path) -> None:
+    """Weights count, and clicked rows whose purchase is unknown: half of them are, so that the known count twice."""
+    at = np.arange(400)
+    table = {
+        "x": at % 7,
+        "weight": np.where(at % 4 == 0, 3, 1),
+        "rare": at % 4 == 0,
+        "kind": np.where(at % 4 == 0, "a", "b"),
+        "click": at % 2 == 0,
+        "buy": [None if one % 4 == 2 else float(one % 8 == 0) for one in at],
+    }
+    weighed = {"sample_weight": "weight"}
+    tasks = [
+        {"name": "click"},
+        {"name": "buy", "given": "click"},
+        {"name": "rare"} | weighed,
+        {"name": "kind", "kind": "multiclass"} | weighed,
+    ]
+    experiment = mg.Experiment(schema={"features": [{"name": "x", "kind": "number"}], "tasks": tasks}, epochs=1)
+    made = mg.train(experiment, tmp_path / "run", tables={"train": table, "valid": table}, quiet=True)
+    card = Card(mg.write_card(made, tmp_path / "card.md"))
+    assert {row[0]: row[-1] for row in card.rows("task", "kind", "label")[0]} == {
+        "click": "50 %",
+        "buy": "25 %",
+        "rare": "50 %",
+        "kind": "a 50 % and b 50 %",
+    }
+
+
 def test_the_command_wants_no_extra(trainings: Trainings, tmp_path: Path, card: Card) -> None:
     words = ("report", trainings.run.folder, "--out", "card.md")
     ended = run(words, tmp_path, without=("altair", "jinja2", "vl_convert", "sklearn"))

@@ -100,10 +100,12 @@ def _task(place: int, task: Task, encoder: Encoder) -> tuple[str, ...]:
 
 
 def typical(place: int, task: Task, stats: LabelStats, encoder: Encoder) -> str:
-    """Share of ones, shares of the most frequent classes, or what the mean encoded label stands for."""
+    """Share of ones, shares of the most frequent classes, or what the mean encoded label stands for: as labels count in
+    training, by weight and for the unknown that they speak for."""
     if task.kind == "binary":
-        return share(stats.positives / max(stats.known, 1))
+        return share(stats.average)
     if task.kind == "multiclass":
-        common = Counter(dict(zip(stats.classes, stats.counts, strict=True))).most_common(3)
-        return listed(f"{name} {share(many / max(stats.known, 1))}" for name, many in common)
+        shares = stats.shares or [many / max(stats.known, 1) for many in stats.counts]
+        common = Counter(dict(zip(stats.classes, shares, strict=True))).most_common(3)
+        return listed(f"{name} {share(part)}" for name, part in common)
     return number(float(encoder.decode(place, np.array([stats.average]))[0]))
