@@ -194,8 +194,8 @@ def _importance_tables(inspection: Inspection) -> Iterator[Group]:
         what = "continued" if start else "what the metric loses when one is shuffled"
         legend = f"± sd of one shuffle; the {MOST_FEATURES} largest losses that exceed it"
         yield _section(f"What features are worth: {what}", table, legend)
-    if inspection.untried:
-        yield Group(Text(inspection.untried, style="dim"))
+    for note in filter(None, (inspection.unknown, inspection.untried)):
+        yield Group(Text(note, style="dim"))
 
 
 def _finding_list(findings: Sequence[Finding]) -> Group:

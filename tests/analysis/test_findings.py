@@ -145,6 +145,10 @@ def test_features_no_metric_misses():
     (one,) = found(importance=importance)
     assert one.what.startswith("2 of 5 features")
     assert one.what.endswith(": b and c")
+    assert "cannot score" not in one.advice
+    (one,) = found(importance=[one for one in importance if one.target == "click"])
+    assert one.what.endswith(": b, c and d")
+    assert one.advice.endswith("; buy, which these rows cannot score, may need them")
 
 
 @pytest.mark.parametrize(("many", "end"), [(1, ": f0"), (2, ": f0 and f1"), (15, ", f11 and 3 more")])

@@ -234,6 +234,20 @@ def test_features_of_a_wide_table_that_were_not_shuffled_are_told(monkeypatch):
     assert Inspection.model_validate(json.loads(json.dumps(found.to_dict(full=True)))) == found
 
 
+def test_tasks_that_the_rows_cannot_score_are_told():
+    """Nobody bought in these rows: no feature is worth anything to buy, as far as they can tell."""
+    bundle = subject_of(MMoE(experts=2, hidden=(4,))).bundle
+    assert inspect_model(find_subject(bundle, TABLE), repeats=1).unknown == ""
+    found = inspect_model(find_subject(bundle, TABLE | {"buy": np.zeros(ROWS)}), repeats=1)
+    assert {one.target for one in found.importance} == {"click", "watch"}
+    assert found.unscored == ("buy",)
+    assert found.unknown == "These rows cannot score buy: what features are worth there is not known"
+    assert found.unknown in " ".join(text_of(found).split())
+    *_, note = worth(cast(Any, SimpleNamespace(inspection=found)))
+    assert note.text == f"{found.unknown}."
+    assert inspect_model(find_subject(bundle, TABLE), importance=False).unscored == ()
+
+
 def test_a_run_is_inspected_on_its_validation_rows(feed_experiment, tmp_path):
     run = train(feed_experiment.with_(epochs=1), tmp_path / "run", quiet=True)
     stages = []

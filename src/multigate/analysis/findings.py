@@ -43,7 +43,7 @@ def find(
         if level.learned:
             place = f"level {at + 1}: " if len(learned) > 1 else ""
             found += [one.with_(what=place + one.what) for one in _of_gates(experiment, level)]
-    return (*found, *_of_units(experiment, units), *_of_features(importance))
+    return (*found, *_of_units(experiment, units), *_of_features(experiment, importance))
 
 
 def too_few(rows: int) -> Finding:
@@ -124,17 +124,20 @@ def _of_units(experiment: Experiment, units: Sequence[Units]) -> Iterator[Findin
             )
 
 
-def _of_features(importance: Sequence[Importance]) -> Iterator[Finding]:
+def _of_features(experiment: Experiment, importance: Sequence[Importance]) -> Iterator[Finding]:
     most: dict[str, float] = {}
     for one in importance:
         most[one.feature] = max(most.get(one.feature, 0.0), abs(one.loss))
     idle = [feature for feature, loss in most.items() if loss <= NOTHING]
     if idle:
+        targets = {one.target for one in importance}
+        unscored = [name for name in experiment.schema.task_names if name not in targets]
+        but = f"; {_listed(unscored)}, which these rows cannot score, may need them" if unscored else ""
         yield Finding(
             what=f"{len(idle)} of {len(most)} features that were shuffled change no metric by more than "
             f"{NOTHING:g}: {_listed(idle)}",
             advice="train without them and compare; leave out a few at a time, as features that say the same hide "
-            "each other's worth",
+            f"each other's worth{but}",
         )
 
 

@@ -16,6 +16,7 @@ from multigate.analysis.units import Units, watching
 from multigate.bundle import Bundle
 from multigate.data.rows import join, to_device
 from multigate.errors import DataError
+from multigate.formats import listed
 from multigate.options import Options
 
 __all__ = ["Finding", "Importance", "Inspection", "LevelGates", "Served", "Units", "inspect_model"]
@@ -41,7 +42,16 @@ class Inspection(Options):
     """By target, then by falling loss."""
     unshuffled: tuple[str, ...] = ()
     """Features of a wide table that were not shuffled: to first order predictions move least with them."""
+    unscored: tuple[str, ...] = ()
+    """Tasks whose main metric these rows do not define: no feature has an importance for them."""
     findings: tuple[Finding, ...]
+
+    @property
+    def unknown(self) -> str:
+        """To which tasks features are worth nobody knows what, in a sentence; empty where all were scored."""
+        if not self.unscored:
+            return ""
+        return f"These rows cannot score {listed(self.unscored)}: what features are worth there is not known"
 
     @property
     def untried(self) -> str:
@@ -83,6 +93,8 @@ def inspect_model(
     shuffled = {one.feature for one in losses}
     read = (feature.name for feature in bundle.encoder.schema.features if feature.biased is None)
     unshuffled = tuple(name for name in read if name not in shuffled) if shuffled else ()
+    targets = {one.target for one in losses}
+    unscored = tuple(name for name in bundle.schema.task_names if name not in targets) if importance else ()
     return Inspection(
         model=subject.name,
         structure=bundle.experiment.sharing.name,
@@ -92,6 +104,7 @@ def inspect_model(
         served=served,
         importance=losses,
         unshuffled=unshuffled,
+        unscored=unscored,
         findings=find(bundle.experiment, levels, units, losses) if rows.rows >= ENOUGH else (too_few(rows.rows),),
     )
 

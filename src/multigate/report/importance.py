@@ -23,8 +23,8 @@ def worth(one: Trained) -> Iterator[Block]:
             f"are worth, so that each looks less important. Most important here: {best}.",
             tuple(_bars(target, rows) for target, rows in found),
         )
-    if one.inspection.untried:
-        yield Text(f"{one.inspection.untried}.", kind="note")
+    for note in filter(None, (one.inspection.unknown, one.inspection.untried)):
+        yield Text(f"{note}.", kind="note")
 
 
 def _most(rows: list[Importance]) -> str | None:
