@@ -298,8 +298,10 @@ def test_bootstrap_equals_scoring_drawn_rows_one_replicate_at_a_time(kind, group
         again = copies if grouped else None
         replicates.append(score_task(kind, outputs[rows], labels[rows], weights[rows], again))
     found = bootstrap(kind, outputs, labels, weights, groups if grouped else None, replicates=50, seed=11, level=0.8)
+    mixed = sum(len(np.unique(labels[units == unit])) > 1 for unit in np.unique(units))
     for name, interval in found.items():
-        expected = np.quantile([replicate[name] for replicate in replicates], expanded(0.8, units.max() + 1))
+        many = mixed if name == "gauc" else units.max() + 1
+        expected = np.quantile([replicate[name] for replicate in replicates], expanded(0.8, many))
         assert_allclose(interval, expected, rtol=1e-9, err_msg=name)
 
 
@@ -322,6 +324,32 @@ def test_draws_of_which_none_may_be_left_out_are_no_interval(level, fewest):
         assert low < high or replicates < fewest
         paired = metrics.paired_bootstrap("regression", values, -values, labels, replicates=replicates, level=level)
         assert np.isnan(paired["mae"]).tolist() == [replicates < fewest] * 2, replicates
+
+
+def mixed_groups(random, mixed, groups=100, rows=6):
+    """Scores, labels and groups; so many of the groups have a label of 1 beside those of 0."""
+    labels = np.zeros((groups, rows))
+    labels[:mixed, 0] = 1
+    return random.normal(size=groups * rows) + labels.ravel(), labels.ravel(), np.repeat(np.arange(groups), rows)
+
+
+def test_gauc_has_an_interval_of_the_groups_it_is_the_mean_of():
+    """Groups of one class tell nothing of it: of 100 with five mixed ones there are five, too few for an interval."""
+    random = np.random.default_rng(0)
+    for mixed, known in ((5, False), (6, True)):
+        scores, labels, groups = mixed_groups(random, mixed)
+        found = bootstrap("binary", scores, labels, None, groups)
+        paired = metrics.paired_bootstrap("binary", scores, -scores, labels, None, groups)
+        for one in (found, paired):
+            assert np.isfinite(one["gauc"]).tolist() == [known] * 2
+            assert np.isfinite(one["log_loss"]).all()
+    truth = NormalDist().cdf(0.5**0.5)
+    held = 0
+    for seed in range(200):
+        scores, labels, groups = mixed_groups(random, 8)
+        low, high = bootstrap("binary", scores, labels, None, groups, seed=seed)["gauc"]
+        held += low <= truth <= high
+    assert held / 200 > 0.9
 
 
 def test_replicates_that_define_nothing_are_left_out():

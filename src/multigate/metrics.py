@@ -178,13 +178,14 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Percentile interval of every metric of ``score_task``, by drawing rows or, with two groups or more, groups.
 
-    Rows of one user are not independent, hence the groups. Of few it is as wide as Student's t asks (``widened``). NaN
-    for fewer than ``FEWEST`` of weight above 0, for fewer than 20 replicates (at 95 %), and where more of them leave a
-    metric undefined than the interval may leave out: what the others say is no interval then.
+    Rows of one user are not independent, hence the groups. Of few it is as wide as Student's t asks (``widened``),
+    that of gauc of few groups with both classes. NaN for fewer than ``FEWEST`` of weight above 0, for fewer than 20
+    replicates (at 95 %), and where more of them leave a metric undefined than the interval may leave out: what the
+    others say is no interval then.
     Scores are sorted once; time is O(replicates R), memory that of ``BLOCK`` weights or one replicate.
     """
     units, (drawn,) = _replicates(kind, [outputs], labels, weights, groups, replicates, seed)
-    return {name: _interval(values, level, units) for name, values in drawn.items()}
+    return {name: _interval(values, level, units[name]) for name, values in drawn.items()}
 
 
 def paired_bootstrap(
@@ -204,7 +205,7 @@ def paired_bootstrap(
     Each replicate scores both on the same draw: what the rows do to both alike cancels.
     """
     units, (drawn_a, drawn_b) = _replicates(kind, [a, b], labels, weights, groups, replicates, seed)
-    return {name: _interval(drawn_b[name] - drawn_a[name], level, units) for name in drawn_a}
+    return {name: _interval(drawn_b[name] - drawn_a[name], level, units[name]) for name in drawn_a}
 
 
 def widened(level: float, units: int) -> float:
@@ -227,19 +228,21 @@ def _replicates(
     groups: ArrayLike | None,
     replicates: int,
     seed: int,
-) -> tuple[int, list[dict[str, Floats]]]:
-    """How many units of weight above 0 there are, and metrics (replicates,) by name, for each of several outputs scored
-    on the same draws."""
+) -> tuple[dict[str, int], list[dict[str, Floats]]]:
+    """How many units of weight above 0 there are, of gauc those of both classes, and metrics (replicates,), both by
+    name, for each of several outputs scored on the same draws."""
     units = _Units(_weights(weights, labels), groups)
     block = max(1, BLOCK // max(1, np.size(labels)))
     with np.errstate(invalid="ignore", over="ignore"):
         scores = [_scorer(kind, one, labels, units) for one in outputs]
         blocks = [[score(drawn) for score in scores] for drawn in _draws(units.count, replicates, seed, block)]
-    many = units.weighted()
+    many = dict.fromkeys(blocks[0][0], units.weighted()) if blocks else {}
+    if "gauc" in many and units.of_row is not None:
+        many["gauc"] = units.mixed(_floats(labels))
     return many, [
         {
-            name: np.concatenate([block[name] for block in found]) if many >= FEWEST else np.full(replicates, np.nan)
-            for name in found[0]
+            name: np.concatenate([block[name] for block in found]) if few >= FEWEST else np.full(replicates, np.nan)
+            for name, few in many.items()
         }
         for found in zip(*blocks, strict=True)
     ]
@@ -262,6 +265,10 @@ class _Units:
         """Units of weight above 0."""
         rows = self.weights > 0
         return int(rows.sum() if self.of_row is None else len(np.unique(self.of_row[rows])))
+
+    def mixed(self, labels: Floats) -> int:
+        """Groups of both classes, from labels 0/1 (R,)."""
+        return int((self.sums(labels, 1 - labels) > 0).all(axis=1).sum())
 
     def spread(self, drawn: Floats) -> Floats:
         """Times each unit was drawn (B, U) -> weights of the rows (B, R)."""
