@@ -380,6 +380,15 @@ def test_decimal_commas_and_points_in_one_file(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in rows_of(open_table(swapped, types))] == [(1.5, 1.5, "2.000", 8.5, 1)]
 
 
+def test_a_column_of_thousands_with_decimal_commas_tells_what_points_of_others_are(tmp_path: Path) -> None:
+    source = open_table(write_csv(tmp_path, "salary;visitors;share\n52.300,00;1.234;1.5\n1.048.300,50;-7.025;2.25\n"))
+    assert [type_name(kind) for kind in source.schema.types] == ["string", "string", "double"]
+    assert [tuple(row.values()) for row in rows_of(source)] == [
+        ("52.300,00", "1.234", 1.5),
+        ("1.048.300,50", "-7.025", 2.25),
+    ]
+
+
 def test_decimal_commas_are_found_as_far_as_types_are(tmp_path: Path) -> None:
     whole, fractional = ["1;2"] * 30_000, ["3,5;2.25"] * 10
     for at, rows in enumerate((whole + fractional, fractional + whole)):

@@ -111,7 +111,7 @@ class CsvFile:
         return next((batch for batch in self._stream(types, None) if batch.num_rows), None)
 
     def _decimals(self, names: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Columns with numbers such as 1,5 among fields between semicolons, and those with none but such as 1.5.
+        """Columns with numbers such as 1,5 or 1.234,5 among fields between semicolons, and others with such as 1.5.
 
         Where there are both, 1.500 may be one and a half thousand: a column of nothing else is neither.
         """
@@ -120,7 +120,7 @@ class CsvFile:
             return set(), set()
         commas, points = (
             {name for name in names if pc.any(pc.match_substring_regex(block[name], rf"^\s*[-+]?{digits}\s*$")).as_py()}
-            for digits in (r"\d+,\d+", r"\d+\.(\d{1,2}|\d{4,})")
+            for digits in (r"(\d+|\d{1,3}(\.\d{3})+),\d+", r"\d+\.(\d{1,2}|\d{4,})")
         )
         return commas, points - commas
 
