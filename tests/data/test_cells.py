@@ -49,6 +49,13 @@ def test_whole_numbers_that_a_float_cannot_hold_are_refused_or_rounded_as_in_tra
             arrow.distinct_texts(floats, "id", whole)
         index, found = arrow.distinct_texts(floats.slice(0, 2), "id", whole)
         assert [[*found, None][at] for at in index] == ["3", None]
+    for written in ("9007199254740994.0", "1.152921504606847e+18", " -1E16 "):  # as pandas writes them
+        with pytest.raises(cells.ColumnError, match=r"wanted a whole number, found '.*'; .*Int64 or as text") as told:
+            arrow.distinct_texts(pa.array([None, written, "7.0"]), "id", whole)
+        assert told.value.row == 1
+    texts = pa.array(["7.0", None, "1e3", "-0.5", str(near), "9007199254740993.x", "1e400"])
+    index, found = arrow.distinct_texts(texts, "id", whole)
+    assert [[*found, None][at] for at in index] == ["7", None, "1000", "-0.5", str(near), "9007199254740993.x", "inf"]
     index, found = arrow.distinct_texts(pa.array([near, 2**60, near]), "id", double)
     assert [found[at] for at in index] == [str(2**53), str(2**60), str(2**53)]
 

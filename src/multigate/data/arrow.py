@@ -29,7 +29,7 @@ from multigate.data.cells import (
     text,
 )  # fmt: skip
 from multigate.data.float32 import LARGEST
-from multigate.data.types import value_type
+from multigate.data.types import is_text, value_type
 
 
 def codes(array: pa.Array, column: str) -> tuple[np.ndarray, pa.Array]:
@@ -110,9 +110,9 @@ def distinct_texts(array: pa.Array, column: str, spell: Spell | None = None) -> 
     close = close_integers(array)
     if close is not None:
         return close[0], _spelled(list(map(str, close[1].tolist())), array.type, spell)
-    if spell is as_whole and pa.types.is_floating(value_type(array.type)):
+    if spell is as_whole and (pa.types.is_floating(value_type(array.type)) or is_text(array.type)):
         index, found = through_distinct(array, exact_text, column)
-        return index, found[:-1]
+        return index, _spelled(found[:-1], array.type, spell)
     index, values = codes(array, column)
     return index, _spelled(texts(values), array.type, spell)
 

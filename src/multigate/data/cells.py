@@ -19,6 +19,8 @@ MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "-nan", "null", "NULL", "None"
 """What reads as missing in text of numbers, times or booleans; in a text column only the empty string does."""
 _LONG = 10**76
 """Whole numbers beyond it, which no column holds, are not written out."""
+_FRACTION = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?\s*")
+"""A number in text with a point or an exponent."""
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 EXACT = 2**53
@@ -96,11 +98,13 @@ def text(value: Any) -> str | None:
 
 
 def exact_text(value: Any) -> str | None:
-    """``text`` of a cell among whole numbers. Raises ``BadCell`` for a float that may have been another one."""
-    if isinstance(value, float | np.floating) and EXACT < abs(float(value)) < math.inf:
+    """``text`` of a cell among whole numbers. Raises ``BadCell`` for a float that may have been another one, and for
+    text of one, as pandas writes it."""
+    floating = _FRACTION.fullmatch(value) if isinstance(value, str) else isinstance(value, float | np.floating)
+    if floating and EXACT < abs(float(value)) < math.inf:
         advice = (
             "a float of so many digits may stand for any of several (pandas makes floats of whole numbers where one is "
-            "missing); give it as Int64 or as text"
+            "missing); give it as Int64 or as text with all its digits"
         )
         raise BadCell("a whole number", value, advice)
     return text(value)

@@ -281,10 +281,11 @@ class Encoder:
                 return lambda value, raw, ids, packed: ids.extend(time_cell(value, feature, zone))
             case Category() | Hashed():
                 find, spell = self._lookups[table_of(feature)].id, self._spell(feature.source)
-                text = cells.exact_text if spell is cells.as_whole else cells.text
+                exact = spell is cells.as_whole
+                text = cells.exact_text if exact else cells.text
 
                 def read_category(value: Any, raw: list[float], ids: list[int], packed: list[list[int]]) -> None:
-                    found = (value or None) if type(value) is str else text(value)
+                    found = (value or None) if type(value) is str and not exact else text(value)
                     ids.append(find(found if spell is None or found is None else spell(found)))
 
                 return read_category
@@ -307,8 +308,9 @@ class Encoder:
 
     def _group(self, value: Any, name: str) -> int:
         spell = self._spell(name)
+        text = cells.exact_text if spell is cells.as_whole else cells.text
         try:
-            found = cells.text(value)
+            found = text(value)
         except cells.BadCell as bad:
             raise bad.error(name) from None
         return hash_of(found if spell is None or found is None else spell(found))
