@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from multigate.data import json_lines
 from multigate.data.files import open_table
+from multigate.data.infer import inspect_table
 from multigate.errors import DataError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -163,6 +164,42 @@ def test_a_key_that_a_file_has_not_is_null_there(tmp_path: Path) -> None:
 def test_files_that_are_no_such_lines_are_told_of(tmp_path: Path, lines: tuple[str, ...], said: str) -> None:
     with pytest.raises(DataError, match=said):
         open_table(write(tmp_path, *lines))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (1, "a", "column 'x', row 3: found string where rows before have number"),
+        ("a", ["a"], "column 'x', row 3: found array where rows before have string"),
+        ({"a": 1}, {"a": "b"}, "column 'x/a', row 3: found string where rows before have number"),
+        ([{"a": [1]}], [{"a": ["b"]}], "column 'x/\\[\\]/a/\\[\\]', row 3: found string where"),
+        ({"a": 1}, "b", "column 'x', row 3: found string where rows before have object"),
+    ],
+)
+@pytest.mark.parametrize("block", [4 << 20, 32], ids=["one block", "a block a row"])
+def test_a_column_of_several_types_stops_only_who_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Any, second: Any, said: str, block: int
+) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK", block)
+    rows = [{"x": None, "n": 2**63 + 5}, {"x": first, "n": 1}, {"x": second, "é": "ü", "n": 7}, {"n": 8, "x": second}]
+    path = write(tmp_path, *rows, {"x": first})
+    source = open_table(path)
+    kept = [row for batch in source.batches(["n", "é"]) for row in batch.to_pylist()]
+    assert kept == [{"n": row.get("n") and str(row["n"]), "é": row.get("é")} for row in [*rows, {}]]
+    for columns in (["x"], ["n", "x"], None):
+        with pytest.raises(DataError, match=said if block > 32 else "column 'x"):
+            list(source.batches(columns))
+    other = write(tmp_path, {"x": 3, "n": 4}, name="other.jsonl")
+    if not isinstance(first, dict | list) and isinstance(second, str):
+        with pytest.raises(DataError, match="column 'x"):
+            rows_of([other, path])
+
+
+def test_objects_of_several_kinds_are_left_out_of_a_draft(tmp_path: Path) -> None:
+    rows = [{"x": at % 7, "extra": {"a": at} if at % 2 else {"a": "b"}, "click": at % 3 == 0} for at in range(60)]
+    found = inspect_table(open_table(write(tmp_path, *rows)), ["click"])
+    assert [one.name for one in found.schema.features] == ["x"]
+    assert [one.column for one in found.left_out] == ["extra"]
 
 
 def test_a_row_further_on_is_counted_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

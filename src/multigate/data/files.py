@@ -37,7 +37,7 @@ class Source:
     changes when the content may have (paths, sizes and modification times; the content itself for a table in memory),
     and ``content()``, which reads the files, only when it has;
     ``at_hand`` says that reading again costs nothing (a table in memory whose text, if any, is coded); ``unreadable``
-    are columns of a table in memory that are not in ``schema``, with the error for who asks for one.
+    are columns with the error for who asks for one; those of a table in memory are not in ``schema``.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Source:
             DataError: a column that is not there, a file that is damaged, or a CSV value that does not convert.
         """
         there = {field.name: field for field in self.schema}
-        for name in columns or ():
+        for name in self.schema.names if columns is None else columns:
             if name in self.unreadable:
                 raise self.unreadable[name]
             if name not in there:
@@ -146,7 +146,9 @@ def open_table(data: Any, types: Mapping[str, str] = {}, trained: Mapping[str, s
         files = [_part(path, frozen, {column: parse_type(text) for column, text in trained.items()}) for path in paths]
         parts = partitioned(files, keys, frozen)
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
-        return Source(name, parts, _stamped(paths), types, files=list(zip(paths, keys, strict=True)))
+        lines = [file for file in files if isinstance(file, JsonLinesFile)]
+        unreadable = {column: error for file in reversed(lines) for column, error in file.unreadable.items()}
+        return Source(name, parts, _stamped(paths), types, unreadable, list(zip(paths, keys, strict=True)))
     columns, unreadable = in_memory(data)
     table = plain_table(columns)
     return Source("table", [Memory(table)], content_hash(table), types, unreadable)

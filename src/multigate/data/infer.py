@@ -90,6 +90,8 @@ def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = N
         if name not in taken
     }
     for name, why in source.unreadable.items():
+        if name in source.schema.names:  # objects, which are not looked at
+            continue
         verdicts[name] = Verdict(reason=str(why).removeprefix(f"column {name!r} "))
     for name, twin in _twins(verdicts, labels, seen):
         verdicts[name] = Verdict(reason=f"holds the same values as {twin.source!r}, the label of task {twin.name!r}")

@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,11 +26,16 @@ _LONG = pa.decimal128(38, 0)
 _LONGS = pa.list_(_LONG)
 """What reads whole numbers of more digits than an int64, and lists of them; they are text then, as in CSV files."""
 
+OBJECTS = pa.struct([])
+"""The type of a column of objects, and of what else stands beside them, that have nothing in common."""
+_CHANGE = re.compile(r"Column\(/(.+)\) changed from (\w+) to (\w+)")
+
 
 class JsonLinesFile:
     """One file as a part of a table. Text stays text, whatever it looks like; numbers, booleans and lists have types.
 
-    Columns are those of the first 16 MB. A number is fractional there if any is, or if ``frozen`` says so.
+    Columns are those of the first 16 MB. A number is fractional there if any is, or if ``frozen`` says so. Of columns
+    whose values have no one type ``unreadable`` has the errors for who reads them.
     """
 
     guessed, sparse = False, True
@@ -36,6 +43,7 @@ class JsonLinesFile:
     def __init__(self, path: Path, frozen: Mapping[str, pa.DataType]) -> None:
         self.name, self._path = str(path), path
         self.rows: int | None = None
+        self.unreadable: dict[str, DataError] = {}
         check_text(path, "JSON lines", ".jsonl")
         self.schema = self._infer(frozen)
         check_names(self.schema.names, self.name)
@@ -49,6 +57,8 @@ class JsonLinesFile:
                 found = _parsed(block, kinds)
             except pa.ArrowInvalid:  # a column is of another type here, of which its reader says what becomes
                 found = self._typed(block, before)
+                for error in (self.unreadable[name] for name in wanted.names if name in self.unreadable):
+                    raise error from None
             before += found.num_rows
             for batch in found.to_batches(max_chunksize=rows):
                 columns = [_column(batch, name) for name in wanted.names]
@@ -79,15 +89,19 @@ class JsonLinesFile:
                 known = found.get(field.name, pa.null())
                 common = common_type(known, field.type)
                 if common is None:
-                    raise DataError(
+                    error = DataError(
                         f"{self.name}: column {field.name!r} is {type_name(known)} in the first rows and "
                         f"{type_name(field.type)} from about row {before:,} on; write both with one type"
                     )
+                    self.unreadable.setdefault(field.name, error)
+                    common = OBJECTS if _has_objects(known) or _has_objects(field.type) else pa.string()
                 found[field.name] = common
             if at + 1 == LOOKED_AT:
                 break
         if not before:
             raise DataError(f"{self.name} has no rows; write one JSON object a line")
+        if self.unreadable.keys() >= found.keys() > set():
+            raise next(iter(self.unreadable.values()))
         self._long = {name: kind for name, kind in found.items() if kind in (_LONG, _LONGS)}
         found |= {name: pa.string() if kind == _LONG else pa.list_(pa.string()) for name, kind in self._long.items()}
         for name in found.keys() & frozen.keys():
@@ -98,7 +112,25 @@ class JsonLinesFile:
         return pa.schema(list(found.items()))
 
     def _typed(self, block: bytes, before: int) -> pa.Table:
-        """The rows of a block, each column of the type that its values have there."""
+        """The rows of a block, each column of the type that its values have there.
+
+        What is ``unreadable`` is null, and of type ``OBJECTS`` if there are objects among its values, else text.
+        """
+        changed: dict[str, pa.DataType] = {}
+        while True:
+            try:
+                found = self._inferred(block, before)
+                break
+            except _Changed as at:
+                block, name = _without(block, at)
+                self.unreadable.setdefault(name, at.error)
+                changed[name] = OBJECTS if at.of_objects(name) else pa.string()
+        for name, kind in changed.items():
+            found = found.append_column(name, pa.nulls(found.num_rows, kind))
+        return found
+
+    def _inferred(self, block: bytes, before: int) -> pa.Table:
+        """``_typed`` where every column has one type. Raises ``_Changed`` where one has not."""
         try:
             found = _read(block, None, "infer")
             guessed = found.schema
@@ -107,7 +139,10 @@ class JsonLinesFile:
             found = _read(block, pa.schema(unlike), "infer") if unlike else found
             found.validate(full=True)  # nothing else tells that text is not UTF-8
         except (pa.ArrowInvalid, UnicodeError) as error:
-            raise self._explained(error, before) from error
+            told = self._explained(error, before)
+            if change := _CHANGE.search(one_line(error)):
+                raise _Changed(change[1], {change[2], change[3]}, told) from error
+            raise told from error
         for at, name in enumerate(found.schema.names):
             field = guessed.field(name)
             if pa.types.is_list(field.type) and _is_open(field.type):
@@ -143,6 +178,37 @@ class JsonLinesFile:
         return DataError(
             f"{self.name}: {where} is no JSON object ({why}); write one object a line, with nothing between lines"
         )
+
+
+class _Changed(Exception):
+    """A column, or at its ``path`` what is within its objects and lists, has values of two kinds."""
+
+    def __init__(self, path: str, kinds: set[str], error: DataError) -> None:
+        super().__init__(path)
+        self.path, self.kinds, self.error = path, kinds, error
+
+    def of_objects(self, name: str) -> bool:
+        """Whether the values of the column are objects, some of them at least."""
+        return "object" in self.kinds or self.path.removeprefix(name).replace("/[]", "") != ""
+
+
+def _without(block: bytes, changed: _Changed) -> tuple[bytes, str]:
+    """The block without the column, and what that is called. Raises the error where it does not stand in one line."""
+    lines, rows = block.splitlines(), dict[int, dict[str, Any]]()
+    for at, line in enumerate(lines):
+        with suppress(ValueError, RecursionError):  # of which its reader tells
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows[at] = row
+    names = {name for row in rows.values() for name in row if f"{changed.path}/".startswith(f"{name}/")}
+    if not names:
+        raise changed.error
+    name = max(names, key=len)
+    for at, row in rows.items():
+        if name in row:
+            del row[name]
+            lines[at] = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return b"\n".join(lines), name
 
 
 def _parsed(block: bytes, kinds: pa.Schema) -> pa.Table:
@@ -181,6 +247,10 @@ def _told(kind: pa.DataType) -> pa.DataType:
     if not pa.types.is_list(kind):
         return kind
     return pa.list_(pa.string() if pa.types.is_null(kind.value_type) else _told(kind.value_type))
+
+
+def _has_objects(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) or (pa.types.is_list(kind) and _has_objects(kind.value_type)))
 
 
 def _is_open(kind: pa.DataType) -> bool:
