@@ -88,6 +88,17 @@ def test_numbers_in_text_are_told(tmp_path: Path) -> None:
     assert np.unique(encoded).size == 71, "70 numbers, and missing"
 
 
+def test_text_that_may_be_thousands_is_not_told_to_be_a_number(tmp_path: Path) -> None:
+    """As a number 1.234 would be one and a fifth."""
+    rows = "\n".join(f"{40 + i % 60}.{100 + i % 900},50;{1 + i % 9}.{100 + i % 900};{i % 2}" for i in range(300))
+    (tmp_path / "rows.csv").write_text(f"salary;visitors;click\n{rows}\n")
+    said = told_of(draft(tmp_path / "rows.csv", ["click"]))
+    assert list(said) == ["salary", "visitors"]
+    assert said["visitors"] == (
+        "holds text such as '1.100', which may be thousands; write plain numbers (1234.56) to have it as one"
+    )
+
+
 def test_whole_numbers_and_decimal_commas_with_a_few_texts_among_them_are_told(tmp_path: Path) -> None:
     """Incomes with n/a, ages up to 90+, results below 5; neither codes, nor lists, nor ids with a word."""
     n, odd = 2000, [i % 11 == 0 for i in range(2000)]

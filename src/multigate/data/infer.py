@@ -28,6 +28,8 @@ _COMMA = r"(\d+|\d{1,3}([.' \x{a0}\x{202f}]\d{3})+),\d+"
 _MARKED = rf"^\(?[-+]?[$€£¥]? ?[-+]?({_POINT}|{_COMMA}) ?[%$€£¥]?\)?$"
 """A number as people write it: 1,234.56, 1.234,56, 1 234, 12 %, $9.99 or (9.99)."""
 _PLAIN = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+_GROUPED = r"^\s*[-+]?\d{1,3}(\.\d{3})?\s*$"
+"""Plain, but where others are no different 1.234 may be a thousand and more."""
 _MOST, _MANY = 0.8, 20
 """Of the different texts of a column those that are numbers, where the others are an exception."""
 _NO_CODE = r"^(\D*|#.*|[<>≤≥~]=? ?[-+]?\d+([.,]\d+)?|\d+([.,]\d+)? ?\+)$"
@@ -276,6 +278,8 @@ def _numeric(texts: pa.Array, column: Column, label: bool) -> str:
             "numbers, to have it as one"
         )
     one = cells.short(numbers[0].as_py())
+    if pc.all(pc.match_substring_regex(numbers, _GROUPED)).as_py() and fractional:
+        return f"holds text such as {one}, which may be thousands; write plain numbers (1234.56) to have it as one"
     advice = "store them as numbers" if label else "give it the kind number"
     return f"holds numbers as text, such as {one}; {advice} to have it as one"
 
