@@ -50,6 +50,19 @@ def test_changes_reach_the_field_they_name(file: Path) -> None:
     assert experiment.patience is None
 
 
+def test_changes_reach_into_what_is_said_in_one_word() -> None:
+    text = "{schema: {features: {age: number}, tasks: {click: binary}}, train: x, optimizer: adam, balance: cagrad}"
+    changes = ["optimizer.clip=1", "balance.c=0.2", "schema.features.age.bins=8", "schema.tasks.click.weight=2"]
+    made = make_experiment(parse_yaml(text, "text"), changes)
+    assert (made.optimizer.name, made.optimizer.clip, made.balance.to_dict()["c"]) == ("adam", 1.0, 0.2)
+    assert made.schema.features == (Number("age", bins=8),)
+    assert made.schema.tasks == (Task("click", weight=2.0),)
+    sized = make_experiment(parse_yaml(text, "text"), ["optimizer=adamw", "optimizer.learning_rate=0.01"])
+    assert (sized.optimizer.name, sized.optimizer.learning_rate) == ("adamw", 0.01)
+    with pytest.raises(ExperimentError, match="'train' has no keys of its own"):
+        make_experiment(parse_yaml(text, "text"), ["train.rows=3"])
+
+
 def test_what_trains_wants_an_experiment_and_says_how_to_read_one(file: Path, tmp_path: Path) -> None:
     for function in (mg.train, mg.compare, mg.relate, partial(mg.tune, out=tmp_path / "out")):
         with pytest.raises(ExperimentError, match=r"an experiment is wanted, found PosixPath; .* mg.read_experiment"):

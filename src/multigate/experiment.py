@@ -308,6 +308,10 @@ def unknown_structure(name: str, data: Mapping[str, Any]) -> str | None:
 
 TYPES = "schema.types."
 """What stands before the name of a column whose type is set."""
+SHORT = {"sharing": "structure", "balance": "method", "optimizer": "name"}
+"""What a block is told by, where it stands for the whole of it."""
+KINDS = ("schema.features.", "schema.tasks.")
+"""What stands before the name of a feature or task, whose kind may stand for the whole of it."""
 
 
 def changed(data: Mapping[str, Any], changes: str | Sequence[str]) -> dict[str, Any]:
@@ -326,8 +330,12 @@ def changed(data: Mapping[str, Any], changes: str | Sequence[str]) -> dict[str, 
             inner = at.get(part) or {}
             if isinstance(inner, Options):  # made in Python
                 inner = inner.to_dict()
-            if isinstance(inner, str):  # sharing: mmoe, then sharing.experts=16
-                inner = {"method" if part == "balance" else "structure": inner}
+            if isinstance(inner, str) and at is result and part in SHORT:  # sharing: mmoe, then sharing.experts=16
+                inner = {SHORT[part]: inner}
+            if isinstance(inner, str) and key.startswith(
+                KINDS
+            ):  # features: {age: number}, then schema.features.age.dim=8
+                inner = {"kind": inner}
             if isinstance(inner, list) and part == "tower":  # tower: [32], then tower.dropout=0.1
                 inner = {"hidden": inner}
             if isinstance(inner, list):
