@@ -59,6 +59,18 @@ def equal(left, right):
         assert torch.equal(one.offsets, other.offsets)
 
 
+@pytest.mark.parametrize(("size", "most"), [(400, 100), (400, 20), (8192, 1), (10, 100), (100, 1000), (64, 999)])
+def test_a_sample_is_of_about_as_many_rows_as_asked_for_and_evenly_spread(tmp_path, size, most):
+    part = make(tmp_path / "p", table(1000), valid=table(1000), shard_rows=300).valid
+    rows = join(list(part.sample(size, most))).numbers[:, 0]
+    every = rows_of(part).numbers[:, 0]
+    assert len(rows) <= max(most * 1.2, 1)
+    places = (rows - every[0]) / (every[-1] - every[0])
+    assert most < 6 or (places.min() < 0.01 and 0.4 < places.mean() < 0.6 and places.max() > 0.8)
+    if most >= 1000:
+        equal(join(list(part.sample(size, most))), rows_of(part))
+
+
 def test_the_rows_on_disk_are_those_the_encoder_gives(tmp_path):
     prepared = make(tmp_path / "p", split=Split(by="fraction", valid=0.2, test=0.1), shard_rows=64)
     whole = prepared.encoder.columns(table(1000).combine_chunks().to_batches()[0])

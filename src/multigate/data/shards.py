@@ -17,6 +17,9 @@ from multigate.data.rows import cut, join
 from multigate.errors import RunError
 from multigate.schema import Schema
 
+PIECES = 6
+"""Of which a sample of rows consists at least."""
+
 _TENSORS = ("numbers", "categories", "labels", "known", "weights", "groups")
 
 
@@ -93,8 +96,13 @@ class Part:
             yield join(waiting)
 
     def sample(self, size: int, most: int) -> Iterator[Batch]:
-        """Every so many of those batches: at most about ``most`` rows, evenly spread."""
-        return islice(self.batches(size), 0, None, max(1, math.ceil(self.rows / most)))
+        """Every so many of those batches: at most about ``most`` rows, evenly spread.
+
+        Of few rows the batches are smaller than ``size``, for a single one would be the first rows alone.
+        """
+        apart = max(1, math.ceil(self.rows / most))
+        size = size if apart == 1 else min(size, max(1, most // PIECES))
+        return islice(self.batches(size), 0, None, apart)
 
     def labelled(self, place: int) -> bool:
         """Whether some row has a label, of a weight above 0, of the task at a place."""
