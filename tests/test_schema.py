@@ -37,6 +37,7 @@ def refused(**data: object) -> str:
         ([{"name": "click", "postive": 1}], "did you mean 'positive'?"),
         ([{"name": "click", "risk": "ips"}], "wants a 'given' parent"),
         ([{"name": "a|b"}], "neither '|' nor '/'"),
+        ([{"name": "size", "kind": "multiclass", "classes": [1, "2", 1.0]}], "class '1' is named twice"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(tasks: list[dict[str, object]], told: str) -> None:

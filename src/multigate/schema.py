@@ -184,6 +184,9 @@ class Task(Named):
             raise ValueError(f"task {self.name!r}: 'positive' is for binary tasks, this one is {self.kind}")
         if self.negatives_kept < 1 and self.kind != "binary":
             raise ValueError(f"task {self.name!r}: 'negatives_kept' is for binary tasks, this one is {self.kind}")
+        twice = _twice(self.classes)
+        if twice:
+            raise ValueError(f"task {self.name!r}: class {twice[0]!r} is named twice; name each class once")
         if "|" in self.name or "/" in self.name:
             raise ValueError(
                 f"task {self.name!r}: a name may hold neither '|' nor '/'; choose another and give this one as 'column'"
