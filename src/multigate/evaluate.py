@@ -127,7 +127,8 @@ class Monitor:
     def __init__(self, name: str, schema: Schema) -> None:
         self.name = name
         alone = len(schema.tasks) == 1  # a single-task model of an auxiliary task is chosen on that task
-        counted = [task for task in schema.tasks if alone or not task.auxiliary]
+        trained = [task for task in schema.tasks if task.weight > 0] or schema.tasks
+        counted = [task for task in trained if alone or not task.auxiliary]
         self.main = [f"{task.name}/{PRIMARY[task.kind]}" for task in counted]
         self.losses = [f"{task.name}/{LOSS[task.kind]}" for task in counted]
         if name != "mean":
@@ -144,7 +145,10 @@ class Monitor:
                 why += " without a column 'group' of the schema" if metric == "gauc" and kind == "binary" else ""
                 raise ExperimentError(f"monitor {name!r}: {why}; {nearest(metric, able)}")
         elif not self.main:
-            raise ExperimentError("monitor 'mean': every task is auxiliary; name one '<task>/<metric>' instead")
+            untrained = " or has weight 0" if any(task.weight == 0 for task in schema.tasks) else ""
+            raise ExperimentError(
+                f"monitor 'mean': every task is auxiliary{untrained}; name one '<task>/<metric>' instead"
+            )
 
     def value(self, metrics: dict[str, float]) -> float:
         """Higher is better; NaN where the metric cannot be computed on these rows."""

@@ -210,6 +210,8 @@ with warnings.catch_warnings():
         @model_validator(mode="after")
         def _structure_fits(self) -> "Experiment":
             self.sharing.check(self.schema.task_names)
+            if all(task.weight == 0 for task in self.schema.tasks):
+                raise ValueError("every task has weight 0, so that nothing would be learnt; set that of one above 0")
             check_reads(self.sharing, self.embedding, [one.name for one in self.schema.features if one.use == "gate"])
             return self
 

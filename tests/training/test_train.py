@@ -126,6 +126,17 @@ def test_an_auxiliary_task_is_not_counted_unless_it_is_alone(feed_experiment: Ex
     assert Monitor("watch/rmse", schema).value({"watch/rmse": 3.0}) == -3.0
 
 
+def test_a_task_of_weight_zero_is_not_counted_and_one_has_to_be_trained(feed_experiment: Experiment) -> None:
+    tasks = [task.with_(weight=0 if task.name in ("like", "buy") else 1) for task in feed_experiment.schema.tasks]
+    schema = feed_experiment.schema.with_(tasks=tasks)
+    assert Monitor("mean", schema).main == ["click/auc", "watch/r2"]
+    assert Monitor("mean", schema.only(["like", "buy"])).main == ["buy/auc", "like/auc"], "as relate looks at pairs"
+    with pytest.raises(ExperimentError, match="every task is auxiliary or has weight 0; name one"):
+        Monitor("mean", schema.with_(tasks=[task.with_(auxiliary=task.weight > 0) for task in tasks]))
+    with pytest.raises(ExperimentError, match="every task has weight 0, so that nothing would be learnt; set"):
+        feed_experiment.with_(schema=schema.with_(tasks=[task.with_(weight=0) for task in tasks]))
+
+
 class StopAt:
     """Sends this process SIGTERM when a training has done some number of steps in all."""
 
