@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from multigate.balance import BALANCES
 from multigate.batch import Batch
 from multigate.calibration import Calibration, Curve
 from multigate.data.cells import placed
@@ -46,7 +45,7 @@ from multigate.engine import (
     together,
 )
 from multigate.errors import BundleError, DataError, ExperimentError, MultigateError, nearest
-from multigate.experiment import Experiment, make_experiment, unknown_structure, with_structures
+from multigate.experiment import Experiment, make_experiment, unknown_structure, with_balance, with_structures
 from multigate.first_layers import FirstLayers, worth_reading
 from multigate.folders import other_than_a_model
 from multigate.graph import export_graph
@@ -405,13 +404,10 @@ def _unpickled(structure: type[Structure], files: dict[str, bytes], precision: P
 
 
 def _restored(folder: Path, about: dict[str, Any], structures: Structures, precision: str) -> Bundle:
-    data = with_structures(about["experiment"], structures)
+    data = with_structures(with_balance(about["experiment"]), structures)
     unknown = unknown_structure(f"bundle {folder}", data)
     if unknown is not None:
         raise BundleError(unknown)
-    balance = data.get("balance")
-    if isinstance(balance, dict) and balance.get("method") not in BALANCES:
-        del data["balance"]  # one of somebody's own, which only training needed
     experiment = make_experiment(data, name=f"bundle {folder}")
     encoder = Encoder.load(folder / "encoder", experiment.schema)
     encoder.row(dict.fromkeys(experiment.schema.columns(labels=False, carried=False)))  # or it fits no row at all

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from multigate.balance import BALANCES, Balance, Fixed
+from multigate.balance import BALANCES, Absent, Balance, Fixed
 from multigate.calibration import Method
 from multigate.data.split import Split
 from multigate.errors import ExperimentError, nearest
@@ -297,6 +297,14 @@ def with_structures(data: Mapping[str, Any], structures: Structures) -> dict[str
     tag = sharing.get("structure") if isinstance(sharing, Mapping) else None
     own = next((kind for kind in listed(structures) if kind.model_fields["structure"].default == tag), None)
     return dict(data) if own is None else {**data, "sharing": own.model_validate(sharing)}
+
+
+def with_balance(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of what was trained, whose balance may be one of somebody's own."""
+    balance = data.get("balance")
+    method = balance.get("method") if isinstance(balance, Mapping) else None
+    own = isinstance(method, str) and method not in BALANCES
+    return {**data, "balance": Absent.model_validate(balance)} if own else dict(data)
 
 
 def unknown_structure(name: str, data: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from multigate.bundle import Bundle, load
 from multigate.errors import ExperimentError, MultigateError, RunError
-from multigate.experiment import Experiment, make_experiment, with_structures
+from multigate.experiment import Experiment, make_experiment, with_balance, with_structures
 from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, other_than_a_model
 from multigate.lock import LOCK, locked
 from multigate.sharing import Structures, listed
@@ -70,7 +70,7 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """What it was trained from, every default as it was then."""
-        values = with_structures(stored_values(self.folder), self.structures)
+        values = with_structures(with_balance(stored_values(self.folder)), self.structures)
         return make_experiment(values, name=str(self.folder / EXPERIMENT))
 
     def bundle(self) -> Bundle:

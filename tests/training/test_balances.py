@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from multigate.analysis.compare import compare
 from multigate.balance import BALANCES, Balance, Balancer
 from multigate.batch import Batch
+from multigate.bundle import load
 from multigate.data.prepared import Prepared
+from multigate.errors import ExperimentError
 from multigate.experiment import Experiment
+from multigate.report.write import write_report
 from multigate.run import open_run
 from multigate.schema import Number, Schema, Task
 from multigate.training.fit import Fit
@@ -262,3 +266,38 @@ def test_weights_change_after_each_epoch_and_balances_hear_its_losses(
     lines = [list(entry["train"].values()) for entry in run.history]
     torch.testing.assert_close(torch.stack(watcher.epochs), torch.tensor(lines))
     assert len(run.bundle().predict(feed_experiment.valid)["like"]) == 600, "to predict, nobody asks for the balance"
+
+
+class Mine(Balance):
+    """A balance of one's own with a setting."""
+
+    method: Literal["mine"] = "mine"
+    more: float = 1.0
+
+    def build(self, tasks: Sequence[Task]) -> "Balancer":
+        return Weighing(self.more, tasks)
+
+
+class Weighing(Balancer):
+    def __init__(self, more: float, tasks: Sequence[Task]) -> None:
+        super().__init__(tasks)
+        self.more = more
+
+    def balanced(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
+        return self.more * torch.ones_like(losses)
+
+
+def test_what_a_balance_of_ones_own_has_trained_tells_of_it(feed_experiment: Experiment, tmp_path: Path) -> None:
+    experiment = feed_experiment.with_(balance=Mine(more=2), epochs=1)
+    run = train(experiment, tmp_path / "run", quiet=True)
+    comparison = compare(experiment, tmp_path / "compare", structures="omoe", seeds=1, boosting=False, quiet=True)
+    run.bundle().save(tmp_path / "copy")
+    for told in (run.experiment, load(tmp_path / "copy").experiment, comparison.bundle("omoe").experiment):
+        assert told.balance.to_dict() == {"method": "mine", "more": 2.0}
+    write_report([run, comparison], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "mine" in page
+    assert "This part is missing" not in page
+    with pytest.raises(ExperimentError, match=r"balance 'mine' is not built in; give its options: .*with_"):
+        train(run.experiment, tmp_path / "again", quiet=True)
+    assert train(experiment, tmp_path / "run", resume=True, quiet=True).best == run.best

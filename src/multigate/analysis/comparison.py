@@ -17,7 +17,7 @@ from multigate.analysis.intervals import Summary, mtl_gain, summary
 from multigate.bundle import Bundle, build_model
 from multigate.data.prepared import Prepared
 from multigate.errors import ExperimentError, RunError, nearest
-from multigate.experiment import make_experiment, unknown_structure, with_structures
+from multigate.experiment import make_experiment, unknown_structure, with_balance, with_structures
 from multigate.folders import MEMBERS
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.nn.blank import Blank
@@ -103,7 +103,8 @@ class Comparison:
             found = f"{self.folder} holds no joint model {structure!r} of seed {seed}"
             raise RunError(f"{found}; {nearest(structure, names)}")
         sharing = json.loads(row["sharing"])
-        values = with_structures(stored_values(self.folder) | {"seed": seed, "sharing": sharing}, structures)
+        values = with_balance(stored_values(self.folder)) | {"seed": seed, "sharing": sharing}
+        values = with_structures(values, structures)
         unknown = unknown_structure(f"comparison {self.folder}", values)
         if unknown is not None:
             raise RunError(unknown)

@@ -1,5 +1,6 @@
 """How the losses of the tasks combine into one."""
 
+from multigate.balance.absent import Absent
 from multigate.balance.aligned_mtl import AlignedMTL
 from multigate.balance.balance import Balance, Balancer
 from multigate.balance.cagrad import CAGrad
@@ -46,6 +47,7 @@ __all__ = [
     "Balancer",
     "GramianBalance",
     "task_gramian",
+    "Absent",
     "AlignedMTL",
     "CAGrad",
     "DWA",

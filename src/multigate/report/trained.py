@@ -10,7 +10,7 @@ from multigate.analysis.inspection import Inspection, inspect_model
 from multigate.analysis.subject import Subject, find_subject
 from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
-from multigate.experiment import Experiment, make_experiment
+from multigate.experiment import Experiment, make_experiment, with_balance
 from multigate.run import Run, open_run, stored_values
 from multigate.training.train import PREPARED
 
@@ -43,7 +43,9 @@ class Trained:
 
     @cached_property
     def experiment(self) -> Experiment:
-        return self.run.experiment if self.run else make_experiment(stored_values(self.folder), name=str(self.folder))
+        if self.run:
+            return self.run.experiment
+        return make_experiment(with_balance(stored_values(self.folder)), name=str(self.folder))
 
     @cached_property
     def encoder(self) -> Encoder:
