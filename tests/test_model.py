@@ -10,7 +10,7 @@ from multigate.errors import ExperimentError
 from multigate.model import Model, Tower
 from multigate.nn.embed import Embedding
 from multigate.schema import Risk
-from multigate.sharing import STRUCTURES, MMoE, SharedBottom, SingleTask, Structure
+from multigate.sharing import STRUCTURES, MMoE, Shared, SharedBottom, SingleTask, Structure
 
 LAYOUT = Layout(
     numbers=(NumberColumn(feature="a", embedding="piecewise", edges=(-1.0, 0.0, 1.0)), NumberColumn(feature="b")),
@@ -52,6 +52,18 @@ def test_outputs_are_folded_and_rows_are_independent(name: str) -> None:
         bag = (BagIds(bags[0].values[2 * r : 2 * r + 2], torch.tensor([0, 2], dtype=torch.int32)),)
         one = model(numbers[r : r + 1], categories[r : r + 1], bag)
         torch.testing.assert_close(one.logits[0], out.logits[r], atol=1e-6, rtol=1e-5)
+
+
+def test_a_structure_of_ones_own_has_a_representation_for_each_task() -> None:
+    """More would be left out without a word, and a single one would be all tasks'."""
+    model = build(SharedBottom(hidden=(8,)))
+    for shape in ((7, 1, 8), (7, 8, 8), (7, 8), (7, 4, 6)):
+        wrong = Shared(torch.zeros(shape), (), torch.zeros(()))
+        model.sharing.forward = lambda x, wrong=wrong: wrong
+        with pytest.raises(
+            ExperimentError, match=r"wants to return z of \(rows, 4 tasks, d_out 8\), found a tensor of"
+        ):
+            model(*rows(7))
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

@@ -149,6 +149,11 @@ class Model(nn.Module):
     def decide(self, seen: Represented, *, calibrated: bool = True) -> Outputs:
         """The second half: share, towers, chain; ``calibrated=False`` leaves logits as training had them."""
         shared = self.sharing(seen.x) if seen.context is None else self.sharing(seen.x, seen.context)  # type: ignore[call-arg]
+        if shared.z.shape[1:] != (self.towers.n, self.sharing.d_out):  # towers would read some, or one for all
+            raise ExperimentError(
+                f"{type(self.sharing).__name__} wants to return z of (rows, {self.towers.n} tasks, d_out "
+                f"{self.sharing.d_out}), found a tensor of {tuple(shared.z.shape)}"
+            )
         conditionals = self.heads(self.towers(shared.z))  # (B, O)
         for bias, unknown in seen.biases:
             if unknown is not None:  # the rest learns nothing there: it would take over what the bias explains

@@ -270,3 +270,13 @@ def test_options_go_through_yaml(options: Balance) -> None:
     changed = make_experiment({"schema": schema, "balance": "cagrad"}, ["balance.c=0.1", "balance.every=3"])
     assert changed.balance == ALL["cagrad"].with_(c=0.1, every=3)
     assert changed.to_dict()["balance"] == {"method": "cagrad", "c": 0.1, "every": 3}
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 3), (1, 3), (2, 3)])
+def test_shares_of_another_shape_are_told_not_multiplied_out(shape: tuple[int, ...]) -> None:
+    class Mine(Balancer):
+        def balanced(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
+            return torch.ones(shape)
+
+    with pytest.raises(ExperimentError, match=r"Mine.balanced wants to return a share of each of the 3 tasks, found"):
+        weigh(Mine(tasks([1, 1, 1])), torch.ones(3), torch.eye(3))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from multigate.errors import ExperimentError
 from multigate.options import Options
 from multigate.schema import Task
 
@@ -47,6 +48,11 @@ class Balancer(nn.Module):
         """What each task's loss is multiplied by."""
         active = present & (self.declared > 0)
         weights = self.declared * self.balanced(losses, gramian, active)
+        if weights.shape != losses.shape:  # it would be multiplied out with every loss
+            raise ExperimentError(
+                f"{type(self).__name__}.balanced wants to return a share of each of the {len(losses)} tasks, "
+                f"found a tensor of {tuple(weights.shape)}"
+            )
         return torch.where(active, weights, torch.zeros_like(weights))
 
     @abstractmethod
