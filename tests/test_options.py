@@ -19,7 +19,7 @@ from multigate.model import Tower
 from multigate.nn.embed import Embedding
 from multigate.options import Options
 from multigate.schema import Number, Schema, Task
-from multigate.sharing import STRUCTURES, MMoE
+from multigate.sharing import STRUCTURES, VARIANTS, MMoE
 
 SCHEMA = Schema(features=[Number("x")], tasks=[Task("y")])
 FEW_BINS = {"features": [{"name": "x", "kind": "number", "bins": 1}], "tasks": [{"name": "y"}]}
@@ -228,3 +228,58 @@ def test_what_may_be_a_boolean_still_is() -> None:
     assert task.auxiliary is True
     assert Embedding(drop_numbers=True).drop_numbers is True
     assert Task("y", kind="multiclass", classes=[True, False]).classes == ("true", "false")
+
+
+def test_what_is_set_and_moves_nothing_is_told_with_its_place_and_why() -> None:
+    features = [
+        {"name": "age", "kind": "number", "embedding": "none", "bins": 9},
+        {"name": "tags", "kind": "bag", "buckets": 9, "min_count": 2},
+    ]
+    tasks = [
+        {"name": "buy", "given": "click", "risk_weight": 0.5},
+        {"name": "click", "transform": "log1p", "classes": ["a"]},
+    ]
+    values = {
+        "schema": {"features": features, "tasks": tasks},
+        "sharing": {"structure": "mmoe", "k": 4},
+        "embedding": {"dropout": 0, "drop_numbers": True},
+    }
+    assert make_experiment(values).set_in_vain() == [
+        "schema.features.age.bins moves nothing: embedding 'none' does not read it",
+        "schema.features.tags.min_count moves nothing: items are hashed into 'buckets'",
+        "schema.tasks.buy.risk_weight moves nothing: no 'risk' is set, ips or dr",
+        "schema.tasks.click.transform moves nothing: it is of regressions, this task is binary",
+        "schema.tasks.click.classes moves nothing: they are of multiclass tasks, this one is binary",
+        "sharing.k moves nothing: gates read all sources; set gating to 'top_k' or another sparse one",
+        "embedding.drop_numbers moves nothing: dropout is 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "told"),
+    [
+        ({"structure": "soft", "every": 5}, {"penalty": "tucker"}, "sharing.every moves nothing: it is of penalty"),
+        (
+            {"structure": "aitm", "order_penalty": 1},
+            {"order": ["y"]},
+            "sharing.order_penalty moves nothing: no",
+        ),
+        (
+            {"structure": "tensor_factor", "rank": 0.2, "form": "laf"},
+            {"form": "tt"},
+            "sharing.rank moves nothing: form",
+        ),
+        ({"structure": "ple", "k": 3}, {"gating": "dselect_k"}, "sharing.k moves nothing: gates read all"),
+    ],
+)
+def test_settings_of_structures_that_move_nothing_are_told(
+    wrong: dict[str, Any], right: dict[str, Any], told: str
+) -> None:
+    (found,) = make_experiment({"schema": SCHEMA, "sharing": wrong}).set_in_vain()
+    assert found.startswith(told)
+    assert not make_experiment({"schema": SCHEMA, "sharing": wrong | right}).set_in_vain()
+
+
+@pytest.mark.parametrize("name", [*STRUCTURES, *VARIANTS])
+def test_nothing_is_set_in_vain_where_all_is_at_its_default(name: str) -> None:
+    assert not make_experiment({"schema": SCHEMA, "sharing": name}).set_in_vain()

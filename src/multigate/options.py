@@ -69,6 +69,26 @@ class Options(BaseModel):
         ]
         return f"it stands deeper: {' or '.join(homes)}" if homes else None
 
+    def idle(self) -> Mapping[str, str]:
+        """Fields that move nothing beside what others are set to, and why."""
+        return {}
+
+    def set_in_vain(self, place: str = "") -> list[str]:
+        """What is not at its default, here or in options within these, and moves nothing: a clause for each."""
+        fields = type(self).model_fields
+        found = [
+            f"{place}{name} moves nothing: {why}"
+            for name, why in self.idle().items()
+            if getattr(self, name) != fields[name].default
+        ]
+        for name in fields:
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, Options):
+                    within = f"{name}.{one.name}" if value is not one and hasattr(one, "name") else name
+                    found += one.set_in_vain(f"{place}{within}.")
+        return found
+
     def with_(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like a new one. Raises ``SettingError``."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)

@@ -68,6 +68,10 @@ class Number(_Feature):
     itself where training saw it at least five times; 0 for never."""
     dim: int | None = Field(default=None, ge=1)
 
+    def idle(self) -> Mapping[str, str]:
+        unread = {"none": ("bins", "values", "dim"), "piecewise": ("values",), "periodic": ("bins", "values")}
+        return dict.fromkeys(unread.get(self.embedding, ()), f"embedding {self.embedding!r} does not read it")
+
 
 class Vector(_Feature):
     """A fixed-size list of quantities, such as a pre-trained embedding; each is standardised."""
@@ -116,6 +120,9 @@ class Bag(_Feature):
     dim: int | None = Field(default=None, ge=1)
     table: str = ""
 
+    def idle(self) -> Mapping[str, str]:
+        return dict.fromkeys(("min_count", "max_size"), "items are hashed into 'buckets'") if self.buckets else {}
+
 
 Feature = Annotated[Number | Vector | Time | Category | Hashed | Bag, Field(discriminator="kind")]
 
@@ -158,6 +165,16 @@ class Task(Named):
     @classmethod
     def _as_text(cls, classes: Any) -> Any:
         return [_cell_text(one) for one in classes] if isinstance(classes, list | tuple) else classes
+
+    def idle(self) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        if self.risk == "joint":
+            found |= dict.fromkeys(("risk_weight", "risk_clip"), "no 'risk' is set, ips or dr")
+        if self.kind != "regression":
+            found["transform"] = f"it is of regressions, this task is {self.kind}"
+        if self.kind != "multiclass":
+            found["classes"] = f"they are of multiclass tasks, this one is {self.kind}"
+        return found
 
     @property
     def source(self) -> str:

@@ -137,6 +137,13 @@ def test_a_task_of_weight_zero_is_not_counted_and_one_has_to_be_trained(feed_exp
         feed_experiment.with_(schema=schema.with_(tasks=[task.with_(weight=0) for task in tasks]))
 
 
+def test_a_training_tells_of_settings_that_move_nothing(
+    feed_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(feed_experiment.with_(epochs=1, sharing=feed_experiment.sharing.with_(k=3)), tmp_path / "run")
+    assert "sharing.k moves nothing: gates read all sources" in capsys.readouterr().err
+
+
 class StopAt:
     """Sends this process SIGTERM when a training has done some number of steps in all."""
 

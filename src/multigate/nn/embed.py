@@ -1,6 +1,6 @@
 """From encoded columns to x (B, D), or (B, n, D): embedding tables, numbers and their embeddings, side by side."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -33,6 +33,9 @@ class Embedding(Options):
     """Standard deviation of the initial embeddings."""
     tables: Literal["shared", "own"] = "shared"
     """own: every task has embeddings of its own (and what they share one more, where the structure reads such)."""
+
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.dropout else {"drop_numbers": "dropout is 0"}
 
 
 class Embed(nn.Module):

@@ -1,6 +1,7 @@
 """AITM: tasks in order, each of which takes over from the step before what an attention finds worth it."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal, Self
 
@@ -32,6 +33,9 @@ class AITM(Structure):
 
     def check(self, tasks: tuple[str, ...]) -> None:
         self.steps(tasks)
+
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.order else {"order_penalty": "no 'order' names the steps"}
 
     def build(self, d_in: int, tasks: tuple[str, ...]) -> "AITMSharing":
         return AITMSharing(self, d_in, tasks)

@@ -1,6 +1,7 @@
 """Soft sharing: a network per task, and a penalty that draws their weights together."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -30,6 +31,9 @@ class Soft(Structure):
     to do with one another, and to be drawn together costs them what they have learnt."""
     every: int = Field(default=10, ge=1)
     """Training steps for which ``tucker`` keeps a subgradient, which costs about a step to take."""
+
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.penalty == "tucker" else {"every": f"it is of penalty 'tucker', this one is {self.penalty!r}"}
 
     def build(self, d_in: int, tasks: tuple[str, ...]) -> "SoftSharing":
         return SoftSharing(self, d_in, tasks)

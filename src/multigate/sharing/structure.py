@@ -1,6 +1,7 @@
 """What every sharing structure is: frozen options that build a module x (B, D) -> one representation per task."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -138,6 +139,10 @@ class GatedStructure(Structure):
                 "the tasks; set k to 2 or more, or gating to 'dselect_k'"
             )
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        every = "gates read all sources; set gating to 'top_k' or another sparse one"
+        return {"k": every} if self.gating == "softmax" else {}
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

@@ -1,5 +1,6 @@
 """Tensor factorisation: a network per task, whose weights are made of factors that tasks share."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
@@ -21,6 +22,9 @@ class TensorFactor(Structure):
     """Of inputs and units, as a part of the largest there can be."""
     task_rank: float = Field(default=0.5, gt=0, le=1)
     """Directions that tasks mix, as a part of their number; at least two."""
+
+    def idle(self) -> Mapping[str, str]:
+        return {"rank": "form 'laf' has factors for tasks alone"} if self.form == "laf" else {}
 
     def build(self, d_in: int, tasks: tuple[str, ...]) -> "TensorFactorSharing":
         return TensorFactorSharing(self, d_in, tasks)

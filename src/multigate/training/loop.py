@@ -100,7 +100,7 @@ def fit(
         torch.manual_seed(experiment.seed)
         keep_freed_memory()
         fitting = Fit(experiment, prepared, folder, device, tasks)
-        _tell_of_rate(fitting, report)
+        _tell_of_idle(fitting, report)
         tell_of_precision(fitting, report)
         if resume and (folder / CHECKPOINT).is_file():
             fitting.restore()
@@ -146,8 +146,10 @@ def fit(
         return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
 
 
-def _tell_of_rate(fitting: Fit, report: Reporter) -> None:
-    """Say so where a learning rate of tables was set, and all tables are dense."""
+def _tell_of_idle(fitting: Fit, report: Reporter) -> None:
+    """Say so where something is set that moves nothing, such as a learning rate of tables where all are dense."""
+    for told in fitting.experiment.set_in_vain():
+        report.detail(told)
     if fitting.experiment.optimizer.embedding_rate is not None and not fitting.tables.weights:
         report.detail("optimizer.embedding_rate moves nothing: all tables are dense; set optimizer.embedding")
 
