@@ -54,6 +54,7 @@ from multigate.nn.blank import Blank
 from multigate.outputs import DeclaredOutputs, Rows
 from multigate.precision import PRECISIONS, Precision, choose_precision
 from multigate.schema import Output, Schema
+from multigate.sealed import sealed, unsealed
 from multigate.sharing import Structure, Structures, known_as
 from multigate.writing import held_apart, told, writing
 
@@ -292,7 +293,8 @@ class Bundle:
                 about["graph_of"] = _model_of(about)
                 for name in self._write_graphs(temporary, folder):
                     about["files"][name] = _checksum(temporary / name)
-            (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+            text = json.dumps(sealed(about), indent=1, ensure_ascii=False)
+            (temporary / ABOUT).write_text(text, encoding="utf-8")
 
     def _write_graphs(self, folder: Path, told: Path) -> list[str]:
         """Write the graph beside the weights, and one for single rows where that is faster; what they are named.
@@ -567,6 +569,12 @@ def _read_about(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"bundle {folder} has format {about['format']}, this multigate reads up to {FORMAT}; install a newer one"
         )
+    try:
+        about = unsealed(about)
+    except ValueError:
+        raise BundleError(
+            f"bundle {folder}: {ABOUT!r} was altered or damaged after it was written; copy it again"
+        ) from None
     files = about.get("files")
     if not isinstance(files, dict) or not set(FILES) <= files.keys() or not isinstance(about.get("experiment"), dict):
         raise BundleError(f"bundle {folder}: {ABOUT} lacks its experiment or files; save or copy it again")

@@ -80,8 +80,10 @@ def rewritten(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]
     """JSON in a folder, changed."""
 
     def rewrite(folder: Path) -> None:
-        held = json.loads((folder / path).read_text())
-        (folder / path).write_text(json.dumps(change(held)))
+        held = change(json.loads((folder / path).read_text()))
+        if isinstance(held, dict):
+            held.pop("checksum", None)  # or no more would be told than that it was changed
+        (folder / path).write_text(json.dumps(held))
 
     return rewrite
 
@@ -93,6 +95,7 @@ def bundled(name: str, change: Callable[[bytes], bytes]) -> Make:
         file, about = folder / "run/bundle" / name, folder / "run/bundle/bundle.json"
         file.write_bytes(change(file.read_bytes()))
         held = json.loads(about.read_text())
+        del held["checksum"]
         held["files"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
         about.write_text(json.dumps(held))
 
@@ -284,6 +287,9 @@ SYSTEM: list[Case] = [
          ("run/prepared", "delete the folder")),
     Case(RUNS, "its prepared rows without their list", unfinished(torn("run/prepared/manifest.json")),
          ("manifest.json", "delete the folder")),
+    Case(RUNS, "a digit in their list altered",
+         unfinished(lambda folder: edited(folder / "run/prepared/manifest.json", "184", "164")),
+         ("manifest.json", "not what was written", "delete the folder")),
     Case(RUNS, "its table changed in between", unfinished(lambda folder: good.table(folder / "rows.parquet", 190)),
          ("tables changed",)),
     Case(RUNS, "its summary torn",
@@ -314,6 +320,9 @@ SYSTEM: list[Case] = [
     Case(BUNDLES, "a file beside it asked for",
          about(lambda held: held | {"files": held["files"] | {"../../x.yaml": "0"}}), ("'../../x.yaml'",)),
     Case(BUNDLES, "bundle.json torn", trained(torn("run/bundle/bundle.json"), *SCORE), ("bundle.json cannot be read",)),
+    Case(BUNDLES, "a digit of bundle.json altered",
+         trained(lambda folder: edited(folder / "run/bundle/bundle.json", '"exclusive": 0', '"exclusive": 1'), *SCORE),
+         ("'bundle.json' was altered or damaged",)),
     Case(BUNDLES, "bundle.json is a list", about(lambda held: [held]), ("bundle.json cannot be read",)),
     Case(BUNDLES, "bundle.json without files", about(lambda held: held | {"files": {}}),
          ("lacks its experiment or files",)),

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,11 +29,14 @@ from multigate.data.shards import Part, ShardWriter, checksum, shard_path
 from multigate.data.split import PARTS, Split, Splitter
 from multigate.errors import DataError, MultigateError, RunError
 from multigate.schema import Schema
+from multigate.sealed import sealed, unsealed
 from multigate.writing import writing
 
 SHARD, SHARD_BYTES = 65_536, 64 << 20
 """Rows of a shard, fewer of a wide table: at most so many bytes (but for bags), for a loader holds several."""
 
+MANIFEST = "manifest.json"
+"""What says which rows a folder holds, and that they are whole."""
 KEPT = 1 << 30
 """Bytes that a training table may take on disk from the fit to the encoding; a larger one is parsed twice."""
 
@@ -73,7 +76,7 @@ class Prepared:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            self.manifest = _read_manifest(folder)
             self.encoder = self._encoder()
             self.parts = {name: self._part(name, sizes) for name, sizes in self.manifest["parts"].items()}
             """The parts there are, by name."""
@@ -230,7 +233,7 @@ def thinned(prepared: Prepared, share: float, folder: Path) -> Prepared:
             "checksums": checksums | train.checksums | valid.checksums,
             "followed": {},  # the weights of its rows say it
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        write_manifest(temporary, manifest)
     return Prepared(folder)
 
 
@@ -285,7 +288,18 @@ def _write(
         "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
         "labels": {one.name: {"known": one.known, "violations": one.violations} for one in encoder.stats},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what prepared rows in a folder are."""
+    (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1) + "\n", encoding="utf-8")
+
+
+def _read_manifest(folder: Path) -> Any:
+    """What stands in the file of that. Raises ``ValueError`` where it is damaged."""
+    found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return unsealed(found) if isinstance(found, dict) else found
 
 
 def _silent(stage: str, done: int, total: int | None) -> None: ...
@@ -397,7 +411,7 @@ def _key(schema: Schema, split: Split, shard_rows: int, base: Encoder | None, ta
 def _manifest_in(folder: Path) -> dict[str, Any] | None:
     """What prepared rows in a folder are, None where there are none; ``RunError`` where there is something else."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = _read_manifest(folder)
         if isinstance(manifest, dict) and "encoder" in manifest:
             return manifest | {"key": str(manifest["key"])}
     except NotADirectoryError:
@@ -406,7 +420,7 @@ def _manifest_in(folder: Path) -> dict[str, Any] | None:
         pass
     except (OSError, ValueError, LookupError, RecursionError) as error:
         raise RunError(
-            f"{folder / 'manifest.json'} cannot be read ({error}); if these are prepared rows, delete the folder to "
+            f"{folder / MANIFEST} cannot be read ({error}); if these are prepared rows, delete the folder to "
             "prepare anew"
         ) from None
     if folder.is_dir() and any(folder.iterdir()):

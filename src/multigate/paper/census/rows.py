@@ -1,6 +1,5 @@
 """Rows of the census study as the paper's protocol has them, and as well-known mistakes have them."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file, save_file
 
 from multigate.data.files import open_table
-from multigate.data.prepared import Prepared, Progress, prepare
+from multigate.data.prepared import Prepared, Progress, prepare, write_manifest
 from multigate.data.shards import checksum
 from multigate.data.split import Split
 from multigate.datasets.census_income import census_schema, is_written
@@ -21,7 +20,7 @@ from multigate.errors import DataError
 from multigate.paper.census.one_hot import AS_ONE, ONE_HOT, OneHot
 from multigate.paper.numbers import binned
 from multigate.schema import Bag, Category, Number, Schema
-from multigate.writing import remove, write_text
+from multigate.writing import remove
 
 MAINS = {1: "income", 2: "college"}
 """Main task of each of the paper's groups."""
@@ -103,13 +102,13 @@ def prepare_raw_weight(tables: Tables, folder: Path, report: Progress) -> Prepar
         scaled = _prepared(_with_feature(Number(WEIGHT, embedding="none")), tables, beside, report)
         at = [column.feature for column in scaled.layout.numbers].index(WEIGHT)
         scale = scaled.encoder.fitted.scales[at]
-        manifest = json.loads((beside / "manifest.json").read_text(encoding="utf-8"))
+        checksums = scaled.manifest["checksums"]
         for path in beside.glob("*.safetensors"):
             tensors = load_file(path)
             tensors["numbers"][:, at] = tensors["numbers"][:, at] * scale.sd + scale.mean
             save_file(tensors, path, {"bags": "0"})
-            manifest["checksums"][path.name] = checksum(path)
-        write_text(beside / "manifest.json", json.dumps(manifest))
+            checksums[path.name] = checksum(path)
+        write_manifest(beside, scaled.manifest)
         shutil.move(beside, folder)
     return Prepared(folder)
 
