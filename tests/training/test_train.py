@@ -362,6 +362,7 @@ def test_what_is_gone_of_a_finished_run_is_made_again(feed_experiment: Experimen
     for gone in (
         ["bundle"], ["bundle/bundle.json"], ["prepared"], ["prepared/encoder"], ["prepared/valid-00000.safetensors"],
         ["prepared", "bundle"], ["bundle/model.safetensors"], ["bundle/encoder/encoder.json"],
+        ["prepared/encoder/encoder.json"], ["prepared/encoder/vocabularies.parquet"],
     ):  # fmt: skip
         for name in gone:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()

@@ -38,6 +38,8 @@ from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Tim
 
 FORMAT = 1
 """Version of what ``save`` writes; encoded shards of another version are not reused."""
+FILES = CONTENT, VOCABULARIES = "encoder.json", "vocabularies.parquet"
+"""What it writes."""
 
 Reader = Callable[[Any, list[float], list[int], list[list[int]]], None]
 """Reads one raw cell: appends to the row's raw numbers, its ids and its bags."""
@@ -350,7 +352,7 @@ class Encoder:
     def save(self, folder: Path) -> None:
         """Write ``encoder.json`` and ``vocabularies.parquet`` (table, value, count; in the order of the ids)."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "encoder.json").write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+        (folder / CONTENT).write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
         held = sorted(self.fitted.vocabularies.items())
         names = pa.DictionaryArray.from_arrays(
             buffers.as_arrow(np.repeat(np.arange(len(held), dtype=np.int32), [len(one.values) for _, one in held])),
@@ -359,16 +361,16 @@ class Encoder:
         values = buffers.as_arrow_text([value for _, one in held for value in one.values])
         counts = buffers.as_arrow(np.array([count for _, one in held for count in one.counts], dtype=np.int64))
         table = pa.table({"table": names, "value": values, "count": counts})
-        pq.write_table(table, folder / "vocabularies.parquet", compression="zstd")
+        pq.write_table(table, folder / VOCABULARIES, compression="zstd")
 
     @classmethod
     def load(cls, folder: Path, schema: Schema | None = None) -> "Encoder":
         """Read what ``save`` wrote; ``DataError`` where that was for another schema than the one told."""
-        try:
-            content = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-            table = pq.ParquetFile(folder / "vocabularies.parquet").read()
-        except FileNotFoundError as missing:
-            raise DataError(f"{folder} holds no saved encoder: {Path(missing.filename).name} is not there") from None
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise DataError(f"{folder} holds no saved encoder: {name} is not there")
+        content = json.loads((folder / CONTENT).read_text(encoding="utf-8"))
+        table = pq.ParquetFile(folder / VOCABULARIES).read()
         if content["format"] != FORMAT:
             raise DataError(
                 f"{folder} holds an encoder of format {content['format']}, wanted {FORMAT}; prepare it again"

@@ -19,7 +19,7 @@ from multigate.data.ahead import ahead, worked
 from multigate.data.arrow import with_codes
 from multigate.data.buffers import as_arrow
 from multigate.data.cells import placed
-from multigate.data.encoder import FORMAT, Encoder
+from multigate.data.encoder import FILES, FORMAT, Encoder
 from multigate.data.features import by_name
 from multigate.data.kept import Kept
 from multigate.data.labels import Spelling
@@ -137,7 +137,7 @@ def open_prepared(folder: Path) -> Prepared | None:
 
     Raises ``RunError`` where they are damaged, or something else is there.
     """
-    if _manifest_in(folder) is None or not (folder / "encoder").is_dir():
+    if _manifest_in(folder) is None or not all((folder / "encoder" / name).is_file() for name in FILES):
         return None
     prepared = Prepared(folder)
     return prepared if prepared.whole else None
