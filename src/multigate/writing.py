@@ -137,12 +137,17 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def show(path: Path) -> None:
+    """Have a file read by whom new files may be read by: safetensors makes such that only their owner may read."""
+    path.chmod(0o666 & ~_UMASK)
+
+
 def _make_durable(path: Path) -> None:
     """Have the content on the disk before the name, so that a power cut leaves no empty file."""
     for inner in path.iterdir() if path.is_dir() else ():
         _make_durable(inner)
     if path.is_file():
-        path.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner may read
+        show(path)
     # folders cannot be opened everywhere, and some file systems (SMB) refuse to flush them
     with suppress(OSError if path.is_dir() else PermissionError):
         handle = os.open(path, os.O_RDONLY)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -284,6 +285,24 @@ def test_a_bit_that_flipped_in_a_shard_is_told_and_not_trained_on(tmp_path, plac
     assert prepared.train.shards[0].rows == 400
     with pytest.raises(RunError, match=r"train-00001\.safetensors are damaged.*delete the folder .*p,"):
         prepared.train.shards[1]
+
+
+def test_whoever_may_read_the_encoder_may_read_the_rows(tmp_path):
+    make(tmp_path / "p")
+    files = [path for path in (tmp_path / "p").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".parquet", ".safetensors"}
+    assert len({path.stat().st_mode for path in files}) == 1
+
+
+def test_rows_that_may_not_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    prepared = make(tmp_path / "p")
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("multigate.data.shards.checksum", refused)
+    with pytest.raises(RunError, match=r"safetensors cannot be read \(Permission denied\)"):
+        prepared.train.shards[0]
 
 
 @pytest.mark.parametrize("name", ["encoder.json", "vocabularies.parquet"])

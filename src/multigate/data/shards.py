@@ -16,6 +16,7 @@ from multigate.data.missingness import Followed
 from multigate.data.rows import cut, join
 from multigate.errors import RunError
 from multigate.schema import Schema
+from multigate.writing import show
 
 PIECES = 6
 """Of which a sample of rows consists at least."""
@@ -144,6 +145,7 @@ class ShardWriter:
         for at, bag in enumerate(shard.bags):
             tensors |= {f"bag{at}.values": bag.values.contiguous(), f"bag{at}.offsets": bag.offsets.contiguous()}
         save_file(tensors, path, metadata={"bags": str(len(shard.bags))})
+        show(path)
         self.checksums[path.name] = checksum(path)
         self._sizes.append(self._held)
         self._waiting, self._held = [], 0
@@ -170,6 +172,8 @@ def _read_shard(path: Path, wanted: str | None) -> Batch:
                 BagIds(file.get_tensor(f"bag{at}.values"), file.get_tensor(f"bag{at}.offsets"))
                 for at in range(int(file.metadata()["bags"]))
             )
+    except PermissionError as error:
+        raise RunError(f"prepared rows {path} cannot be read ({error.strerror}); ask their owner for them") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"prepared rows {path} are damaged ({error}); delete the folder {path.parent}, and going on with the "
