@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 OURS = [f"multigate.{name}" for name in ("cli", "analysis.compare", "analysis.tune", "score", "tables", "serve.app")]
 IMPORTED_LATE = [
-    *("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch._inductor.config", "torch.utils.tensorboard"),
+    *("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch._inductor.config"),
+    *("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer"),
     *("sklearn.ensemble", "altair", "optuna", "sqlalchemy.orm", "alembic.command"),
 ]
 
@@ -149,7 +150,6 @@ def _command(
 
     _enter(folder, folder / SAID if largest is None else os.devnull)
     if largest is not None:
-        sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # its thread prints a traceback
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # Python ignores SIGXFSZ: writing fails
     if not rights and os.getuid() == 0:
         codecs.lookup("utf-8-sig")  # nobody may not be able to read Python's own files

@@ -23,6 +23,7 @@ from multigate.model import Model
 from multigate.objective import Objective
 from multigate.precision import multiplying
 from multigate.run import METRICS, difference, keep_history
+from multigate.training.board import Board
 from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from multigate.training.diverged import diverged
 from multigate.training.fit import BEST, Fit
@@ -113,7 +114,7 @@ class Cohort:
         self.epoch = 0
         self.losses = self._no_losses()
         """Sums of the task losses over the epoch so far, of the runs in the stack, (runs, T)."""
-        self.boards: dict[int, Any] = {}
+        self.boards: dict[int, Board | None] = {}
         self.left_open = ExitStack()
         """What is to be closed once training has ended, however it does."""
 
@@ -207,9 +208,8 @@ class Cohort:
         if number not in self.boards:
             self.boards[number] = self.left_open.enter_context(tensorboard(self.runs[number].folder))
         board = self.boards[number]
-        for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
-            if value is not None:
-                board.add_scalar(name, value, entry["step"])
+        if board is not None:
+            board.draw({**entry["train"], **entry["valid"]}, entry["step"])
 
     def _no_losses(self) -> Tensor:
         return torch.zeros(len(self.active), len(self.runs[0].tasks), device=self.device)

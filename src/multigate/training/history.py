@@ -9,6 +9,7 @@ from typing import Any
 
 from multigate.precision import warning
 from multigate.run import METRICS, strict
+from multigate.training.board import Board
 from multigate.training.contention import Cores
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
@@ -83,15 +84,14 @@ def warn(fitting: Fit, report: Reporter) -> None:
 
 
 @contextmanager
-def tensorboard(folder: Path) -> Iterator[Any]:
-    """A TensorBoard writer where its extra is installed, else None; closed however a training ends: it has a thread."""
+def tensorboard(folder: Path) -> Iterator[Board | None]:
+    """Where curves are drawn if TensorBoard is installed, else None; closed however a training ends."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        board = Board(folder / "tensorboard")
     except ImportError:
         yield None
         return
-    writer = SummaryWriter(str(folder / "tensorboard"))
     try:
-        yield writer
+        yield board
     finally:
-        writer.close()
+        board.close()

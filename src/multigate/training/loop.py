@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.run import METRICS
 from multigate.training.allocator import keep_freed_memory
+from multigate.training.board import Board
 from multigate.training.checkpoint import load_weights
 from multigate.training.contention import Cores
 from multigate.training.diverged import diverged
@@ -113,7 +114,7 @@ def fit(
                 scored = fitting.evaluate()
                 tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
                 report.detail(line_of(fitting, scored))
-        board: Any = None
+        board: Board | None = None
         opened, cores = False, Cores.of(threading.get_native_id())
         fitting.model.train()
         while not fitting.finished:
@@ -126,9 +127,8 @@ def fit(
             fitting.balance.after_epoch(fitting.losses / len(fitting.loader))
             if not opened:
                 board, opened = left_open.enter_context(tensorboard(folder)), True
-            for name, value in {**entry["train"], **entry["valid"]}.items() if board is not None else ():
-                if value is not None:
-                    board.add_scalar(name, value, fitting.step_done)
+            if board is not None:
+                board.draw({**entry["train"], **entry["valid"]}, fitting.step_done)
             fitting.epoch += 1
             fitting.losses.zero_()
             fitting.save()
