@@ -24,7 +24,7 @@ from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import METRICS, open_run, read_history
 from multigate.schema import Number, Schema, Task
-from multigate.score import score_table
+from multigate.score import score_part, score_table
 from multigate.training.fit import CHECKPOINT, Fit
 from multigate.training.interrupts import Interrupted
 from multigate.training.progress import Reporter
@@ -368,6 +368,29 @@ def test_what_is_gone_of_a_finished_run_is_made_again(feed_experiment: Experimen
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
         train(experiment, folder, resume=True, quiet=True)
         assert contents(folder) == before, gone
+
+
+def test_the_weights_kept_are_those_the_summary_tells_of_whatever_a_second_try_comes_to(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the best weights of epoch 2 and their checkpoint; on a GPU epoch 2 may not be better again."""
+    saved = Fit.save
+
+    def save(fitting: Fit) -> None:
+        if fitting.epoch == 2:
+            raise RunError("the disk is full")
+        saved(fitting)
+
+    with monkeypatch.context() as first:
+        first.setattr(Fit, "save", save)
+        values = iter((1.0, 2.0))
+        first.setattr(Monitor, "choice", lambda *_: next(values))
+        with pytest.raises(RunError, match="full"):
+            train(feed_experiment, tmp_path / "run", quiet=True)
+    monkeypatch.setattr(Monitor, "choice", lambda *_: 0.5)
+    run = train(feed_experiment, tmp_path / "run", resume=True, quiet=True)
+    found, _ = score_part(run, "valid", replicates=0)
+    assert found["click/log_loss"] == pytest.approx(run.best["click/log_loss"], rel=1e-6)
 
 
 def test_a_project_that_is_copied_elsewhere_between_a_stop_and_resume_goes_on(

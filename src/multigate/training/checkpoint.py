@@ -31,9 +31,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"checkpoint {path} cannot be read ({error}); delete it and --resume trains anew") from None
 
 
-def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write a model's weights to a file of their own, as ``save_checkpoint`` does."""
-    _write(path, weights, "")
+def save_weights(path: Path, weights: dict[str, Tensor], step: int = 0) -> None:
+    """Write a model's weights after so many steps to a file of their own, as ``save_checkpoint`` does."""
+    _write(path, weights, str(step))
 
 
 def load_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
@@ -42,6 +42,12 @@ def load_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
         return {name: tensor.to(device) for name, tensor in _read(path)[0].items()}
     except UNREADABLE as error:
         raise RunError(f"weights {path} cannot be read ({error}); train again in another folder") from None
+
+
+def step_of_weights(path: Path) -> int:
+    """After how many steps a model had the weights in a file, which is whole; 0 where it does not tell."""
+    with safe_open(path, framework="pt") as file:
+        return int((file.metadata() or {}).get("state") or 0)  # older files do not
 
 
 def _write(path: Path, tensors: dict[str, Tensor], state: str) -> None:

@@ -255,8 +255,7 @@ class Cohort:
                 for name, value in moved.items():
                     setattr(run, name, value)
                 keep_history(run.folder / METRICS, run.step_done, self.epoch)
-                if run.best:
-                    load_weights(run.folder / BEST, self.device)  # told now, not when training is over
+                run.check_best()
             set_random_state(tensors, self.device)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, RunError):

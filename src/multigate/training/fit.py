@@ -20,7 +20,7 @@ from multigate.experiment import Experiment
 from multigate.objective import Objective
 from multigate.precision import choose_precision, multiplying
 from multigate.run import METRICS, difference, keep_history
-from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, step_of_weights
 from multigate.training.diverged import diverged
 from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import Average, Rate, build_optimizer, clip, rate_at
@@ -154,7 +154,7 @@ class Fit:
             raise self._no_choice()
         if not self.best or value > self.best_value:
             self.best_value, self.best, self.stale = value, metrics, 0
-            save_weights(self.folder / BEST, self.model.state_dict())
+            save_weights(self.folder / BEST, self.model.state_dict(), self.step_done)
         else:
             self.stale += 1
         if self.average is not None:
@@ -224,13 +224,24 @@ class Fit:
             raise RunError(f"the tables changed since the run in {self.folder} began; train them in another folder")
         try:
             self._put_back(tensors, state)
-            if self.best:
-                load_weights(self.folder / BEST, self.device)  # told now, not when training is over
+            self.check_best()
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise RunError(
                 f"checkpoint {self.folder / CHECKPOINT} does not fit its run ({reason}); start again in another folder"
             ) from error
+
+    def check_best(self) -> None:
+        """Hold the best weights against the state that was gone back to. Raises ``RunError`` where they are damaged:
+        now, not when training is over.
+
+        Those of a later epoch were saved just before their state would have been, over those that the state tells of.
+        What comes next is better then, as it was: on a GPU, or with other threads, its numbers may not be the same.
+        """
+        if self.best:
+            load_weights(self.folder / BEST, self.device)
+            if step_of_weights(self.folder / BEST) > self.step_done:
+                self.best_value, self.best = -math.inf, {}
 
     def _put_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         named = {name: t.to(self.device) for name, t in tensors.items() if not name.startswith("random")}
