@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from multigate.analysis.budget import multiply_adds, within_budget
-from multigate.analysis.compare import compare
+from multigate.analysis.compare import _cohorts, compare
 from multigate.analysis.comparison import Comparison, open_comparison, remembered
 from multigate.analysis.subject import find_subject
 from multigate.batch import Batch
@@ -236,6 +236,13 @@ def test_seeds_trained_together_are_gone_on_with_together(feed_experiment: Exper
 
 
 @pytest.mark.parametrize(("structure", "models", "step"), [("mmoe", 1, 5), ("single_task", 3, 19 + 5)])
+def test_files_that_a_system_leaves_among_runs_that_were_begun_are_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "cohorts").mkdir()
+    for name in (".DS_Store", "mmoe-0", "mmoe-0-2", "stacked_mmoe-0-9", "mmoe-0-2-copy"):
+        (tmp_path / "cohorts" / name).touch()
+    assert _cohorts(tmp_path, "mmoe") == [range(3)]
+
+
 def test_a_seed_that_was_begun_alone_ends_alone(
     feed_experiment: Experiment, tmp_path: Path, structure: str, models: int, step: int
 ) -> None:

@@ -1,6 +1,7 @@
 """Several structures on the same rows, seeds and budget: what does sharing gain?"""
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -182,9 +183,8 @@ def _cohorts(folder: Path, name: str) -> list[range]:
     """The seeds that were begun to be trained together and are not finished."""
     found = []
     for path in folder.glob(f"{COHORTS}/*"):
-        structure, first, last = path.name.rsplit("-", 2)
-        if structure == name:
-            found.append(range(int(first), int(last) + 1))
+        if whose := re.fullmatch(rf"{re.escape(name)}-(\d+)-(\d+)", path.name):  # systems leave files of their own
+            found.append(range(int(whose[1]), int(whose[2]) + 1))
     return found
 
 
