@@ -235,7 +235,6 @@ def test_seeds_trained_together_are_gone_on_with_together(feed_experiment: Exper
     assert results(compare(experiment, pieces, structures=both, seeds=3, **options)) == whole
 
 
-@pytest.mark.parametrize(("structure", "models", "step"), [("mmoe", 1, 5), ("single_task", 3, 19 + 5)])
 def test_files_that_a_system_leaves_among_runs_that_were_begun_are_none_of_them(tmp_path: Path) -> None:
     (tmp_path / "cohorts").mkdir()
     for name in (".DS_Store", "mmoe-0", "mmoe-0-2", "stacked_mmoe-0-9", "mmoe-0-2-copy"):
@@ -243,6 +242,7 @@ def test_files_that_a_system_leaves_among_runs_that_were_begun_are_none_of_them(
     assert _cohorts(tmp_path, "mmoe") == [range(3)]
 
 
+@pytest.mark.parametrize(("structure", "models", "step"), [("mmoe", 1, 5), ("single_task", 3, 19 + 5)])
 def test_a_seed_that_was_begun_alone_ends_alone(
     feed_experiment: Experiment, tmp_path: Path, structure: str, models: int, step: int
 ) -> None:
