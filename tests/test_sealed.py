@@ -23,3 +23,8 @@ def test_anything_else_is_not(change: dict[str, object]) -> None:
 
 def test_what_has_no_checksum_was_written_before_there_was_one() -> None:
     assert unsealed(VALUES) == VALUES
+
+
+def test_names_that_are_numbers_are_read_as_text_in_whatever_order() -> None:
+    found = json.loads(json.dumps(sealed({"sizes": {10: "a", 9: "b"}})))
+    assert unsealed(found) == {"sizes": {"10": "a", "9": "b"}}

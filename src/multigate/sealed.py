@@ -12,7 +12,8 @@ SEAL = "checksum"
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values with their checksum beside them, to be written as JSON."""
-    return {**values, SEAL: _checksum(values)}
+    read: dict[str, Any] = json.loads(json.dumps(values))  # as it will be: names that are numbers are text then
+    return {**read, SEAL: _checksum(read)}
 
 
 def unsealed(found: Mapping[str, Any]) -> dict[str, Any]:
