@@ -277,6 +277,7 @@ PLANTED = {
     "gates' weights not learnt": ("ddown[w] += of_down[w]", "ddown[w] += 0 * of_down[w]"),
     "gates learnt of one lane": ("w[t * next] += sum[t][lane]", "w[t * next] = sum[t][lane]"),
     "gates' second weights not learnt": ("dup[w] += of_down[weights + w]", "dup[w] += of_down[w]"),
+    "the same number again": ("uint64_t(i + 1) *", "uint64_t(1) *"),
     "all elements kept": ("of.bytes[at + i] < of.level ? kept : 0.0f", "of.bytes[at + i] < of.level ? kept : kept"),
     "kept ones not raised": ("kept = 256.0f / float(of.level)", "kept = 1.0f"),
     "the mean left in": (

@@ -23,6 +23,10 @@ def agrees(found: Kernels) -> bool:
         pairs += [(rows, table[places], 0.0), (found.add_up(rows, ids, starts, owners, 9), sums, 1e-5)]
     pairs += [*_pairs_looked_up(found, random), *_pairs_of_adam(found, random), *_pairs_gated(found, random)]
     pairs += _pairs_activated(found, random)
+    # the first three of SplitMix64 from 1234567, as published
+    words = torch.tensor([6457827717110365317, 3203168211198807973, -8629252141511181193])
+    if not torch.equal(found.scatter(torch.tensor([1234567]), 3), words):
+        return False
     # a tile, and in the next one 64, 16 and single rows at a time
     weights, pull, sources = (
         torch.randn(shape, generator=random) for shape in ((2, 3, 1109), (2, 5, 1109), (3, 5, 1109))

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from multigate.nn.eager import eager
+from multigate.nn.kernels import kernels
 from multigate.nn.layout import lies_last
 
 LEVELS = 256
+MANY = 1 << 15
+"""Numbers from which on the generator, which makes them one after the other, draws but the first of them (measured)."""
+GOLDEN = -0x61C8864680B583EB
+"""2^64 over the golden ratio, as an int64."""
 
 
 def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
@@ -26,8 +31,29 @@ def chance(shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
 def bytes_of(shape: Sequence[int], device: torch.device) -> Tensor:
     """Random bytes, each of the ``LEVELS`` alike."""
     count = math.prod(shape)
-    draws = torch.randint(-(2**63), 2**63 - 1, ((count + 7) // 8,), dtype=torch.int64, device=device)
+    words = (count + 7) // 8
+    draws = _scattered(_draws(1, device), words) if words >= MANY and device.type == "cpu" else _draws(words, device)
     return draws.view(torch.uint8)[:count].view(*shape)
+
+
+def _draws(many: int, device: torch.device) -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (many,), dtype=torch.int64, device=device)
+
+
+def _scattered(seed: Tensor, many: int) -> Tensor:
+    """So many int64 that follow from one (1,), each made by itself: SplitMix64 (Steele, Lea and Flood 2014)."""
+    found = kernels() if torch._C._functorch.peek_interpreter_stack() is None else None
+    if found is not None:
+        return found.scatter(seed, many)
+    z = torch.arange(1, many + 1, device=seed.device) * GOLDEN + seed
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        z = (z ^ _shifted(z, shift)) * factor
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """z to the right, and zeros from the left, where ``>>`` has its sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
 
 
 def _stacked_by_an_old_torch() -> bool:

@@ -17,6 +17,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "mask": (*[c_void_p] * 2, c_int64, c_int),
     "activate": (*[c_void_p] * 7, *[c_int64] * 6, c_int),
     "of_activated": (*[c_void_p] * 10, *[c_int64] * 6, c_int),
+    "scatter": (*[c_void_p] * 2, c_int64, c_int),
     "gate_features": (*[c_void_p] * 5, *[c_int64] * 5, c_int),
     "ungate_features": (*[c_void_p] * 8, *[c_int64] * 5, c_int),
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
@@ -29,7 +30,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 """Of each function: arrays, then sizes, then threads."""
 IN_FLOAT32_ALONE = (
-    "sum_of_product", "look_up", "add_up", "lazy_adam", "number_terms", "add_looked_up", "of_looked_up",
+    "scatter", "sum_of_product", "look_up", "add_up", "lazy_adam", "number_terms", "add_looked_up", "of_looked_up",
 )  # fmt: skip
 COUNTING = ("look_up", "number_terms")
 """Those that return how many ids have no row."""
@@ -150,6 +151,12 @@ class Kernels:
     @staticmethod
     def _how(x: Tensor, of: Normalised, activation: str) -> tuple[int, ...]:
         return (*x.shape, KINDS.index(of.kind), ACTIVATED.index(activation), of.level)
+
+    def scatter(self, seed: Tensor, many: int) -> Tensor:
+        """So many random int64 (many,) that follow from one (1,), as SplitMix64 has them."""
+        made = seed.new_empty(many)
+        self._call("scatter", torch.float32, (seed, made), many)
+        return made
 
     def gate_features(self, x: Tensor, read: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """2 x sigmoid(up down x) for n readers, each of unit ``read`` (n,) int64 of x (u, D, B) -> (n, D, B).
