@@ -116,6 +116,10 @@ def changed(rows: Rows, name: str, **fields: Any) -> dict[str, Any]:
         (lambda rows: changed(rows, "word", shape=[2, 1, 1]), "input 'word': its shape is not [rows] or [rows, n]; "),
         (lambda rows: changed(rows, "word", shape=[-2]), "input 'word': its shape is not [rows] or [rows, n]; "),
         (lambda rows: changed(rows, "word", shape=[10**4000] * 2), "input 'word': its shape is not [rows] or"),
+        (
+            lambda rows: changed(rows, "word", shape=[2**28, 0], data=[]),
+            "input 'word': its shape [268435456, 0] has rows without values; give null",
+        ),
         (lambda rows: changed(rows, "word", shape=[3]), "input 'word': its shape [3] wants 3 values, found 2"),
         (lambda rows: changed(rows, "word", data=None), "input 'word': its data are no list; send them as JSON"),
         (lambda rows: changed(rows, "user", data=[1, 2.0]), "input 'user': value 2 is 2.0, which is not INT64; "),
