@@ -1,6 +1,7 @@
 """Predictions over HTTP are those of Python, to the bit, whoever asks at the same time and whatever else they send."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -125,6 +126,16 @@ def test_a_body_that_asks_nothing_is_told_why(server: Serving, body: bytes, told
     assert found["error"].startswith(told)
     assert "\n" not in found["error"]
     assert "Traceback" not in found["error"]
+
+
+def test_a_name_that_is_there_twice_is_found_among_many_at_once(server: Serving) -> None:
+    """Not by looking at all names for each: a request of a megabyte held up all others for minutes."""
+    names = ",".join(f'"{at}": 0' for at in (*range(100_000), 99_999))
+    began = time.monotonic()
+    answer = server.client.post("/predict", content=f"{{{names}}}")
+    assert answer.status_code == 400
+    assert read(answer)["error"].startswith("an object of the request has '99999' twice; ")
+    assert time.monotonic() - began < 20
 
 
 def test_a_body_that_is_too_long_is_refused_and_the_next_one_served(server: Serving, rows: Rows) -> None:
