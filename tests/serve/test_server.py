@@ -98,6 +98,7 @@ def test_a_fault_of_the_server_shows_no_traceback(folder: Path, rows: Rows, monk
     assert answer.status_code == 500
     assert read(answer).keys() == {"error"}
     assert "ZeroDivision" not in answer.text
+    assert answer.headers["connection"] == "close", "or the client's next request fails, on a connection that is gone"
     assert samples(page.text)["multigate_requests_total/predict/shop/500"] == 1
 
 

@@ -141,5 +141,6 @@ async def _no_page(request: Request, error: Exception) -> Response:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    """The server prints the traceback."""
-    return _json({"error": "this is a fault of multigate; the server's log has the traceback, please report it"}, 500)
+    """The server prints the traceback, and then hangs up."""
+    told = {"error": "this is a fault of multigate; the server's log has the traceback, please report it"}
+    return _json(told, 500, {"Connection": "close"})
