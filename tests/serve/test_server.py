@@ -294,6 +294,17 @@ def test_what_cannot_be_served_ends_in_one_sentence(folder: Path, tmp_path: Path
             assert len(end.told.splitlines()) == 1
 
 
+@pytest.mark.parametrize("named", ["", "nowhere"])
+def test_a_folder_of_metrics_that_is_none_is_told_before_requests_end_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", named)
+    monkeypatch.setattr(server_module, "load_models", lambda *given: pytest.fail("it goes on"))
+    told = rf"PROMETHEUS_MULTIPROC_DIR is '{named}', which is no folder to write metrics in; make it one, or unset it"
+    with pytest.raises(RunError, match=told):
+        serve([folder / "shop"], port=0, engine="torch")
+
+
 def test_of_two_that_start_at_once_one_gets_the_port(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

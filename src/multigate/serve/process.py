@@ -22,6 +22,8 @@ from multigate.training.interrupts import handled
 if TYPE_CHECKING:
     from uvicorn import Server
 
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which processes of one server add up; it must be set before ``metrics`` is imported."""
 PATIENCE = 30
 """Seconds that requests in flight have once a process is asked to stop."""
 IDLE = 75
@@ -115,16 +117,15 @@ def run_several(job: Job, listening: socket.socket, workers: int, ready: Callabl
 @contextmanager
 def _shared_metrics() -> Iterator[None]:
     """While entered, processes that are started add up their metrics in one folder."""
-    name = "PROMETHEUS_MULTIPROC_DIR"
-    if name in os.environ:
+    if SHARED in os.environ:
         yield
         return
     with TemporaryDirectory(prefix="multigate-metrics-") as folder:
-        os.environ[name] = folder
+        os.environ[SHARED] = folder
         try:
             yield
         finally:
-            del os.environ[name]
+            del os.environ[SHARED]
 
 
 def _start(job: Job, listening: socket.socket) -> _Worker:
