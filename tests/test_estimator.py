@@ -196,6 +196,12 @@ def test_kind_and_tasks_say_otherwise() -> None:
     assert wide.predict_proba(X).shape == (150, 4)
 
 
+def test_nobody_is_warned_of_classes_that_have_many_rows() -> None:
+    """scikit-learn says that labels which are nearly all different may be numbers; these are 30 of 300."""
+    X = np.random.default_rng(0).normal(size=(300, 2))
+    assert len(small(kind="classifier", epochs=1).fit(X, np.arange(300) % 30).classes_) == 30
+
+
 def test_a_zero_with_a_sign_is_zero() -> None:
     signed = [-0.0 if at % 2 and not label else float(label) for at, label in enumerate(CLICK)]
     assert 0 < np.signbit(signed).sum() < CLICK.count(0)

@@ -395,7 +395,7 @@ def _completed(task: Task, labels: pa.Table, kind: str | None) -> Task:
 def _kind(values: Array, kind: str | None) -> str:
     """What labels of these different values are to be."""
     if kind == "classifier":
-        check_classification_targets(values)
+        check_classification_targets(np.tile(values, 2))  # it warns of labels that are there but once
     if kind == "regressor":
         return "regression"
     if len(values) <= 2:
