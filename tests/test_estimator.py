@@ -248,8 +248,8 @@ def test_features_may_be_declared_where_none_would_be_found() -> None:
 
 
 def test_tables_of_every_make_are_the_same_table() -> None:
-    frames = [TABLE, pd.DataFrame(TABLE), pl.DataFrame(TABLE), pa.table(TABLE)]
-    labels = [LABELS, pd.DataFrame(LABELS), pl.DataFrame(LABELS), pa.table(LABELS)]
+    make = [dict, pd.DataFrame, pl.DataFrame, pa.table, pa.RecordBatch.from_pydict]
+    frames, labels = [one(TABLE) for one in make], [one(LABELS) for one in make]
     tasks = ["click", "buy|click", "price"]
     answers = [
         small(tasks=tasks, epochs=2).fit(X, y).predict(Z)
@@ -257,6 +257,15 @@ def test_tables_of_every_make_are_the_same_table() -> None:
     ]
     for answer in answers[1:]:
         assert (answer == answers[0]).all()
+
+
+def test_columns_of_a_record_batch_are_known_by_name() -> None:
+    """As those of a table: in another order they would be taken one for another."""
+    batch = pa.RecordBatch.from_pydict({"a": np.arange(60.0), "b": np.arange(60.0)[::-1]})
+    fitted = small(epochs=1).fit(batch, np.arange(60) % 2)
+    assert fitted.feature_names_in_.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match="must be in the same order"):
+        fitted.predict(batch.select(["b", "a"]))
 
 
 @pytest.mark.parametrize("series", [pd.Series, pl.Series, pa.array])

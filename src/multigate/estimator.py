@@ -239,7 +239,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
         """The rows with one name per column, checked against those of ``fit``."""
         if sparse.issparse(X):
             X = X.toarray()
-        elif isinstance(X, Mapping):
+        elif isinstance(X, Mapping | pa.RecordBatch):  # whose names scikit-learn does not see
             X = _in_memory(X)
         if _is_table(X):
             columns = _in_memory(X).columns  # says what is wrong with a table before scikit-learn looks at its names
