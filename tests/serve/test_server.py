@@ -26,7 +26,7 @@ from multigate.serve import server as server_module
 from multigate.serve.app import application
 from multigate.serve.models import name_models
 from multigate.serve.server import serve
-from processes import TOLD, run
+from processes import TOLD, run, run_program
 
 
 def samples(page: str) -> dict[str, float]:
@@ -275,6 +275,42 @@ def children(server: Serving) -> list[int]:
             if int(parent) == server.process.pid and "spawn_main" in (process / "cmdline").read_text():
                 found.append(int(process.name))
     return sorted(found)
+
+
+def test_one_of_several_processes_tells_what_it_waits_no_longer_for(folder: Path, tmp_path: Path) -> None:
+    """Half of a request never comes: it is told so before the process ends."""
+    end = run_program(
+        f"""
+import os, signal, socket
+from multiprocessing import Pipe
+from pathlib import Path
+from threading import Thread
+from urllib.request import urlopen
+from multigate.serve import process
+
+process.PATIENCE = 1
+here, there = Pipe()
+listening = socket.create_server(("127.0.0.1", 0))
+host, port = listening.getsockname()
+
+def ask():
+    here.recv()
+    with socket.create_connection((host, port), timeout=60) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\\r\\nHost: here\\r\\nContent-Length: 99\\r\\n\\r\\n{{")
+        urlopen(f"http://{{host}}:{{port}}/v2/health/live").read()  # the other has been read by then
+        os.kill(os.getpid(), signal.SIGTERM)
+        print(b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode(), flush=True)
+
+asking = Thread(target=ask)
+asking.start()
+process._work(process.Job({{"shop": Path({str(folder / "shop")!r})}}, {{"shop": "torch"}}), listening, there)
+asking.join()
+""",
+        tmp_path,
+    )
+    assert end.said.startswith("HTTP/1.1 503 "), end.told
+    assert '{"error":"the server stops, and waits no longer for this request; ask again"}' in end.said
+    assert end.code == 0
 
 
 def test_what_cannot_be_served_ends_in_one_sentence(folder: Path, tmp_path: Path) -> None:

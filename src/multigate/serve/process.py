@@ -55,7 +55,10 @@ def run(bundles: Mapping[str, Bundle], listening: socket.socket, ready: Callable
 
 
 def _run(server: "Server", listening: socket.socket) -> None:
-    """Serve until a signal comes: SIGHUP, of which uvicorn knows nothing, lets requests be answered as others do."""
+    """Serve until a signal comes: SIGHUP, of which uvicorn knows nothing, lets requests be answered as others do.
+
+    uvicorn raises a signal again once it is done with requests; what is not answered by then is only told so after it.
+    """
     asked = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -198,7 +201,7 @@ def _work(job: Job, listening: socket.socket, pipe: "Connection[Any, Any]") -> N
     Thread(target=_stop_with_parent, args=(pipe, server), daemon=True).start()
     pipe.send(None)
     with suppress(KeyboardInterrupt):
-        server.run([listening])
+        _run(server, listening)
 
 
 def _stop_with_parent(pipe: "Connection[Any, Any]", server: "Server") -> None:
