@@ -98,7 +98,9 @@ def _shape(name: str, shape: Any) -> list[int]:
     most = 1 << 31
     if isinstance(shape, list) and len(shape) in (1, 2) and all(type(one) is int and 0 <= one < most for one in shape):
         if shape[0] and not shape[-1]:  # no value tells how many such rows there are, and any number can be said
-            raise Refused(400, f"input {name!r}: its shape {shape} has rows without values; give null for a missing one")
+            raise Refused(
+                400, f"input {name!r}: its shape {shape} has rows without values; give null for a missing one"
+            )
         return shape
     raise Refused(400, f"input {name!r}: its shape is not [rows] or [rows, n]; give one of these")
 
