@@ -147,8 +147,10 @@ struct Span {
     }
 
     // Rows of a unit as vectors of a tile; what it has no rows for are zeros, or as ``rest`` says
-    template <typename T> static void take(const T* from, int64_t count, Vector* to, const Vector* rest = nullptr) {
+    template <typename T> void take(const T* from, int64_t count, Vector* to, const Vector* rest = nullptr) const {
         float* number = reinterpret_cast<float*>(to);
+        if (of.norm == LAYER) // the next unit's, of which so few rows are read here that nothing fetches them
+            for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + of.b + i);
         if (count < TILE && rest) std::copy_n(rest, VECTORS, to);
         if (count < TILE && !rest) std::fill(to, to + VECTORS, Vector{});
         for (int64_t i = 0; i < count; ++i) number[i] = wide(from[i]);
@@ -212,13 +214,13 @@ void of_activated(const Layers& of, const T* z, const T* dy, T* dz, float* dscal
                     slope[i] = x[i] * scale + shift;
                 }
                 SLOPES[of.activation](slope);
+                for (int64_t i = 0; i < VECTORS; ++i) pull[i] *= slope[i];
+                if (of.norm == NONE) return give(pull, count, dz + place);
                 for (int64_t i = 0; i < VECTORS; ++i) {
-                    pull[i] *= slope[i];
                     all += pull[i], by_scale += pull[i] * x[i];
                     pull[i] *= scale;
                     whole[i] += pull[i], along[i] += pull[i] * x[i];
                 }
-                if (of.norm == NONE) return give(pull, count, dz + place);
                 last = std::copy_n(pull, VECTORS, last);
                 of_shift[unit] += all, of_scale[unit] += by_scale;
             });
