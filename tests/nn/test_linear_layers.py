@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from multigate.nn import linear_layers as module
 from multigate.nn.eager import MANY
 from multigate.nn.embedding_tables import StackedTables
 from multigate.nn.gate import Gate
+from multigate.nn.inputs_alone import of_inputs_alone
 from multigate.nn.linear_layers import LinearLayers
 from multigate.nn.parallel import ParallelLinear, ParallelMLP
 from multigate.nn.together import mixture
@@ -86,6 +88,46 @@ def test_in_half_precision_it_is_within_rounding_of_autograd(hidden: tuple[int, 
     for one, other in zip(torch.autograd.grad(found, leaves, pull.bfloat16()), exact, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() < 0.1 * other.norm()
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_inputs_alone_are_those_without_the_rest(hidden: tuple[int, ...], layout: str) -> None:
+    mlp, x = ParallelMLP(N, D, hidden), LAYOUTS[layout](64).requires_grad_()
+    pull, read = torch.randn(64, N, hidden[-1]), x * 1
+    found = mlp(read)
+    (wanted,) = torch.autograd.grad(found, read, pull, retain_graph=True)
+
+    def multiplied() -> int:
+        with FlopCounterMode(display=False) as counter:
+            (own,) = torch.autograd.grad(found, read, pull, retain_graph=True)
+        assert torch.equal(own, wanted)
+        return counter.get_total_flops()
+
+    whole = multiplied()
+    with of_inputs_alone():
+        assert multiplied() <= 0.55 * whole
+    assert multiplied() == whole
+    found.backward(pull)
+    assert all(parameter.grad is not None for parameter in mlp.parameters())
+
+
+def test_weights_made_of_what_wants_a_gradient_pass_it_on() -> None:
+    mlp, x = ParallelMLP(N, D, (8, 4)), torch.randn(5, D)
+    about = torch.ones((), requires_grad=True)
+    made = about * 1
+    loss = mlp(x.requires_grad_(), mlp.layers[0].weight * made).sum()
+    (wanted,) = torch.autograd.grad(loss, made, retain_graph=True)
+    with of_inputs_alone():
+        assert torch.equal(torch.autograd.grad(loss, made)[0], wanted)
+
+
+def test_gates_beside_experts_pass_on_what_inputs_alone_ask() -> None:
+    experts, gate, read = ParallelMLP(N, D, (8, 4)), Gate(2, N, D), torch.randn(6, D).requires_grad_() * 1
+    mixed, _ = mixture(experts, gate, read)
+    (wanted,) = torch.autograd.grad(mixed.sum(), read, retain_graph=True)
+    with of_inputs_alone():
+        assert torch.equal(torch.autograd.grad(mixed.sum(), read)[0], wanted)
 
 
 def test_gradients_of_strided_and_expanded_results() -> None:

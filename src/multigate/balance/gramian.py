@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from multigate.balance.balance import Balance, Balancer
+from multigate.nn.inputs_alone import of_inputs_alone
 from multigate.schema import Task
 
 Array = NDArray[np.float64]
@@ -23,9 +24,10 @@ FAINTEST = 1e-12
 
 def task_gramian(losses: Tensor, x: Tensor) -> Tensor:
     """Inner products (T, T) of the gradients of losses (T,) at x, in float32; a backward pass each, the graph stays."""
-    gradients = [
-        torch.autograd.grad(loss, x, retain_graph=True, materialize_grads=True)[0].flatten() for loss in losses
-    ]
+    with of_inputs_alone():
+        gradients = [
+            torch.autograd.grad(loss, x, retain_graph=True, materialize_grads=True)[0].flatten() for loss in losses
+        ]
     stacked = torch.stack(gradients).float()
     return stacked @ stacked.T
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from multigate.nn.inputs_alone import inputs_alone
 from multigate.nn.kernels import kernels_for
 from multigate.nn.lookups import Embedded, Parts, product
 
@@ -49,6 +50,7 @@ class LinearLayers(torch.autograd.Function):
         ctx.shape, ctx.of_rows, ctx.kept = parameters[0].shape, x.dim() == 2, parameters[0].dtype
         ctx.padded, ctx.parts, ctx.relu = parts is not None or lies_by_rows(x), parts, relu
         ctx.beside = 0 if beside is None else len(beside)
+        ctx.weights_are_leaves = all(parameter.is_leaf for parameter in parameters)
         read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
         few = parts is not None and parts.few
         if few:
@@ -96,20 +98,26 @@ class LinearLayers(torch.autograd.Function):
         else:
             at.copy_(pull)
         found: list[Tensor | None] = []
+        wants_x = ctx.needs_input_grad[0]
+        x_alone = wants_x and ctx.parts is None and ctx.weights_are_leaves and inputs_alone()
         for i in range(len(weights) - 1, -1, -1):
-            found = [torch.bmm(at, layers[i].transpose(1, 2)).to(ctx.kept), at.sum(2).to(ctx.kept), *found]
+            if not x_alone:
+                found = [torch.bmm(at, layers[i].transpose(1, 2)).to(ctx.kept), at.sum(2).to(ctx.kept), *found]
             out = below if i == 0 else torch.empty_like(layers[i])
             at = torch.bmm(weights[i].transpose(1, 2), at, out=out)
             _mask_(at, layers[i])
-        wants_x = ctx.needs_input_grad[0]
+        if beside:
+            flat[n * d_out :] = gradients[1]
         if not ctx.padded:
             u = len(read)
             flat = flat.view(u, n * d_out // u, rows)
+        if x_alone:
+            of_x = (flat.t() @ first)[:, :d_in] if ctx.padded else _of_inputs(read, first, flat, ctx.of_rows)
+            return of_x, *[None] * (len(ctx.needs_input_grad) - 1)
+        if not ctx.padded:
             of_weight = torch.bmm(flat, read.transpose(1, 2)).to(ctx.kept)
             found = [of_weight.view(ctx.shape), at.sum(2).to(ctx.kept), *found]
             return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, None, None, *found
-        if beside:
-            flat[n * d_out :] = gradients[1]
         parts, width = ctx.parts, read.shape[1]
         if parts is not None and parts.few:
             read_by = looked_up[: 2 if beside else 1]
