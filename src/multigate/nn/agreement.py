@@ -142,7 +142,7 @@ def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tens
     dense = Dense(torch.randn((b, 3), generator=random), torch.tensor([0, 51, 79]))
     dense.x[:, 1] = 0  # a column that is left out
     pairs = []
-    for dim in (16, 24):  # what is computed sixteen and eight columns at a time
+    for dim in (16, 24, 12, 6):  # what is computed sixteen, eight, four and two columns at a time
         table = torch.randn((9, dim), generator=random)
         rows = ids.long() + starts
         columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()

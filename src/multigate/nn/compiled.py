@@ -277,7 +277,7 @@ class Kernels:
         bias: Tensor | None = None,
     ) -> Tensor:
         """made (m, B) + weight (m, D) @ x^T of the columns of x that are looked up + bias (m,), and ReLU of its first
-        ``active`` rows, in place; all in float32, the table's width a multiple of 8.
+        ``active`` rows, in place; all in float32, the table's width even.
 
         With ``dense`` columns the product is that of both, and written over ``made``.
         """

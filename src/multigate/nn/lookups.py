@@ -18,8 +18,9 @@ from multigate.nn.compiled import Dense, Lookups
 from multigate.nn.eager import eager, multiplied_in
 from multigate.nn.kernels import kernels
 
-EIGHT = 8
-"""Numbers that compiled code multiplies at once: embeddings are multiples of that wide."""
+PAIR, NARROW = 2, 4
+"""Numbers that compiled code multiplies at once, at least, of which widths of embeddings are multiples; and the least
+width that pays (measured)."""
 EACH = 64
 """Numbers that the batch's embeddings of a column must have for each row of its table: then sums take clearly less time
 than the matmul, which bfloat16's never does (measured)."""
@@ -138,7 +139,7 @@ def can_look_up(x: Tensor) -> bool:
 def small(sizes: Sequence[int], dim: int, rows: int, copies: int = 1) -> tuple[int, ...]:
     """Columns that so many rows had better look up, by the rows of their tables, which are there so many times over,
     and the width of their embeddings."""
-    if dim % EIGHT:
+    if dim % PAIR or dim < NARROW:
         return ()
     each = EACH if copies == 1 else EACH_OF_COPIES
     rising = sorted((size * copies, at) for at, size in enumerate(sizes) if size * copies * each <= rows * dim)

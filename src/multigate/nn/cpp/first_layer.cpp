@@ -40,7 +40,7 @@ template <int SIZE = LANES / 2> inline void turn(Vector (&x)[LANES]) { // a squa
     if constexpr (SIZE > 1) turn<SIZE / 2>(x);
 }
 
-// c columns of x that are rows of ``table``: column k is ``dim`` columns of w, a multiple of 8, from places[k] on. What w
+// c columns of x that are rows of ``table``: column k is ``dim`` columns of w, an even number, from places[k] on. What w
 // makes of it is one of the terms first[k] to first[k + 1], each of a value, which is row[term] of the table. Terms after
 // those are sums of two before them, one[.] and other[.]: values of columns that meet in rows of the batch. A row of the
 // batch has m terms, at[.]; its sum is that of all columns.
@@ -105,6 +105,11 @@ inline void sums_of(const float* x, int64_t k, const Vector* by, const Vector* h
     std::copy_n(sum, ROWS, sums);
 }
 
+// Of a function for 16 columns at a time, and others for fewer: the first whose columns a table of that width is made of
+template <typename Does> inline Does at_once(int64_t dim, Does sixteen, Does eight, Does four, Does two) {
+    return dim % 2 == 0 ? dim % 4 == 0 ? dim % 8 == 0 ? dim % 16 == 0 ? sixteen : eight : four : two : nullptr;
+}
+
 // held[value] = w[LANES units, columns of k] . table[row of the value] of the values of column k; SIZE columns at a time
 template <int64_t SIZE>
 void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int64_t many, Vector* held) {
@@ -132,7 +137,7 @@ void add_looked_up(const Columns& of, const Dense& dense, const float* w, const 
     const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
     const Alive alive(dense, b);
     const int64_t alive_k = alive.k();
-    const auto to_column = of.dim % 16 ? to_values<8> : to_values<16>;
+    const auto to_column = at_once(of.dim, to_values<16>, to_values<8>, to_values<4>, to_values<2>);
 #pragma omp parallel num_threads(threads) if (units * b * m > FEW)
     {
         std::vector<Vector> held(of.terms()), by(alive_k);
@@ -256,7 +261,7 @@ inline Vector sum_of_rows(const Vector* pull, const int32_t* row, int64_t first,
 void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const float* w, float* dw, float* dbias,
                   float* dtable, int64_t units, int64_t width, int threads) {
     const int64_t dim = of.dim, blocks = (units + LANES - 1) / LANES, b = of.b;
-    const auto of_column = dim % 16 ? of_values<8> : of_values<16>;
+    const auto of_column = at_once(dim, of_values<16>, of_values<8>, of_values<4>, of_values<2>);
     const int64_t values = of.values();
     const Alive alive(dense, b);
     const int64_t alive_k = alive.k();
