@@ -229,7 +229,7 @@ def test_what_is_dropped_is_not_there_and_learns_nothing(structure: Structure) -
 
 @pytest.mark.parametrize("layout", [UNGATED, LAYOUT], ids=["read by all", "some by gates alone"])
 @pytest.mark.parametrize("structure", [MMoE(), PLE(hidden=(19, 8))], ids=lambda one: one.name)
-@pytest.mark.parametrize(("rate", "looked"), [(0.1, False), (0.2, True), (0.3, True), (0.5, True)])
+@pytest.mark.parametrize(("rate", "looked"), [(0.02, False), (0.1, True), (0.2, True), (0.3, True), (0.5, True)])
 def test_what_is_dropped_of_all_kinds_of_columns_is_looked_up_as_multiplied(
     layout: Layout, structure: Structure, rate: float, looked: bool
 ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multigate.nn.chance import LEVELS, bytes_of, realised
 
-MOST = 4
+MOST = 8
 """Copies, at most: of more, what is made of each is no less work than what is made of each row (measured)."""
 SHARED = 0.1
 """Of the variance of what is dropped, the part that all rows of a batch may have in common: an element of which no copy
