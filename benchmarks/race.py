@@ -1,6 +1,7 @@
 """Trainings side by side: what one is known by, and its line in a table with the limit of what it computes."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ HEAD = (
 )  # fmt: skip
 FOOT = (
     "Limit and share are of the matmuls alone, were every row multiplied (float32 looks up what first layers make of "
-    "features with few values); bytes: of optimiser and embeddings, were nothing in a cache; "
+    "features with few values), at the best rate just before and after a run, for the machine's pace moves; bytes: of "
+    "optimiser and embeddings, were nothing in a cache; "
     "s from raw: seconds from the raw file to the end of the epoch."
 )
 
@@ -29,6 +31,30 @@ class Trained(NamedTuple):
     """Of a step of ``batch`` rows."""
     seconds: float = 0.0
     """From the raw file to the end of the epoch."""
+    rate: float = 0.0
+    """Multiply-adds a second that the machine reached just before or after it."""
+
+    @property
+    def limit(self) -> float:
+        """The least milliseconds of a step's matmuls then."""
+        assert self.work is not None
+        return 1e3 * self.work.multiply_adds / self.rate
+
+    @property
+    def share(self) -> float:
+        """That, of the milliseconds which a step took."""
+        return self.limit * self.rows_per_second / (1e3 * self.batch)
+
+
+def with_rate(precision: str, work: Callable[[], Trained]) -> Callable[[], Trained]:
+    """The work with the machine's rate beside it, for its pace moves within minutes."""
+
+    def both() -> Trained:
+        before = roofline.rate(precision)
+        done = work()
+        return done._replace(rate=max(before, roofline.rate(precision)))
+
+    return both
 
 
 def trained(one: mg.Experiment, folders: "Folders") -> tuple[mg.Run, float]:
@@ -59,8 +85,9 @@ def line(
     milliseconds = 1e3 * one.batch / speed.middle
     limits = [""] * 3
     if one.work is not None:
-        gemm, memory = roofline.limit(one.work, machine, precision)
-        limits = [f"{gemm:.2f}", f"{gemm / milliseconds:.0%}", f"{memory:.2f}"]
+        memory = roofline.limit(one.work, machine, precision).memory
+        limit, share = spread(runs, lambda run: run.limit), spread(runs, lambda run: run.share)
+        limits = [f"{limit.middle:.2f}", f"{share.middle:.0%}", f"{memory:.2f}"]
     aucs = [spread(runs, lambda run, at=at: run.aucs[at]).middle for at in range(len(one.aucs))]
     return [
         name,

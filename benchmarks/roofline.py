@@ -23,6 +23,8 @@ MEMORY = 256 << 20
 """Bytes walked to measure the memory: more than any cache holds."""
 SECONDS = 0.15
 """Spent on each shape."""
+SHORT = 0.04
+"""The same, beside a run."""
 
 
 class Shape(NamedTuple):
@@ -122,15 +124,20 @@ def fastest(work: Callable[[], object], seconds: float = SECONDS) -> float:
     return least
 
 
-def gemm_rate(shape: Shape, dtype: torch.dtype) -> float:
+def rate(precision: str) -> float:
+    """Multiply-adds a second of the best of the shapes, by a short look."""
+    return max(gemm_rate(shape, DTYPES[precision], SHORT) for shape in SHAPES)
+
+
+def gemm_rate(shape: Shape, dtype: torch.dtype, seconds: float = SECONDS) -> float:
     """Multiply-adds a second of one shape."""
     a = torch.randn(shape.n, shape.rows, shape.inner).to(dtype)
     b = torch.randn(shape.n, shape.inner, shape.columns).to(dtype)
     out = torch.empty(shape.n, shape.rows, shape.columns, dtype=dtype)
     if shape.n == 1:
         a, b, out = a[0], b[0], out[0]
-        return shape.multiply_adds / fastest(lambda: torch.mm(a, b, out=out))
-    return shape.multiply_adds / fastest(lambda: torch.bmm(a, b, out=out))
+        return shape.multiply_adds / fastest(lambda: torch.mm(a, b, out=out), seconds)
+    return shape.multiply_adds / fastest(lambda: torch.bmm(a, b, out=out), seconds)
 
 
 def bandwidths() -> tuple[float, float]:

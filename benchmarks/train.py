@@ -28,7 +28,7 @@ from multigate.analysis.budget import multiply_adds, within_budget
 from multigate.datasets.fetch import fetch
 from multigate.sharing import STRUCTURES, Structure, structure_named
 from quiet import LEGEND, Watch, options, spread
-from race import FOOT, HEAD, Folders, Trained, bound, line, trained
+from race import FOOT, HEAD, Folders, Trained, bound, line, trained, with_rate
 from results import show, table
 from step_profile import profile
 from steps import begun, first_batches, prepared_rows
@@ -84,7 +84,7 @@ def race(arguments: argparse.Namespace, folder: Path, tables: Path) -> None:
 
     def side(precision: str, sharing: Structure | None = None) -> Callable[[], Trained]:
         one, seeds = experiment(tables, precision, sharing), count()
-        return lambda: train_multigate(one.with_(seed=next(seeds)), fresh, rows)
+        return with_rate(precision, lambda: train_multigate(one.with_(seed=next(seeds)), fresh, rows))
 
     sides = {"machine": look, "tutorial, float32": lambda: train_tutorial(arguments.threads, next(tutorials))}
     sides |= {f"multigate MMoE, {precision}": side(precision) for precision in PRECISIONS}

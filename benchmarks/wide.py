@@ -31,7 +31,7 @@ from multigate.experiment import Optimizer
 from multigate.nn.embed import Embedding
 from multigate.score import score_table
 from quiet import LEGEND, Watch, options, spread
-from race import FOOT, HEAD, Folders, Trained, bound, line, trained
+from race import FOOT, HEAD, Folders, Trained, bound, line, trained, with_rate
 from results import show, table
 from steps import begun, first_batches, prepared_rows, step_ms
 from zipf import Law, draw, schema
@@ -110,7 +110,7 @@ def race(arguments: argparse.Namespace, folder: Path) -> None:
             aucs = tuple(metrics[f"{name}/auc"] for name in law.task_names)
             return Trained(summary["rows_per_second"], aucs, BATCH, done, seconds)
 
-        return work
+        return with_rate(precision, work)
 
     sides: dict[str, Callable[[], Trained]] = {"machine": look, "tutorial, dense Adam, float32": yardstick}
     for way in arguments.ways:
