@@ -432,6 +432,24 @@ def test_what_separates_is_looked_for_outside_of_quotes(delimiter: str, tmp_path
     assert rows_of(open_table(tmp_path / "a.csv")) == [dict(zip(names, range(5), strict=True))]
 
 
+@pytest.mark.parametrize("delimiter", ",;\t|^")
+@pytest.mark.parametrize("first", ["sep={}\n", '"sep={}"\r\n', "\ufeffsep={} \n\n"])
+def test_a_line_that_names_the_separator_for_excel_is_read_past(first: str, delimiter: str, tmp_path: Path) -> None:
+    rows = delimiter.join("ab") + "\n" + f"007{delimiter}1\n" * 3
+    (tmp_path / "a.csv").write_text(first.format(delimiter) + rows, newline="")
+    source = open_table(tmp_path / "a.csv")
+    assert rows_of(source) == [{"a": "007", "b": 1}] * 3
+    (tmp_path / "a.csv").write_text(first.format(delimiter).strip("\n") + "\n" + rows + "3\n", newline="")
+    with pytest.raises(DataError, match=r"row 5 \(row 1 holds the column names\) has 1 fields"):
+        open_table(tmp_path / "a.csv")
+
+
+def test_names_may_begin_with_a_hash(tmp_path: Path) -> None:
+    assert rows_of(open_table(write_csv(tmp_path, '#id,b\n1,"x,y"\n'))) == [{"#id": 1, "b": "x,y"}]
+    long = ",".join(f"#{at}" for at in range(10_000))
+    assert open_table(write_csv(tmp_path, f"{long}\n{long}\n")).schema.names == long.split(",")
+
+
 def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", None]}, index=[7, 8, 9])
     frame.to_csv(tmp_path / "1.csv")
@@ -457,6 +475,10 @@ def test_csv_cells_equal_the_standard_librarys(
 BAD_CSV: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "is empty; a CSV file starts with"),
     "blank": ("\n\n", "is empty"),
+    "nothing but a separator": ("sep=;\n", "is empty; a CSV file starts with"),
+    "a comment": ("# of May\na,b\n1,2\n", "begins with '# of May', which looks like a comment"),
+    "a comment above semicolons": ("# of May\n\na;b\n1;2\n", "begins with '# of May'"),
+    "comments with commas": ("# of May, all\n# of us\na,b,c\n1,2,3\n", "begins with '# of May, all'"),
     "no rows": ("a,b\n", "column names but no rows"),
     "duplicate": ("a,a\n1,2\n", "two columns are named 'a'"),
     "unnamed": ("a,,c\n1,2,3\n", "column 2 has an empty name"),

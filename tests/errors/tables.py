@@ -299,6 +299,8 @@ CSV_CASES = [
     Case(CSV, "only column names", written("rows.csv", "colour,price,click\n"), ("column names but no rows",)),
     Case(CSV, "only column names, no end of line", written("rows.csv", "colour,price,click"), ("but no rows",)),
     Case(CSV, "blank", written("rows.csv", "\n\n"), ("is empty; a CSV file starts with",)),
+    Case(CSV, "a comment above the column names", written("rows.csv", "# exported in May\n" + csv()),
+         ("begins with '# exported in May'", "looks like a comment", "delete the line")),
     Case(CSV, "no column names", written("rows.csv", csv().split("\n", 1)[1]), ("no column 'click'", "valid names")),
     Case(CSV, ".csv.gz that is cut off", broken(lambda whole: gzip.compress(whole)[:-9], "rows.csv", "rows.csv.gz"),
          ("rows.csv.gz cannot be read", "write or fetch it again")),
@@ -322,6 +324,8 @@ CSV_CASES = [
          "Read; so are tabs and bars, where the column names hold no comma."),
     Case(CSV, "semicolons and decimal commas", written("rows.csv", csv().replace(",", ";").replace(".", ",")),
          ("price: double",), 0, "Read; 1,5 is one and a half."),
+    Case(CSV, "a line for Excel, sep=;", written("rows.csv", "sep=;\n" + csv().replace(",", ";")), ("(40 rows)",), 0,
+         "Read; it names the separator."),
     Case(CSV, "carriage returns alone", written("rows.csv", csv().replace("\n", "\r")), ("(40 rows)",), 0, "Read."),
 ]  # fmt: skip
 

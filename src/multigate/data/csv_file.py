@@ -17,6 +17,8 @@ BLOCK = 4 << 20
 """Bytes of a CSV file read at a time; column types are inferred from the first of them."""
 _QUOTED = re.compile(r'(?<![^,;\t|\n])"(?:[^"]|"")*"')
 """A field in quotes, which may hold what else separates."""
+_SEPARATOR = re.compile(r'("?)sep=([\x01-\x7f])\1[^\S\n]*(?:\n|$)')
+"""The line before the column names that tells Excel what separates; its own quote marks would end it."""
 _COMMA = r"^(\s*[-+]?\d*),(\d+(?:[eE][-+]?\d+)?\s*)$"
 """A number with a decimal comma."""
 
@@ -34,35 +36,52 @@ class CsvFile:
         self.rows: int | None = None
         check_text(path, "CSV", ".csv")
         head = self._head()
-        names = _QUOTED.sub("", head).split("\n", 1)[0]
+        told = _SEPARATOR.match(head)
+        self._before = 0 if told is None else 1
+        """Lines before the one of the column names."""
+        head = head[told.end() :] if told else head
+        if not head.strip():
+            raise DataError(f"{self.name} is empty; a CSV file starts with a line of column names")
+        lines = _QUOTED.sub("", head.lstrip("\n")).split("\n")
+        names = lines[0]
         self._quoted = names.count('"') % 2 == 1
         name = path.with_suffix("") if path.suffix.lower() in PACKED else path
-        self._delimiter = "\t" if name.suffix.lower() == ".tsv" else _delimiter(names)
+        self._delimiter = told[2] if told else "\t" if name.suffix.lower() == ".tsv" else _delimiter(names)
+        self._check_comment(lines)
         self._decimal, self._points = ".", set[str]()
         self._numbers = {column for column, kind in trained.items() if _is_number(kind)}
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
-        """The first lines, blank ones before them left out; checks that the file begins as text."""
+        """The first lines; checks that the file begins as text."""
         try:
             with unpacked(self._path) as stream:
                 head: bytes = stream.read(1 << 16)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.name} cannot be read ({one_line(error)}); write or fetch it again") from error
-        if not head.strip():
-            raise DataError(f"{self.name} is empty; a CSV file starts with a line of column names")
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
             raise DataError(f"{self.name} is UTF-16 text; save it as UTF-8")
         if b"\0" in head:
             raise DataError(f"{self.name} holds zero bytes, so it is no text; write it again as UTF-8 text")
-        return head.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
+        return head.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
+
+    def _check_comment(self, lines: Sequence[str]) -> None:
+        """Raise ``DataError`` where a comment stands in the place of the column names, which may begin with a # too."""
+        whole = lines[1:-1]  # the last may be cut off
+        after = next((line for line in whole if line and not line.startswith("#")), lines[0])
+        mark = self._delimiter if self._delimiter in lines[0] + after else _delimiter(after)
+        if lines[0].startswith("#") and lines[0].count(mark) != after.count(mark):
+            raise DataError(
+                f"{self.name} begins with {short(lines[0])}, which looks like a comment and stands where the column "
+                "names are wanted; delete the line"
+            )
 
     def _stream(self, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         try:
             with pyarrow.csv.open_csv(
                 unpacked(self._path),
                 # without threads it is as fast, and errors know their row
-                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=False),
+                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=False, skip_rows=self._before),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=types,
@@ -146,7 +165,9 @@ class CsvFile:
 
     def _names(self) -> list[str]:
         with pyarrow.csv.open_csv(
-            unpacked(self._path), parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter)
+            unpacked(self._path),
+            read_options=pyarrow.csv.ReadOptions(skip_rows=self._before),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter),
         ) as reader:
             names: list[str] = reader.schema.names
             return names
@@ -189,7 +210,7 @@ class CsvFile:
                 "shorten the row, or close the quote"
             )
         row = re.search(r"Row #(\d+)", text)
-        where = f"row {int(row[1]):,} (row 1 holds the column names)" if row else "some row"
+        where = f"row {int(row[1]) - self._before:,} (row 1 holds the column names)" if row else "some row"
         ragged = re.search(r"Expected (\d+) columns, got (\d+)", text)
         if not ragged:
             return self._misread(text, where)
