@@ -146,6 +146,18 @@ def test_a_key_that_a_file_has_not_is_null_there(tmp_path: Path) -> None:
         rows_of([tmp_path / "c.jsonl", tmp_path / "d.csv"])
 
 
+@pytest.mark.parametrize("empty", [b"", b"\n", b"\n \n\n"])
+@pytest.mark.parametrize("name", ["a.jsonl", "c.jsonl"])
+def test_files_without_rows_lie_among_others(tmp_path: Path, empty: bytes, name: str) -> None:
+    write(tmp_path, {"x": 1, "tag": "new"}, {"x": 2}, name="b.jsonl")
+    (tmp_path / name).write_bytes(empty)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert rows_of(tmp_path) == [{"x": 1, "tag": "new"}, {"x": 2, "tag": None}]
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(DataError, match="has no rows; write one JSON object a line"):
+        open_table(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [

@@ -147,6 +147,8 @@ def open_table(data: Any, types: Mapping[str, str] = {}, trained: Mapping[str, s
         parts = partitioned(files, keys, frozen)
         name = ", ".join(str(one) for one in given[:3]) + (", ..." if len(given) > 3 else "")
         lines = [file for file in files if isinstance(file, JsonLinesFile)]
+        if lines and all(file.rows == 0 for file in files):
+            raise DataError(f"{name} has no rows; write one JSON object a line")
         unreadable = {column: error for file in reversed(lines) for column, error in file.unreadable.items()}
         return Source(name, parts, _stamped(paths), types, unreadable, list(zip(paths, keys, strict=True)))
     columns, unreadable = in_memory(data)

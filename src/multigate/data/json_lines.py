@@ -35,7 +35,8 @@ class JsonLinesFile:
     """One file as a part of a table. Text stays text, whatever it looks like; numbers, booleans and lists have types.
 
     Columns are those of the first 16 MB. A number is fractional there if any is, or if ``frozen`` says so. Of columns
-    whose values have no one type ``unreadable`` has the errors for who reads them.
+    whose values have no one type ``unreadable`` has the errors for who reads them. A file without rows, as Spark leaves
+    among others, has no columns either.
     """
 
     guessed, sparse = False, True
@@ -96,10 +97,10 @@ class JsonLinesFile:
                     self.unreadable.setdefault(field.name, error)
                     common = OBJECTS if _has_objects(known) or _has_objects(field.type) else pa.string()
                 found[field.name] = common
-            if at + 1 == LOOKED_AT:
+            if at + 1 >= LOOKED_AT and before:
                 break
         if not before:
-            raise DataError(f"{self.name} has no rows; write one JSON object a line")
+            self.rows = 0
         if self.unreadable.keys() >= found.keys() > set():
             raise next(iter(self.unreadable.values()))
         self._long = {name: kind for name, kind in found.items() if kind in (_LONG, _LONGS)}
