@@ -94,6 +94,20 @@ def test_a_task_without_validation_labels_is_left_blank(unknown: Experiment, tmp
     assert note.startswith("like cannot be scored on the 600 test rows: no validation row tells which weights")
 
 
+def test_a_task_of_weight_0_has_no_model_of_its_own(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """It would stay as it was drawn, and what is shared would gain over that."""
+    schema = feed_experiment.schema.only(["click", "buy"])
+    tasks = (schema.task("click"), schema.task("buy").with_(weight=0))
+    experiment = feed_experiment.with_(schema=schema.with_(tasks=tasks), epochs=1, batch_size=1200)
+    found = compare(experiment, tmp_path / "c", structures=("single_task", "mmoe"), seeds=1, boosting=False, quiet=True)
+    single = next(row for row in found.rows if row["structure"] == "single_task")
+    assert {name.partition("/")[0] for name in single if "/" in name} == {"click"}
+    assert found.lacks("single_task", "buy/auc")
+    assert found.gain("mmoe", "buy/auc") is None
+    (note,) = found.notes()
+    assert note.endswith("its weight is 0, with which a model of its own learns nothing")
+
+
 def test_relations_go_on(rare: Experiment, tmp_path: Path) -> None:
     found = relate(rare, tmp_path / "r", structures=["shared_bottom"], seeds=1, quiet=True)
     pair = found.pair("click", "like")

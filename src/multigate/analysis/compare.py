@@ -51,6 +51,7 @@ from multigate.unscored import unscored
 from multigate.writing import remove, write_text, writing
 
 UNCHOSEN = "no validation row tells which weights of its own model are best"
+UNTRAINED = "its weight is 0, with which a model of its own learns nothing"
 """Why a model of one task, or of a conditional, is not trained."""
 REACHED = "reached"
 """The prepared rows of conditionals: labels known only where the parent is 1."""
@@ -254,9 +255,11 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
                 f"{name}: no width comes within {TOLERANCE:.0%} of {ground.budget:,} multiply-adds; it has {cost:,}"
             )
         task = None if places is None else experiment.schema.tasks[places[0]]
-        if places is not None and task is not None and not prepared.valid.labelled(places[0]):
-            without[task.name] = UNCHOSEN
-            continue
+        if places is not None and task is not None:
+            labelled = prepared.valid.labelled(places[0])
+            if task.weight == 0 or not labelled:
+                without[task.name] = UNCHOSEN if task.weight else UNTRAINED
+                continue
         models += 1
         runs = [one.with_(sharing=structure) for one in seeded]
         folders = [_place(ground.folder, name, seed) / (task.name if task else "") for seed in seeds]
