@@ -107,6 +107,13 @@ class Optimizer(Options):
         return values | {"weight_decay": self.decay} if "weight_decay" in values else values
 
 
+def as_optimizer(value: Any) -> Any:
+    """The optimizer of a name or of plain values; anything else as it is. Raises ``ValueError``."""
+    if isinstance(value, str):
+        value = {"name": value}
+    return Optimizer.model_validate(dict(value)) if isinstance(value, Mapping) else value
+
+
 def as_structure(value: Any) -> Any:
     """The structure of a name or of plain values; anything else as it is. Raises ``ValueError``."""
     if isinstance(value, str):

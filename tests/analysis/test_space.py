@@ -110,6 +110,20 @@ def test_the_experiments_own_block_goes_by_its_name_and_fields_that_a_block_has_
     assert applied(GIVEN, {"balance": "dwa", "sharing.experts": 3}) == {"balance": "dwa", "sharing.experts": 3}
 
 
+def test_an_optimizer_is_chosen_by_its_name_beside_its_fields() -> None:
+    given = make_experiment(DATA | {"optimizer": {"clip": 1, "learning_rate": 0.001}})
+    space = read_space(given, {"optimizer": "adam,adamw", "optimizer.learning_rate": "1e-3,1e-2"})
+    found = combinations(given, space, 9)
+    assert found is not None
+    assert point_of(given, space) in found
+    tried = [experiment_at(given, point).optimizer for point in found]
+    assert [(one.name, one.learning_rate, one.clip) for one in tried] == [
+        (name, rate, clip) for name, clip in (("adam", None), ("adamw", 1)) for rate in (0.001, 0.01)
+    ]
+    with pytest.raises(ExperimentError, match="optimizer=sgd: optimizer"):
+        read_space(given, {"optimizer": "adam,sgd", "optimizer.learning_rate": "1e-3,1e-2"})
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_usual_space_holds_the_experiment_whatever_it_is(name: str) -> None:
     given = make_experiment(DATA | {"sharing": name, "optimizer": {"learning_rate": 0.003}})

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from multigate.analysis.search import Choice, Point, Range, Space, Value
 from multigate.errors import ExperimentError, nearest
-from multigate.experiment import Experiment, as_balance, as_structure
+from multigate.experiment import Experiment, as_balance, as_optimizer, as_structure
 from multigate.options import Options, refusal
 from multigate.sharing import known_as
 from multigate.yaml_text import dump_yaml, parse_yaml
@@ -28,7 +28,7 @@ FIXED = {
 }
 """Fields that are not tried, and why."""
 TRIED = tuple(name for name in Experiment.model_fields if name not in FIXED)
-BLOCKS = {"sharing": as_structure, "balance": as_balance}
+BLOCKS = {"sharing": as_structure, "balance": as_balance, "optimizer": as_optimizer}
 """Fields whose value may be the name of a whole block."""
 ALSO = {"sharing.structure": "sharing", "balance.method": "balance", "tower": "tower.hidden"}
 """Other names of fields."""
@@ -329,6 +329,8 @@ def _below(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(experiment: Experiment, top: str) -> str:
     """What a block of the experiment goes by."""
+    if top == "optimizer":
+        return experiment.optimizer.name
     return known_as(experiment.sharing) if top == "sharing" else str(experiment.balance.to_dict()["method"])
 
 
