@@ -36,6 +36,16 @@ def test_a_long_table_is_thinned_evenly() -> None:
     assert places[-1] >= 900
 
 
+def test_few_rows_are_of_the_whole_table_too() -> None:
+    rows = torch.arange(20_000)
+    batches = (numbered(0, 5_000)._replace(numbers=rows[at : at + 5_000, None]) for at in range(0, 20_000, 5_000))
+    kept, count = _thinned(batches, most=600)
+    found = torch.cat([batch.numbers[:, 0] for batch in kept])
+    assert count == 20_000
+    assert 300 <= len(found) <= 600
+    assert set((found // 5_000).tolist()) == {0, 1, 2, 3}
+
+
 def test_a_short_one_is_taken_whole() -> None:
     kept, count = _thinned((numbered(at) for at in range(7)), most=700)
     assert (len(kept), count) == (7, 700)

@@ -11,6 +11,8 @@ from multigate.analysis.comparison import RUNS, open_comparison
 from multigate.batch import Batch
 from multigate.bundle import ROWS, Bundle, load
 from multigate.data.prepared import Prepared
+from multigate.data.rows import cuts
+from multigate.data.shards import PIECES
 from multigate.errors import DataError, RunError
 from multigate.evaluate import Scored, forward
 from multigate.run import Run, open_run
@@ -103,10 +105,14 @@ def _of(found: int, rows: int) -> str:
 
 
 def _thinned(batches: Iterable[Batch], most: int) -> tuple[tuple[Batch, ...], int]:
-    """At most about ``most`` rows, evenly spread, of so many in all; never many more are held at once."""
+    """At most about ``most`` rows, evenly spread, of so many in all; never many more are held at once.
+
+    Of few rows the batches are parts of those there are, for a single one would be the first rows alone.
+    """
     kept: list[Batch] = []
     stride, count = 1, 0
-    for at, batch in enumerate(batches):
+    pieces = (piece for batch in batches for piece in cuts(batch, max(1, most // PIECES)))
+    for at, batch in enumerate(pieces):
         count += batch.rows
         if at % stride == 0:
             kept.append(batch)
