@@ -66,6 +66,25 @@ def test_a_structure_of_ones_own_has_a_representation_for_each_task() -> None:
             model(*rows(7))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (torch.zeros(7, 4, 8), r"wants to return Shared\(z, gates, penalty\), of multigate.sharing, found Tensor"),
+        ((torch.zeros(7, 4, 8), (), torch.zeros(())), "wants to return Shared.*, found tuple"),
+        (
+            Shared(torch.zeros(6, 4, 8), (), torch.zeros(())),
+            r"wants to return z of \(7 rows, 4 tasks, d_out 8\), found",
+        ),
+        (Shared(torch.zeros(7, 4, 8), (), torch.zeros(7)), r"one penalty, a scalar, found a tensor of \(7,\)"),
+    ],
+)
+def test_a_structure_of_ones_own_is_told_what_to_return(wrong: object, told: str) -> None:
+    model = build(SharedBottom(hidden=(8,))).train()
+    model.sharing.forward = lambda x: wrong
+    with pytest.raises(ExperimentError, match=told):
+        model(*rows(7))
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_no_rows_give_no_outputs(name: str) -> None:
     assert build(STRUCTURES[name]())(*rows(0)).logits.shape == (0, 6)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from multigate.nn.parallel import ParallelMLP
 from multigate.options import Options
 from multigate.schema import BIAS, Risk
 from multigate.sharing import STRUCTURES, GatedStructure, Sharing, Structure
-from multigate.sharing.structure import Widths
+from multigate.sharing.structure import Shared, Widths
 
 MISSING = 1
 """Id of a missing value."""
@@ -149,11 +149,7 @@ class Model(nn.Module):
     def decide(self, seen: Represented, *, calibrated: bool = True) -> Outputs:
         """The second half: share, towers, chain; ``calibrated=False`` leaves logits as training had them."""
         shared = self.sharing(seen.x) if seen.context is None else self.sharing(seen.x, seen.context)  # type: ignore[call-arg]
-        if shared.z.shape[1:] != (self.towers.n, self.sharing.d_out):  # towers would read some, or one for all
-            raise ExperimentError(
-                f"{type(self.sharing).__name__} wants to return z of (rows, {self.towers.n} tasks, d_out "
-                f"{self.sharing.d_out}), found a tensor of {tuple(shared.z.shape)}"
-            )
+        self._check_shared(shared, seen.x.shape[0])
         conditionals = self.heads(self.towers(shared.z))  # (B, O)
         for bias, unknown in seen.biases:
             if unknown is not None:  # the rest learns nothing there: it would take over what the bias explains
@@ -168,6 +164,26 @@ class Model(nn.Module):
             penalty = penalty + self.sharing.output_penalty(probabilities, self.binary)  # type: ignore[attr-defined]
         imputed = self.imputation(shared.z) if self.training and self.imputation is not None else None
         return Outputs(logits, conditionals, shared.gates, penalty, imputed)
+
+    def _check_shared(self, shared: Any, rows: int) -> None:
+        """Raise ``ExperimentError`` where a structure of one's own returns anything else than it should."""
+        name = type(self.sharing).__name__
+        if not isinstance(shared, Shared):
+            raise ExperimentError(
+                f"{name} wants to return Shared(z, gates, penalty), of multigate.sharing, found {type(shared).__name__}"
+            )
+        # towers would read some of the tasks, or one for all; an exported graph has no count of rows to look at
+        wanted = (self.towers.n, self.sharing.d_out)
+        if shared.z.shape[1:] != wanted or (self.training and shared.z.shape[0] != rows):
+            raise ExperimentError(
+                f"{name} wants to return z of ({f'{rows} ' if self.training else ''}rows, {self.towers.n} tasks, d_out "
+                f"{self.sharing.d_out}), found a tensor of {tuple(shared.z.shape)}"
+            )
+        if isinstance(shared.penalty, Tensor) and shared.penalty.numel() != 1:
+            raise ExperimentError(
+                f"{name} wants to return one penalty, a scalar, found a tensor of {tuple(shared.penalty.shape)}; "
+                "take the mean or the sum"
+            )
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one row through sharing, towers and heads (embeddings are look-ups, biases constants)."""

@@ -280,3 +280,17 @@ def test_shares_of_another_shape_are_told_not_multiplied_out(shape: tuple[int, .
 
     with pytest.raises(ExperimentError, match=r"Mine.balanced wants to return a share of each of the 3 tasks, found"):
         weigh(Mine(tasks([1, 1, 1])), torch.ones(3), torch.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [([1.0] * 3, "list"), (None, "NoneType"), (torch.ones(2), r"a tensor of \(2,\)")]
+)
+def test_shares_that_are_none_are_told(wrong: object, told: str) -> None:
+    class Mine(Balancer):
+        def balanced(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
+            return wrong  # type: ignore[no-any-return]
+
+    with pytest.raises(
+        ExperimentError, match=rf"Mine.balanced wants to return a share of each of the 3 tasks, found {told}$"
+    ):
+        weigh(Mine(tasks([1, 1, 1])), torch.ones(3), torch.eye(3))

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,15 @@ class Balancer(nn.Module):
     def weights(self, losses: Tensor, gramian: Tensor | None, present: Tensor) -> Tensor:
         """What each task's loss is multiplied by."""
         active = present & (self.declared > 0)
-        weights = self.declared * self.balanced(losses, gramian, active)
-        if weights.shape != losses.shape:  # it would be multiplied out with every loss
+        shares: Any = self.balanced(losses, gramian, active)
+        shape = () if isinstance(shares, int | float) else getattr(shares, "shape", None)
+        if shape not in ((), losses.shape):  # it would be multiplied out with every loss
+            found = type(shares).__name__ if shape is None else f"a tensor of {tuple(shape)}"
             raise ExperimentError(
                 f"{type(self).__name__}.balanced wants to return a share of each of the {len(losses)} tasks, "
-                f"found a tensor of {tuple(weights.shape)}"
+                f"found {found}"
             )
+        weights = self.declared * shares
         return torch.where(active, weights, torch.zeros_like(weights))
 
     @abstractmethod
