@@ -120,6 +120,14 @@ def test_risks_know_the_places_of_their_tasks() -> None:
     assert schema.only(["like", "click"]).risks() == ()
 
 
+def test_a_label_of_0_and_1_is_no_weight_of_its_own_rows() -> None:
+    for column in ("", "click"):
+        with pytest.raises(ExperimentError, match="column 'click' is its label and its 'sample_weight'"):
+            Task("click" if not column else "clicked", column=column, sample_weight="click")
+    assert Task("click", sample_weight="seconds").sample_weight == "seconds", "which may be another task's label"
+    assert Task("amount", kind="regression", sample_weight="amount").kind == "regression"
+
+
 def test_columns_are_listed_once_and_only_those_asked_for() -> None:
     tasks = [Task("click", column="is_click", sample_weight="w"), Task("like", sample_weight="w")]
     schema = Schema(features=[*FEATURES, Bag("tags")], tasks=tasks, keys="row", time="at", group="user")

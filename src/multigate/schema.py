@@ -201,6 +201,11 @@ class Task(Named):
             raise ValueError(f"task {self.name!r}: 'positive' is for binary tasks, this one is {self.kind}")
         if self.negatives_kept < 1 and self.kind != "binary":
             raise ValueError(f"task {self.name!r}: 'negatives_kept' is for binary tasks, this one is {self.kind}")
+        if self.kind == "binary" and self.sample_weight == self.source:
+            raise ValueError(
+                f"task {self.name!r}: column {self.source!r} is its label and its 'sample_weight', so that no row of 0 "
+                "would count; name a column of weights, or leave it out"
+            )
         twice = _twice(self.classes)
         if twice:
             raise ValueError(f"task {self.name!r}: class {twice[0]!r} is named twice; name each class once")
