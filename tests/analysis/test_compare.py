@@ -315,6 +315,14 @@ def test_a_structure_named_twice_is_compared_once(feed_experiment: Experiment, t
     assert [row["structure"] for row in found.rows] == ["shared_bottom", "mmoe"]
 
 
+def test_settings_that_move_nothing_are_told_once(
+    feed_experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = feed_experiment.with_(epochs=1, sharing=feed_experiment.sharing.with_(k=3))
+    compare(experiment, tmp_path / "c", structures=["mmoe", "shared_bottom"], seeds=1, boosting=False)
+    assert capsys.readouterr().err.count("sharing.k moves nothing") == 1
+
+
 def test_a_comparison_of_structures_without_names_is_refused(feed_experiment: Experiment, tmp_path: Path) -> None:
     for structures in (MMoE(), [MMoE()]):
         with pytest.raises(ExperimentError, match="compared by their names, found MMoE"):

@@ -10,6 +10,7 @@ from multigate.analysis.space import (
     applied,
     combinations,
     experiment_at,
+    in_vain,
     point_of,
     read_space,
     read_try,
@@ -122,6 +123,13 @@ def test_an_optimizer_is_chosen_by_its_name_beside_its_fields() -> None:
     ]
     with pytest.raises(ExperimentError, match="optimizer=sgd: optimizer"):
         read_space(given, {"optimizer": "adam,sgd", "optimizer.learning_rate": "1e-3,1e-2"})
+
+
+def test_what_moves_nothing_is_told_unless_a_value_that_is_tried_makes_it_move_something() -> None:
+    given = make_experiment(DATA | {"sharing": {"structure": "mmoe", "k": 3}})
+    (told,) = in_vain(given, read_space(given, {"sharing.experts": "2..4", "epochs": "1..2"}))
+    assert told.startswith("sharing.k moves nothing")
+    assert in_vain(given, read_space(given, {"sharing.gating": "softmax,top_k", "epochs": "1..2"})) == []
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

@@ -296,6 +296,14 @@ def test_a_share_of_the_training_rows_is_drawn_once_and_validation_rows_are_whol
     ]
 
 
+def test_settings_that_move_nothing_are_told_once(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = experiment.with_(sharing=MMoE(experts=2, hidden=(8,), k=3), epochs=1)
+    tune(given, {"embedding.dropout": [0.0, 0.1]}, out=tmp_path / "t", trials=2, workers=1)
+    assert capsys.readouterr().err.count("sharing.k moves nothing") == 1
+
+
 def test_what_cannot_be_is_refused_before_anything_runs(experiment: Experiment, tmp_path: Path) -> None:
     for wrong, told in (
         ({"trials": 0}, "trials and workers are 1 or more"),

@@ -120,6 +120,7 @@ def compare(
         reached = None
         if BASELINE in structures and any(task.given and not task.where for task in experiment.schema.tasks):
             reached = prepare_sources(_reached(experiment), sources, folder / REACHED, report, replace=fresh)
+        report.lines(experiment.set_in_vain())
         budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
         ground = Ground(experiment, budget, prepared, reached, folder, chosen, report)
         apart: dict[str, str] = {}

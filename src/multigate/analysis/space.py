@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -160,6 +161,17 @@ def combinations(experiment: Experiment, space: Space, most: int) -> list[Point]
         if len(found) > most:
             return None
     return list(found.values())
+
+
+def in_vain(experiment: Experiment, space: Space) -> list[str]:
+    """What is set that moves nothing, whichever value of a field is tried: a clause for each."""
+    found = experiment.set_in_vain()
+    for key, one in space.items():
+        for value in _ends(one):
+            with suppress(ExperimentError):  # it is none by itself
+                there = experiment_at(experiment, {key: value}).set_in_vain()
+                found = [told for told in found if told in there]
+    return found
 
 
 def described(one: Range | Choice) -> str:

@@ -30,6 +30,7 @@ from multigate.analysis.space import (
     combinations,
     described,
     experiment_at,
+    in_vain,
     known_by,
     point_of,
     read_space,
@@ -134,6 +135,7 @@ def tune(
         ground = Ground(given, {}, prepared.folder.resolve(), (folder / WORK).resolve(), chosen.type)
         plan = _plan(ground, tried, trials, f"share {share:g}", chance(given, metrics), folder)
         many = sum(one.trials for one in plan.sought)
+        report.lines(in_vain(given, tried))
         reasons = {name: why for name, why in unscored(nothing, metrics).items() if name in monitor.averaged}
         if reasons:
             report.line(f"the validation rows cannot score {listed_reasons(reasons)}")

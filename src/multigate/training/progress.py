@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -52,6 +53,11 @@ class Reporter:
     def line(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, highlight=False, markup=False)
+
+    def lines(self, texts: Iterable[str]) -> None:
+        """Lines that stay."""
+        for text in texts:
+            self.line(text)
 
     def once(self, text: str, *, about: str | None = None) -> None:
         """A line that stays, unless it, or another one about the same, was told before."""
