@@ -56,8 +56,10 @@ def plus_minus(middle: float, low: float, high: float, digits: int = 4) -> str:
 
 
 def share(value: float) -> str:
-    """A percentage with two digits that count: 12 %, 1.2 %, 0.12 %."""
+    """A percentage with two digits that count: 12 %, 1.2 %, 0.12 %; 100 % is all, and nearly all is 99.96 %."""
     digits = 0 if value == 0 else max(0, 1 - math.floor(math.log10(abs(value) * 100)))
+    if 0.995 <= value < 1:
+        digits = -math.floor(math.log10(max(round(100 - value * 100, 9), 1e-6)))
     return f"{value * 100:.{min(digits, 6)}f} %"
 
 

@@ -247,6 +247,18 @@ def test_rows_that_weigh_nothing_do_not_make_metrics_less_rough(tmp_path: Path) 
     assert "amount is known in 50 validation rows that weigh anything: its metrics are rough." in text
 
 
+def test_what_chose_the_weights_is_what_the_rows_could_tell(tmp_path: Path) -> None:
+    """No validation row is a click, which leaves their loss."""
+    at = np.arange(400)
+    rows = {"x": at % 7, "click": at % 5 < 2}
+    experiment = mg.Experiment(schema=mg.Schema(features=[mg.Number("x")], tasks=[mg.Task("click")]), epochs=1)
+    tables = {"train": rows, "valid": rows | {"click": at < 0}}
+    run = mg.train(experiment, tmp_path / "run", tables=tables, quiet=True)
+    card = Card(mg.write_card(run, tmp_path / "card.md"))
+    assert ["chosen by", "click/log_loss"] in [row for table in card.tables for row in table]
+    assert "Its weights were chosen by click/log_loss on validation rows" in card.body
+
+
 def test_base_rates_are_those_that_labels_have_in_training(tmp_path: Path) -> None:
     """Weights count, and clicked rows whose purchase is unknown: half of them are, so that the known count twice."""
     at = np.arange(400)

@@ -161,6 +161,8 @@ def test_numbers_for_people() -> None:
     found = [number(value) for value in (0.12345, 12345.6, -0.0002, 1.3456e-6, 0.0, float("nan"), None)]
     assert found == ["0.1235", "12,345.6", "-0.0002", "1.35e-06", "0.0000", "n/a", "n/a"]
     assert [share(value) for value in (0.0, 0.0008, 0.012, 0.123, 1.0)] == ["0 %", "0.080 %", "1.2 %", "12 %", "100 %"]
+    nearly = (0.994, 0.995, 0.9996, 0.99999)
+    assert [share(value) for value in nearly] == ["99 %", "99.5 %", "99.96 %", "99.999 %"], "only all are 100 %"
     assert [signed(value) for value in (0.5, -0.00001, -1.0)] == ["+0.5000", "+0.0000", "-1.0000"]
     assert interval(float("nan"), 1.0) == ""
     assert listed(["a"]) == "a"

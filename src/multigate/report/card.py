@@ -17,7 +17,7 @@ from multigate.data.prepared import open_prepared
 from multigate.data.vocabulary import UNSEEN
 from multigate.evaluate import Space, intervals, scores, spaces
 from multigate.formats import directed, interval, listed, number, share
-from multigate.report.origin import facts, typical
+from multigate.report.origin import chosen_by, facts, typical
 from multigate.report.trained import Trained
 from multigate.report.write import target
 from multigate.run import Run, open_run
@@ -234,7 +234,8 @@ print(bundle.predict(row))
 def _limits(one: _Card) -> Iterator[str]:
     """What the rows say about where not to trust it."""
     experiment, encoder = one.experiment, one.encoder
-    by = "the mean of the tasks' main metrics" if experiment.monitor == "mean" else experiment.monitor
+    by = chosen_by(one)
+    by = f"the {by}" if by.startswith("mean of ") else by
     yield f"Its weights were chosen by {by} on validation rows, so metrics there flatter it a little."
     if experiment.recalibrate != "none":
         told = "calibration there flatters it" if one.seen else "the metrics here are from before that"

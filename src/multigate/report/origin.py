@@ -8,6 +8,7 @@ import numpy as np
 from multigate.analysis.comparison import spread
 from multigate.data.encoder import Encoder
 from multigate.data.labels import LabelStats
+from multigate.evaluate import Monitor
 from multigate.formats import listed, number, share
 from multigate.report.blocks import Block, Folded, Table, Text
 from multigate.report.trained import Trained
@@ -40,6 +41,17 @@ def data(one: Trained) -> Iterator[Block]:
     yield Folded(f"Experiment file of {one.name}", one.experiment.to_yaml())
 
 
+def chosen_by(one: Trained) -> str:
+    """What chose its weights: where the validation rows cannot tell every main metric, what they tell."""
+    monitor = Monitor(one.experiment.monitor, one.experiment.schema)
+    if monitor.name != "mean":
+        return monitor.name
+    told = monitor.counted(one.run.best) if one.run else monitor.main
+    if told == monitor.main:
+        return "mean of the tasks' main metrics"
+    return f"mean of {listed(told)}" if len(told) > 1 else "".join(told)
+
+
 def facts(one: Trained) -> dict[str, str]:
     """Structure, rows, cost and versions, for people."""
     experiment = one.experiment
@@ -47,7 +59,7 @@ def facts(one: Trained) -> dict[str, str]:
         "structure": _described(experiment.sharing),
         "towers": " x ".join(str(width) for width in experiment.tower.hidden) or "a single layer",
         "balance of losses": experiment.balance.method,
-        "chosen by": "mean of the tasks' main metrics" if experiment.monitor == "mean" else experiment.monitor,
+        "chosen by": chosen_by(one),
     }
     told |= {f"{PARTS.get(name, name)} rows": f"{many:,}" for name, many in one.rows.items()}
     if one.comparison:
