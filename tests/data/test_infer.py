@@ -277,6 +277,15 @@ def test_kinds_of_tasks_may_be_given_by_name() -> None:
         infer_schema(table, {"grade": "count"})
 
 
+def test_labels_that_files_spell_in_two_ways_are_no_classes(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("x,click\n" + "1.5,0\n2.5,1\n" * 20)
+    (tmp_path / "2.csv").write_text("x,click\n" + "1.5,False\n2.5,True\n" * 20)
+    with pytest.raises(DataError, match=r"has 4 different values .*, but a binary task wants two; say which mean 1"):
+        infer_schema(tmp_path, ["click"])
+    schema = infer_schema(tmp_path, [Task("click", positive=("1", "True"))])
+    assert Encoder.fit(schema, open_table(tmp_path).batches()).stats[0].positives == 40
+
+
 def test_a_label_is_the_column_of_just_its_name_before_one_that_differs_in_blanks() -> None:
     table = {"y": [0, 1] * 20, "y ": ["a", "b"] * 20, " y": [1.5, 2.5] * 20, "x": list(range(40))}
     for name in ("y", "y ", " y"):

@@ -17,6 +17,7 @@ from multigate.schema import Task, Value
 from multigate.yaml_text import parse_yaml
 
 _YES = {"1", "true", "t", "yes", "y", "positive", "on"}
+_TRUTHS = {"0", "1", "true", "false"}
 _NO = {"0", "-1", "false", "f", "no", "n", "negative", "off"}
 
 
@@ -131,6 +132,8 @@ def _label_kind(task: Task, column: Column, values: dict[str, tuple[Any, int]] |
         return "multiclass"
     if task.positive is not None or task.given or (values is not None and len(values) <= 2):
         return "binary"
+    if values is not None and {text.lower() for text in values} <= _TRUTHS:  # 0 and 1 in one file, True in another
+        return "binary"
     if not is_number(column.kind) or column.declared_category:
         return "multiclass"
     few = values is not None and len(values) <= FEW and column.known >= 10 * len(values)
@@ -150,7 +153,7 @@ def _with_positive(task: Task, column: Column, values: dict[str, tuple[Any, int]
         if values is not None and {cells.text(value) for value in chosen} >= set(values):
             raise DataError(f"{place} holds nothing but its positive values; a label wants at least two values")
         return task
-    if values is not None and set(values) <= {"0", "1", "true", "false"}:
+    if values is not None and set(values) <= _TRUTHS:
         return task
     if values is None or len(values) != 2:
         some = (
