@@ -98,7 +98,7 @@ def test_a_feature_is_most_important_only_where_its_loss_exceeds_the_noise() -> 
         for target, losses in (("click", (0.1, 0.01)), ("buy", (-0.005, -0.03)), ("like", (0.015, 0.0)))
         for feature, loss in zip(("age", "sex"), losses, strict=True)
     ]
-    (figure,) = worth(cast(Any, SimpleNamespace(inspection=SimpleNamespace(importance=found, untried=""))))
+    (figure,) = worth(cast(Any, SimpleNamespace(inspection=SimpleNamespace(importance=found, unknown="", untried=""))))
     assert isinstance(figure, Figure)
     assert figure.says.endswith("age for click, nothing clear for buy and nothing clear for like.")
 

@@ -70,8 +70,8 @@ class ParallelBatchNorm(nn.Module):
     @torch.no_grad()
     def follow(self, mean: Tensor, variance: Tensor, rows: int) -> None:
         """Move the running averages towards mean and variance, (n, H), of a batch of so many rows."""
-        self.mean.lerp_(mean, MOMENTUM)
-        self.variance.lerp_(variance * (rows / (rows - 1)), MOMENTUM)
+        self.mean.lerp_(mean.to(self.mean.dtype), MOMENTUM)
+        self.variance.lerp_((variance * (rows / (rows - 1))).to(self.variance.dtype), MOMENTUM)
 
     def one(self, i: int, x: Tensor) -> Tensor:
         """Copy i alone, in evaluation. (B, H) -> (B, H)."""
