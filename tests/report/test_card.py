@@ -247,6 +247,21 @@ def test_rows_that_weigh_nothing_do_not_make_metrics_less_rough(tmp_path: Path) 
     assert "amount is known in 50 validation rows that weigh anything: its metrics are rough." in text
 
 
+def test_amounts_that_are_three_times_as_large_on_validation_rows_are_among_the_limits(tmp_path: Path) -> None:
+    """Both labels change between the tables, amounts threefold and clicks from one in five to two."""
+    at = np.arange(600)
+    tasks = [mg.Task("click"), mg.Task("amount", kind="regression")]
+    experiment = mg.Experiment(schema=mg.Schema(features=[mg.Number("x")], tasks=tasks), epochs=2)
+    train = {"x": at % 7, "click": at % 5 < 1, "amount": 10.0 + at % 3}
+    valid = train | {"click": at % 5 < 2, "amount": 3 * train["amount"]}
+    run = mg.train(experiment, tmp_path / "run", tables={"train": train, "valid": valid}, quiet=True)
+    limits = mg.write_card(run, tmp_path / "card.md").read_text(encoding="utf-8").partition("## Limitations")[2]
+    for name, told in (("click", "often as it happens"), ("amount", "large as it is, in total,")):
+        times = run.summary["best"][f"{name}/calibration"]
+        assert times < 0.9
+        assert f"{name} is predicted {times:.2f} times as {told} on validation rows." in limits
+
+
 def test_what_chose_the_weights_is_what_the_rows_could_tell(tmp_path: Path) -> None:
     """No validation row is a click, which leaves their loss."""
     at = np.arange(400)
