@@ -278,8 +278,8 @@ def _of_rows(one: _Card, seen: Subject) -> Iterator[str]:
             yield f"{space.name} is known in {rows:,} {what}: its metrics are rough."
         times = one.metrics.get(f"{space.name}/calibration", math.nan)  # of binary tasks and of amounts
         if math.isfinite(times) and not 0.9 <= times <= 1.1:
-            told = f"{times:.2f} times as {'often as it happens' if space.kind == 'binary' else 'large as it is'}"
-            yield f"{space.name} is predicted {told}{'' if space.kind == 'binary' else ', in total,'} on validation rows."
+            told = "often as it happens" if space.kind == "binary" else "large as it is, in total,"
+            yield f"{space.name} is predicted {times:.2f} times as {told} on validation rows."
     unseen = (np.concatenate([batch.categories.numpy() for batch in seen.batches]) == UNSEEN).mean(axis=0)
     for column, part in zip(one.encoder.layout.categories, unseen, strict=True):
         if part >= NOTABLE:
