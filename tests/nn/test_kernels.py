@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -378,12 +379,13 @@ def test_a_library_that_is_not_what_was_built_is_never_loaded(
     good = Path(built().told).read_bytes()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "_run", lambda *command: _as_if_built(command, good))
-    path = module._library("g++", anew=False)
+    path = Path(module._built("g++").told)
     assert path.read_bytes() == good
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
+    path.unlink()  # which this process has loaded
     path.write_bytes({"cut off": good[:16384], "a bit": bytes(flipped), "another's": good + b"0"}[damage])
-    again = module._library("g++", anew=False)
+    again = Path(module._built("g++").told)
     assert again.read_bytes() == good
     assert list(again.parent.iterdir()) == [again]
 
@@ -425,12 +427,49 @@ def test_without_a_compiler_it_says_what_to_install(
     assert anew() == (None, "no C++ compiler found; install g++")
 
 
+def test_where_it_cannot_be_kept_it_is_built_once_and_used(
+    anew: Callable[[], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, builds = Path(built().told).read_bytes(), []
+    with_it = loss_of_a_training()
+
+    def counted(*command: str) -> str:
+        builds.extend(["-o"] * ("-o" in command and "-c" not in command))
+        return _as_if_built(command, good)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "_run", counted)
+    found, told = anew()
+    assert found is not None
+    assert "built by every process anew, for it cannot be kept (cannot write /dev/null/" in told
+    assert loss_of_a_training() == with_it
+    assert builds == ["-o"]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_compiler_that_fails_is_asked_once(
+    anew: Callable[[], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def failing(*command: str) -> str:
+        if "-c" in command:
+            asked.append(command[command.index("-c") + 1])
+            raise subprocess.CalledProcessError(1, command, stderr="no omp.h")
+        return "a compiler"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_run", failing)
+    assert anew() == (None, "no omp.h")
+    assert len(asked) == len(set(asked))
+
+
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
         ({OFF: "off"}, f"{OFF} is off"),
         ({"CXX": "false"}, "returned non-zero exit status 1"),
-        ({"XDG_CACHE_HOME": "/dev/null"}, "cannot write"),
     ],
 )
 def test_without_it_training_goes_on_and_it_is_told_why(

@@ -2,9 +2,9 @@
 
 What lies in ``cpp`` is built on first use, in a few seconds, and kept in the cache folder under a name that says what
 it was built from (the sources, the compiler, the processor) and what is in it: a file that was cut off or altered
-since would end the process, so it is never loaded, but built anew. Where there is no compiler, where it fails, or where
-what it made does not give torch's numbers, ``kernels()`` is None and torch's operators do the same work.
-``MULTIGATE_KERNELS=off`` does without them.
+since would end the process, so it is never loaded, but built anew. Where the cache cannot be written every process
+builds its own. Where there is no compiler, where it fails, or where what it made does not give torch's numbers,
+``kernels()`` is None and torch's operators do the same work. ``MULTIGATE_KERNELS=off`` does without them.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from multigate.cache import cache_folder
 from multigate.cores import usable_cores
+from multigate.errors import RunError
 from multigate.nn.agreement import agrees
 from multigate.nn.compiled import NAMES, Kernels
 from multigate.writing import remove, writing
@@ -39,7 +40,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class Built(NamedTuple):
-    """What came of building: the kernels, or None; and the library's place, or why there are none."""
+    """What came of building: the kernels, or None; and where they lie, why they are not kept, or why there are none."""
 
     kernels: Kernels | None
     told: str
@@ -68,45 +69,73 @@ def built() -> Built:
 
 
 def _built(compiler: str) -> Built:
-    told = ""
-    for anew in (False, True):  # what lies in a cache may be broken
-        try:
-            path = _library(compiler, anew=anew)
-            found = Kernels(path)
-            with (
-                torch.autocast("cpu", enabled=False),
-                torch.device("cpu"),
-            ):  # whoever asks first may be in the midst of it
-                right = agrees(found)
-            if right:
-                return Built(found, str(path))
-            told = f"{path} does not give torch's numbers"
-        except Exception as error:  # whatever it is, training goes on without
-            told = " ".join(str(getattr(error, "stderr", None) or error).split())[:200]
-    return Built(None, told)
+    try:
+        key = _key(compiler)
+        for path in _kept(key):
+            with suppress(Exception):  # whatever it is, there is another to be built
+                found = Kernels(path)
+                if _right(found):
+                    return Built(found, str(path))
+            _drop(path)
+        with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            made = Path(scratch, "kernels.so")
+            build(compiler, SOURCES, made)
+            path, told = _keep(made, key)
+            found = Kernels(path)  # which may lie in the scratch folder: what is loaded may be removed
+        return Built(found, told) if _right(found) else Built(None, f"{path} does not give torch's numbers")
+    except Exception as error:  # whatever it is, training goes on without
+        return Built(None, " ".join(str(getattr(error, "stderr", None) or error).split())[:200])
 
 
-def _library(compiler: str, *, anew: bool) -> Path:
-    """The library of these sources, compiler and processor, made where it is not there whole or is asked for anew."""
+def _right(found: Kernels) -> bool:
+    # whoever asks first may be in the midst of either
+    with torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        return agrees(found)
+
+
+def _key(compiler: str) -> str:
+    """Of what a library is built from: these sources, the compiler, the processor."""
     sources = [
         part for path in sorted(SOURCES.glob("*.[ch]*")) for part in (path.name, path.read_text(encoding="utf-8"))
     ]
     version = _run(compiler, "--version")
-    parts = (*sources, compiler, version, _processor(), *FLAGS)
-    key, folder = _digest("\0".join(parts).encode()), cache_folder() / "kernels"
-    for path in folder.glob(f"{key}*.so"):
-        if not anew and path.name == _name(key, path.read_bytes()):
-            return path
-        with suppress(OSError):
-            remove(path)
-    with TemporaryDirectory() as scratch:
-        made = Path(scratch, "kernels.so")
-        build(compiler, SOURCES, made)
-        content = made.read_bytes()
-    path = folder / _name(key, content)
-    with writing(path) as temporary:
-        temporary.write_bytes(content)
-    return path
+    return _digest("\0".join((*sources, compiler, version, _processor(), *FLAGS)).encode())
+
+
+def _folder() -> Path:
+    return cache_folder() / "kernels"
+
+
+def _kept(key: str) -> Iterator[Path]:
+    """The libraries of a key that are in the cache; others by their name are removed, for they are not whole."""
+    for path in _folder().glob(f"{key}*.so"):
+        if _is_whole(path, key):
+            yield path
+        else:
+            _drop(path)
+
+
+def _is_whole(path: Path, key: str) -> bool:
+    with suppress(OSError):
+        return path.name == _name(key, path.read_bytes())
+    return False
+
+
+def _keep(made: Path, key: str) -> tuple[Path, str]:
+    """Where a library lies: in the cache, or where it was made if that cannot be written; and what to tell of it."""
+    content = made.read_bytes()
+    path = _folder() / _name(key, content)
+    try:
+        with writing(path) as temporary:
+            temporary.write_bytes(content)
+    except RunError as error:
+        return made, f"built by every process anew, for it cannot be kept ({error})"
+    return path, str(path)
+
+
+def _drop(path: Path) -> None:
+    with suppress(OSError):
+        remove(path)
 
 
 def build(compiler: str, sources: Path, made: Path, flags: Sequence[str] = FLAGS) -> None:
