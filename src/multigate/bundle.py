@@ -44,10 +44,10 @@ from multigate.engine import (
     made_up,
     together,
 )
-from multigate.errors import BundleError, DataError, ExperimentError, MultigateError, nearest
+from multigate.errors import BundleError, DamagedBundleError, DataError, ExperimentError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment, unknown_structure, with_balance, with_structures
 from multigate.first_layers import FirstLayers, worth_reading
-from multigate.folders import other_than_a_model
+from multigate.folders import SUMMARY, made_anew, other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
 from multigate.nn.blank import Blank
@@ -374,14 +374,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 def _load(folder: Path, about: dict[str, Any], structures: Structures, engine: EngineName, precision: str) -> Bundle:
     """The bundle in a folder, as long as that stays as it is."""
     try:
-        for name, checksum in about["files"].items():
-            file = folder / name
-            if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
-                raise BundleError(f"bundle {folder} lacks its file {name!r}; save or copy it again")
-            if _checksum(file) != checksum:
-                raise BundleError(
-                    f"bundle {folder}: {name!r} was altered or damaged after it was written; copy it again"
-                )
+        _check_files(folder, about["files"])
         bundle = _restored(folder, about, structures, precision)
         bundle.engines = _engines(engine, bundle, folder, about)
         return bundle
@@ -394,6 +387,35 @@ def _load(folder: Path, about: dict[str, Any], structures: Structures, engine: E
     except Exception as error:  # whole files, but written by hand or by something else: anything may be wrong in them
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise BundleError(f"bundle {folder} does not fit together ({reason}); save or copy it again") from error
+
+
+def is_damaged(folder: Path) -> bool:
+    """Whether a bundle lacks a file, or one is not what was written; one of a newer version is not known to be."""
+    try:
+        _check_files(folder, _read_about(folder)["files"])
+    except DamagedBundleError:
+        return True
+    except (BundleError, OSError):
+        return False
+    return False
+
+
+def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    for name, checksum in checksums.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
+            advice = _again(folder, "save or copy it again")
+            raise DamagedBundleError(f"bundle {folder} lacks its file {name!r}; {advice}")
+        if _checksum(file) != checksum:
+            raise DamagedBundleError(
+                f"bundle {folder}: {name!r} was altered or damaged after it was written; {_again(folder)}"
+            )
+
+
+def _again(folder: Path, advice: str = "copy it again") -> str:
+    """How a bundle that is not whole is had again; that of a finished run is made from the weights beside it."""
+    run = folder.parent
+    return made_anew(run) if folder.name == "bundle" and (run / SUMMARY).is_file() else advice
 
 
 def _unpickled(structure: type[Structure], files: dict[str, bytes], precision: Precision = "float32") -> Bundle:
@@ -564,7 +586,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         if not isinstance(about, dict) or type(about.get("format")) is not int:
             raise ValueError("it names no format")
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"bundle {folder}: {ABOUT} cannot be read ({error}); copy it again") from None
+        raise DamagedBundleError(f"bundle {folder}: {ABOUT} cannot be read ({error}); {_again(folder)}") from None
     if about["format"] > FORMAT:
         raise BundleError(
             f"bundle {folder} has format {about['format']}, this multigate reads up to {FORMAT}; install a newer one"
@@ -572,12 +594,14 @@ def _read_about(folder: Path) -> dict[str, Any]:
     try:
         about = unsealed(about)
     except ValueError:
-        raise BundleError(
-            f"bundle {folder}: {ABOUT!r} was altered or damaged after it was written; copy it again"
+        raise DamagedBundleError(
+            f"bundle {folder}: {ABOUT!r} was altered or damaged after it was written; {_again(folder)}"
         ) from None
     files = about.get("files")
     if not isinstance(files, dict) or not set(FILES) <= files.keys() or not isinstance(about.get("experiment"), dict):
-        raise BundleError(f"bundle {folder}: {ABOUT} lacks its experiment or files; save or copy it again")
+        raise DamagedBundleError(
+            f"bundle {folder}: {ABOUT} lacks its experiment or files; {_again(folder, 'save or copy it again')}"
+        )
     return about
 
 

@@ -32,6 +32,10 @@ class BundleError(MultigateError):
     """A bundle is missing a file, was altered, or cannot answer what was asked."""
 
 
+class DamagedBundleError(BundleError):
+    """Files of a bundle are missing, or not what was written."""
+
+
 def nearest(name: str, choices: Iterable[str], *, told: str = "valid names") -> str:
     """A clause naming the valid name closest to ``name`` (or listing a few, ``told`` as such), to end an error with."""
     valid = sorted(set(choices))

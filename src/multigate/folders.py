@@ -28,6 +28,11 @@ def folder_named(out: str | PathLike[str]) -> Path:
     )
 
 
+def made_anew(folder: Path) -> str:
+    """How the bundle of a finished run is made again."""
+    return f"make it anew with: multigate train --resume --out {quote(str(folder))}"
+
+
 def other_than_a_model(folder: Path) -> str | None:
     """What a folder without a whole run is, and which command suits, in one sentence; None where it is unknown."""
     quoted = quote(str(folder))  # as a shell reads it
@@ -39,7 +44,7 @@ def other_than_a_model(folder: Path) -> str | None:
         best = quote(str(folder / BEST))
         return f"{folder} holds trials, not one model; train the best of them with: multigate train {best}"
     if (folder / SUMMARY).is_file():
-        return f"the bundle of the run in {folder} is gone; make it anew with: multigate train --resume --out {quoted}"
+        return f"the bundle of the run in {folder} is gone; {made_anew(folder)}"
     if (folder / EXPERIMENT).is_file():
         return f"the run in {folder} did not finish; go on with: multigate train --resume --out {quoted}"
     return None

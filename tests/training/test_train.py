@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 from tied import Tied
 
+from multigate.bundle import load
 from multigate.datasets.feed import Feed, write_feed
-from multigate.errors import ExperimentError, RunError
+from multigate.errors import BundleError, ExperimentError, RunError
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.metrics import auc
@@ -368,6 +369,31 @@ def test_what_is_gone_of_a_finished_run_is_made_again(feed_experiment: Experimen
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
         train(experiment, folder, resume=True, quiet=True)
         assert contents(folder) == before, gone
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "model.safetensors", "encoder/encoder.json"])
+def test_what_is_damaged_of_a_finished_bundle_is_made_again(
+    feed_experiment: Experiment, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "run"
+    train(feed_experiment.with_(epochs=1), folder, quiet=True)
+    before, damaged = contents(folder), folder / "bundle" / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(BundleError, match=f"make it anew with: multigate train --resume --out {folder}$"):
+        load(folder)
+    train(feed_experiment.with_(epochs=1), folder, resume=True, quiet=True)
+    assert contents(folder) == before
+
+
+def test_a_finished_bundle_of_a_newer_version_stays_as_it_is(feed_experiment: Experiment, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(feed_experiment.with_(epochs=1), folder, quiet=True)
+    about = folder / "bundle" / "bundle.json"
+    about.write_text('{"format": 99}')
+    train(feed_experiment.with_(epochs=1), folder, resume=True, quiet=True)
+    assert about.read_text() == '{"format": 99}'
 
 
 def test_the_weights_kept_are_those_the_summary_tells_of_whatever_a_second_try_comes_to(

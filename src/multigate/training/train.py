@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from multigate.bundle import ABOUT, FILES, GRAPH, ROW_GRAPH, WEIGHTS, Bundle, build_model, load
+from multigate.bundle import ABOUT, FILES, GRAPH, ROW_GRAPH, WEIGHTS, Bundle, build_model, is_damaged, load
 from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
@@ -51,9 +51,9 @@ def train(
 
     ``tables`` gives tables (pandas, polars, pyarrow, dict of lists) for ``train``, ``valid`` or ``test`` in place of
     the experiment's files. With ``resume`` a run that was interrupted goes on and ends with the same weights, and one
-    that is finished gets back its bundle and its prepared rows where they are gone. With ``experiment.warm_start`` it
-    begins with the weights and the encoder of an earlier bundle, and ends with weights at least as good on the
-    validation rows.
+    that is finished gets back its prepared rows where they are gone, and its bundle where it is gone or damaged. With
+    ``experiment.warm_start`` it begins with the weights and the encoder of an earlier bundle, and ends with weights at
+    least as good on the validation rows.
 
     Raises ``RunError`` where ``out`` holds something else, ``DataError`` and ``ExperimentError`` for what cannot be.
     """
@@ -129,11 +129,13 @@ def _keep(experiment: Experiment, prepared: Prepared, model: Model, device: torc
 def _complete(
     experiment: Experiment, tables: Mapping[str, Any] | None, folder: Path, device: torch.device, report: Reporter
 ) -> None:
-    """Make again what was deleted of a finished run: prepared rows from its tables, the bundle from its best weights.
+    """Make again what of a finished run is gone: prepared rows from its tables, the bundle, a damaged one too, from its
+    best weights.
 
     Raises ``RunError`` where the tables are no longer those it was trained on, or it cannot be known.
     """
-    bundled = all((folder / BUNDLE / name).is_file() for name in (ABOUT, *FILES))
+    bundle = folder / BUNDLE
+    bundled = all((bundle / name).is_file() for name in (ABOUT, *FILES)) and not is_damaged(bundle)
     prepared = open_prepared(folder / PREPARED) or _prepared_again(experiment, tables, folder, report)
     if bundled:
         return
@@ -145,7 +147,7 @@ def _complete(
     except RuntimeError as error:
         raise RunError(f"{folder / BEST} does not fit the run in {folder}; train again in another folder") from error
     for name in (ABOUT, WEIGHTS, GRAPH, ROW_GRAPH, "encoder"):
-        remove(folder / BUNDLE / name)
+        remove(bundle / name)
     _keep(experiment, prepared, model, device, folder)
 
 
