@@ -1,4 +1,7 @@
 import io
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -12,7 +15,7 @@ import pytest
 
 from multigate.datasets.census_income import is_written, render_census
 from multigate.datasets.fetch import DATASETS, fetch
-from multigate.errors import DataError, ExperimentError
+from multigate.errors import DataError, ExperimentError, RunError
 
 ARCHIVE = "/117/census+income+kdd.zip"
 
@@ -176,6 +179,34 @@ def test_a_missing_or_broken_off_download_leaves_nothing(site, cache, tmp_path):
         fetch("census-income", tmp_path / "data", address=site.address)
     assert list(cache.iterdir()) == []
     assert not (tmp_path / "data").exists()
+
+
+def test_what_a_killed_download_left_goes_with_the_next_one(archive, site, cache, tmp_path):
+    """Killed in the middle of it: by SIGKILL, which leaves no time to remove anything."""
+    site.files[ARCHIVE] = archive
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from multigate.datasets.fetch import fetch;"
+        "fetch('census-income', Path(sys.argv[1]), address=sys.argv[2],"
+        " progress=lambda *told: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path / "data"), site.address], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(cache.iterdir())) == 1
+    fetch("census-income", tmp_path / "data", address=site.address)
+    assert [path.name for path in cache.iterdir()] == ["census+income+kdd.zip"]
+
+
+def test_a_disk_that_is_full_while_it_downloads_is_told(site, cache, tmp_path):
+    resource = pytest.importorskip("resource", reason="only POSIX limits the size of files")
+    site.files[ARCHIVE] = b"x" * 1_000_000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*kdd\.zip: File too large; make room there"):
+            fetch("census-income", tmp_path / "data", address=site.address)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(cache.iterdir()) == []
 
 
 def test_a_download_of_something_else_does_not_stay(site, cache, tmp_path):

@@ -1,8 +1,7 @@
 """Getting a public data set: from a folder, from MULTIGATE_DATA, from the cache, or over the network."""
 
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from multigate.cache import cache_folder
 from multigate.datasets import census_income, kuairand
 from multigate.datasets.census_income import Progress
 from multigate.errors import DataError, ExperimentError, nearest
+from multigate.writing import told, writing
 
 PIECE = 1 << 18
 
@@ -61,7 +61,8 @@ def fetch(
     there are left as they are, unless ``source`` is given. Values are checked against the published ones before
     anything is written. ``address`` is a mirror to download from in place of the publisher's site.
 
-    ``ExperimentError`` for an unknown name, ``DataError`` where the data cannot be had or is not as published.
+    ``ExperimentError`` for an unknown name, ``DataError`` where the data cannot be had or is not as published,
+    ``RunError`` where the disk refuses.
     """
     if name not in DATASETS:
         raise ExperimentError(f"there is no data set {name!r} to fetch; {nearest(name, DATASETS)}")
@@ -85,35 +86,36 @@ def fetch(
     try:
         dataset.write(archive, folder, 0, progress)
     except DataError as error:
-        archive.unlink()
+        archive.unlink(missing_ok=True)  # another process may have removed it
         raise DataError(f"the download of {url} is not {name} ({error}); it was removed, so try again") from None
     return folder
 
 
 def _download(url: str, path: Path, name: str, timeout: float, progress: Progress | None) -> None:
     """The file at ``url`` as ``path``, which appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary, temporary.open("wb") as file:
+        for piece in _pieces(url, name, timeout, progress):
+            file.write(piece)
+
+
+def _pieces(url: str, name: str, timeout: float, progress: Progress | None) -> Iterator[bytes]:
+    """What is at ``url``, all of it. Raises ``DataError`` where it cannot be had."""
     try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            urlopen(Request(url, headers={"User-Agent": "multigate"}), timeout=timeout) as answer,
-        ):
+        with urlopen(Request(url, headers={"User-Agent": "multigate"}), timeout=timeout) as answer:
             length = answer.headers.get("Content-Length")
             total = int(length) if length else None
             done = 0
             while piece := answer.read(PIECE):
-                file.write(piece)
+                yield piece
                 done += len(piece)
                 if progress is not None:
                     progress(f"downloading {name} (bytes)", done, total)
         if total is not None and done != total:
             raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
-        os.replace(part, path)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: an address or length that is none
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"cannot download {url}: {reason}; download it by hand and say multigate fetch {name} --from FILE"
         ) from None
-    finally:
-        Path(part).unlink(missing_ok=True)
