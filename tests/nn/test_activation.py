@@ -128,6 +128,21 @@ def test_without_compiled_code_it_is_the_same(kind: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_it_is_computed_in_float32_whatever_the_default_is() -> None:
+    norm, x = NORMS["layer"](), batch_last(40)
+    leaves, pull = [x, *norm.parameters()], torch.randn(40, N, H)
+    expected = activate(x, norm, "silu", 0.0, training=True)
+    wanted = torch.autograd.grad(expected, leaves, pull)
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = activate(x, norm, "silu", 0.0, training=True)
+        gradients = torch.autograd.grad(found, leaves, pull)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip((found, *gradients), (expected, *wanted), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_running_averages_follow_as_torchs_do() -> None:
     norm, own = ParallelBatchNorm(1, H), nn.BatchNorm1d(H)
     for rows in (2, 40, 300):

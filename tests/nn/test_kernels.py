@@ -420,6 +420,15 @@ def test_who_asks_first_may_compute_in_bfloat16(anew: Callable[[], Built]) -> No
         assert anew().kernels is not None
 
 
+def test_who_asks_first_may_have_float64_for_new_tensors(anew: Callable[[], Built]) -> None:
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert anew().kernels is not None
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_without_a_compiler_it_says_what_to_install(
     anew: Callable[[], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

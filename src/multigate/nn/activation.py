@@ -64,7 +64,7 @@ class Activated(torch.autograd.Function):
         last, found = x.permute(1, 2, 0), kernels_for(x)
         assert found is not None
         (n, h, b), kind = last.shape, {type(None): "none", ParallelLayerNorm: "layer", ParallelBatchNorm: "batch"}[norm]
-        moments = torch.empty((2, n, {"none": 0, "layer": b, "batch": h}[kind]), device="cpu")
+        moments = torch.empty((2, n, {"none": 0, "layer": b, "batch": h}[kind]), dtype=torch.float32, device="cpu")
         kept = bytes_of(last.shape, x.device) if rate else None
         of = Normalised(kind, _float(scale), _float(shift), moments[0], moments[1], kept, level_of(1 - rate))
         made = found.activate(last, of, activation)

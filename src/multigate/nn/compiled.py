@@ -139,7 +139,10 @@ class Kernels:
 
     def of_activated(self, x: Tensor, of: Normalised, activation: str, pull: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, like it, and of scale and shift (n, H), in float32, from that of ``activate`` (n, H, B)."""
-        of_x, (of_scale, of_shift) = torch.empty_like(x), torch.zeros((2, *x.shape[:2]), device="cpu")
+        of_x, (of_scale, of_shift) = (
+            torch.empty_like(x),
+            torch.zeros((2, *x.shape[:2]), dtype=torch.float32, device="cpu"),
+        )
         arrays = (x, *self._of_layers(of), pull, of_x, of_scale, of_shift)
         self._call("of_activated", x.dtype, arrays, *self._how(x, of, activation))
         return of_x, of_scale, of_shift

@@ -88,9 +88,14 @@ def _built(compiler: str) -> Built:
 
 
 def _right(found: Kernels) -> bool:
-    # whoever asks first may be in the midst of either
-    with torch.autocast("cpu", enabled=False), torch.device("cpu"):
-        return agrees(found)
+    """Whether they compute what torch does, whatever whoever asks first has set of torch."""
+    kind = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast("cpu", enabled=False), torch.device("cpu"):
+            return agrees(found)
+    finally:
+        torch.set_default_dtype(kind)
 
 
 def _key(compiler: str) -> str:

@@ -34,7 +34,8 @@ struct Silu {
     }
 };
 
-struct Gelu { // u times the share of a normal distribution below u, which is known to 1.5e-7 (Abramowitz and Stegun 7.1.26)
+// u times the share of a normal distribution below u, which is known to 1.5e-7 (Abramowitz and Stegun 7.1.26)
+struct Gelu {
     static Activated of(Vector u) {
         const Vector above = chosen((Words)(u < 0.0f), -u, u), square = exponential(-0.5f * u * u);
         const Vector t = 1.0f / (1.0f + 0.231641900f * above); // .3275911 / sqrt(2)
@@ -52,7 +53,7 @@ struct Tanh {
     static Activated of(Vector u) {
         const Words minus = (Words)(u < 0.0f);
         const Vector above = chosen(minus, -u, u), far = 1.0f - 2.0f / (1.0f + exponential(2.0f * above)), square = u * u;
-        Vector near = square * (62.0f / 2835) - 17.0f / 315; // series: of what is small nothing is left in 1 - 2 / (1 + 1)
+        Vector near = square * (62.0f / 2835) - 17.0f / 315; // a series: of what is small 1 - 2 / (1 + 1) keeps nothing
         near = near * square + 2.0f / 15;
         near = near * square - 1.0f / 3;
         near = u + u * square * near;
@@ -71,8 +72,9 @@ template <typename Activation> void slopes(Vector* u) {
 constexpr void (*VALUES[])(Vector*) = {values<Relu>, values<Silu>, values<Gelu>, values<Tanh>};
 constexpr void (*SLOPES[])(Vector*) = {slopes<Relu>, slopes<Silu>, slopes<Gelu>, slopes<Tanh>};
 
-// A row of each of ``n`` copies' ``h`` units (n, h, b): with a scale and a shift of the unit's where they are normalised, by
-// the mean and variance of each row of a copy (n, b) or of each unit (n, h). Of dropped ones the byte is not below ``level``.
+// A row of each of ``n`` copies' ``h`` units (n, h, b): with a scale and a shift of the unit's where they are normalised,
+// by the mean and variance of each row of a copy (n, b) or of each unit (n, h). Of what is dropped the byte is not below
+// ``level``.
 struct Layers {
     const float *scale, *shift;
     const uint8_t* bytes;
@@ -255,14 +257,14 @@ void of_activated(const Layers& of, const T* z, const T* dy, T* dz, float* dscal
     extern "C" void activate_##T(const T* z, const float* scale, const float* shift, const uint8_t* bytes,             \
                                  float* mean, float* variance, T* y, int64_t n, int64_t h, int64_t b, int64_t norm,    \
                                  int64_t which, int64_t level, int threads) {                                          \
-        const Layers of{scale, shift, bytes, mean, variance, n, h, b, norm, which, level};                                    \
+        const Layers of{scale, shift, bytes, mean, variance, n, h, b, norm, which, level};                             \
         activate(of, z, y, threads);                                                                                   \
     }                                                                                                                  \
     extern "C" void of_activated_##T(const T* z, const float* scale, const float* shift, const uint8_t* bytes,         \
                                      float* mean, float* variance, const T* dy, T* dz, float* dscale, float* dshift,   \
                                      int64_t n, int64_t h, int64_t b, int64_t norm, int64_t which, int64_t level,      \
                                      int threads) {                                                                    \
-        const Layers of{scale, shift, bytes, mean, variance, n, h, b, norm, which, level};                                    \
+        const Layers of{scale, shift, bytes, mean, variance, n, h, b, norm, which, level};                             \
         of_activated(of, z, dy, dz, dscale, dshift, threads);                                                          \
     }
 
