@@ -349,9 +349,7 @@ def changed(data: Mapping[str, Any], changes: str | Sequence[str]) -> dict[str, 
                 inner = inner.to_dict()
             if isinstance(inner, str) and at is result and part in SHORT:  # sharing: mmoe, then sharing.experts=16
                 inner = {SHORT[part]: inner}
-            if isinstance(inner, str) and key.startswith(
-                KINDS
-            ):  # features: {age: number}, then schema.features.age.dim=8
+            if isinstance(inner, str) and key.startswith(KINDS):  # {age: number}, then schema.features.age.dim=8
                 inner = {"kind": inner}
             if isinstance(inner, list) and part == "tower":  # tower: [32], then tower.dropout=0.1
                 inner = {"hidden": inner}
