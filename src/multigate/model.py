@@ -173,10 +173,11 @@ class Model(nn.Module):
                 f"{name} wants to return Shared(z, gates, penalty), of multigate.sharing, found {type(shared).__name__}"
             )
         # towers would read some of the tasks, or one for all; an exported graph has no count of rows to look at
-        wanted = (self.towers.n, self.sharing.d_out)
+        tasks = len(self.first)
+        wanted = (tasks, self.sharing.d_out)
         if shared.z.shape[1:] != wanted or (self.training and shared.z.shape[0] != rows):
             raise ExperimentError(
-                f"{name} wants to return z of ({f'{rows} ' if self.training else ''}rows, {self.towers.n} tasks, d_out "
+                f"{name} wants to return z of ({f'{rows} ' if self.training else ''}rows, {tasks} tasks, d_out "
                 f"{self.sharing.d_out}), found a tensor of {tuple(shared.z.shape)}"
             )
         if isinstance(shared.penalty, Tensor) and shared.penalty.numel() != 1:

@@ -137,8 +137,9 @@ def test_the_study_looks_at_the_same_rows_each_time_and_goes_on(small_kuairand: 
 
 
 def rows_of(rows: int, wanted: int) -> int:
-    """Every so many of the pieces of 64 rows."""
-    pieces = [min(64, rows - at) for at in range(0, rows, 64)]
+    """Every so many of the pieces of 64 rows, or a sixth of what is wanted."""
+    size = min(64, wanted // 6)
+    pieces = [min(size, rows - at) for at in range(0, rows, size)]
     return sum(pieces[:: -(-rows // wanted)])
 
 
