@@ -79,6 +79,8 @@ def read_of(bundle):
 class Hand(nn.Module):
     """A sharing that says what a function of x (B, D) -> (B, T) says."""
 
+    d_out = 1
+
     def __init__(self, function):
         super().__init__()
         self.function = function
