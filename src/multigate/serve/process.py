@@ -3,13 +3,12 @@
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,13 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from multigate.bundle import Bundle
 from multigate.errors import MultigateError, RunError
 from multigate.serve.models import load_models
+from multigate.serve.shared_metrics import shared_metrics
 from multigate.training.interrupts import handled
 
 if TYPE_CHECKING:
     from uvicorn import Server
 
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the folder in which processes of one server add up; it must be set before ``metrics`` is imported."""
 PATIENCE = 30
 """Seconds that requests in flight have once a process is asked to stop."""
 IDLE = 75
@@ -101,7 +99,7 @@ def run_several(job: Job, listening: socket.socket, workers: int, ready: Callabl
 
     Raises ``RunError`` where one does not get as far as to serve.
     """
-    with _shared_metrics():
+    with shared_metrics():
         held: list[_Worker] = []
         try:
             for _ in range(workers):
@@ -115,20 +113,6 @@ def run_several(job: Job, listening: socket.socket, workers: int, ready: Callabl
         finally:
             listening.close()
             _end(held)
-
-
-@contextmanager
-def _shared_metrics() -> Iterator[None]:
-    """While entered, processes that are started add up their metrics in one folder."""
-    if SHARED in os.environ:
-        yield
-        return
-    with TemporaryDirectory(prefix="multigate-metrics-") as folder:
-        os.environ[SHARED] = folder
-        try:
-            yield
-        finally:
-            del os.environ[SHARED]
 
 
 def _start(job: Job, listening: socket.socket) -> _Worker:

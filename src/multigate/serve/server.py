@@ -1,6 +1,5 @@
 """The server: models, an address and processes, until it is asked to stop."""
 
-import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,8 @@ from pathlib import Path
 
 from multigate.errors import RunError
 from multigate.serve.models import load_models, name_models
-from multigate.serve.process import SHARED, Job, run, run_several
+from multigate.serve.process import Job, run, run_several
+from multigate.serve.shared_metrics import check_shared_metrics
 from multigate.training.interrupts import interruptible
 
 
@@ -30,7 +30,7 @@ def serve(
     ``BundleError`` as ``load`` does, and ``Interrupted`` once asked to stop.
     """
     _check_packages()
-    _check_metrics()
+    check_shared_metrics()
     paths = name_models(models)
     with interruptible(lambda: "requests in flight were answered"), _bound(host, port) as listening:
         bundles = load_models(paths, engine)
@@ -57,13 +57,6 @@ def _check_packages() -> None:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise RunError(f"serving needs the package {error.name}; pip install 'multigate[serve]'") from None
-
-
-def _check_metrics() -> None:
-    """Raise ``RunError`` where the folder named for metrics is none: every request would end in an error there."""
-    folder = os.environ.get(SHARED)
-    if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-        raise RunError(f"{SHARED} is {folder!r}, which is no folder to write metrics in; make it one, or unset it")
 
 
 def _bound(host: str, port: int) -> socket.socket:
