@@ -22,7 +22,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "tanh": torch.tanh,
 }
-"""In the order of the compiled code's."""
+KINDS: dict[type, str] = {type(None): "none", ParallelLayerNorm: "layer", ParallelBatchNorm: "batch"}
+"""What compiled code calls a normaliser."""
 
 
 def activate(
@@ -63,8 +64,9 @@ class Activated(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         last, found = x.permute(1, 2, 0), kernels_for(x)
         assert found is not None
-        (n, h, b), kind = last.shape, {type(None): "none", ParallelLayerNorm: "layer", ParallelBatchNorm: "batch"}[norm]
-        moments = torch.empty((2, n, {"none": 0, "layer": b, "batch": h}[kind]), dtype=torch.float32, device="cpu")
+        (n, h, b), kind = last.shape, KINDS[norm]
+        each = {"none": 0, "layer": b, "batch": h}[kind]
+        moments = torch.empty((2, n, each), dtype=torch.float32, device="cpu")
         kept = bytes_of(last.shape, x.device) if rate else None
         of = Normalised(kind, _float(scale), _float(shift), moments[0], moments[1], kept, level_of(1 - rate))
         made = found.activate(last, of, activation)
