@@ -171,6 +171,41 @@ def test_few_dense_columns_are_multiplied_beside_those_looked_up(structure: Stru
         torch.testing.assert_close(gradient.double(), sought[name], atol=near, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("structure", "layout"),
+    [
+        *((structure, UNGATED) for structure in structures()),
+        *((STRUCTURES[name](), one) for name in ("mmoe", "ple", "tensor_factor") for one in FEW_DENSE.values()),
+    ],
+    ids=lambda one: one.name if isinstance(one, Structure) else str(len(one.columns)),
+)
+def test_in_bfloat16_a_model_makes_and_learns_what_it_does_when_it_multiplies(
+    monkeypatch: pytest.MonkeyPatch, structure: Structure, layout: Layout
+) -> None:
+    """What is looked up is to be no further from the model in float32 than what is multiplied."""
+    model, (numbers, ids, bags) = Model(layout, structure, embedding=PLAIN), rows(layout)
+    read = (numbers[:, : len(layout.numbers)], ids, bags[: len(layout.bags)])
+    true = learnt(copy.deepcopy(model).train(), read, apart=False)
+    found = {}
+    for tiles in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        one = copy.deepcopy(model).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert looked_up(one, read) != tiles
+            found[tiles] = learnt(one, read, apart=True)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert looked_up(one.eval(), read) != tiles
+            found[tiles][1]["predictions"] = one(*read).logits
+    with torch.no_grad():
+        true[1]["predictions"] = copy.deepcopy(model).eval()(*read).logits
+    for name, right in (("logits", true[0]), *true[1].items()):
+        multiplied, looked = (
+            (learnt[0] if name == "logits" else learnt[1][name]).float() for learnt in (found[True], found[False])
+        )
+        off = (multiplied - right).norm()
+        assert (looked - right).norm() <= 1.5 * off + 0.01 * right.norm() + 1e-6, name
+
+
 def test_columns_that_only_gates_read_stay_theirs(threads: int) -> None:
     model, read = Model(LAYOUT, MMoE(), embedding=PLAIN), rows(LAYOUT)
     exact = copy.deepcopy(model).double().train()
@@ -265,7 +300,7 @@ def test_whatever_is_made_of_it_is_a_plain_tensor_and_right() -> None:
     assert torch.equal(by_x, by_plain)
 
 
-def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen() -> None:
+def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     read = rows()
     model = Model(UNGATED, MMoE(), embedding=PLAIN)
     assert looked_up(model.train(), read)
@@ -274,8 +309,10 @@ def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen() -> Non
     with torch.no_grad():
         assert looked_up(model, read)
         assert not looked_up(model, rows(many=511)), "few rows need nothing compiled"
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not looked_up(model, read)
+        for tiles in (True, False):
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert looked_up(model, read) != tiles, "faster than sums"
         assert not looked_up(copy.deepcopy(model).double(), (read[0].double(), *read[1:]))
     dropping = Model(UNGATED, MMoE(), embedding=PLAIN.with_(dropout=0.3))
     assert looked_up(dropping.train(), read), "rows of a value drop one of few things"

@@ -138,29 +138,33 @@ def _pairs_looked_up(found: Kernels, random: torch.Generator) -> list[tuple[Tens
     sizes, starts, places = (4, 3, 5), torch.tensor([5, 0, 4]), torch.tensor([1, 26, 52])
     ids = torch.stack([torch.randint(0, size, (b,), generator=random) for size in sizes], 1).int()
     of = found.number_terms(ids, Columns(torch.arange(3), starts, torch.tensor(sizes), places), sum(sizes))
-    weight, made, pull = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
+    weight, held, pulls = (torch.randn(shape, generator=random) for shape in ((m, d), (m, b), (m, b)))
     dense = Dense(torch.randn((b, 3), generator=random), torch.tensor([0, 51, 79]))
     dense.x[:, 1] = 0  # a column that is left out
+    of_units = weight[:, 0].contiguous()
     pairs = []
     for dim in (16, 24, 12, 6):  # what is computed sixteen, eight, four and two columns at a time
         table = torch.randn((9, dim), generator=random)
         rows = ids.long() + starts
         columns = (places.unsqueeze(1) + torch.arange(dim)).flatten()
         x, part = table[rows].flatten(1), weight[:, columns]
-        grown, of_bias, of_x = torch.full_like(weight, torch.nan), made.new_empty(m), (pull.t() @ part).view(-1, dim)
-        of_table = found.of_looked_up_(pull, weight, table, of, grown, dense, of_bias)
-        sums, of_units = part @ x.t(), weight[:, 0].contiguous()
+        sums = part @ x.t()
         whole = sums + weight[:, dense.places] @ dense.x.t() + of_units.unsqueeze(1)
-        pairs += [
-            (found.add_looked_up_(made.clone(), weight, table, of), made + sums, 1e-4),
-            (
-                found.add_looked_up_(made.clone(), weight, table, of, dense, 7, of_units),
-                torch.cat((whole[:7].relu(), whole[7:])),
-                1e-4,
-            ),
-            (grown[:, columns], pull @ x, 1e-3),
-            (grown[:, dense.places], pull @ dense.x, 1e-3),
-            (of_bias, pull.sum(1), 1e-3),
-            (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
-        ]
+        for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+            made, given = held.to(dtype), pulls.to(dtype)
+            grown, of_bias, pull = torch.full_like(weight, torch.nan), weight.new_empty(m), given.float()
+            of_table = found.of_looked_up_(given, weight, table, of, grown, dense, of_bias)
+            of_x = (pull.t() @ part).view(-1, dim)
+            pairs += [
+                (found.add_looked_up_(made.clone(), weight, table, of), made.float() + sums, near),
+                (
+                    found.add_looked_up_(made.clone(), weight, table, of, dense, 7, of_units),
+                    torch.cat((whole[:7].relu(), whole[7:])),
+                    near,
+                ),
+                (grown[:, columns], pull @ x, 1e-3),
+                (grown[:, dense.places], pull @ dense.x, 1e-3),
+                (of_bias, pull.sum(1), 1e-3),
+                (of_table, torch.zeros(9, dim).index_add_(0, rows.flatten(), of_x), 1e-3),
+            ]
     return pairs

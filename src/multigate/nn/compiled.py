@@ -29,9 +29,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "of_looked_up": (*[c_void_p] * 14, *[c_int64] * 8, c_int),
 }
 """Of each function: arrays, then sizes, then threads."""
-IN_FLOAT32_ALONE = (
-    "scatter", "sum_of_product", "look_up", "add_up", "lazy_adam", "number_terms", "add_looked_up", "of_looked_up",
-)  # fmt: skip
+IN_FLOAT32_ALONE = ("scatter", "sum_of_product", "look_up", "add_up", "lazy_adam", "number_terms")
 COUNTING = ("look_up", "number_terms")
 """Those that return how many ids have no row."""
 TERMS = 256
@@ -280,10 +278,11 @@ class Kernels:
         bias: Tensor | None = None,
     ) -> Tensor:
         """made (m, B) + weight (m, D) @ x^T of the columns of x that are looked up + bias (m,), and ReLU of its first
-        ``active`` rows, in place; all in float32, the table's width even.
+        ``active`` rows, in place; all but ``made`` in float32, the table's width even.
 
         With ``dense`` columns the product is that of both, and written over ``made``.
         """
+        assert weight.dtype == table.dtype == torch.float32
         arrays, sizes = self._of_x(table, of, dense)
         self._call("add_looked_up", made.dtype, (*arrays, weight, bias, made), *sizes, *weight.shape, active)
         return made
@@ -299,7 +298,8 @@ class Kernels:
         of_bias: Tensor | None = None,
     ) -> Tensor:
         """The gradient of a table (rows, dim) from that of ``add_looked_up_``, (m, B); that of the weight is written
-        into its columns of ``grown`` (m, D), that of the bias into ``of_bias`` (m,)."""
+        into its columns of ``grown`` (m, D), that of the bias into ``of_bias`` (m,); all but ``pull`` in float32."""
+        assert weight.dtype == table.dtype == grown.dtype == torch.float32
         of_table, (arrays, sizes) = torch.zeros_like(table), self._of_x(table, of, dense)
         arrays = (*arrays, weight, pull, grown, of_bias, of_table)
         self._call("of_looked_up", pull.dtype, arrays, *sizes, *weight.shape)

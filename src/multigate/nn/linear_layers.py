@@ -52,9 +52,11 @@ class LinearLayers(torch.autograd.Function):
         ctx.beside = 0 if beside is None else len(beside)
         ctx.weights_are_leaves = all(parameter.is_leaf for parameter in parameters)
         read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
+        if parts is not None:
+            read_by = [weight.float() for weight in read_by]  # one that was made by a matmul is what these are made in
         few = parts is not None and parts.few
         if few:
-            read, first, made = x, None, x.new_empty((sum(map(len, read_by)), rows))
+            read, first, made = x, None, x.new_empty((sum(map(len, read_by)), rows), dtype=dtype)
         elif ctx.padded:
             read = _padded((x,), dtype)
             read[:, x.shape[1]] = 1
@@ -121,15 +123,17 @@ class LinearLayers(torch.autograd.Function):
         parts, width = ctx.parts, read.shape[1]
         if parts is not None and parts.few:
             read_by = looked_up[: 2 if beside else 1]
-            of_read_by, of_bias = [torch.empty_like(weight) for weight in read_by], flat.new_empty(n * d_out)
+            of_read_by = [torch.empty_like(weight) for weight in read_by]
+            of_bias = read_by[0].new_empty(n * d_out)
             of_tables = _of_tables(parts, flat, looked_up, of_read_by, read, of_bias)
-            first = torch.cat([parts.dense_of(weight) for weight in read_by]) if wants_x else None
+            first = torch.cat([parts.dense_of(weight) for weight in read_by]).to(flat.dtype) if wants_x else None
         else:
             runs = ((0, d_in),) if parts is None else parts.runs
             width = sum(end - start for start, end in runs)
             of_first = flat @ read
             halves = torch.split(of_first, [n * d_out, *([beside] if beside else [])])
-            of_read_by = [_placed(half, runs, d_in).to(ctx.kept) for half in halves]
+            kept = ctx.kept if parts is None else torch.float32
+            of_read_by = [_placed(half, runs, d_in).to(kept) for half in halves]
             of_tables = _of_tables(parts, flat, looked_up, of_read_by)
             of_bias = of_first[: n * d_out, width].to(ctx.kept)
         of_x = (flat.t() @ first)[:, :width] if wants_x else None

@@ -119,7 +119,7 @@ class Embedded(Tensor):
     def of(cls, x: Tensor, dense: Tensor, tables: Sequence[Tensor], parts: Parts) -> "Embedded":
         """x, which is left as it is, and knows."""
         made = x.as_subclass(cls)
-        made.dense, made.tables, made.parts = dense, tuple(tables), parts
+        made.dense, made.tables, made.parts = dense.float(), tuple(tables), parts
         return made
 
 
@@ -131,9 +131,14 @@ def numbers(x: Tensor) -> int:
 
 
 def can_look_up(x: Tensor) -> bool:
-    """Whether rows like x (B, ...) may be multiplied so: float32 on a processor, computed now, by compiled code."""
-    plain = x.device.type == "cpu" and x.dtype == multiplied_in(x) == torch.float32
-    return plain and eager(x) and kernels() is not None
+    """Whether rows like x (B, ...) may be multiplied so: float32 on a processor, computed now, by compiled code.
+
+    Products may be made in bfloat16, but for a processor that multiplies it by tiles (AMX), faster than it adds up.
+    """
+    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    within = multiplied_in(x)
+    pays = within == torch.float32 or (within == torch.bfloat16 and not torch.cpu._is_amx_tile_supported())
+    return plain and pays and eager(x) and kernels() is not None
 
 
 def small(sizes: Sequence[int], dim: int, rows: int, copies: int = 1) -> tuple[int, ...]:
@@ -150,8 +155,9 @@ def small(sizes: Sequence[int], dim: int, rows: int, copies: int = 1) -> tuple[i
 
 def product(weight: Tensor, x: Embedded, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """weight (m, D) @ x^T (m, B) + bias (m,), without gradients; with ``relu`` ReLU of that."""
-    parts, active = x.parts, len(weight) if relu else 0
+    parts, active, weight = x.parts, len(weight) if relu else 0, weight.float()
     if parts.few:
-        return parts.add_(weight.new_empty((len(weight), len(x))), weight, x.tables, x.dense, active, bias)
+        made = weight.new_empty((len(weight), len(x)), dtype=multiplied_in(x))
+        return parts.add_(made, weight, x.tables, x.dense, active, bias)
     made = torch.mm(parts.dense_of(weight), x.dense.t())
     return parts.add_(made, weight, x.tables, None, active, bias)

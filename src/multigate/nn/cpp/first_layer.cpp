@@ -132,7 +132,8 @@ void to_values(const Columns& of, int64_t k, const float* w, int64_t width, int6
 
 // z[unit, row] = sum_k w[unit, columns of k] . table[row of k] + w[unit, dense] . x[row, :] + bias[unit], and max(., 0)
 // of that where unit < active; added to z if nothing is known of dense columns
-void add_looked_up(const Columns& of, const Dense& dense, const float* w, const float* bias, float* z, int64_t units,
+template <typename T>
+void add_looked_up(const Columns& of, const Dense& dense, const float* w, const float* bias, T* z, int64_t units,
                    int64_t width, int64_t active, int threads) {
     const int64_t blocks = (units + LANES - 1) / LANES, b = of.b, m = of.m;
     const Alive alive(dense, b);
@@ -167,12 +168,12 @@ void add_looked_up(const Columns& of, const Dense& dense, const float* w, const 
                 }
                 const float* made = reinterpret_cast<const float*>(tile);
                 for (int64_t i = 0; i < many; ++i) {
-                    float* out = z + (unit + i) * b + start;
+                    T* out = z + (unit + i) * b + start;
                     const float *sum = made + i * TILE, more = bias ? bias[unit + i] : 0.0f;
                     const float least = unit + i < active ? 0.0f : -INFINITY;
                     for (int64_t j = 0; j < rows; ++j) {
-                        const float whole = (dense.k < 0 ? out[j] : 0.0f) + sum[j] + more;
-                        out[j] = least > whole ? least : whole; // what is no number stays none
+                        const float whole = (dense.k < 0 ? wide(out[j]) : 0.0f) + sum[j] + more;
+                        narrow(least > whole ? least : whole, out[j]); // what is no number stays none
                     }
                 }
             }
@@ -258,7 +259,8 @@ inline Vector sum_of_rows(const Vector* pull, const int32_t* row, int64_t first,
 
 // Gradients of ``add_looked_up``: of w, in the columns that it knows of, and of the bias, written; of the table's rows,
 // added to ``dtable``
-void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const float* w, float* dw, float* dbias,
+template <typename T>
+void of_looked_up(const Columns& of, const Dense& dense, const T* dz, const float* w, float* dw, float* dbias,
                   float* dtable, int64_t units, int64_t width, int threads) {
     const int64_t dim = of.dim, blocks = (units + LANES - 1) / LANES, b = of.b;
     const auto of_column = at_once(dim, of_values<16>, of_values<8>, of_values<4>, of_values<2>);
@@ -281,7 +283,7 @@ void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const 
                 float* read = reinterpret_cast<float*>(tile);
                 for (int64_t i = 0; i < LANES; ++i) {
                     const int64_t found = i < many ? rows : 0;
-                    if (found) std::copy_n(dz + (unit + i) * b + start, found, read + i * TILE);
+                    for (int64_t j = 0; j < found; ++j) read[i * TILE + j] = wide(dz[(unit + i) * b + start + j]);
                     std::fill(read + i * TILE + found, read + (i + 1) * TILE, 0.0f);
                 }
                 for (int64_t r = 0; r < rows; r += LANES) {
@@ -331,20 +333,23 @@ void of_looked_up(const Columns& of, const Dense& dense, const float* dz, const 
 
 } // namespace
 
-extern "C" void add_looked_up_float32(const float* table, const int32_t* at, const int32_t* row, const int64_t* first,
-                                      const int32_t* one, const int32_t* other, const int64_t* places, const float* x,
-                                      const int64_t* columns, const float* w, const float* bias, float* z, int64_t b,
-                                      int64_t m, int64_t c, int64_t dim, int64_t sums, int64_t dense, int64_t units,
-                                      int64_t width, int64_t active, int threads) {
-    const Columns of{table, at, row, one, other, first, places, b, m, c, dim, sums};
-    add_looked_up(of, {x, columns, dense}, w, bias, z, units, width, active, threads);
-}
+#define EACH(T)                                                                                                        \
+    extern "C" void add_looked_up_##T(                                                                                 \
+        const float* table, const int32_t* at, const int32_t* row, const int64_t* first, const int32_t* one,           \
+        const int32_t* other, const int64_t* places, const float* x, const int64_t* columns, const float* w,           \
+        const float* bias, T* z, int64_t b, int64_t m, int64_t c, int64_t dim, int64_t sums, int64_t dense,            \
+        int64_t units, int64_t width, int64_t active, int threads) {                                                   \
+        const Columns of{table, at, row, one, other, first, places, b, m, c, dim, sums};                               \
+        add_looked_up(of, {x, columns, dense}, w, bias, z, units, width, active, threads);                             \
+    }                                                                                                                  \
+    extern "C" void of_looked_up_##T(                                                                                  \
+        const float* table, const int32_t* at, const int32_t* row, const int64_t* first, const int32_t* one,           \
+        const int32_t* other, const int64_t* places, const float* x, const int64_t* columns, const float* w,           \
+        const T* dz, float* dw, float* dbias, float* dtable, int64_t b, int64_t m, int64_t c, int64_t dim,             \
+        int64_t sums, int64_t dense, int64_t units, int64_t width, int threads) {                                      \
+        const Columns of{table, at, row, one, other, first, places, b, m, c, dim, sums};                               \
+        of_looked_up(of, {x, columns, dense}, dz, w, dw, dbias, dtable, units, width, threads);                        \
+    }
 
-extern "C" void of_looked_up_float32(const float* table, const int32_t* at, const int32_t* row, const int64_t* first,
-                                     const int32_t* one, const int32_t* other, const int64_t* places, const float* x,
-                                     const int64_t* columns, const float* w, const float* dz, float* dw, float* dbias,
-                                     float* dtable, int64_t b, int64_t m, int64_t c, int64_t dim, int64_t sums,
-                                     int64_t dense, int64_t units, int64_t width, int threads) {
-    const Columns of{table, at, row, one, other, first, places, b, m, c, dim, sums};
-    of_looked_up(of, {x, columns, dense}, dz, w, dw, dbias, dtable, units, width, threads);
-}
+EACH(float32)
+EACH(bfloat16)
