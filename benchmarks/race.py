@@ -14,8 +14,8 @@ HEAD = (
     "", "rows/s", "ms a step", "limit, ms", "share", "bytes, ms", "x tutorial", "AUC", "M mult-adds a row", "s from raw"
 )  # fmt: skip
 FOOT = (
-    "Limit and share are of the matmuls alone, were every row multiplied (float32 looks up what first layers make of "
-    "features with few values), at the best rate just before and after a run, for the machine's pace moves; bytes: of "
+    "Limit and share are of the matmuls alone, were every row multiplied (what first layers make of features with few "
+    "values is looked up), at the best rate just before and after a run, for the machine's pace moves; bytes: of "
     "optimiser and embeddings, were nothing in a cache; "
     "s from raw: seconds from the raw file to the end of the epoch."
 )
