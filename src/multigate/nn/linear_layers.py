@@ -53,7 +53,7 @@ class LinearLayers(torch.autograd.Function):
         ctx.weights_are_leaves = all(parameter.is_leaf for parameter in parameters)
         read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
         if parts is not None:
-            read_by = [weight.float() for weight in read_by]  # one that was made by a matmul is what these are made in
+            read_by = [weight.float() for weight in read_by]  # those that a matmul made may be in bfloat16
         few = parts is not None and parts.few
         if few:
             read, first, made = x, None, x.new_empty((sum(map(len, read_by)), rows), dtype=dtype)
