@@ -135,6 +135,51 @@ def test_labels_known_beside_an_unknown_parent_are_left_alone(tmp_path: Path) ->
     assert (rows.weights[:, 2] != 1).any()
 
 
+def test_a_few_known_beside_an_unknown_parent_take_nothing_from_the_others(tmp_path: Path) -> None:
+    """One such row among thousands; p(buy) would be .13 if it left all of them alone."""
+    held = table(8_000, (0.5, 1.0))
+    first = int(np.flatnonzero(held["buy"].is_valid())[0])
+    held["click"] = pa.array(held["click"], mask=np.arange(8_000) == first)
+    found = prepared(tmp_path / "rows", *TASKS[1:], train=held, valid=held)
+    rows = whole(found.train)
+    assert means(rows)[1] == pytest.approx(0.2, abs=0.015)
+    assert rows.weights[first, 1] == 1
+    click = rows.labels[:, 0] == 1
+    np.testing.assert_allclose(rows.weights[click, 1], click.sum() / (click & rows.known[:, 1]).sum(), rtol=1e-6)
+    assert found.layout.tasks[1].known_rate == 1
+
+
+def test_labels_known_beside_many_unknown_parents_count_for_themselves(tmp_path: Path) -> None:
+    """And less is made up by others: in all, each row counts once."""
+    held, draw = table(40_000, (0.5, 0.6)), np.random.default_rng(9)
+    pay = np.array(table(40_000, (1.0, 1.0))["pay"].to_pylist(), dtype=float)
+    told = held["pay"].is_valid().to_numpy(False) | (draw.random(40_000) < 0.3) & (np.array(held["click"]) == 1)
+    held["pay"] = pa.array(pay, mask=~told)
+    held["click"] = pa.array(held["click"], mask=draw.random(40_000) < 0.1)
+    found = prepared(tmp_path / "rows", train=held, valid=held)
+    rows = whole(found.train)
+    counted = (rows.weights * rows.known).sum(0) / 40_000
+    np.testing.assert_allclose(counted, [one.known_rate for one in found.layout.tasks], rtol=1e-3)
+    np.testing.assert_allclose([one.mean for one in found.layout.tasks], means(rows), atol=0.01)
+    np.testing.assert_allclose(means(rows), (0.14, 0.5, 0.2), atol=0.02)
+    assert (rows.weights[rows.known[:, 0] & ~rows.known[:, 2], 0] == 1).all()
+
+
+def test_a_step_with_weights_of_its_own_hides_nothing_from_the_next(tmp_path: Path) -> None:
+    """``pay`` is unknown where ``buy`` is, whose sample_weight makes up for that in ``buy`` alone."""
+    held = table(20_000, (0.5, 0.6), w=np.full(20_000, 2.0))
+    tasks = (TASKS[0], TASKS[1], TASKS[2].with_(sample_weight="w"))
+    rows = prepared(tmp_path / "rows", *tasks, train=held, valid=held)
+    assert means(whole(rows.train))[0] == pytest.approx(0.14, abs=0.015)
+    assert rows.layout.tasks[0].known_rate == 1
+    assert rows.layout.tasks[0].mean == pytest.approx(means(whole(rows.train))[0], rel=1e-5)
+    batch, schema = whole(rows.valid), rows.encoder.schema
+    logits = np.random.default_rng(1).normal(-2, 1, (20_000, 3)).astype(np.float32)
+    told = [one.numpy() for one in (batch.labels, batch.known, batch.weights, batch.groups)]
+    of_part = scores(spaces(schema, rows.encoder, Scored(logits, logits, *told)))
+    assert of_part == pytest.approx(scores(spaces(schema, *scored(schema, held, logits))))
+
+
 def test_what_is_known_throughout_changes_nothing(tmp_path: Path) -> None:
     held = table(500, (1.0, 1.0))
     found = prepared(tmp_path / "rows", train=held, valid=held)

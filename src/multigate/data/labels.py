@@ -53,13 +53,15 @@ class LabelStats(Options):
     """Of each class in the weights of known labels; none without weights."""
     followed: float | None = None
     """Share of the rows where the ``given`` parent is 1 that have a known label; none if that makes no difference."""
+    beside: float | None = None
+    """Then the share of the rows where the parent is unknown that have one; none if there are none."""
     values: tuple[str, ...] = ()
     """What labels are there where ``positive`` says which of them mean 1; empty where there are many."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_rare(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = serialise(self)
-        empty = {name for name in ("shares", "followed") if not getattr(self, name)}
+        empty = {name for name in ("shares", "followed", "beside") if not getattr(self, name)}
         return {name: value for name, value in values.items() if name not in empty}
 
 
@@ -221,25 +223,29 @@ class LabelFit:
         count, mean, sd = self._moments.finish()
         of_weights, of_products = np.split(self._weighed.finish()[1], 2)
         average = np.divide(of_products, of_weights, out=mean.copy(), where=self._by_weight & (of_weights > 0))
-        followed = self._followed.shares()
+        followed, beside = self._followed.shares(), self._followed.beside()
+        of_all = average.copy()  # also where a sample_weight is left to make up for the unknown
         for child, parent in chains(self.schema):
-            if child in followed and self.schema.tasks[child].sample_weight is None:
-                average[child] = self._made_up(child, average[parent])
+            if child in followed:
+                of_all[child] = self._made_up(child, of_all[parent])
+                if self.schema.tasks[child].sample_weight is None:
+                    average[child] = of_all[child]
         return tuple(
-            self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]), float(average[at]), followed.get(at))
+            self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]), float(average[at])).with_(
+                followed=followed.get(at), beside=beside.get(at)
+            )
             for at, task in enumerate(self.schema.tasks)
         )
 
     def _made_up(self, child: int, parent: float) -> float:
         """Mean label of a child whose known labels speak for the unknown ones, from that of its parent."""
-        negatives, positives = self._counts[child]
-        reached, strays = self._followed.known[child], self._violations[child]
-        others = max(negatives + positives - reached, 1)
-        return float(parent * (positives - strays) / reached + (1 - parent) * strays / others)
+        known, positives = self._counts[child].sum(), self._counts[child][1]
+        reached, beside, strays = self._followed.known[child], self._followed.strays[child], self._violations[child]
+        others = max(known - reached - beside, 1)
+        rate = parent * self._followed.positives[child] / reached + (1 - parent) * strays / others
+        return float(rate + beside / known * (positives / known - rate))
 
-    def _finish(
-        self, at: int, task: Task, known: int, mean: float, sd: float, average: float, followed: float | None
-    ) -> LabelStats:
+    def _finish(self, at: int, task: Task, known: int, mean: float, sd: float, average: float) -> LabelStats:
         counts = self._counts[at]
         constant = sd == 0 if task.kind == "regression" else int((counts > 0).sum()) < 2
         if self._base is None and (known == 0 or constant):
@@ -266,7 +272,7 @@ class LabelFit:
             self._check_funnel(task, violations, int(counts[1]))
             return LabelStats(
                 name=task.name, known=known, positives=int(counts[1]), violations=violations, average=average,
-                followed=followed, values=self._values(at, task),
+                values=self._values(at, task),
             )  # fmt: skip
         if task.kind == "multiclass":
             index = self._reader.classes[task.name]
@@ -416,9 +422,13 @@ class Labels:
     def layout(self) -> tuple[TaskColumn, ...]:
         """What a model must know of each task."""
         rates = [max(one.known, 1) / max(self._rows, 1) for one in self.stats]
+        of_all = list(rates)
         for child, parent in chains(self.schema):
-            if self.stats[child].followed is not None and self.schema.tasks[child].sample_weight is None:
-                rates[child] = rates[parent]  # the known labels speak for the unknown
+            if self.stats[child].followed is not None:  # the known labels speak for the unknown
+                beside = self.stats[child].beside or 0.0
+                of_all[child] = (1 - beside) * of_all[parent] + beside
+                if self.schema.tasks[child].sample_weight is None:
+                    rates[child] = of_all[child]
         return tuple(
             TaskColumn(
                 name=one.name,

@@ -97,8 +97,8 @@ class Prepared:
 
     def _part(self, name: str, sizes: list[int]) -> Part:
         paths = [shard_path(self.folder, name, at) for at in range(len(sizes))]
-        shares = self.manifest.get("followed", {}).get(name)
-        weigh = partial(weighed, self.encoder.schema, shares) if shares else None
+        shares, beside = (self.manifest.get(one, {}).get(name, {}) for one in ("followed", "beside"))
+        weigh = partial(weighed, self.encoder.schema, shares, beside) if shares else None
         return Part(name, paths, sizes, self.manifest.get("checksums", {}), weigh)  # older rows have no checksums
 
     @property
@@ -232,6 +232,7 @@ def thinned(prepared: Prepared, share: float, folder: Path) -> Prepared:
             "rows": {name: sum(one) for name, one in sizes.items()},
             "checksums": checksums | train.checksums | valid.checksums,
             "followed": {},  # the weights of its rows say it
+            "beside": {},
         }
         write_manifest(temporary, manifest)
     return Prepared(folder)
@@ -284,11 +285,17 @@ def _write(
         "checksums": checksums | {name: one for writer in writers.values() for name, one in writer.checksums.items()},
         "tables": {name: table.name for name, table in tables.items()},
         "thresholds": splitter.thresholds,
-        "followed": {name: shares for name, one in writers.items() if (shares := one.followed.by_name())},
+        "followed": _told({name: one.followed.by_name(one.followed.shares()) for name, one in writers.items()}),
+        "beside": _told({name: one.followed.by_name(one.followed.beside()) for name, one in writers.items()}),
         "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
         "labels": {one.name: {"known": one.known, "violations": one.violations} for one in encoder.stats},
     }
     write_manifest(folder, manifest)
+
+
+def _told(parts: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Without parts of which there is nothing to tell."""
+    return {name: shares for name, shares in parts.items() if shares}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
