@@ -135,6 +135,16 @@ def test_labels_known_beside_an_unknown_parent_are_left_alone(tmp_path: Path) ->
     assert (rows.weights[:, 2] != 1).any()
 
 
+def test_a_chain_within_one_where_is_a_chain_like_any(tmp_path: Path) -> None:
+    held = table(20_000, (0.5, 0.6), seen=(np.random.default_rng(3).random(20_000) < 0.4).astype(int))
+    tasks = [task.with_(where="seen") for task in TASKS]
+    found = prepared(tmp_path / "rows", *tasks, Task("seen"), train=held, valid=held)
+    np.testing.assert_allclose(means(whole(found.train)), (0.14, 0.5, 0.2, 0.4), atol=0.02)
+    of_tasks = found.layout.tasks
+    np.testing.assert_allclose([one.mean for one in of_tasks], means(whole(found.train)), rtol=1e-5)
+    assert [one.known_rate for one in of_tasks[:3]] == [of_tasks[3].mean] * 3
+
+
 def test_a_few_known_beside_an_unknown_parent_take_nothing_from_the_others(tmp_path: Path) -> None:
     """One such row among thousands; p(buy) would be .13 if it left all of them alone."""
     held = table(8_000, (0.5, 1.0))

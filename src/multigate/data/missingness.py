@@ -21,12 +21,12 @@ Weights = NDArray[np.float32]
 
 
 def chains(schema: Schema) -> Sequence[tuple[int, int]]:
-    """Places of tasks with a ``given`` and of their parents, parents first; none of which ``where`` takes rows away."""
+    """Places of tasks with a ``given`` and of their parents, parents first, whose ``where`` is the same."""
     parents = schema.parents()
     return [
         (at, parent)
         for at in schema.order()
-        if (parent := parents[at]) is not None and not (schema.tasks[at].where or schema.tasks[parent].where)
+        if (parent := parents[at]) is not None and schema.tasks[at].where == schema.tasks[parent].where
     ]
 
 
