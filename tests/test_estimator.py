@@ -327,6 +327,27 @@ def test_score_is_the_mean_of_auc_and_r2() -> None:
         assert fitted.score(TABLE, LABELS, sample_weight=w) == pytest.approx(expected / 2, abs=1e-5)
 
 
+def test_known_labels_speak_for_the_unknown_as_in_a_training() -> None:
+    """Of half of the clicked rows, unless weights are given; p(buy) would be .13."""
+    draw = np.random.default_rng(0)
+    click = draw.random(4_000) < 0.5
+    buy = np.where(draw.random(4_000) < 0.5, click & (draw.random(4_000) < 0.4), np.where(click, np.nan, 0))
+    X, y = draw.normal(size=(4_000, 2)), {"click": click * 1.0, "buy": buy}
+    fitted = small(tasks=["click", "buy|click"], epochs=5, learning_rate=0.005).fit(X, y)
+    assert fitted.predict_proba(X)[1][:, 1].mean() == pytest.approx(0.2, abs=0.02)
+    assert [task.sample_weight for task in fitted.tasks_] == [None, None]
+    known = ~np.isnan(buy)
+    for w in (None, draw.uniform(0, 2, 4_000), 3.0):
+        given = np.ones(4_000) if w is None else w * np.ones(4_000)
+        counted = given * np.where(click, click.sum() / (click & known).sum(), 1)
+        found = [one[:, 1] for one in fitted.predict_proba(X)]
+        wanted = (
+            roc_auc_score(click, found[0], sample_weight=given),
+            roc_auc_score(buy[known], found[1][known], sample_weight=counted[known]),
+        )
+        assert fitted.score(X, y, sample_weight=w) == pytest.approx(np.mean(wanted), abs=1e-5)
+
+
 def test_weights() -> None:
     X = np.random.default_rng(0).normal(size=(200, 2))
     y = (np.arange(200) % 2).astype(float)

@@ -20,10 +20,11 @@ from multigate.data import arrow, cells
 from multigate.data.files import open_table
 from multigate.data.infer import infer_schema, infer_tasks
 from multigate.data.meaning import FEW
+from multigate.data.missingness import weights_of
 from multigate.data.survey import is_text
 from multigate.data.tasks import Tasks, read_tasks
 from multigate.errors import DataError, ExperimentError, MultigateError, nearest
-from multigate.evaluate import Monitor, forward, scores, spaces
+from multigate.evaluate import Monitor, Scored, forward, scores, spaces
 from multigate.experiment import Experiment, make_experiment
 from multigate.options import explain
 from multigate.schema import Feature, Schema, Task
@@ -221,6 +222,8 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
             rows, _ = self._rows(X, y, sample_weight, fitting=False)
             batches = (batch for batch, _ in bundle.batches(rows, labels=True))
             scored = forward(bundle.model, batches, torch.device("cpu"))
+        if sample_weight is not None:
+            scored = _weighed(bundle.schema, scored, np.asarray(sample_weight, dtype=np.float32))
         return Monitor("mean", bundle.schema).value(scores(spaces(bundle.schema, bundle.encoder, scored)))
 
     @property
@@ -272,7 +275,8 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
                     f"{nearest(task.source, labels.column_names)}"
                 )
         if fitting:
-            tasks = tuple(_completed(task, labels, self.kind) for task in tasks)
+            named = None if sample_weight is None else WEIGHT  # weights would be left to make up for unknown labels
+            tasks = tuple(_completed(task, labels, self.kind, named) for task in tasks)
         if not any(task.sample_weight == WEIGHT for task in tasks):
             rows = rows.drop_columns(WEIGHT)
         for name in dict.fromkeys(name for task in tasks for name in (task.source, task.sample_weight)):
@@ -378,9 +382,17 @@ def _numbered(name: str, array: Array) -> list[str]:
     return [name] if array.ndim == 1 else [f"{name}_{at}" for at in range(array.shape[1])]
 
 
-def _completed(task: Task, labels: pa.Table, kind: str | None) -> Task:
-    """The task with a kind, and with the weights of ``fit`` if it names none."""
-    changes: dict[str, Any] = {} if task.sample_weight else {"sample_weight": WEIGHT}
+def _weighed(schema: Schema, scored: Scored, sample_weight: Array) -> Scored:
+    """Rows that ``score`` weighs by (R,), less those of weight 0, where ``fit`` had no weights."""
+    weights = weights_of(schema, scored.labels, scored.known, scored.weights).copy()
+    plain = [task.sample_weight is None for task in schema.tasks]
+    weights[:, plain] *= sample_weight[sample_weight > 0][:, None]
+    return scored._replace(weights=weights)
+
+
+def _completed(task: Task, labels: pa.Table, kind: str | None, sample_weight: str | None) -> Task:
+    """The task with a kind, and with the weights of ``fit``, if any, where it names none."""
+    changes: dict[str, Any] = {} if task.sample_weight else {"sample_weight": sample_weight}
     if task.given is None:
         known = _known(labels[task.source], task.source)
         if len(known) == 1:
