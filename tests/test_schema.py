@@ -88,6 +88,14 @@ def test_only_some_tasks_are_cut_loose_from_absent_parents() -> None:
     assert schema.only(["click", "buy"]).tasks[1].given == "click"
 
 
+def test_a_task_alone_does_not_fade() -> None:
+    """Adam would go on with the second moments of larger gradients: the reference of a comparison would learn less."""
+    tasks = [Task("click", weight=2), Task("like", weight=3, weight_factor=0.1)]
+    schema = Schema(features=FEATURES, tasks=tasks)
+    assert schema.only(["like"]).tasks == (Task("like", weight=3),)
+    assert schema.only(["click", "like"]).tasks == tuple(tasks)
+
+
 @pytest.mark.parametrize(
     ("uses", "told"),
     [

@@ -421,13 +421,15 @@ class Schema(Options):
     def only(self, names: Sequence[str]) -> "Schema":
         """The schema of some of the tasks alone, each cut loose from parents that are not among them.
 
-        Features that only bias other tasks are left out, and so are outputs, which are made of all.
+        Features that only bias other tasks are left out, and so are outputs, which are made of all. The weight of a
+        single task stays what it is: one that fades beside others would only cease to learn.
         """
         kept = tuple(
             task.with_(
                 given=task.given if task.given in names else None,
                 risk=task.risk if task.given in names else "joint",
                 where=task.where if task.where in names else None,
+                weight_factor=task.weight_factor if len(names) > 1 else 1.0,
             )
             for task in self.tasks
             if task.name in names
