@@ -270,6 +270,16 @@ def test_what_is_set_and_moves_nothing_is_told_with_its_place_and_why() -> None:
             "sharing.rank moves nothing: form",
         ),
         ({"structure": "ple", "k": 3}, {"gating": "dselect_k"}, "sharing.k moves nothing: gates read all"),
+        (
+            {"structure": "mmoe", "experts": 4, "exclusive": 0.1},
+            {"exclusive": 0.25},
+            "sharing.exclusive moves nothing: of 4 experts it comes to none; 0.25 is one of them",
+        ),
+        (
+            {"structure": "mmoe", "experts": 8, "exclusion": 0.05},
+            {"exclusion": 0.0},
+            "sharing.exclusion moves nothing: of 8 experts it comes to none; 0.12 is one of them",
+        ),
     ],
 )
 def test_settings_of_structures_that_move_nothing_are_told(
@@ -278,6 +288,23 @@ def test_settings_of_structures_that_move_nothing_are_told(
     (found,) = make_experiment({"schema": SCHEMA, "sharing": wrong}).set_in_vain()
     assert found.startswith(told)
     assert not make_experiment({"schema": SCHEMA, "sharing": wrong | right}).set_in_vain()
+
+
+@pytest.mark.parametrize(
+    ("task", "idle"),
+    [
+        ({"kind": "binary"}, False),
+        ({"kind": "regression", "transform": "log1p"}, False),
+        ({"kind": "regression"}, True),
+        ({"kind": "multiclass"}, True),
+    ],
+)
+def test_recalibration_that_no_task_has_a_curve_for_is_told(task: dict[str, Any], idle: bool) -> None:
+    schema = {"features": [{"name": "x", "kind": "number"}], "tasks": [{"name": "y", **task}]}
+    experiment = make_experiment({"schema": schema, "recalibrate": "isotonic"})
+    told = ["recalibrate moves nothing: there are curves for binary tasks and regressions through log1p alone"]
+    assert experiment.set_in_vain() == told * idle
+    assert experiment.corrects is not idle
 
 
 @pytest.mark.parametrize("name", [*STRUCTURES, *VARIANTS])

@@ -238,12 +238,19 @@ with warnings.catch_warnings():
         @property
         def corrects(self) -> bool:
             """Whether the bundle of a training has curves, which its validation metrics are from before."""
-            fitted = self.recalibrate != "none"
-            tasks = self.schema.tasks
-            able = any(
-                task.kind == "binary" or (task.kind, task.transform) == ("regression", "log1p") for task in tasks
+            fitted = self.recalibrate != "none" and self._takes_curves
+            return fitted or any(task.negatives_kept < 1 for task in self.schema.tasks)
+
+        @property
+        def _takes_curves(self) -> bool:
+            return any(
+                task.kind == "binary" or (task.kind, task.transform) == ("regression", "log1p")
+                for task in self.schema.tasks
             )
-            return (fitted and able) or any(task.negatives_kept < 1 for task in tasks)
+
+        def idle(self) -> Mapping[str, str]:
+            why = "there are curves for binary tasks and regressions through log1p alone"
+            return {} if self._takes_curves else {"recalibrate": why}
 
         def batch(self, rows: int) -> int:
             """The rows of a step, of so many training rows."""

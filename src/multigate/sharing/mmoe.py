@@ -1,5 +1,6 @@
 """Multi-gate mixture-of-experts: shared experts, a gate per task (MMoE); or one gate for all (OMoE)."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -50,6 +51,12 @@ class MMoE(Mixture):
                 "together at most 1"
             )
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        shares = {"exclusive": self.exclusive, "exclusion": self.exclusion}
+        none = [name for name, share in shares.items() if not round(share * self.experts)]
+        why = f"of {self.experts} experts it comes to none; {1 / self.experts:.2g} is one of them"
+        return {**super().idle(), **dict.fromkeys(none, why)}
 
     def check(self, tasks: tuple[str, ...]) -> None:
         self.mask(tasks)
