@@ -334,7 +334,8 @@ def test_a_comparison_of_structures_without_names_is_refused(feed_experiment: Ex
 def test_a_comparison_of_no_seed_is_refused_before_anything_is_written(
     feed_experiment: Experiment, tmp_path: Path, seeds: Any
 ) -> None:
-    with pytest.raises(ExperimentError, match=f"seeds={seeds!r}: a comparison wants one at least"):
+    told = f"seeds={seeds!r}: a comparison wants one at least, a whole number, and two or more for intervals"
+    with pytest.raises(ExperimentError, match=told):
         compare(feed_experiment, tmp_path / "c", structures=["mmoe"], seeds=seeds, quiet=True)
     assert not (tmp_path / "c").exists()
 

@@ -86,7 +86,7 @@ def compare(
     structures = ALL if structures == "all" else tuple(dict.fromkeys(listed(structures)))
     if isinstance(seeds, bool) or not isinstance(seeds, Integral) or seeds < 1:
         raise ExperimentError(
-            f"seeds={seeds!r}: a comparison wants one at least, a whole number, and six or more for intervals"
+            f"seeds={seeds!r}: a comparison wants one at least, a whole number, and two or more for intervals"
         )
     if not structures:
         raise ExperimentError("a comparison wants one structure at least; name some, such as single_task and mmoe")
