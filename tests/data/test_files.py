@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multigate.data.cells import placed
-from multigate.data.files import Source, open_table
+from multigate.data.files import Source, _merged, open_table
 from multigate.data.types import check_names, parse_type, type_name
 from multigate.errors import DataError
 
@@ -795,3 +795,43 @@ def test_whole_numbers_beyond_int64_beside_a_file_of_int64_are_told_and_the_advi
         write("b.parquet", [1, 2**63], kind)
         rows = [int(one) for batch in open_table(tmp_path).batches() for one in batch["id"].to_pylist()]
         assert rows == [7, 2**62, 1, 2**63]
+
+
+def test_what_wide_tables_are_is_asked_of_arrow_as_often_as_of_narrow_ones(tmp_path, monkeypatch):
+    """It makes schemas and their names anew each time, so that asking for every column takes the square of them."""
+    asked = []
+
+    def counted(kind: type, name: str) -> None:
+        own = getattr(kind, name)
+        monkeypatch.setattr(kind, name, property(lambda one: (asked.append(name), own.fget(one))[1]))
+
+    counted(pq.ParquetFile, "schema_arrow")
+    counted(pq.ParquetFile, "metadata")
+    often = []
+    for columns in (2, 30):
+        folder = tmp_path / str(columns)
+        folder.mkdir()
+        for name in ("a.parquet", "b.parquet"):
+            write_parquet(folder, name, **{f"c{at}": ["x", "y", "x"] for at in range(columns)})
+        asked.clear()
+        assert open_table(folder).schema.names == [f"c{at}" for at in range(columns)]
+        often.append(len(asked))
+    assert often[0] == often[1]
+
+
+def test_files_of_one_table_are_each_asked_once_for_their_columns() -> None:
+    class Part:
+        name, guessed, sparse, rows = "a part", False, False, 0
+
+        def __init__(self, columns: int) -> None:
+            self.columns, self.asked = columns, 0
+
+        @property
+        def schema(self) -> pa.Schema:
+            self.asked += 1
+            return pa.schema([(f"c{at}", pa.int64()) for at in range(self.columns)])
+
+    few, many = ([Part(columns) for _ in range(3)] for columns in (2, 50))
+    for parts in (few, many):
+        assert len(_merged(parts, {}).names) == parts[0].columns
+    assert [part.asked for part in many] == [part.asked for part in few]

@@ -177,15 +177,16 @@ def _merged(parts: Sequence[Part], frozen: Mapping[str, pa.DataType]) -> pa.Sche
     if all(part.sparse for part in parts):
         types |= {name: pa.null() for part in parts for name in part.schema.names if name not in types}
     for part in parts[1:]:
-        for name in part.schema.names:
+        there = dict(zip(part.schema.names, part.schema.types, strict=True))  # Arrow makes the names anew when asked
+        for name in there:
             if name not in types:
                 raise DataError(f"{part.name} has a column {name!r} that {first.name} has not; give files of one table")
         for name, kind in types.items():
-            if name not in part.schema.names:
+            if name not in there:
                 if part.sparse and first.sparse:
                     continue
                 raise DataError(f"{part.name} has no column {name!r}, {first.name} has; give files of one table")
-            other = part.schema.field(name).type
+            other = there[name]
             common = common_type(kind, other)
             if common is None and guessed:
                 # of one place, London in winter and in summer: both are read as they stand

@@ -49,11 +49,15 @@ class ParquetFile:
 
 def _dictionary_columns(file: pq.ParquetFile) -> list[str]:
     """Text columns that the file stores as short codes throughout: they are cheaper to read as dictionaries."""
-    names = []
-    for index, field in enumerate(file.schema_arrow):
-        if not is_text(field.type) or file.metadata.num_columns != len(file.schema_arrow):
+    names: list[str] = []
+    schema, metadata = file.schema_arrow, file.metadata  # each is made anew when asked for
+    if metadata.num_columns != len(schema):
+        return names
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    for index, field in enumerate(schema):
+        if not is_text(field.type):
             continue
-        chunks = [file.metadata.row_group(group).column(index) for group in range(file.metadata.num_row_groups)]
+        chunks = [group.column(index) for group in groups]
         if all(chunk.has_dictionary_page and chunk.total_uncompressed_size < 8 * chunk.num_values for chunk in chunks):
             names.append(field.name)
     return names
