@@ -118,6 +118,24 @@ def test_how_many_experts_a_gate_reads_is_told_of_sparse_gates_alone() -> None:
     assert _described(MMoE(experts=3, hidden=(8,), gating="top_k")) == "mmoe, gating top_k, hidden 8, k 2, experts 3"
 
 
+def test_heat_maps_of_many_tasks_show_those_with_the_largest_values() -> None:
+    names = [f"task {at}" for at in range(90)]
+    matrix = np.eye(90)
+    matrix[3, 80] = matrix[80, 3] = -0.9
+    chart = heat_chart("", "d", names, names, matrix.tolist(), signed=True)
+    assert chart.title == "(the largest values: 40 of 90 rows, 40 of 90 columns)"
+    cells = {(one["down"], one["across"]): one["value"] for one in values(chart.spec)}
+    assert len(cells) == 40 * 40
+    assert cells["task 3", "task 80"] == cells["task 80", "task 3"] == -0.9
+    assert {down for down, _ in cells} == {across for _, across in cells}
+    experts = [[None, 0.1], *([[0.2, 0.3]] * 40), [0.9, 0.0]]
+    chart = heat_chart("t", "d", [f"expert {at}" for at in range(42)], ["a", "b"], experts)
+    assert chart.title == "t (the largest values: 40 of 42 rows, 2 of 2 columns)"
+    shown = {one["down"] for one in values(chart.spec)}
+    assert "expert 41" in shown
+    assert "expert 0" not in shown
+
+
 def test_heat_maps_have_their_numbers_written_in_them() -> None:
     chart = heat_chart("", "d", ["a", "b"], ["c"], [[-0.001], [None]], signed=True)
     assert [row["text"] for row in values(chart.spec)] == ["+0.00", "n/a"]

@@ -6,6 +6,7 @@ from operator import mul
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from multigate.analysis.reliability import Reliability
 from multigate.report.blocks import Chart
@@ -17,6 +18,8 @@ that charts follow its scheme."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 CELL = 50
 """Least width of a heat map's cell in pixels, and half the greatest."""
+MOST = 40
+"""Rows and columns of a heat map at most: more cannot be read, and cells grow with the square of the tasks."""
 PHONE = 320
 """Pixels that a chart has on a narrow screen."""
 RARE = 0.1
@@ -215,8 +218,15 @@ def heat_chart(
 ) -> Chart:
     """A cell per pair with its number in it, to so many ``digits`` after the point.
 
-    Stronger colour is more, up to ``top``; negative ones have another hue.
+    Stronger colour is more, up to ``top``; negative ones have another hue. Of more than ``MOST`` rows or columns those
+    with the largest values are shown, and the title says so.
     """
+    shown_down, shown_across = _largest(values, square=tuple(down) == tuple(across))
+    if len(shown_down) < len(down) or len(shown_across) < len(across):
+        told = f"{len(shown_down)} of {len(down)} rows, {len(shown_across)} of {len(across)} columns"
+        title = f"{title} (the largest values: {told})".strip()
+        down, across = [down[at] for at in shown_down], [across[at] for at in shown_across]
+        values = [[values[i][j] for j in shown_across] for i in shown_down]
     rows = [
         {
             "down": name,
@@ -247,6 +257,16 @@ def heat_chart(
     )
     least, most = labels + cell * len(across), labels + max(cell, 2 * CELL) * len(across)
     return _chart(title, description, picture, height=26 * len(down), least=least, most=most)
+
+
+def _largest(values: Sequence[Sequence[float | None]], *, square: bool) -> tuple[list[int], list[int]]:
+    """The places of ``MOST`` rows and columns with the largest values, rising; of pairs those of two different ones."""
+    sizes = np.abs(np.array([[0.0 if value is None else value for value in line] for line in values]))
+    if square:
+        np.fill_diagonal(sizes, 0)
+        sizes = np.maximum(sizes, sizes.T)
+    rows, columns = (np.sort(np.argsort(-sizes.max(axis), kind="stable")[:MOST]).tolist() for axis in (1, 0))
+    return rows, columns
 
 
 def bar_chart(title: str, description: str, rows: Sequence[Row], x: str) -> Chart:
