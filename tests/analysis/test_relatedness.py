@@ -1,6 +1,7 @@
 """Relatedness against gradients worked out by hand and plain loops."""
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from numpy.testing import assert_allclose
 
 from multigate.analysis import relatedness as module
-from multigate.analysis.relatedness import Directions, relatedness
+from multigate.analysis.relatedness import Directions, label_correlations, relatedness
 from multigate.analysis.subject import Subject
+from multigate.batch import TaskColumn
 from multigate.bundle import Bundle, build_model
 from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
@@ -236,6 +238,46 @@ def test_overlap_equals_plain_loops_and_does_not_depend_on_batches():
     )
     for one in (whole, pieces, turned):
         assert_allclose(one.overlap(), expected, atol=1e-4)
+
+
+def test_directions_of_wide_rows_are_compared_row_by_row_to_the_same_overlap(monkeypatch):
+    torch.manual_seed(0)
+    x, gradients = 3 + torch.randn(60, 9) @ torch.randn(9, 9), torch.randn(3, 60, 9)
+    narrow, wide = Directions(), Directions()
+    narrow.add(x, gradients)
+    monkeypatch.setattr(module, "WIDE", 8)
+    for at, stop in ((0, 25), (25, 60)):
+        wide.add(x[at:stop], gradients[:, at:stop])
+    assert_allclose(wide.overlap(), narrow.overlap(), atol=1e-5)
+
+
+def test_of_rows_wider_than_many_so_many_are_compared_evenly(linear, monkeypatch):
+    seen = []
+
+    class Watched(Directions):
+        def add(self, x, gradients):
+            seen.append(x.shape)
+            assert gradients.shape[1:] == x.shape
+            super().add(x, gradients)
+
+    monkeypatch.setattr(module, "Directions", Watched)
+    for wide, rows in ((2, 1), (4, 1024)):
+        seen.clear()
+        monkeypatch.setattr(module, "WIDE", wide)
+        relatedness(linear(SCHEMA, table(2048), HEADS))
+        assert seen == [(rows, 4)] * 2
+
+
+def test_correlations_of_many_labels_copy_two_of_them_at_a_time():
+    tasks = [TaskColumn(name=str(at), kind="binary", outputs=1) for at in range(60)]
+    labels = np.random.default_rng(0).integers(0, 2, (2000, 60)).astype(np.float32)
+    known = np.ones(labels.shape, bool)
+    tracemalloc.start()
+    found = label_correlations(tasks, labels, known)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert_allclose(found, np.corrcoef(labels.T.astype(np.float64)), atol=1e-12)
+    assert peak < 1.5 * 8 * labels.size, "one copy as float64 is all that there is to hold"
 
 
 def test_a_task_without_gradient_overlaps_with_none():

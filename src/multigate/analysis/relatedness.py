@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ ROWS = 1024
 """Rows whose gradient is one sample of a cosine, about."""
 MOST = 20
 """Such samples at most."""
+WIDE = 2048
+"""Where x has more columns directions are compared row by row, on so many rows at most: by columns memory grows with
+their square and time with their cube."""
 
 Matrix = tuple[tuple[float | None, ...], ...]
 Floats = NDArray[np.float64]
@@ -66,7 +70,8 @@ def relatedness(subject: Subject) -> Relatedness:
         x, gradients = task_gradients(subject.bundle.model, objective, batch)
         cosines.append(cosines_of(gradients.flatten(1)))
         if x.dim() == 2:
-            directions.add(x, gradients)
+            every = -(-min(rows.rows, MOST * ROWS) // WIDE) if x.shape[1] > WIDE else 1
+            directions.add(x[::every].contiguous(), gradients[:, ::every].contiguous())  # views would keep all rows
     overlap = directions.overlap() if directions.rows else np.full([len(tasks)] * 2, np.nan)
     return Relatedness(
         tasks=tuple(task.name for task in tasks),
@@ -84,12 +89,16 @@ def label_correlations(tasks: Sequence[TaskColumn], labels: NDArray[np.float32],
     ordered = [task.kind != "multiclass" or task.outputs == 2 for task in tasks]
 
     def correlation(i: int, j: int) -> float:
-        a, b = labels[known[:, i] & known[:, j]][:, [i, j]].T
+        both = known[:, i] & known[:, j]
+        a, b = labels[both, i], labels[both, j]  # not of all the tasks, which would take a copy of the labels each time
         if not (ordered[i] and ordered[j] and len(a) and np.ptp(a) and np.ptp(b)):
             return np.nan
         return float(np.corrcoef(a, b)[0, 1])
 
-    return np.array([[correlation(i, j) for j in range(len(tasks))] for i in range(len(tasks))])
+    found = np.full([len(tasks)] * 2, np.nan)
+    for i, j in combinations_with_replacement(range(len(tasks)), 2):
+        found[i, j] = found[j, i] = correlation(i, j)
+    return found
 
 
 def _regrouped(rows: Batch) -> Iterator[Batch]:
@@ -129,10 +138,14 @@ class Directions:
     def __init__(self) -> None:
         self.rows = 0
         self._sum = self._squares = self._moments = torch.zeros(())
+        self._wide: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, gradients: Tensor) -> None:
         """x (B, D) and gradients (T, B, D)."""
         self.rows += len(x)
+        if x.shape[1] > WIDE:
+            self._wide.append((x, gradients))
+            return
         self._sum = self._sum + x.sum(0).double()
         self._squares = self._squares + (x.T @ x).double()
         self._moments = self._moments + torch.stack([(one.T @ one).double() for one in gradients])
@@ -144,15 +157,29 @@ class Directions:
         other's, whatever the labels are. Of tasks that read one direction each, y_t = f_t(w_t . x), it is
         |cos(w_s, w_t)|.
         """
-        mean = self._sum / self.rows
-        covariance = self._squares / self.rows - torch.outer(mean, mean)
-        seen = (self._moments @ covariance).flatten(1)  # C_t S
-        turned = (self._moments @ covariance).transpose(1, 2).flatten(1)  # tr(A B) is A . B'
-        products = (seen @ turned.T).cpu().numpy()
+        products = (self._by_rows() if self._wide else self._by_columns()).cpu().numpy()
         sizes = np.sqrt(np.maximum(np.diag(products), 0))
         with np.errstate(invalid="ignore", divide="ignore"):
             cosines = products / np.outer(sizes, sizes)
         return np.sqrt(np.clip(cosines, 0, 1))
+
+    def _by_columns(self) -> Tensor:
+        """<C_s, C_t> of all pairs, (T, T), by matrices (D, D)."""
+        mean = self._sum / self.rows
+        covariance = self._squares / self.rows - torch.outer(mean, mean)
+        seen = (self._moments @ covariance).flatten(1)  # C_t S
+        turned = (self._moments @ covariance).transpose(1, 2).flatten(1)  # tr(A B) is A . B'
+        return seen @ turned.T
+
+    def _by_rows(self) -> Tensor:
+        """The same but for a factor, by matrices (N, N): with G the gradients and X the centred x of all N rows it is
+        tr(G_s' G_s X' X G_t' G_t X' X)."""
+        x = torch.cat([x for x, _ in self._wide])
+        x = x - x.mean(0)
+        of_tasks = zip(*(gradients for _, gradients in self._wide), strict=True)
+        read = (torch.cat(of_batches) @ x.T for of_batches in of_tasks)
+        moments = torch.stack([(one.T.double() @ one.double()).flatten() for one in read])
+        return moments @ moments.T
 
 
 def cosines_of(vectors: Tensor) -> Floats:
