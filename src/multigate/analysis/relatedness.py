@@ -21,9 +21,9 @@ ROWS = 1024
 """Rows whose gradient is one sample of a cosine, about."""
 MOST = 20
 """Such samples at most."""
-WIDE = 2048
+WIDE, FEW_TASKS = 2048, 8
 """Where x has more columns directions are compared row by row, on so many rows at most: by columns memory grows with
-their square and time with their cube."""
+their square and time with their cube. So it is for up to so many tasks, and less for more, which have a matrix each."""
 
 Matrix = tuple[tuple[float | None, ...], ...]
 Floats = NDArray[np.float64]
@@ -70,7 +70,8 @@ def relatedness(subject: Subject) -> Relatedness:
         x, gradients = task_gradients(subject.bundle.model, objective, batch)
         cosines.append(cosines_of(gradients.flatten(1)))
         if x.dim() == 2:
-            every = -(-min(rows.rows, MOST * ROWS) // WIDE) if x.shape[1] > WIDE else 1
+            most = widest(len(tasks))
+            every = -(-min(rows.rows, MOST * ROWS) // most) if x.shape[1] > most else 1
             directions.add(x[::every].contiguous(), gradients[:, ::every].contiguous())  # views would keep all rows
     overlap = directions.overlap() if directions.rows else np.full([len(tasks)] * 2, np.nan)
     return Relatedness(
@@ -81,6 +82,11 @@ def relatedness(subject: Subject) -> Relatedness:
         overlap=as_matrix(overlap),
         rows=subject.rows,
     )
+
+
+def widest(tasks: int) -> int:
+    """Columns or rows of a square matrix at most, of which there is one for each task."""
+    return int(WIDE * min(1.0, (FEW_TASKS / tasks) ** 0.5))
 
 
 def label_correlations(tasks: Sequence[TaskColumn], labels: NDArray[np.float32], known: NDArray[np.bool_]) -> Floats:
@@ -143,7 +149,7 @@ class Directions:
     def add(self, x: Tensor, gradients: Tensor) -> None:
         """x (B, D) and gradients (T, B, D)."""
         self.rows += len(x)
-        if x.shape[1] > WIDE:
+        if x.shape[1] > widest(len(gradients)):
             self._wide.append((x, gradients))
             return
         self._sum = self._sum + x.sum(0).double()
