@@ -6,7 +6,7 @@ from torch import Tensor
 
 from multigate.nn import mixture
 from multigate.nn.kernels import kernels
-from multigate.nn.mixture import FEW, combine
+from multigate.nn.mixture import FEW, combine, mix
 
 H, B = 5, 9
 
@@ -54,3 +54,12 @@ def test_many_are_one_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     many = FEW // 2 + 1
     weights, last = torch.randn(2, many, dtype=torch.bfloat16), torch.randn(many, H, B, dtype=torch.bfloat16)
     assert combine(weights, last.requires_grad_()).shape == (2, H, B)
+
+
+@pytest.mark.parametrize(("rows", "sources"), [(B, 4), (B, 2), (B + 1, 3), (B - 1, 3)])
+def test_gates_of_other_rows_or_sources_are_refused(rows: int, sources: int) -> None:
+    """Compiled code would read beside them."""
+    gate, last = torch.rand(rows, 2, sources), torch.randn(3, H, B)
+    for read in (last.permute(2, 0, 1), last.permute(2, 0, 1).contiguous()):
+        with pytest.raises(RuntimeError, match="Expected size for first two dimensions"):
+            mix(gate, read)

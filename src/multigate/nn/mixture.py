@@ -16,7 +16,8 @@ FEW = 32
 
 def mix(gate: Tensor, sources: Tensor) -> Tensor:
     """sum_e gate[b, t, e] sources[b, e, :] (Ma et al. 2018, Eq. 7). (B, T, E), (B, E, H) -> (B, T, H)."""
-    if not (eager(sources) and lies_last(sources)):
+    fit = gate.shape[::2] == sources.shape[:2]  # or torch says what is wrong
+    if not (fit and eager(sources) and lies_last(sources)):
         if gate.dtype != sources.dtype and not torch.is_autocast_enabled(sources.device.type):
             gate = gate.to(sources.dtype)  # sparse gates weigh in float32 where all else is in half precision
         return torch.bmm(gate, sources)
