@@ -53,6 +53,18 @@ def test_units_are_read_as_if_they_were_there_for_each_reader(
         torch.testing.assert_close(gate.eval()(x, read), expected)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_units_and_widths_are_those_that_layers_take(training: bool) -> None:
+    """Compiled code would read beside what is there."""
+    gate, one = FeatureGate(3, 8, 2), torch.randn(600, 1, 8)
+    with torch.no_grad():
+        expected = torch.cat([gate.eval()(row) for row in one.split(100)])
+        torch.testing.assert_close(gate.train(training)(one), expected)
+        for other in (one.expand(-1, 2, -1).contiguous(), torch.randn(600, 9), torch.randn(600, 3, 7)):
+            with pytest.raises(RuntimeError, match=r"must match|cannot be multiplied|Expected size"):
+                gate(other)
+
+
 def test_a_gate_costs_twice_its_rank_for_each_feature() -> None:
     assert FeatureGate(3, 100, 8).multiply_adds() == 3 * 2 * 8 * 100
 

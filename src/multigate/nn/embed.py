@@ -164,9 +164,14 @@ class Embed(nn.Module):
             place += part.d_out
         runs.append((place, self.d_out))
         rest = self._dropped([*dense, *self._after(bags)])
-        x = _in_order(rest, runs, looked_up)
         if not apart:
-            return x
+            return _in_order(rest, runs, looked_up)
+        learns = torch.is_grad_enabled()
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(learns),
+        ):  # made there, x counts what is written into it
+            x = _in_order(rest, runs, looked_up)
         parts = Parts.of(runs, [one.lookups() for one in looked_up])
         return Embedded.of(x, rest, [one.table for one in looked_up], parts)
 

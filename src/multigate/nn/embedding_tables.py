@@ -93,7 +93,7 @@ class Categories(nn.Module):
     def small(self, tables: nn.Module, ids: Tensor, copies: int = 1) -> tuple[int, ...]:
         """Columns, by their places among these, that rows of ids had better look up, of tables that are there so many
         times over: see ``Lookups``."""
-        return small(self.sizes, self.dim, len(ids), copies) if is_plain(tables) else ()
+        return small(self.sizes, self.dim, len(ids), copies) if is_plain(tables) and not watched(self) else ()
 
     def divided(self, small: tuple[int, ...], tables: StackedTables, place: int) -> Division:
         """The small columns, by their places among these, apart from the others; these lie in x from a place on, which

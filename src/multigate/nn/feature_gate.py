@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from multigate.nn.eager import eager, multiplied_in, pays
 from multigate.nn.kernels import kernels_for
 from multigate.nn.layout import units
+from multigate.nn.lookups import plain
 from multigate.nn.parallel import ParallelLinear, inputs
 
 
@@ -26,7 +27,7 @@ class FeatureGate(nn.Module):
 
     def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
         weights = self.down.weight, self.up.weight
-        at_once = (self.training or pays(x)) and eager(x) and self._by_weight(x)
+        at_once = (self.training or pays(x)) and eager(x) and self._by_weight(x, read)
         if at_once:
             x = x.to(multiplied_in(x))
             if kernels_for(x) is not None:
@@ -40,8 +41,11 @@ class FeatureGate(nn.Module):
         gate = 2 * torch.sigmoid(self.up(self.down(x)))  # (B, n, D)
         return gate * (x if x.dim() == 3 else x.unsqueeze(1))
 
-    def _by_weight(self, x: Tensor) -> bool:
-        """Whether the weights of both layers themselves multiply."""
+    def _by_weight(self, x: Tensor, read: Tensor | None) -> bool:
+        """Whether the weights of both layers themselves multiply, and x has a unit for each, as wide as they are."""
+        n, _, d_in = self.down.weight.shape
+        if x.shape[-1] != d_in or (x.dim() == 3 and read is None and x.shape[1] != n):
+            return False  # the layers say so
         return self.down.plain(x.shape[0], inputs(x)) and self.up.plain(x.shape[0], inputs(x))
 
     def multiply_adds(self) -> int:
@@ -61,7 +65,7 @@ class CompiledFeatures(torch.autograd.Function):
         if read is None:
             read = torch.zeros(len(down), dtype=torch.int64) if x.dim() == 2 else torch.arange(len(down))
         ctx.kept, ctx.found = (x.dim(), down.dtype), kernels_for(last)
-        given = last, read, down.float(), up.float()
+        given = last, read, plain(down), plain(up)
         ctx.save_for_backward(*given)
         made: Tensor = ctx.found.gate_features(*given)
         return made.permute(2, 0, 1)

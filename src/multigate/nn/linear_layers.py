@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from multigate.nn.inputs_alone import inputs_alone
 from multigate.nn.kernels import kernels_for
-from multigate.nn.lookups import Embedded, Parts, product
+from multigate.nn.lookups import Parts, plain, product, untouched
 
 WIDTH = 16
 """Numbers that a processor multiplies at once."""
@@ -53,7 +53,7 @@ class LinearLayers(torch.autograd.Function):
         ctx.weights_are_leaves = all(parameter.is_leaf for parameter in parameters)
         read_by = [parameters[0].flatten(0, 1), *([] if beside is None else [beside])]  # all that x is multiplied by
         if parts is not None:
-            read_by = [weight.float() for weight in read_by]  # those that a matmul made may be in bfloat16
+            read_by = [plain(weight) for weight in read_by]
         few = parts is not None and parts.few
         if few:
             read, first, made = x, None, x.new_empty((sum(map(len, read_by)), rows), dtype=dtype)
@@ -66,14 +66,14 @@ class LinearLayers(torch.autograd.Function):
         else:
             x = x.to(dtype) if x.dim() == 3 else x.to(dtype).unsqueeze(1)
             u = x.shape[1]
-            read, first = x.permute(1, 2, 0), parameters[0].to(dtype).view(u, -1, d_in)  # (u, D, B)
-            made = torch.baddbmm(parameters[1].to(dtype).view(u, -1, 1), first, read).view(n * d_out, rows)
+            read, first = x.permute(1, 2, 0), parameters[0].to(dtype).reshape(u, -1, d_in)  # (u, D, B)
+            made = torch.baddbmm(parameters[1].to(dtype).reshape(u, -1, 1), first, read).view(n * d_out, rows)
         active = made[: n * d_out]
         if parts is not None:
-            dense, bias = (x, parameters[1].flatten()) if few else (None, None)
+            dense, bias = (x, plain(parameters[1].flatten())) if few else (None, None)
             parts.add_(active, read_by[0], tables, dense, n * d_out if relu else 0, bias)
             if beside is not None:
-                parts.add_(made[n * d_out :], beside, tables, dense)
+                parts.add_(made[n * d_out :], read_by[1], tables, dense)
         elif relu:
             _relu_(active)
         layers = [active.view(n, d_out, rows)]
@@ -187,14 +187,14 @@ def linear_layers(x: Tensor, dtype: torch.dtype, relu: bool, *parameters: Tensor
     """What ``LinearLayers`` compute, where no gradient is wanted: rows need nothing beside them, and a bias is added
     where ReLU reads what it is added to."""
     n, d_out, d_in = parameters[0].shape
-    if isinstance(x, Embedded):
+    if untouched(x):
         made = product(parameters[0].flatten(0, 1), x, parameters[1].flatten(), relu=relu).view(n, d_out, -1)
     else:
         first, x = parameters[0].to(dtype), x.to(dtype)
         if x.dim() == 2:
-            made = torch.mm(first.view(-1, d_in), x.t())
+            made = torch.mm(first.reshape(-1, d_in), x.t())
         else:
-            made = torch.bmm(first.view(x.shape[1], -1, d_in), x.permute(1, 2, 0))
+            made = torch.bmm(first.reshape(x.shape[1], -1, d_in), x.permute(1, 2, 0))
         made = made.view(n, d_out, -1)
         bias = parameters[1].to(dtype)
         made = _relu_of_sum_(made, bias) if relu else made.add_(bias.unsqueeze(2))

@@ -9,7 +9,7 @@ and backwards.
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -114,18 +114,32 @@ class Embedded(Tensor):
     dense: Tensor
     tables: tuple[Tensor, ...]
     parts: Parts
+    version: int
 
     @classmethod
     def of(cls, x: Tensor, dense: Tensor, tables: Sequence[Tensor], parts: Parts) -> "Embedded":
         """x, which is left as it is, and knows."""
         made = x.as_subclass(cls)
         made.dense, made.tables, made.parts = dense.float(), tuple(tables), parts
+        made.version = made._version
         return made
+
+
+def untouched(x: Tensor) -> TypeGuard[Embedded]:
+    """Whether layers may read what x is made of in its place: nobody wrote into it, nor waits for its gradient."""
+    if not isinstance(x, Embedded):
+        return False
+    return x._version == x.version and not (x._backward_hooks or x.retains_grad)
+
+
+def plain(x: Tensor) -> Tensor:
+    """x as compiled code reads what is multiplied: float32, one number after the other."""
+    return x.float().contiguous()
 
 
 def numbers(x: Tensor) -> int:
     """How many numbers of a row each unit of a first layer takes: all, but of what is looked up its terms."""
-    if not isinstance(x, Embedded):
+    if not untouched(x):
         return x.shape[-1]
     return len(x.parts.places) + sum(lookups.at.shape[1] for lookups in x.parts.lookups)
 
@@ -155,7 +169,8 @@ def small(sizes: Sequence[int], dim: int, rows: int, copies: int = 1) -> tuple[i
 
 def product(weight: Tensor, x: Embedded, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """weight (m, D) @ x^T (m, B) + bias (m,), without gradients; with ``relu`` ReLU of that."""
-    parts, active, weight = x.parts, len(weight) if relu else 0, weight.float()
+    parts, active, weight = x.parts, len(weight) if relu else 0, plain(weight)
+    bias = None if bias is None else plain(bias)
     if parts.few:
         made = weight.new_empty((len(weight), len(x)), dtype=multiplied_in(x))
         return parts.add_(made, weight, x.tables, x.dense, active, bias)

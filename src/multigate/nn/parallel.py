@@ -14,7 +14,7 @@ from multigate.nn.composition import composes
 from multigate.nn.eager import eager, multiplied_in, pays, transformed, watched
 from multigate.nn.layout import lies_last
 from multigate.nn.linear_layers import LinearLayers, lies_by_rows, linear_layers
-from multigate.nn.lookups import Embedded, numbers, product
+from multigate.nn.lookups import numbers, product, untouched
 from multigate.nn.norm import ParallelBatchNorm, ParallelLayerNorm
 
 
@@ -59,14 +59,14 @@ def parallel_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return flat.view(-1, n, d_out)
     # what reads one input is one matmul; the inputs lie as the layer before left them, and so do the outputs
     u = x.shape[1]
-    weight = weight.view(u, -1, weight.shape[2])  # (u, n / u H, D)
+    weight = weight.reshape(u, -1, weight.shape[2])  # (u, n / u H, D)
     if eager(x) and lies_last(x):
         last = x.permute(1, 2, 0)  # (u, D, B)
-        bias = None if bias is None else bias.view(u, -1, 1)
+        bias = None if bias is None else bias.reshape(u, -1, 1)
         made = torch.bmm(weight, last) if bias is None else torch.baddbmm(bias, weight, last)
         return made.view(n, d_out, -1).permute(2, 0, 1)
     x, weight = x.transpose(0, 1), weight.transpose(1, 2)
-    made = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.view(u, 1, -1), x, weight)
+    made = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.reshape(u, 1, -1), x, weight)
     return made.transpose(0, 1) if u == n else made.transpose(0, 1).reshape(-1, n, d_out)
 
 
@@ -175,9 +175,11 @@ class ParallelMLP(nn.Module):
         """
         if watched(self) or not (lies_by_rows(x) and self._written_out(x)):
             return None
+        if any(weight.shape[-1] != x.shape[-1] for weight in weights):
+            return None  # whoever multiplies by them says what is wrong
         flat = [weight.flatten(0, -2) for weight in weights]
         if not self.training:
-            x = x if isinstance(x, Embedded) else x.to(multiplied_in(x))
+            x = x if untouched(x) else x.to(multiplied_in(x))
             return self._linear_layers(x), [self._product(weight, x) for weight in flat]
         made, products = self._linear_layers(x, beside=flat[0] if len(flat) == 1 else torch.cat(flat))
         return made, list(products.split([weight.shape[:-1].numel() for weight in weights]))
@@ -187,9 +189,12 @@ class ParallelMLP(nn.Module):
         biases = (layer.bias for layer in self.layers)
         parameters: list[Any] = [parameter for pair in zip(weights, biases, strict=True) for parameter in pair]
         x, dtype, relu = one_input(x), multiplied_in(x), self._relu_alone
+        given, read = x.shape[-1], parameters[0].shape[-1]
+        if given != read:  # which a matmul may not see: rows are padded, and what is looked up is at places of its own
+            raise RuntimeError(f"layers that read {read} columns cannot read {given}")
         parameters = parameters if relu else parameters[:2]
         if self.training:
-            x, parts, tables = (x.dense, x.parts, x.tables) if isinstance(x, Embedded) else (x, None, ())
+            x, parts, tables = (x.dense, x.parts, x.tables) if untouched(x) else (x, None, ())
             made = LinearLayers.apply(x, dtype, relu, beside, parts, *tables, *parameters)  # type: ignore[no-untyped-call]
         else:
             made = linear_layers(x, dtype, relu, *parameters)
@@ -204,7 +209,7 @@ class ParallelMLP(nn.Module):
     @staticmethod
     def _product(weight: Tensor, x: Tensor) -> Tensor:
         """weight (m, D) @ x^T (m, B), without gradients."""
-        if isinstance(x, Embedded):
+        if untouched(x):
             return product(weight, x)
         return torch.mm(weight.to(x.dtype), x.t())
 
