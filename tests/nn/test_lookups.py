@@ -424,6 +424,23 @@ def test_weights_may_lie_as_they_like(structure: Structure) -> None:
         torch.testing.assert_close(gradient, sought[name], atol=near, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "structure", structures(), ids=lambda one: f"{one.name} {sorted(one.to_dict().values(), key=str)}"
+)
+def test_autocast_leaves_float64_alone(structure: Structure) -> None:
+    model, (numbers, *others) = Model(UNGATED, structure, embedding=PLAIN).double(), rows()
+    read = (numbers.double(), *others)
+    found = []
+    for cast in (False, True):
+        one = copy.deepcopy(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            made, gradients = learnt(one.train(), read, apart=True)
+            with torch.no_grad():
+                found.append([made, *gradients.values(), one.eval()(*read).logits])
+    for made, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(made, wanted, atol=1e-12, rtol=1e-9)
+
+
 def scaled(module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
     """A hook that writes into what a module is about to read."""
     given[0][:, 40:].mul_(3)

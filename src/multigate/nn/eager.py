@@ -15,9 +15,10 @@ def eager(x: Tensor) -> bool:
 
 
 def multiplied_in(x: Tensor) -> torch.dtype:
-    """What matmuls of x are computed in: what autocast says where it is on."""
+    """What matmuls of x are computed in: what autocast says where it is on, which leaves float64 alone."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if cast else x.dtype
 
 
 MANY = 512

@@ -23,7 +23,7 @@ PAIR, NARROW = 2, 4
 width that pays (measured)."""
 EACH = 64
 """Numbers that the batch's embeddings of a column must have for each row of its table: then sums take clearly less time
-than the matmul, which bfloat16's never does (measured)."""
+than the matmul (measured)."""
 EACH_OF_COPIES = 32
 """The same for each row of a table's copies, without which all of x is multiplied by masks (measured)."""
 VALUES = 1 << 14
