@@ -518,6 +518,34 @@ def test_a_graph_of_the_model_multiplies_x() -> None:
     torch.testing.assert_close(made.logits, wanted.logits, atol=1e-5, rtol=1e-4)
 
 
+class Traced(torch.nn.Module):
+    """Logits of a model, from numbers and ids alone."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, numbers: Tensor, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(numbers, ids).logits
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("large", [False, True], ids=["looked up", "multiplied"])
+@pytest.mark.parametrize("structure", [MMoE(), SharedBottom(), STRUCTURES["home"]()], ids=lambda one: one.name)
+def test_a_trace_of_the_model_computes_what_it_does(structure: Structure, large: bool) -> None:
+    """Compiled code is nothing that a trace sees."""
+    layout = FEW_DENSE["numbers alone"]
+    if large:
+        layout = layout.with_(tables=dict.fromkeys(SIZES, 100_000))
+    model, (numbers, ids, _) = Model(layout, structure, embedding=PLAIN).eval(), rows(layout)
+    with torch.no_grad():
+        assert looked_up(model, (numbers, ids, [])) != large
+        traced = torch.jit.trace(Traced(model), (numbers, ids), check_trace=False)
+        numbers, ids = numbers.flip(0).nan_to_num(), ids.flip(0)
+        torch.testing.assert_close(traced(numbers, ids), model(numbers, ids).logits, atol=1e-5, rtol=1e-4)
+
+
 def values_of(of: Lookups) -> list[list[int]]:
     """The rows of the table that each term is the sum of."""
     each = [[row] for row in of.row[: int(of.first[-1])].tolist()]

@@ -10,8 +10,8 @@ def transformed(x: Tensor) -> bool:
 
 
 def eager(x: Tensor) -> bool:
-    """Whether x is computed now: not in a graph being captured, nor under ``torch.func``."""
-    return not (torch.compiler.is_compiling() or transformed(x))
+    """Whether x is computed now: not in a graph being captured or traced, nor under ``torch.func``."""
+    return not (torch.compiler.is_compiling() or torch._C._is_tracing() or transformed(x))
 
 
 def multiplied_in(x: Tensor) -> torch.dtype:
