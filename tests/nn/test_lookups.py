@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.model import Model
@@ -544,6 +546,19 @@ def test_a_trace_of_the_model_computes_what_it_does(structure: Structure, large:
         traced = torch.jit.trace(Traced(model), (numbers, ids), check_trace=False)
         numbers, ids = numbers.flip(0).nan_to_num(), ids.flip(0)
         torch.testing.assert_close(traced(numbers, ids), model(numbers, ids).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("structure", [MMoE(), SharedBottom(), STRUCTURES["home"]()], ids=lambda one: one.name)
+def test_operators_that_are_written_down_or_have_no_numbers_are_torchs(structure: Structure) -> None:
+    """Compiled code would read where nothing lies."""
+    sharing, x = structure.build(20, ("buy", "click")).eval(), torch.randn(ROWS, 20)
+    with torch.no_grad():
+        graph = make_fx(lambda x: sharing(x).z)(x)
+        torch.testing.assert_close(graph(x.flip(0)), sharing(x.flip(0)).z, atol=1e-5, rtol=1e-4)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            made = sharing(mode.from_tensor(x)).z
+    assert isinstance(made, FakeTensor)
+    assert made.shape == (ROWS, 2, sharing.d_out)
 
 
 def values_of(of: Lookups) -> list[list[int]]:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+RECORDING = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
+"""Modes in which tensors hold no numbers, or operators are written down."""
+
 
 def transformed(x: Tensor) -> bool:
     """Whether ``torch.func`` is at work on a tensor, by ``vmap`` or ``grad``."""
@@ -11,7 +14,12 @@ def transformed(x: Tensor) -> bool:
 
 def eager(x: Tensor) -> bool:
     """Whether x is computed now: not in a graph being captured or traced, nor under ``torch.func``."""
-    return not (torch.compiler.is_compiling() or torch._C._is_tracing() or transformed(x))
+    return not (torch.compiler.is_compiling() or torch._C._is_tracing() or transformed(x) or _recorded())
+
+
+def _recorded() -> bool:
+    among = torch._C._len_torch_dispatch_stack()
+    return among > 0 and any(torch._C._get_dispatch_mode(mode) is not None for mode in RECORDING)
 
 
 def multiplied_in(x: Tensor) -> torch.dtype:
