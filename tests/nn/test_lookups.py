@@ -329,6 +329,16 @@ def test_it_is_left_to_the_matmul_where_it_would_not_pay_or_not_be_seen(monkeypa
         assert looked_up(Model(alike, MMoE(), embedding=PLAIN.with_(dim=width)).train(), read) == is_so, width
 
 
+def test_what_is_looked_up_may_be_multiplied_in_another_precision() -> None:
+    model, read = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows()
+    represented = model.represent(*read, apart=True)
+    assert isinstance(represented.x, Embedded)
+    wanted = model.decide(represented).logits
+    for kind, near in ((torch.float16, 0.02), (torch.bfloat16, 0.1)):  # compiled code knows the second alone
+        with torch.autocast("cpu", kind):
+            torch.testing.assert_close(model.decide(represented).logits.float(), wanted, atol=near, rtol=near)
+
+
 def test_ids_of_another_kind_are_multiplied_and_give_the_same() -> None:
     model, (numbers, ids, bags) = Model(UNGATED, MMoE(), embedding=PLAIN).train(), rows()
     assert not looked_up(model, (numbers, ids.long(), bags))

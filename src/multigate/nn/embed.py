@@ -167,10 +167,7 @@ class Embed(nn.Module):
         if not apart:
             return _in_order(rest, runs, looked_up)
         learns = torch.is_grad_enabled()
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(learns),
-        ):  # made there, x counts what is written into it
+        with torch.inference_mode(False), torch.set_grad_enabled(learns):  # so that x counts what is written into it
             x = _in_order(rest, runs, looked_up)
         parts = Parts.of(runs, [one.lookups() for one in looked_up])
         return Embedded.of(x, rest, [one.table for one in looked_up], parts)

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from multigate.nn.compiled import Dense, Lookups
+from multigate.nn.compiled import NAMES, Dense, Lookups
 from multigate.nn.eager import eager, multiplied_in
 from multigate.nn.kernels import kernels
 
@@ -126,8 +126,9 @@ class Embedded(Tensor):
 
 
 def untouched(x: Tensor) -> TypeGuard[Embedded]:
-    """Whether layers may read what x is made of in its place: nobody wrote into it, nor waits for its gradient."""
-    if not isinstance(x, Embedded):
+    """Whether layers may read what x is made of in its place: nobody wrote into it, nor waits for its gradient, and
+    products are of a kind that compiled code knows."""
+    if not isinstance(x, Embedded) or multiplied_in(x) not in NAMES:
         return False
     return x._version == x.version and not (x._backward_hooks or x.retains_grad)
 
