@@ -134,6 +134,8 @@ class Bundle:
         self.model.calibration = Calibration(encoder.layout.tasks, self.curves).float() if self.curves else None
         self.engines = Engines(Torch(self.model), Torch(self.model, precision))
         self.precision = precision
+        self.loaded_as: str | None = None
+        """Checksum of all that made it what it is in the folder it was loaded from."""
         self._declared = DeclaredOutputs(self.schema)
 
     def __repr__(self) -> str:
@@ -376,6 +378,7 @@ def _load(folder: Path, about: dict[str, Any], structures: Structures, engine: E
     try:
         _check_files(folder, about["files"])
         bundle = _restored(folder, about, structures, precision)
+        bundle.loaded_as = _model_of(about)
         bundle.engines = _engines(engine, bundle, folder, about)
         return bundle
     except (BundleError, MemoryError):

@@ -1,6 +1,7 @@
 """The server as people run it: addresses, models, signals, processes, and what it tells of itself."""
 
 import asyncio
+import copy
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Rows, Serving, read, serving
 
@@ -266,6 +268,33 @@ def test_processes_go_on_without_those_whose_bundle_is_gone(folder: Path, tmp_pa
     assert end.code == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_process_answers_by_a_bundle_that_took_the_place_of_the_one_served(
+    folder: Path, tmp_path: Path, bundle: Bundle, rows: Rows
+) -> None:
+    """A process that takes another's place reads its bundle then: two models would answer at one port, in turns."""
+    bundle.save(tmp_path / "shop")
+    with serving(tmp_path, "shop", "--workers", 2, "--engine", "torch") as server:
+        expected = read(server.client.post("/predict", json=rows[0]))
+        server.client.close()
+        other = copy.deepcopy(bundle)
+        with torch.no_grad():
+            next(other.model.parameters()).add_(1)
+        other.save(tmp_path / "shop")
+        first = children(server)
+        os.kill(first[0], signal.SIGKILL)
+        begun = time.monotonic()
+        while "go on without it" not in (tmp_path / TOLD).read_text(encoding="utf-8") and time.monotonic() < begun + 30:
+            time.sleep(0.05)
+        assert children(server) == first[1:]
+        assert read(httpx.post(f"{server.url}/predict", json=rows[0], timeout=60)) == expected
+        server.signal(signal.SIGTERM)
+        end = server.end()
+    assert end.told.splitlines()[2] == (
+        "shop holds another bundle than is served; restart the server to serve it; the others go on without it"
+    )
+
+
 def children(server: Serving) -> list[int]:
     """The processes that serve."""
     found = []
@@ -286,6 +315,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from threading import Thread
 from urllib.request import urlopen
+from multigate.bundle import load
 from multigate.serve import process
 
 process.PATIENCE = 1
@@ -303,7 +333,8 @@ def ask():
 
 asking = Thread(target=ask)
 asking.start()
-process._work(process.Job({{"shop": Path({str(folder / "shop")!r})}}, {{"shop": "torch"}}), listening, there)
+shop = Path({str(folder / "shop")!r})
+process._work(process.Job({{"shop": shop}}, {{"shop": "torch"}}, {{"shop": load(shop).loaded_as}}), listening, there)
 asking.join()
 """,
         tmp_path,

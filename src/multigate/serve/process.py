@@ -29,10 +29,11 @@ IDLE = 75
 
 
 class Job(NamedTuple):
-    """What a process serves: folders by the names of their models, and what computes each."""
+    """What a process serves: folders by the names of their models, what computes each, and what was loaded from it."""
 
     paths: dict[str, Path]
     engines: dict[str, str]
+    loaded_as: dict[str, str | None]
 
 
 def run(bundles: Mapping[str, Bundle], listening: socket.socket, ready: Callable[[], None]) -> None:
@@ -174,7 +175,7 @@ def _work(job: Job, listening: socket.socket, pipe: "Connection[Any, Any]") -> N
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is the parent's
     try:
-        bundles = {name: load_models({name: job.paths[name]}, engine)[name] for name, engine in job.engines.items()}
+        bundles = _load(job)
     except MultigateError as error:
         pipe.send(RunError(str(error)))
         return
@@ -186,6 +187,15 @@ def _work(job: Job, listening: socket.socket, pipe: "Connection[Any, Any]") -> N
     pipe.send(None)
     with suppress(KeyboardInterrupt):
         _run(server, listening)
+
+
+def _load(job: Job) -> dict[str, Bundle]:
+    """The bundles. Raises ``RunError`` where another lies there by now: each process would answer by its own."""
+    bundles = {name: load_models({name: job.paths[name]}, engine)[name] for name, engine in job.engines.items()}
+    for name, bundle in bundles.items():
+        if bundle.loaded_as != job.loaded_as[name]:
+            raise RunError(f"{job.paths[name]} holds another bundle than is served; restart the server to serve it")
+    return bundles
 
 
 def _stop_with_parent(pipe: "Connection[Any, Any]", server: "Server") -> None:

@@ -34,7 +34,8 @@ def serve(
     paths = name_models(models)
     with interruptible(lambda: "requests in flight were answered"), _bound(host, port) as listening:
         bundles = load_models(paths, engine)
-        job = Job(paths, {name: bundle.engines.row.name for name, bundle in bundles.items()})
+        engines = {name: bundle.engines.row.name for name, bundle in bundles.items()}
+        job = Job(paths, engines, {name: bundle.loaded_as for name, bundle in bundles.items()})
 
         def ready() -> None:
             try:
