@@ -28,6 +28,10 @@ class RunError(MultigateError):
     """A run folder is in the way, incomplete, or was made by another experiment."""
 
 
+class DiskError(RunError):
+    """A file or folder cannot be written, whatever was to be written."""
+
+
 class BundleError(MultigateError):
     """A bundle is missing a file, was altered, or cannot answer what was asked."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from multigate.errors import RunError
+from multigate.errors import DiskError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ def writing(path: Path) -> Iterator[Path]:
     """A place to write a file or folder to, which becomes ``path`` once it is whole.
 
     What was there before stays until then, and for good if anything goes wrong; a link is followed. Missing parents
-    are made. Of several threads that write one path at once the last one's is kept. Raises ``RunError`` where the disk
+    are made. Of several threads that write one path at once the last one's is kept. Raises ``DiskError`` where the disk
     refuses.
     """
     with told(path):
@@ -81,11 +81,11 @@ def held_apart(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """What the disk says while ``path`` is written, as one sentence: ``RunError``."""
+    """What the disk says while ``path`` is written, as one sentence: ``DiskError``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write {path}: {reason(error)}") from error
+        raise DiskError(f"cannot write {path}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

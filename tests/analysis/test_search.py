@@ -38,7 +38,7 @@ from multigate.analysis.search import (
     in_file,
     try_one,
 )
-from multigate.errors import MultigateError, RunError
+from multigate.errors import DiskError, MultigateError, RunError
 from multigate.training.interrupts import Interrupted
 from processes import fast
 
@@ -172,7 +172,7 @@ def test_a_point_that_fails_again_and_again_counts_as_hopeless_and_the_search_go
         seen.append(point)
         raise error("no memory")
 
-    for error in (RunError, KeyboardInterrupt, Interrupted, MemoryError):
+    for error in (RunError, KeyboardInterrupt, Interrupted, DiskError, OSError, MemoryError):
         begin(one)
         with pytest.raises(error, match="no memory"):
             try_one(one, partial(raises, error))
@@ -181,7 +181,7 @@ def test_a_point_that_fails_again_and_again_counts_as_hopeless_and_the_search_go
     assert trial is not None
     assert (trial.value, trial.stopped) == (-100.0, False)
     assert trial.point == seen[0]
-    assert seen == [trial.point] * 5, "what was asked to stop has not failed"
+    assert seen == [trial.point] * 7, "what was asked to stop, or met a full disk, has not failed"
     assert finished(one) == [trial]
     after = try_one(one, hill)
     assert after is not None

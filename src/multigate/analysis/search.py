@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from multigate.errors import MultigateError, RunError
+from multigate.errors import DiskError, MultigateError, RunError
 from multigate.options import Options
 from multigate.run import difference
 from multigate.training.interrupts import Interrupted
@@ -182,8 +182,8 @@ def try_one(search: Search, objective: Objective, most: int | None = None) -> Tr
     A trial is stopped where the best it has told so far is below the median of the trials before it at the same step.
     Its value is then what it had, and what trials that were not stopped gained from there to their end, in the median:
     the process learns from it, and is not misled. A trial that raises anything else does not count, and its point is
-    the next one's; one that failed, and was not asked to stop, ``RETRIES`` times over has the value ``hopeless``, as
-    one has whose process was killed ``KILLS`` times over.
+    the next one's; one that failed, and was not asked to stop nor met a full disk, ``RETRIES`` times over has the value
+    ``hopeless``, as one has whose process was killed ``KILLS`` times over.
     """
     number = -1
 
@@ -239,7 +239,7 @@ def _value(study: Any, trial: Any, search: Search, objective: Objective) -> floa
         trial.set_user_attr("stopped", True)
         return reached + _gain(study, at)
     except BaseException as error:
-        failures += isinstance(error, Exception) and not isinstance(error, Interrupted)
+        failures += isinstance(error, Exception) and not isinstance(error, Interrupted | DiskError | OSError)
         if search.hopeless is not None and (isinstance(error, Hopeless) or failures > RETRIES):
             trial.set_user_attr(HOPELESS, str(error))
             return search.hopeless
