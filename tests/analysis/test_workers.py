@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_every_job_is_done_once_by_two_processes_that_are_then_gone() -> None:
 def test_one_worker_is_the_process_itself() -> None:
     with Workers(1) as workers:
         assert list(workers.run([partial(square, 2)])) == [(0, (4, os.getpid()))]
+
+
+def two_jobs_of_two_workers() -> list[tuple[int, int]]:
+    with Workers(2) as workers:
+        return sorted(result for _, result in workers.run([partial(square, 2), partial(square, 3)]))
+
+
+def test_a_process_that_may_start_none_does_all_jobs_itself() -> None:
+    with get_context("spawn").Pool(1) as pool:
+        (one, first), (other, second) = pool.apply(two_jobs_of_two_workers)
+    assert (one, other) == (4, 9)
+    assert first == second != os.getpid()
 
 
 def test_what_a_job_raises_is_raised_and_the_others_are_ended() -> None:

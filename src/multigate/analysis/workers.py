@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
@@ -29,14 +29,15 @@ class _Worker(NamedTuple):
 
 
 class Workers:
-    """``n`` processes while entered; with 1 the calling process does all jobs itself.
+    """``n`` processes while entered; with 1 the calling process does all jobs itself, and so does one that may start
+    none, as those of ``multiprocessing.Pool``.
 
     Leaving it, the processes get SIGTERM, by which a training saves what it has reached. Processes whose parent was
     killed end by themselves.
     """
 
     def __init__(self, n: int) -> None:
-        self.n = n
+        self.n = 1 if current_process().daemon else n
         self._idle: list[_Worker] = []
         self._busy: dict[Connection[Any, Any], tuple[_Worker, int]] = {}
 
