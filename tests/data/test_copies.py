@@ -73,6 +73,31 @@ def test_a_row_that_differs_in_one_column_is_no_copy(tmp_path: Path) -> None:
         assert found(tmp_path / name, train, moved.filter(pa.array(kept))) == {}, name
 
 
+def test_a_table_that_holds_rows_twice_has_copies_on_both_sides_of_its_split(tmp_path: Path) -> None:
+    once = table(0)
+    rows = np.concatenate([np.arange(ROWS), np.arange(ROWS // 4)])
+    whole = once.take(np.random.default_rng(1).permutation(rows))
+    parts = prepare(SCHEMA, open_table(whole), None, None, Split(valid=0.2), tmp_path / "rows")
+    assert copies(parts)["valid"] == pytest.approx(0.4 * 0.8, abs=0.06)
+    assert found(tmp_path / "apart", whole, table(1)) == {}, "those of the training rows alone are none of the others"
+
+
+def test_rows_that_are_alike_by_nature_are_no_copies_where_they_are_split(tmp_path: Path) -> None:
+    """Users who meet the same things: some three rows of a kind, whose labels chance decides; and a few kinds, whose
+    labels their features decide."""
+    random = np.random.default_rng(0)
+    user, thing = random.integers(0, 50, ROWS), random.integers(0, 20, ROWS)
+    schema = mg.Schema(
+        features=[mg.Category("user"), mg.Category("thing")], tasks=[mg.Task("y"), mg.Task("sure", column="known")]
+    )
+    for name, likely in {"often": 0.5, "seldom": 0.05}.items():
+        chance = (random.random(ROWS) < likely).astype(int)
+        rows = pa.table({"user": user, "thing": thing, "y": chance, "known": thing % 2})
+        assert copies(prepare(schema, open_table(rows), None, None, Split(), tmp_path / name)) == {}
+    rows = pa.table({"user": user % 4, "thing": thing, "y": thing % 2, "known": thing % 2})
+    assert copies(prepare(schema, open_table(rows), None, None, Split(), tmp_path / "few")) == {}
+
+
 def test_few_rows_are_enough_and_training_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = table(0, 400)
     experiment = mg.Experiment(schema=SCHEMA, epochs=1, sharing=mg.MMoE(experts=2, hidden=(8,)), tower=(4,))
@@ -91,3 +116,5 @@ def test_few_rows_are_enough_and_training_tells(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.count("valid: 100% of the rows") == 1, "though rows under y are prepared once more"
     mg.train(experiment, tmp_path / "other", tables={"train": train, "valid": table(1, 60)})
     assert "copies" not in capsys.readouterr().err
+    mg.train(experiment, tmp_path / "split", tables={"train": pa.concat_tables([train, train])})
+    assert "so keep each row once in the table" in capsys.readouterr().err

@@ -239,9 +239,10 @@ def prepare_sources(
             replace=replace,
         )
     for part, share in copies(prepared).items():
+        advice = "keep them out of one of the two" if part in sources else "keep each row once in the table"
         report.once(
             f"{part}: {share:.0%} of the rows are copies of training rows, beyond those that are alike by chance; "
-            "scores on them reward what was learnt by heart, so keep them out of one of the two"
+            f"scores on them reward what was learnt by heart, so {advice}"
         )
     for task, one in zip(experiment.schema.tasks, prepared.encoder.stats, strict=True):
         if task.sample_weight is None and one.followed is not None and one.followed < SELDOM:
