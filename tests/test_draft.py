@@ -13,6 +13,7 @@ from multigate.data.encoder import Encoder
 from multigate.draft import draft
 from multigate.errors import DataError, ExperimentError
 from multigate.experiment import make_experiment
+from multigate.schema import Task
 
 
 @pytest.fixture
@@ -50,6 +51,23 @@ def test_numbers_written_for_people_are_told(tmp_path: Path) -> None:
     said = told_of(draft(path, ["click"]))
     assert list(said) == ["unique", "share", "price"]
     assert "such as '1,000.50'; write plain numbers" in said["unique"]
+
+
+def test_labels_that_are_mostly_zero_are_told_where_their_logarithm_is_fitted(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    buy = draw.random(2000) < 0.05
+    spent = np.where(buy, draw.lognormal(3, size=2000), 0.0)
+    columns = {"x": draw.normal(size=2000), "buy": buy, "revenue": spent, "seconds": draw.lognormal(3, 2, size=2000)}
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    said = draft(path, ["buy", "revenue", "seconds"])
+    assert said.count("transform: log1p") == 2
+    assert "% of the labels are 0; set transform: standard or recalibrate: platt" in said
+    assert "#   revenue: 9" in said
+    assert "#   seconds:" not in said
+    declared = {"name": "revenue", "kind": "regression", "transform": "log1p"}
+    for task in (declared, {"name": "revenue", "kind": "regression", "where": "buy"}):
+        assert "labels are 0" not in draft(path, ["buy", Task.model_validate(task)])
 
 
 def test_numbers_in_text_are_told(tmp_path: Path) -> None:

@@ -49,12 +49,13 @@ class Note(NamedTuple):
 
 class Findings(NamedTuple):
     """What ``inspect_table`` says: the schema, the columns it leaves out, those that may be leaks, those that hold
-    numbers as text, rows read."""
+    numbers as text, labels whose logarithm is 0 in most rows, rows read."""
 
     schema: Schema
     left_out: tuple[Note, ...]
     leaks: tuple[Note, ...]
     written: tuple[Note, ...]
+    mostly_zero: tuple[Note, ...]
     rows: int
 
 
@@ -99,7 +100,8 @@ def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = N
         verdicts[name] = Verdict(reason=f"holds the same values as {twin.source!r}, the label of task {twin.name!r}")
     schema = _schema(source, seen, labels, verdicts)
     left_out = tuple(Note(name, verdict.reason) for name, verdict in verdicts.items() if verdict.feature is None)
-    return Findings(schema, left_out, tuple(_leaks(schema, seen)), tuple(_written(verdicts, labels, seen)), seen.rows)
+    written, mostly_zero = tuple(_written(verdicts, labels, seen)), tuple(_mostly_zero(wanted, labels, seen))
+    return Findings(schema, left_out, tuple(_leaks(schema, seen)), written, mostly_zero, seen.rows)
 
 
 def _wanted(source: Source, tasks: Tasks) -> list[Task]:
@@ -217,6 +219,26 @@ def _twins(verdicts: dict[str, Verdict], labels: Sequence[Task], seen: Survey) -
             ):
                 yield name, task
                 break
+
+
+def _mostly_zero(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
+    """Labels that are to be fitted through ``log1p`` without having been declared so, though most are 0."""
+    for asked, task in zip(wanted, labels, strict=True):
+        if (
+            task.kind != "regression"
+            or task.transform != "log1p"
+            or task.where
+            or "transform" in asked.model_fields_set
+        ):
+            continue
+        known = pc.drop_null(seen.sampled(task.source))
+        zero = pc.mean(pc.equal(known.cast(pa.float64()), 0.0).cast(pa.int8())).as_py() or 0.0
+        if zero > 0.5:
+            yield Note(
+                task.source,
+                f"{zero:.0%} of the labels are 0; set transform: standard or recalibrate: platt for totals that are "
+                "true, or name in 'where' a task of 0 and 1 that says where there is more",
+            )
 
 
 def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
