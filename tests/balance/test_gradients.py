@@ -297,6 +297,24 @@ def projected(gramian: np.ndarray, mixture: np.ndarray) -> np.ndarray:
     return best
 
 
+@pytest.mark.parametrize("short", [1e-2, 1e-4, 1e-5])
+def test_a_gradient_that_is_far_shorter_than_others_still_counts(short: float) -> None:
+    """A task that is learnt already has one: conditions that are free of lengths hold for it as for the others."""
+    generator = torch.Generator().manual_seed(3)
+    found = torch.randn(3, 10, generator=generator, dtype=torch.float64)
+    found[2] -= 2 * found[:2].sum(0)  # against both
+    found[2] *= short
+    weights = weigh(NashMTL(), found)
+    gains = weights * (found @ (weights @ found))
+    torch.testing.assert_close(gains, gains.mean().expand(3), rtol=2e-2, atol=0)
+    reached = found @ (weigh(IMTLG(), found) @ found) / found.norm(dim=1)
+    torch.testing.assert_close(reached, reached.mean().expand(3), rtol=2e-2, atol=0)
+    for options in (UPGrad(), DualProj()):
+        step = weigh(options, found) @ found
+        assert (found @ step >= -1e-3 * found.norm(dim=1) * step.norm()).all(), options.method
+    torch.testing.assert_close(weigh(UPGrad(), found[1:]), weigh(PCGrad(), found[1:]), atol=0, rtol=1e-3)
+
+
 def test_declared_weights_go_into_the_gradients_or_over_what_is_found() -> None:
     """Corrections of the sum see the weighted gradients; balances that even tasks out are multiplied by the weights."""
     found, weights = pair("conflict, unlike lengths"), (1.0, 3.0)

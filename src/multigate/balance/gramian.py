@@ -99,11 +99,20 @@ def eigen(gramian: Array) -> tuple[Array, Array]:
     return np.maximum(values, SMALLEST * values[-1]), vectors
 
 
+def cosines(gramian: Array) -> tuple[Array, Array]:
+    """Cosines (n, n) between gradients, and their lengths (n,): what is rounding is told from these, or a gradient
+    that is a thousand times as short as another would pass for it."""
+    lengths = np.sqrt(np.diagonal(gramian))
+    return gramian / np.outer(lengths, lengths), lengths
+
+
 def nonnegative(gramian: Array, linear: Array) -> Array:
     """The v >= 0 (n,) that is least in v G v / 2 - linear . v."""
     from scipy.optimize import nnls
 
-    values, vectors = eigen(gramian)
+    unit, lengths = cosines(gramian)
+    values, vectors = eigen(unit)
     sides = np.sqrt(values)
-    v: Array = nnls(sides[:, None] * vectors.T, (linear @ vectors) / sides, maxiter=100 * len(linear))[0]
-    return v
+    target = (linear / lengths) @ vectors / sides
+    v: Array = nnls(sides[:, None] * vectors.T, target, maxiter=100 * len(linear))[0]
+    return v / lengths

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from multigate.balance.gramian import SMALLEST, Array, GramianBalance
+from multigate.balance.gramian import SMALLEST, Array, GramianBalance, cosines
 
 
 class IMTLG(GramianBalance):
@@ -17,5 +17,6 @@ class IMTLG(GramianBalance):
     method: Literal["imtl_g"] = "imtl_g"
 
     def solve(self, gramian: Array) -> Array:
-        a = np.linalg.pinv(gramian, rcond=SMALLEST, hermitian=True) @ np.sqrt(np.diagonal(gramian))
+        unit, lengths = cosines(gramian)
+        a = np.linalg.pinv(unit, rcond=SMALLEST, hermitian=True).sum(1) / lengths
         return len(a) * a / np.abs(a).sum()

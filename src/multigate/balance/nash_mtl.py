@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from multigate.balance.gramian import Array, GramianBalance, eigen
+from multigate.balance.gramian import Array, GramianBalance, cosines, eigen
 
 STEPS = 100
 
@@ -34,8 +34,9 @@ class FairGrad(GramianBalance):
 
 def fair(gramian: Array, alpha: float) -> Array:
     """a > 0 with G a = a^(-1 / alpha), by Newton's method on the convex function whose gradient is their difference."""
-    values, vectors = eigen(gramian)
-    gramian = (vectors * values) @ vectors.T
+    unit, lengths = cosines(gramian)
+    values, vectors = eigen(unit)
+    gramian = (vectors * values) @ vectors.T * np.outer(lengths, lengths)
     power = 1 / alpha
 
     def height(a: Array) -> float:
