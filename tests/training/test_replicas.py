@@ -300,6 +300,8 @@ def test_modules_of_two_kinds_are_refused() -> None:
         Replicas([nn.Linear(3, 2), nn.Linear(4, 2)], loss, PLAIN)
     with pytest.raises(ExperimentError, match="learning rate for each"):
         Replicas([nn.Linear(3, 2)] * 2, loss, PLAIN, rates=[0.1])
+    with pytest.raises(ExperimentError, match="how many steps schedule 'one_cycle' is spread over; give steps"):
+        Replicas([nn.Linear(3, 2)] * 2, loss, Optimizer())  # it would be over after one step, and nothing learnt
 
 
 class Small(nn.Module):

@@ -39,7 +39,8 @@ class Replicas:
     ``loss(module, *batch)`` is that of one run, written as if there were no other.
 
     ``rates`` are the learning rates of the runs, that of ``options`` where None; runs of one rate are updated
-    together where they are neighbours. ``steps`` are those of the schedule. ``options.clip`` holds for each run.
+    together where they are neighbours. ``steps`` are those of the schedule; a constant one needs none.
+    ``options.clip`` holds for each run.
 
     Kept are 4 numbers for each weight of each run (weight, gradient, two moments), and one more with
     ``options.average``; activations are those of R batches.
@@ -52,12 +53,17 @@ class Replicas:
         options: Optimizer,
         *,
         rates: Sequence[float] | None = None,
-        steps: int = 1,
+        steps: int | None = None,
     ) -> None:
         rates = list(rates) if rates is not None else [options.rate()] * len(modules)
         if not modules or len(rates) != len(modules):
             raise ExperimentError(f"replicas want a learning rate for each module; found {len(rates)}, {len(modules)}")
-        self.loss, self.options, self.steps = loss, options, steps
+        if steps is None and options.schedule != "constant":
+            raise ExperimentError(
+                f"replicas want to know how many steps schedule {options.schedule!r} is spread over; give steps, or "
+                "take schedule 'constant'"
+            )
+        self.loss, self.options, self.steps = loss, options, steps or 1
         self.active = list(range(len(modules)))
         """The runs in the stack, in order: those of the axis in front."""
         self.step_done = 0

@@ -79,7 +79,7 @@ def _trial(experiment: Experiment, prepared: Prepared, tasks: Sequence[int] | No
         model, balance = build_model(experiment, prepared.encoder, tasks), experiment.balance.build(schema.tasks)
         pair = [Replica(model, objective, balance, "float32")] * 2
         try:
-            Replicas(pair, replica_loss, experiment.optimizer).step(stack_batches([batch, batch]))
+            Replicas(pair, replica_loss, experiment.optimizer, steps=1).step(stack_batches([batch, batch]))
         except (RuntimeError, ValueError, LookupError, TypeError, UserWarning, ExperimentError) as error:
             return f"structure {experiment.sharing.name!r} cannot be stacked ({' '.join(str(error).split())[:120]})"
     return ""
