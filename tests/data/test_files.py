@@ -179,6 +179,15 @@ def test_files_of_one_table_are_read_in_order(tmp_path: Path) -> None:
     assert type_name(open_table([b, a]).schema.field("n").type) == "double"
 
 
+@pytest.mark.parametrize("kind", [pa.decimal128(6, 2), pa.decimal256(50, 12)])
+def test_decimals_beside_floats_are_the_nearest_floats(kind: pa.DataType, tmp_path: Path) -> None:
+    prices = [cents / 100 for cents in range(10_000)]  # Arrow makes 41.980000000000004 of 41.98
+    pq.write_table(pa.table({"x": pa.array([Decimal(f"{one:.2f}") for one in prices], kind)}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": [0.5, None]}), tmp_path / "b.parquet")
+    table = pa.Table.from_batches(open_table(tmp_path).batches())
+    assert table["x"].to_pylist() == [*prices, 0.5, None]
+
+
 @pytest.mark.parametrize("decimal", [pa.decimal128(4, 2), pa.decimal128(38, 30)])
 def test_decimals_and_whole_numbers_are_one_column(decimal: pa.DataType, tmp_path: Path) -> None:
     prices = pa.array([Decimal("2.50"), Decimal("-1.25"), None]).cast(decimal)

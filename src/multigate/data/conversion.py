@@ -53,6 +53,8 @@ def converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """A column as another type; text as one cell of a row would be read."""
+    if pa.types.is_decimal(array.type) and pa.types.is_floating(kind):
+        array = array.cast(pa.string())  # Arrow's own floats of decimals are not the nearest ones
     if not is_text(array.type):
         return array.cast(kind)
     if pa.types.is_timestamp(kind):
