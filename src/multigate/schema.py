@@ -447,17 +447,20 @@ class Schema(Options):
         """How text is read once a model is there: ``read_types``, but nothing that was never seen is refused.
 
         Categories and groups are text, which is spelled as the values of training were; whole numbers may have become
-        fractional ones, as a null makes them in pandas, and days times. Labels of 0 and 1 are text as well, since later
-        they may be True and False.
+        fractional ones, as a null makes them in pandas, decimals longer ones, and days times. Labels of 0 and 1 or of
+        truth values are text as well, since later they may be the other.
         """
         named = {one.source for one in self.features if isinstance(one, Category | Hashed)} | {self.group}
         read = {one.source for one in self.features if not isinstance(one, Category | Hashed)} | {self.time}
         read |= {name for task in self.tasks for name in (task.source, task.sample_weight)} | set(self.keys)
         counted = {one.source for one in self.features if isinstance(one, Number | Time)}
         counted |= {task.source for task in self.tasks if task.kind != "multiclass" or _are_exact(task.classes)}
+        counted |= {task.sample_weight for task in self.tasks if task.sample_weight is not None}
         types = {name: "string" if name in named - read else kind for name, kind in self.read_types().items()}
         whole = {name for name, kind in types.items() if kind.startswith(("int", "uint")) and name in counted}
-        truths = {one.source for one in self.tasks if one.kind == "binary" and one.positive is None} & whole
+        whole |= {name for name, kind in types.items() if kind.startswith("decimal") and name in counted - named}
+        truths = {one.source for one in self.tasks if one.kind == "binary" and one.positive is None}
+        truths &= whole | {name for name, kind in types.items() if kind == "bool"}
         truths -= {one.source for one in self.tasks if one.kind != "binary" or one.positive is not None}
         truths -= {one.sample_weight for one in self.tasks} | {self.time, self.group}
         bags = {one.source for one in self.features if isinstance(one, Bag)}  # whose text is that of the type

@@ -661,7 +661,12 @@ TYPED_ROWS = pa.RecordBatch.from_pydict(
 )  # fmt: skip
 TYPED_ENCODER = Encoder.fit(TYPED_SCHEMA, [TYPED_ROWS])
 CELLS = [
-    ("member", ["True", "TRUE", "true", True, 1, "1", 1.0], ["false", "False", 0, "0", False], ["yes", 2, "2"]),
+    (
+        "member",
+        ["True", "TRUE", "true", True, 1, "1", 1.0, "1.0"],
+        ["false", "False", 0, "0", False, "0.0"],
+        ["yes", 2, "2", "2.0"],
+    ),
     ("code", [7, "7", "07", " 7", "+7", 7.0, "7.0"], ["0", 0, "-0", False, "false"], ["abc", 70, "7.5", "1_0"]),
     ("share", [0.5, "0.5", ".50", " 5e-1"], [7, "7", "7.0", 7.0], []),
     ("share", [math.inf, "inf", " Infinity", np.inf], ["1e39", 1e39, "1.0e+39"], []),
@@ -812,15 +817,51 @@ def test_seconds_since_1970_may_have_become_fractional_by_a_null(tmp_path):
     assert encoder.columns(batch, labels=False).categories.tolist() == [[1, 1], [3, 5]]
 
 
+@pytest.mark.parametrize("kind", ["int64", "double", "decimal128(12, 0)"])
+def test_text_of_seconds_since_1970_is_read_in_a_row_as_in_a_table(kind):
+    seconds = [1_767_225_600 + 3600 * at for at in range(4)]
+    schema = Schema(features=[Time("at")], tasks=BINARY, types={"at": kind})
+    encoder = Encoder.fit(schema, [batch_of(at=seconds, y=LABEL * 2)])
+    for cell in (str(seconds[1]), f"{seconds[1]}.0", f" {seconds[1]}000", "20260101", ""):
+        batch = next(open_table({"at": [cell, str(seconds[0])]}, schema.later_types()).batches())
+        same(cut(encoder.columns(batch, labels=False), 0, 1), encoder.row({"at": cell}))
+    assert encoder.row({"at": str(seconds[1])}).categories.tolist() == [[3, 5]]
+
+
+def test_decimals_may_have_become_longer_ones(tmp_path):
+    types = {"price": "decimal128(4, 2)", "code": "decimal128(4, 2)", "paid": "decimal128(4, 2)", "w": "int64"}
+    task = Task("paid", kind="regression", transform="none", sample_weight="w")
+    schema = Schema(features=[Number("price"), Category("code")], tasks=[task], types=types)
+    values = pa.array(map(decimal.Decimal, ("1.10", "2.50", "3.00", "0.01")), pa.decimal128(4, 2))
+    encoder = Encoder.fit(schema, [batch_of(price=values, code=values, paid=values, w=[1] * 4)])
+    later = {
+        "price": ["2.505", "1234.5"], "code": ["2.500", "1234.5"], "paid": ["41.980000000000004", "1e2"],
+        "w": ["1.5", "2"],
+    }  # fmt: skip
+    lines = [",".join(row) for row in (later, *zip(*later.values(), strict=True))]
+    (tmp_path / "later.csv").write_text("\n".join(lines))
+    for table in (tmp_path / "later.csv", later):
+        batch = encoder.columns(next(open_table(table, schema.later_types()).batches()))
+        assert batch.labels.tolist() == [[np.float32(41.980000000000004)], [100.0]]
+        assert batch.weights.tolist() == [[1.5], [2.0]]
+        for at in range(2):
+            row = encoder.row({name: cells[at] for name, cells in later.items()})
+            assert torch.equal(batch.numbers[at], row.numbers[0])
+            assert torch.equal(batch.categories[at], row.categories[0])
+    assert min(batch.categories[0].tolist()) >= 2
+
+
 @pytest.mark.parametrize(
     "later",
     [
         ["True", "False", ""], ["true", "false", "NA"], ["1.0", "0.0", "nan"], ["1", "0", ""], ["TRUE", "0", "None"],
     ],
 )  # fmt: skip
-def test_labels_that_were_0_and_1_may_have_become_truth_values(later, tmp_path):
-    schema = Schema(features=[Category("c")], tasks=BINARY, types={"c": "int64", "y": "int64"})
-    encoder = Encoder.fit(schema, [pa.RecordBatch.from_pydict({"c": [1, 2, 3], "y": [0, 1, None]})])
+@pytest.mark.parametrize("kind", ["int64", "bool"])
+def test_labels_may_have_become_truth_values_or_0_and_1(later, kind, tmp_path):
+    schema = Schema(features=[Category("c")], tasks=BINARY, types={"c": "int64", "y": kind})
+    labels = pa.array([0, 1, None]).cast(parse_type(kind))
+    encoder = Encoder.fit(schema, [pa.RecordBatch.from_pydict({"c": [1, 2, 3], "y": labels})])
     (tmp_path / "later.csv").write_text("c,y\n" + "".join(f"1,{one}\n" for one in later))
     for table in (tmp_path / "later.csv", {"c": [1] * 3, "y": [*later[:2], None]}):
         batch = encoder.columns(next(open_table(table, types=schema.later_types()).batches()))

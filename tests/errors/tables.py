@@ -212,6 +212,17 @@ def lines(*more: str) -> str:
     return "\n".join([f'{{"colour": "{c}", "price": {p}, "click": {label}}}' for c, p, label in rows] + [*more]) + "\n"
 
 
+def of_decimals(*more: str) -> Make:
+    """Those forty rows and ``more``, met by a training whose schema says that prices are decimals."""
+
+    def make(folder: Path) -> list[str]:
+        (folder / "rows.csv").write_text(csv(*more))
+        schema = {"features": [COLOUR, PRICE], "tasks": [CLICK], "types": {"price": "decimal128(4, 2)"}}
+        return train(folder, {"schema": schema, "train": "rows.csv", "epochs": 1})
+
+    return make
+
+
 def late(value: str) -> Make:
     """Whole numbers for longer than the first 4 MB, then this."""
     return written("rows.csv", "colour,price,click\n" + "red,1,0\ngreen,2,1\n" * 300_000 + f"red,{value},0\n")
@@ -296,6 +307,8 @@ CSV_CASES = [
     Case(CSV, "text after 4 MB of whole numbers", late("n.a."), ("row 600,002", "'n.a.'", "schema.types.price=string")),
     Case(CSV, "a fraction after 4 MB of whole numbers", late("1.5"),
          ("'1.5' is not int64", "schema.types.price=double")),
+    Case(CSV, "a decimal of more digits than its type", of_decimals("red,2.505,1"),
+         ("column 'price', row 42", "schema.types.price=double")),
     Case(CSV, "only column names", written("rows.csv", "colour,price,click\n"), ("column names but no rows",)),
     Case(CSV, "only column names, no end of line", written("rows.csv", "colour,price,click"), ("but no rows",)),
     Case(CSV, "blank", written("rows.csv", "\n\n"), ("is empty; a CSV file starts with",)),

@@ -175,7 +175,7 @@ def spelling(kind: str | None) -> Spell | None:
 def _as_truth(text: str) -> str | None:
     if text in MISSING:
         return None
-    return {"1": "true", "0": "false"}.get(text, text.lower() if text.lower() in ("true", "false") else text)
+    return {"1": "true", "0": "false"}.get(_as_number(text) or "", text)
 
 
 def as_whole(text: str) -> str | None:
@@ -273,6 +273,14 @@ def moment(value: Any, zone: str | None = None) -> int | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBERS):
         raise BadCell("a time", value, "give a timestamp, ISO 8601 text or a number of seconds since 1970")
     return _counted(number(value), zone)
+
+
+def counted_moment(value: Any, zone: str | None = None) -> int | None:
+    """``moment`` of a cell in a column that was of numbers: text of one is that number."""
+    if isinstance(value, str):
+        with suppress(BadCell):
+            value = number(value) if value else None
+    return moment(value, zone)
 
 
 def _written(value: str) -> datetime | None:

@@ -232,6 +232,11 @@ class CsvFile:
                 f"{self.name}: column {name!r}, {where}: {short(bad[2])} is not {bad[1]}; mend the value, "
                 f"or set the column's type to {wider!r} (schema.types.{name}={wider})"
             )
+        if index and "ecimal" in text:
+            return DataError(
+                f"{self.name}: column {name!r}, {where} holds no decimal, or one of too many digits; mend the value, "
+                f"or set the column's type to 'double' (schema.types.{name}=double)"
+            )
         if "UTF8" in text:
             return DataError(f"{self.name}: column {name!r}, {where} is not UTF-8 text; save the file as UTF-8")
         return DataError(f"{self.name} cannot be read to its end ({text}); write or fetch it again")

@@ -279,8 +279,8 @@ class Encoder:
             case Vector():
                 return lambda value, raw, ids, packed: raw.extend(vector_cell(value, feature))
             case Time():
-                zone = self._zone(feature.source)
-                return lambda value, raw, ids, packed: ids.extend(time_cell(value, feature, zone))
+                zone, counted = self._zone(feature.source), self._spell(feature.source) in cells.NUMBERS
+                return lambda value, raw, ids, packed: ids.extend(time_cell(value, feature, zone, counted))
             case Category() | Hashed():
                 find, spell = self._lookups[table_of(feature)].id, self._spell(feature.source)
                 exact = spell is cells.as_whole

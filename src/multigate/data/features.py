@@ -94,9 +94,9 @@ def time_column(micros: np.ndarray, feature: Time) -> list[np.ndarray]:
     return [np.where(known, FIRST + parts[part], MISSING).astype(np.int32) for part in feature.parts]
 
 
-def time_cell(value: Any, feature: Time, zone: str | None) -> list[int]:
-    """The ids of one cell, one per part, on the clock of ``zone``."""
-    micros = cells.moment(value, zone)
+def time_cell(value: Any, feature: Time, zone: str | None, counted: bool) -> list[int]:
+    """The ids of one cell, one per part, on the clock of ``zone``; ``counted``: its text may be a number."""
+    micros = (cells.counted_moment if counted else cells.moment)(value, zone)
     if micros is None:
         return [MISSING] * len(feature.parts)
     at = date.fromordinal(micros // _DAY + _ORDINAL)
