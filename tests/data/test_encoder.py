@@ -719,11 +719,17 @@ def test_a_text_is_read_alike_in_a_row_in_a_table_and_in_a_file(column, alike, o
 
 _moments = [dt.datetime(2026, 5, 1 + at, 17, at) for at in range(4)]
 OF_TYPE = {
-    "moments": (pa.array(_moments, pa.timestamp("us")), ["2026-05-01T17:00", "2026-05-01 17:00:00", _moments[0]]),
-    "zoned": (pa.array(_moments, pa.timestamp("ms", "Europe/Berlin")), ["2026-05-01T19:00", "2026-05-02T00:00+07:00"]),
+    "moments": (
+        pa.array(_moments, pa.timestamp("us")),
+        ["2026-05-01T17:00", "2026-05-01 17:00:00", _moments[0], 1_777_654_800_000, "1777654800", 1_777_654_800.0],
+    ),
+    "zoned": (
+        pa.array(_moments, pa.timestamp("ms", "Europe/Berlin")),
+        ["2026-05-01T19:00", "2026-05-02T00:00+07:00", 1_777_654_800, "1777654800000.0"],
+    ),
     "days": (
         pa.array([at.date() for at in _moments], pa.date32()),
-        ["2026-05-01", "20260501", " 2026-05-01", "2026-05-01 ", _moments[0].date()],
+        ["2026-05-01", "20260501", " 2026-05-01", "2026-05-01 ", _moments[0].date(), 1_777_593_600_000, 20260501],
     ),
     "decimals": (
         pa.array(map(decimal.Decimal, ("1.10", "2.50", "3.00", "0.01")), pa.decimal128(3, 2)),

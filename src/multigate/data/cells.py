@@ -209,7 +209,10 @@ def _as_moment(text: str, day: bool, zone: str | None) -> str | None:
     try:
         micros = moment(text, zone)
     except BadCell:
-        return text
+        try:
+            micros = moment(number(text), zone)  # counted, as pandas writes JSON
+        except BadCell:
+            return text
     if micros is None:
         return None
     found = _EPOCH + micros * _MICROSECOND
