@@ -230,3 +230,32 @@ def test_what_is_not_utf8_is_told_of(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(text)
     with pytest.raises(DataError, match="not UTF-8"):
         open_table(tmp_path / "a.jsonl")
+
+
+def test_what_columns_a_batch_has_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow makes their names anew each time, so that asking for every column takes the square of them."""
+    asked = []
+
+    class Batch:
+        def __init__(self, batch: pa.RecordBatch) -> None:
+            self._batch = batch
+
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            return getattr(self._batch, name)
+
+    class Table:
+        def __init__(self, table: pa.Table) -> None:
+            self.num_rows, self._table = table.num_rows, table
+
+        def to_batches(self, max_chunksize: int) -> list[Batch]:
+            return [Batch(one) for one in self._table.to_batches(max_chunksize)]
+
+    parsed, often = json_lines._parsed, []
+    monkeypatch.setattr(json_lines, "_parsed", lambda block, kinds: Table(parsed(block, kinds)))
+    for columns in (2, 30):
+        path = write(tmp_path, {f"c{at}": at for at in range(columns)})
+        asked.clear()
+        assert rows_of(path) == [{f"c{at}": at for at in range(columns)}]
+        often.append(len(asked))
+    assert often[0] == often[1]

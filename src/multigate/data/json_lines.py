@@ -62,7 +62,8 @@ class JsonLinesFile:
                     raise error from None
             before += found.num_rows
             for batch in found.to_batches(max_chunksize=rows):
-                columns = [_column(batch, name) for name in wanted.names]
+                there = dict(zip(batch.schema.names, batch.columns, strict=True))  # Arrow makes both anew when asked
+                columns = [_plain(there[name]) if name in there else pa.nulls(batch.num_rows) for name in wanted.names]
                 yield pa.RecordBatch.from_arrays(columns, names=wanted.names) if columns else batch.select([])
 
     def _blocks(self) -> Iterator[bytes]:
@@ -228,10 +229,7 @@ def _read(block: bytes, kinds: pa.Schema | None, others: str) -> pa.Table:
     )
 
 
-def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
-    if name not in batch.schema.names:
-        return pa.nulls(batch.num_rows)
-    array = batch.column(name)
+def _plain(array: pa.Array) -> pa.Array:
     if array.type == _LONGS:
         return array.cast(pa.list_(pa.string()))
     return array.cast(pa.string()) if pa.types.is_decimal(array.type) else array
