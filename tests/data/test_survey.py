@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multigate.data import arrow
+from multigate.data import survey as surveying
 from multigate.data.files import open_table
 from multigate.data.survey import COUNTED, SAMPLE, SKETCH, Distinct, Sample, _hashes, survey
 
@@ -87,3 +89,22 @@ def test_whole_rows_are_sampled() -> None:
     sample = survey(open_table(table), ["n", "text"]).sample
     assert len(sample) == SAMPLE
     assert all(row["text"] == str(row["n"] % 97) for row in sample.slice(0, 500).to_pylist())
+
+
+def test_items_of_lists_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of long vectors has many times as many items as rows, and distinct ones take many times their size."""
+    vectors = pa.FixedSizeListArray.from_arrays(np.random.default_rng(0).normal(size=600), 20)
+    bags = [["b", None, "a"], None, [], ["a", "2024-05-01"]] * 6 + [[]] * 6
+    table = {"vector": vectors, "bag": pa.array(bags, pa.list_(pa.string())), "label": pa.nulls(30)}
+    source = open_table(pa.table(table))
+    whole = survey(source, list(table))
+    looked, codes = [], arrow.codes
+    monkeypatch.setattr(surveying, "ITEMS", 7)
+    monkeypatch.setattr(arrow, "codes", lambda array, name: (looked.append(len(array)), codes(array, name))[1])
+    parts = survey(source, list(table))
+    assert max(looked) == 7
+    assert sum(looked) == 600 + 5 * 6
+    for name, column in whole.columns.items():
+        found, wanted = vars(parts.columns[name]), vars(column)
+        assert found.pop("distinct").least.tolist() == wanted.pop("distinct").least.tolist()
+        assert found == wanted

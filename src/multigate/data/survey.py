@@ -18,6 +18,8 @@ SAMPLE, SAMPLE_VALUES = 20_000, 1 << 25
 SKETCH = 16_384
 VALUES = 1 << 24
 """Cells that are looked at together."""
+ITEMS = 1 << 20
+"""Items of lists that are looked at together: distinct ones take many times their size."""
 
 _TIME = r"[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?"
 _MOMENT = rf"^\d{{4}}-\d{{2}}-\d{{2}}({_TIME})?$"
@@ -89,6 +91,10 @@ class Column:
             array = buffers.plain(array.flatten())
         if pa.types.is_null(array.type) or not is_scalar(array.type):
             return
+        for at in range(0, len(array), ITEMS):
+            self._add_values(array.slice(at, ITEMS))
+
+    def _add_values(self, array: pa.Array) -> None:
         index, values = arrow.codes(array, self.name)
         many = np.bincount(index, minlength=len(values))[: len(values)]
         used = (many > 0) & _known(values)
