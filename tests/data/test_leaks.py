@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from multigate.data.leaks import Target, auc, leaks
+from multigate.data.leaks import Target, _recoded, auc, leaks
 
 RNG = np.random.default_rng(5)
 ROWS = 6_000
@@ -109,3 +109,17 @@ def test_unknown_labels_and_few_positives_say_nothing() -> None:
     assert found(rare + RNG.uniform(0, 0.1, ROWS), rare) == []
     half = np.where(np.arange(ROWS) % 2, np.nan, CLICK)
     assert "on 3,000 sampled rows" in found(LEAKS["a threshold"], half)[0]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1.0, 2.5])), min_size=1, max_size=12))
+def test_another_spelling_of_a_label_is_one_to_one_and_repeats(rows: list[tuple[int, float]]) -> None:
+    codes, y = np.array([code for code, _ in rows]), np.array([label for _, label in rows])
+    pairs, labels = set(rows), set(y.tolist())
+    assert _recoded(codes, y) == (len(pairs) == len(set(codes.tolist())) == len(labels) <= len(rows) / 2)
+
+
+def test_a_label_is_not_sorted_for_a_column_of_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each column is looked at for each task; this took half the time of a draft of many tasks."""
+    monkeypatch.setattr(np, "unique", None)
+    assert not _recoded(np.arange(20), np.arange(20) % 2.0)

@@ -138,8 +138,8 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 def _recoded(codes: np.ndarray, y: np.ndarray) -> bool:
     """One value of the column for each of the label, and the reverse; each repeated, or it says nothing."""
-    classes, place = np.unique(y, return_inverse=True)
-    if len(classes) > len(y) / 2:
+    values = np.count_nonzero(np.bincount(codes))
+    if values > len(y) / 2 or values != len(np.unique(y)):
         return False
-    pairs = len(np.unique(codes.astype(np.int64) * len(classes) + place))
-    return bool(pairs == len(classes) == len(np.unique(codes)))
+    classes, place = np.unique(y, return_inverse=True)
+    return bool(len(np.unique(codes.astype(np.int64) * len(classes) + place)) == values)
