@@ -27,6 +27,8 @@ MOST_SOURCES = 12
 MOST_FEATURES = 12
 SIDE_BY_SIDE = 3
 """What fits into 100 columns: sources of a level, features of a target, targets."""
+MOST_PAIRS = 50
+"""Pairs of tasks that are printed: of 60 tasks there are 1,770."""
 SMALLEST = 0.00005
 """What four digits after the point can tell from 0."""
 
@@ -208,13 +210,15 @@ def _finding_list(findings: Sequence[Finding]) -> Group:
 
 
 def relation_tables(relations: Relations) -> Group:
-    """A row for every pair with evidence, gains and advice; then why, and which tasks one model may hold."""
+    """A row for every pair, of many for some, with evidence, gains and advice; then why, and which tasks one model may
+    hold."""
     seeds = f"{relations.seeds} seed{'s' if relations.seeds > 1 else ''}"
     title = Text(f"Which tasks belong together: {len(relations.tasks)} tasks, {relations.rows}, {seeds}", style="bold")
     table = _table()
     for name in ("pair", "overlap", "labels", "gradients", "lookahead", "gates", *relations.structures, "advice"):
         table.add_column(Text(name), justify="left" if name in ("pair", "advice") else "right", overflow="fold")
-    for pair in relations.pairs:
+    pairs = _foremost(relations.pairs)
+    for pair in pairs:
         _add(table, _pair_cells(pair, relations.structures))
         table.add_section()
     legend = (
@@ -227,8 +231,13 @@ def relation_tables(relations: Relations) -> Group:
     if relations.measured and relations.seeds > 1:
         many = sum(len(pair.gains) for pair in relations.pairs)
         legend += f"; * the gain's interval leaves out 0 (by chance alone about {0.05 * many:.0f} of {many} do)"
+    if len(pairs) < len(relations.pairs):
+        legend += (
+            f"\n{len(pairs)} of {len(relations.pairs):,} pairs: those to share, those trained, then those that overlap "
+            "most; relations.json has all"
+        )
     grid = Table.grid(padding=(0, 1))
-    for pair in relations.pairs:
+    for pair in pairs:
         how = f"{pair.advice} with {pair.structure}" if pair.structure else pair.advice
         grid.add_row("•", Text.assemble(f"{' + '.join(pair.tasks)}: {how}", "\n", (pair.why, "dim")))
     groups = Table.grid(padding=(0, 1))
@@ -236,6 +245,15 @@ def relation_tables(relations: Relations) -> Group:
         groups.add_row("•", Text(f"{', '.join(one.tasks)}: {one.advice}"))
     heads = [Text(head, style="bold") for head in ("Why", "Models to train")]
     return Group(title, Text(), table, Text(legend, style="dim"), Text(), heads[0], grid, Text(), heads[1], groups)
+
+
+def _foremost(pairs: Sequence[Pair]) -> list[Pair]:
+    """``MOST_PAIRS`` of them at most, in their order: those to share, those trained, then those that overlap most."""
+
+    def rank(at: int) -> tuple[bool, bool, float]:
+        return pairs[at].advice == "train alone", not pairs[at].gains, -(pairs[at].score or 0.0)
+
+    return [pairs[at] for at in sorted(sorted(range(len(pairs)), key=rank)[:MOST_PAIRS])]
 
 
 def _pair_cells(pair: Pair, structures: Sequence[str]) -> list[str]:

@@ -150,3 +150,22 @@ def test_one_seed_has_no_intervals_to_speak_of(tmp_path: Path) -> None:
     for told in (shown.getvalue(), text):
         assert "leaves out 0" not in told
         assert "by chance alone" not in told
+
+
+def test_of_many_pairs_those_to_share_and_those_trained_are_printed_first() -> None:
+    trained = (gain("mmoe", "click", "auc", -0.02),)
+    pairs = [pair(f"a{at}", f"b{at}", at / 1_000) for at in range(60)]
+    pairs[3] = pair("a3", "b3", 0.9)
+    pairs[5] = pair("a5", "b5", 0.0, trained)
+    pairs[7] = pairs[7].with_(score=None, overlap=None)
+    shown = io.StringIO()
+    Console(width=200, file=shown).print(relation_tables(RELATIONS.with_(pairs=pairs)))
+    text = shown.getvalue()
+    printed = [at for at in range(60) if f"• a{at} + b{at}: " in text]
+    assert printed == [3, 5, *range(12, 60)]
+    assert "50 of 60 pairs" in text
+    assert len(text.splitlines()) < 300
+    few = io.StringIO()
+    Console(width=200, file=few).print(relation_tables(RELATIONS.with_(pairs=pairs[:50])))
+    assert few.getvalue().count("because of") == 50
+    assert "of 50 pairs" not in few.getvalue()
