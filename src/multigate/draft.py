@@ -57,7 +57,10 @@ def _render(name: str, data: dict[str, Any], findings: Findings) -> str:
     for title, notes in (
         ("Look at these first: they tell a label suspiciously well.", findings.leaks),
         ("Numbers, days and lists to people, text here:", findings.written),
-        ("Labels fitted through log1p, whose predictions are far too low in total:", findings.mostly_zero),
+        (
+            "Labels fitted through log1p though most are 0, whose predictions are too low in total:",
+            findings.mostly_zero,
+        ),
         ("Left out of the features:", findings.left_out),
     ):
         if notes:

@@ -36,6 +36,11 @@ TERMS = 256
 """Those of a sum at most that are added one after the other."""
 
 
+def plain(x: Tensor) -> Tensor:
+    """x as compiled code reads what is multiplied: float32, one number after the other."""
+    return x.float().contiguous()
+
+
 class Columns(NamedTuple):
     """c columns of ids (B, C) and of x (B, D), all int64 (c,): column k is ids[:, ``read[k]``], its values are the
     ``sizes[k]`` rows of a table (rows, dim) from ``starts[k]`` on, and in x they are columns from ``places[k]`` on."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from multigate.nn.compiled import plain
 from multigate.nn.eager import eager, multiplied_in, pays
 from multigate.nn.kernels import kernels_for
 from multigate.nn.layout import units
-from multigate.nn.lookups import plain
 from multigate.nn.parallel import ParallelLinear, inputs
 
 

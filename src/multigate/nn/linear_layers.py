@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from multigate.nn.compiled import plain
 from multigate.nn.inputs_alone import inputs_alone
 from multigate.nn.kernels import kernels_for
-from multigate.nn.lookups import Parts, plain, product, untouched
+from multigate.nn.lookups import Parts, product, untouched
 
 WIDTH = 16
 """Numbers that a processor multiplies at once."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from multigate.nn.compiled import NAMES, Dense, Lookups
+from multigate.nn.compiled import NAMES, Dense, Lookups, plain
 from multigate.nn.eager import eager, multiplied_in
 from multigate.nn.kernels import kernels
 
@@ -131,11 +131,6 @@ def untouched(x: Tensor) -> TypeGuard[Embedded]:
     if not isinstance(x, Embedded) or multiplied_in(x) not in NAMES:
         return False
     return x._version == x.version and not (x._backward_hooks or x.retains_grad)
-
-
-def plain(x: Tensor) -> Tensor:
-    """x as compiled code reads what is multiplied: float32, one number after the other."""
-    return x.float().contiguous()
 
 
 def numbers(x: Tensor) -> int:
