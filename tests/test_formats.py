@@ -102,6 +102,25 @@ def test_losses_are_not_called_gains() -> None:
     assert "Worse than the single-task models: shared_bottom on y/auc (-" in caption
 
 
+def test_intervals_are_drawn_as_far_as_values_are_possible() -> None:
+    """Student's t of two seeds knows no bounds, and pressed what was measured into a point of the picture."""
+    schema = Schema(features=[Number("x")], tasks=[Task("y"), Task("z", kind="regression")])
+    cost = dict.fromkeys(("parameters", "multiply_adds", "rows_per_second"), 1.0)
+    rows = [
+        {"structure": "mmoe", "seed": seed, "part": "test", "rows": 9, "y/auc": auc, "z/r2": auc - 1} | cost
+        for seed, auc in enumerate((0.5, 0.9))
+    ]
+    one = SimpleNamespace(comparison=Comparison(Path(), schema, rows))
+    (figure,) = (block for block in structures(one) if isinstance(block, Figure))
+    ends = []
+    for chart in figure.charts:
+        (drawn,) = chart.spec["data"]["values"]
+        ends.append((drawn["low"], drawn["value"], drawn["high"]))
+    assert ends[0] == (0.0, pytest.approx(0.7), 1.0)
+    assert ends[1][0] < -2, "what has no bound below has none"
+    assert ends[1][1:] == (pytest.approx(-0.3), 1.0)
+
+
 def test_a_tiny_error_is_not_shown_as_none_in_the_terminal() -> None:
     table = metric_table("scores", {"rate/rmse": 1.3456e-6, "rate/r2": 0.2}, {"rate/rmse": (1.2e-6, 1.5e-6)})
     cells = [[str(cell) for cell in column.cells] for column in table.columns]

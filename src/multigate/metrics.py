@@ -6,6 +6,7 @@ rows with an unknown label are left out by the caller. Weights (R,) are not nega
 undefined (one class only, no rows, NaN outputs) is NaN; nothing here raises.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,12 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "accuracy": True,
 }
 """Direction of each metric. Calibration has none: its best value is 1."""
+POSSIBLE = {
+    **dict.fromkeys(("auc", "pr_auc", "gauc", "accuracy"), (0.0, 1.0)),
+    **dict.fromkeys(("log_loss", "ne", "rmse", "mae"), (0.0, math.inf)),
+    "r2": (-math.inf, 1.0),
+}
+"""Between what values each metric lies."""
 BY_KIND = {
     "binary": ("auc", "log_loss", "ne", "pr_auc", "gauc"),
     "regression": ("r2", "rmse", "mae"),

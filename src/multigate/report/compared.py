@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from multigate.analysis.comparison import BASELINE, Comparison, spread
 from multigate.analysis.intervals import Summary
 from multigate.formats import directed, interval, listed, number, signed
-from multigate.metrics import HIGHER_IS_BETTER
+from multigate.metrics import HIGHER_IS_BETTER, POSSIBLE
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
 from multigate.report.charts import dot_chart
 from multigate.report.trained import Trained
@@ -49,7 +49,7 @@ def _structures(comparison: Comparison) -> Iterator[Block]:
     drawn = (
         "Dots are single runs of one seed, so there are no intervals"
         if max(seeds) == 1
-        else f"Dots are means over {spread(seeds)} seeds, lines their 95 % intervals"
+        else f"Dots are means over {spread(seeds)} seeds, lines their 95 % intervals, as far as values are possible"
     )
     for note in comparison.notes():
         yield Text(f"{note}.", kind="note")
@@ -85,10 +85,13 @@ def _structures(comparison: Comparison) -> Iterator[Block]:
 
 def _chart(comparison: Comparison, metric: str) -> Chart:
     found = {one: comparison.summary(one, metric) for one in _with(comparison, metric)}
-    rows = [
-        {"name": one, "series": "mean", "value": it.mean, "low": it.low, "high": it.high} for one, it in found.items()
+    kind = metric.rpartition("/")[2]
+    least, most = POSSIBLE[kind]
+    rows = [  # NaN, of a single seed, stays none: the first of two is kept then
+        {"name": one, "series": "mean", "value": it.mean, "low": max(it.low, least), "high": min(it.high, most)}
+        for one, it in found.items()
     ]
-    better = "higher" if HIGHER_IS_BETTER[metric.rpartition("/")[2]] else "lower"
+    better = "higher" if HIGHER_IS_BETTER[kind] else "lower"
     told = ", ".join(f"{one} {number(it.mean)}" for one, it in found.items())
     at = found[BASELINE].mean if BASELINE in found else None
     return dot_chart(metric, f"{metric} by structure: {told}", rows, f"{better} is better", at=at)
