@@ -145,10 +145,11 @@ def can_look_up(x: Tensor) -> bool:
 
     Products may be made in bfloat16, but for a processor that multiplies it by tiles (AMX), faster than it adds up.
     """
-    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not eager(x):
+        return False
     within = multiplied_in(x)
     pays = within == torch.float32 or (within == torch.bfloat16 and not torch.cpu._is_amx_tile_supported())
-    return plain and pays and eager(x) and kernels() is not None
+    return pays and kernels() is not None
 
 
 def small(sizes: Sequence[int], dim: int, rows: int, copies: int = 1) -> tuple[int, ...]:
