@@ -33,10 +33,11 @@ def copies(prepared: Prepared) -> dict[str, float]:
     both sides of its split.
     """
     shards = _some_shards(prepared.train)
-    known = np.sort(np.concatenate([_hashes(shard) for shard in shards]))
+    features, labels = (np.concatenate([of(shard) for shard in shards]) for of in (_features, _labels))
+    known = np.sort(features + _of_labels(labels))
     looked_at = len(known) / prepared.train.rows
     by_chance = _times(known, _some_rows(prepared.train)) > 1
-    if _are_copies(*(np.concatenate([of(shard) for shard in shards]) for of in (_features, _labels))):
+    if _are_copies(features, labels):
         by_chance[:] = False
     found = {}
     for name in sorted(prepared.parts.keys() - {"train"}):
@@ -93,7 +94,7 @@ def _times(known: Hashes, hashes: Hashes) -> NDArray[np.int64]:
 
 def _hashes(rows: Batch) -> Hashes:
     """A number for each row: the same where all features, and labels that are known, are the same."""
-    return _features(rows) + _of_columns(np.random.default_rng(1), torch.from_numpy(_labels(rows)))
+    return _features(rows) + _of_labels(_labels(rows))
 
 
 def _features(rows: Batch) -> Hashes:
@@ -111,6 +112,10 @@ def _features(rows: Batch) -> Hashes:
 def _labels(rows: Batch) -> NDArray[np.float32]:
     """With infinity for unknown ones, which equals itself."""
     return np.asarray(torch.where(rows.known, rows.labels, torch.inf).numpy())
+
+
+def _of_labels(labels: NDArray[np.float32]) -> Hashes:
+    return _of_columns(np.random.default_rng(1), torch.from_numpy(labels))
 
 
 def _of_columns(random: np.random.Generator, *tables: torch.Tensor) -> Hashes:
