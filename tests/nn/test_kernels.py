@@ -115,7 +115,8 @@ def test_feature_gates_and_their_gradients(
     features = leaves[0][places]
     expected = 2 * features * torch.sigmoid(leaves[2] @ (leaves[1] @ features))
     wanted = torch.autograd.grad(expected, leaves, pull.double())
-    made, grown = found.gate_features(x, places, down, up), found.ungate_features(x, places, down, up, pull)
+    made, low = found.gate_features(x, places, down, up)
+    grown = found.ungate_features(x, places, down, up, low, pull)
     assert made.dtype == grown[0].dtype == dtype
     assert grown[1].dtype == grown[2].dtype == torch.float32
     nears = (NEAR[dtype], NEAR[dtype], 1e-5, 1e-5)
@@ -130,7 +131,7 @@ def test_feature_gates_of_any_logit(found: Kernels, dtype: torch.dtype) -> None:
     logits = torch.cat((torch.linspace(-120, 120, 4_801), torch.tensor([1e30, -1e30, torch.inf, torch.nan])))
     n = len(logits)  # readers of one feature
     x, read, down = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(n, dtype=torch.int64), torch.ones(n, 1, 1)
-    made = found.gate_features(x, read, down, logits.view(n, 1, 1)).flatten()
+    made = found.gate_features(x, read, down, logits.view(n, 1, 1))[0].flatten()
     expected = 2 * torch.sigmoid(logits.double())
     near = NEAR[dtype] if dtype == torch.bfloat16 else 5e-7
     torch.testing.assert_close(made.double(), expected, atol=1e-37, rtol=near, equal_nan=True)
@@ -271,12 +272,16 @@ PLANTED = {
     "what was there left in": ("(dense.k < 0 ? wide(out[j]) : 0.0f)", "wide(out[j])"),
     "a gate of half its terms": ("for (; t + 8 <= terms; t += 8)", "for (; t + 8 <= terms; t += 16)"),
     "another reader's features": ("of.read[reader] != unit", "0 != unit"),
-    "another tile of features": ("gated.take(x + unit * of.d * of.b + first", "gated.take(x + unit * of.d * of.b"),
+    "another tile of features": ("take(x + (unit * d + f) * b + first", "take(x + (unit * d + f) * b"),
     "gates by a power too low": ("(Words)shifted + 127u", "(Words)shifted + 126u"),
-    "gates that are not halves of two": ("2.0f * read[i] * gate[i]", "read[i] * gate[i]"),
-    "gates not learnt through": ("of_low.data(), &of_x[d * VECTORS], of.r", "of_low.data(), &of_x[d * VECTORS], 0"),
+    "gates that are not halves of two": ("(one[i] + one[i]) / gate[i]", "one[i] / gate[i]"),
+    "gates not learnt through": (
+        "of_low.data(), &of_read[d * VECTORS], of.r",
+        "of_low.data(), &of_read[d * VECTORS], 0",
+    ),
     "gates' weights not learnt": ("ddown[w] += of_down[w]", "ddown[w] += 0 * of_down[w]"),
-    "gates learnt of one lane": ("w[t * next] += sum[t][lane]", "w[t * next] = sum[t][lane]"),
+    "gates learnt of half the lanes": ("    one += other;\n", ""),
+    "gates learnt from another tile": ("(tile * n + reader)", "(0 * n + reader)"),
     "gates' second weights not learnt": ("dup[w] += of_down[weights + w]", "dup[w] += of_down[w]"),
     "the same number again": ("uint64_t(i + 1) *", "uint64_t(1) *"),
     "all elements kept": ("of.bytes[at + i] < of.level ? kept : 0.0f", "of.bytes[at + i] < of.level ? kept : kept"),

@@ -78,10 +78,11 @@ def _pairs_gated(found: Kernels, random: torch.Generator) -> list[tuple[Tensor, 
         gate = torch.sigmoid(torch.bmm(up, low))
         of_logit = 2 * dz * features * gate * (1 - gate)
         of_low = torch.bmm(up.mT, of_logit)
-        of_x, of_down, of_up = found.ungate_features(given, read, down, up, back)
+        made, lowered = found.gate_features(given, read, down, up)
+        of_x, of_down, of_up = found.ungate_features(given, read, down, up, lowered, back)
         of_features = 2 * dz * gate + torch.bmm(down.mT, of_low)
         pairs += [
-            (found.gate_features(given, read, down, up), 2 * features * gate, near),
+            (made, 2 * features * gate, near),
             (of_x, torch.zeros_like(x).index_add_(0, read, of_features), near),
             (of_down, torch.bmm(of_low, features.mT), 1e-3),
             (of_up, torch.bmm(of_logit, low.mT), 1e-3),

@@ -18,8 +18,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "activate": (*[c_void_p] * 7, *[c_int64] * 6, c_int),
     "of_activated": (*[c_void_p] * 10, *[c_int64] * 6, c_int),
     "scatter": (*[c_void_p] * 2, c_int64, c_int),
-    "gate_features": (*[c_void_p] * 5, *[c_int64] * 5, c_int),
-    "ungate_features": (*[c_void_p] * 8, *[c_int64] * 5, c_int),
+    "gate_features": (*[c_void_p] * 6, *[c_int64] * 5, c_int),
+    "ungate_features": (*[c_void_p] * 9, *[c_int64] * 5, c_int),
     "sum_of_product": (*[c_void_p] * 3, *[c_int64] * 13, c_int),
     "look_up": (*[c_void_p] * 4, *[c_int64] * 4, c_int),
     "add_up": (*[c_void_p] * 5, *[c_int64] * 4, c_int),
@@ -113,6 +113,8 @@ class Kernels:
         library = ctypes.CDLL(str(path))
         self.most_pairs = c_int64.in_dll(library, "most_pairs").value
         """Of the values of two columns that are terms."""
+        self.tile = c_int64.in_dll(library, "tile").value
+        """Rows of a batch that are gated at a time."""
         self.functions = {}
         for name, arguments in ARGUMENTS.items():
             for dtype, suffix in NAMES.items():
@@ -164,23 +166,24 @@ class Kernels:
         self._call("scatter", torch.float32, (seed, made), many)
         return made
 
-    def gate_features(self, x: Tensor, read: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    def gate_features(self, x: Tensor, read: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """2 x sigmoid(up down x) for n readers, each of unit ``read`` (n,) int64 of x (u, D, B) -> (n, D, B).
 
-        Weights down (n, r, D) and up (n, D, r) are in float32.
+        Weights down (n, r, D) and up (n, D, r) are in float32, and so is what down makes of x, which comes besides,
+        (tiles, n, r, rows of one).
         """
         (u, d, b), (n, r, _) = x.shape, down.shape
-        made = x.new_empty((n, d, b))
-        self._call("gate_features", x.dtype, (down, up, read, x, made), n, r, d, u, b)
-        return made
+        made, low = x.new_empty((n, d, b)), down.new_empty((-(-b // self.tile), n, r, self.tile))
+        self._call("gate_features", x.dtype, (down, up, read, low, x, made), n, r, d, u, b)
+        return made, low
 
     def ungate_features(
-        self, x: Tensor, read: Tensor, down: Tensor, up: Tensor, pull: Tensor
+        self, x: Tensor, read: Tensor, down: Tensor, up: Tensor, low: Tensor, pull: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, like it, and of both weights, in float32, from that of ``gate_features`` (n, D, B)."""
         (u, d, b), (n, r, _) = x.shape, down.shape
         of_x, of_down, of_up = torch.empty_like(x), torch.zeros_like(down), torch.zeros_like(up)
-        self._call("ungate_features", x.dtype, (down, up, read, x, pull, of_x, of_down, of_up), n, r, d, u, b)
+        self._call("ungate_features", x.dtype, (down, up, read, low, x, pull, of_x, of_down, of_up), n, r, d, u, b)
         return of_x, of_down, of_up
 
     def sum_of_product(self, one: Tensor, other: Tensor, dim: int) -> Tensor | None:

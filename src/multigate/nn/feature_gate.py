@@ -66,9 +66,10 @@ class CompiledFeatures(torch.autograd.Function):
             read = torch.zeros(len(down), dtype=torch.int64) if x.dim() == 2 else torch.arange(len(down))
         ctx.kept, ctx.found = (x.dim(), down.dtype), kernels_for(last)
         given = last, read, plain(down), plain(up)
-        ctx.save_for_backward(*given)
-        made: Tensor = ctx.found.gate_features(*given)
-        return made.permute(2, 0, 1)
+        made, low = ctx.found.gate_features(*given)
+        ctx.save_for_backward(*given, low)
+        gated: Tensor = made.permute(2, 0, 1)
+        return gated
 
     @staticmethod
     @once_differentiable

@@ -14,19 +14,17 @@ inline Vector chosen(Words where, Vector one, Vector other) {
     return (Vector)((where & (Words)one) | (~where & (Words)other));
 }
 
-// e^x to 2e-7 of it, of x from -87 to 88: 2^n times the series of what is left; what is no number stays none
+// e^x to 2e-7 of it, of x from -87 to 88: 2^n times a polynomial of what is left; what is no number stays none
 inline Vector exponential(Vector x) {
     const Vector least = Vector{} - 87.0f, most = Vector{} + 88.0f;
-    x = chosen((Words)(x > most), most, x);
-    x = chosen((Words)(x < least), least, x);
+    x = most < x ? most : x;
+    x = least > x ? least : x;
     constexpr float WHOLE = 12582912.0f; // 1.5 * 2^23: a number added to it is rounded to a whole one, its lowest bits
     const Vector shifted = x * 1.44269504f + WHOLE, n = shifted - WHOLE;
     const Vector left = (x - n * 0.693145752f) - n * 1.42860677e-6f; // n times log 2, in two parts
-    Vector series = left * (1.0f / 5040) + 1.0f / 720;
-    series = series * left + 1.0f / 120;
-    series = series * left + 1.0f / 24;
-    series = series * left + 1.0f / 6;
-    series = series * left + 0.5f;
+    Vector series = left * 8.31252e-3f + 4.189016e-2f; // of least relative error, by 1 + x + x^2 times these four
+    series = series * left + 0.16667115f;
+    series = series * left + 0.49999231f;
     series = series * left + 1.0f;
     series = series * left + 1.0f;
     return series * (Vector)(((Words)shifted + 127u) << 23);
