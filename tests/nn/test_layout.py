@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from multigate.nn.layout import Transposed, batch_last, for_each, lies_last, mean_of_copies, neighbours, units
+from multigate.nn.layout import (
+    Transposed,
+    batch_last,
+    for_each,
+    lies_last,
+    mean_of_copies,
+    neighbours,
+    side_by_side,
+    turned,
+    units,
+)
 from multigate.nn.parallel import is_one, one_input
 
 B, N, H = 6, 3, 5
@@ -35,6 +45,28 @@ def test_the_gradient_of_a_transposed_copy_is_contiguous() -> None:
     y.backward(torch.randn(7, 4))
     assert y.is_contiguous()
     assert seen == [True]
+
+
+def test_rows_that_are_turned_are_the_same_and_so_are_their_gradients() -> None:
+    x, pull = torch.randn(4, 7, requires_grad=True), torch.randn(4, 7)
+    made = turned(x)
+    assert made.t().is_contiguous()
+    assert torch.equal(made, x)
+    found = torch.autograd.grad(made, x, pull)[0]
+    assert found.is_contiguous()
+    assert torch.equal(found, pull)
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+@pytest.mark.parametrize("layout", range(3))
+def test_parts_side_by_side_lie_as_the_first_does(layout: int, dim: int) -> None:
+    one, other = of_any_layout()[layout].requires_grad_(), torch.randn(B, N, H, requires_grad=True)
+    made = side_by_side((one, other), dim)
+    assert torch.equal(made, torch.cat((one, other), dim))
+    assert lies_last(made) == lies_last(one)
+    pull = torch.randn(made.shape)
+    for found, expected in zip(torch.autograd.grad(made, (one, other), pull), pull.chunk(2, dim), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_transposed_copies_stack() -> None:

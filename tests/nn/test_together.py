@@ -8,7 +8,7 @@ from multigate.nn.gate import Gate, beside, softmax
 from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelMLP
 from multigate.nn.sparse_gate import TopKGate
-from multigate.nn.together import mixture, together
+from multigate.nn.together import gated, mixture, together
 
 D, E, B = 9, 3, 7
 MASK = ((True, True, False), (True, True, True))
@@ -86,6 +86,48 @@ def test_hooks_into_parts_are_called(where: str, kind: str) -> None:
     torch.testing.assert_close(gated[0].weights, weights[0])
     sum(one.square().sum() for one in (made, *(one.weights for one in gated))).backward()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("lies", ["by rows", "batch last"])
+@pytest.mark.parametrize("readers", [None, 2])
+@pytest.mark.parametrize("rows", [0, 1, B])
+def test_gates_that_read_the_same_weigh_as_each_alone(rows: int, readers: int | None, lies: str) -> None:
+    """Of one input that all read, by gates of any readers, or of one for each reader."""
+    gates = [Gate(2, E, D, mask=MASK, temperature=2.0), Gate(readers or 1, 2, D)]
+    shape = (D, rows) if readers is None else (readers, D, rows)
+    x = torch.randn(shape).movedim(-1, 0)
+    x = (x if lies == "batch last" else x.contiguous()).requires_grad_()
+    leaves = [x, *(gate.linear.weight for gate in gates)]
+    found, expected = ([one.weights for one in made] for made in (gated(gates, x), [gate(x) for gate in gates]))
+    pulls = [torch.randn(one.shape) for one in expected]
+    torch.testing.assert_close(found, expected)
+    of_found, of_expected = (torch.autograd.grad(made, leaves, pulls) for made in (found, expected))
+    torch.testing.assert_close(of_found, of_expected)
+
+
+def test_gates_that_read_the_same_are_one_matmul() -> None:
+    made, other = gated([Gate(2, E, D), Gate(1, 2, D)], torch.randn(B, D))
+    sources = []
+    for weights in (made.weights, other.weights):
+        logits = weights.grad_fn
+        while "Mm" not in type(logits).__name__:
+            logits = logits.next_functions[0][0]
+        sources.append(logits)
+    assert sources[0] is sources[1]
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("where", ["gate", "linear"])
+def test_hooks_into_gates_that_read_the_same_are_called(where: str, kind: str) -> None:
+    gates = [Gate(2, E, D), TopKGate(2, E, D, 2), Gate(1, E, D)]
+    seen: list[object] = []
+    for several in (gates, gates[::2]):
+        part = several[0] if where == "gate" else several[-1].linear
+        hook = getattr(part, f"register_{kind}")(lambda *about: seen.append(about))
+        made = gated(several, torch.randn(B, D, requires_grad=True))
+        sum(one.weights.square().sum() for one in made).backward()
+        hook.remove()
+    assert len(seen) == 2
 
 
 def test_context_is_read_by_gates_alone() -> None:

@@ -12,7 +12,7 @@ from multigate.errors import ExperimentError, SettingError
 from multigate.sharing import HoME
 
 D, TASKS = 5, ("a", "b", "c")
-GROUPS, GROUP_OF = (("c", "a"), ("b",)), [0, 1, 0]
+GROUPS = (("c", "a"), ("b",))
 ROWS = 6
 Rows = list[list[float]]
 
@@ -69,9 +69,11 @@ def read(experts: list[Rows], b: int, weights: dict[int, float]) -> list[float]:
     return [sum(w * experts[e][b][h] for e, w in weights.items()) for h in range(len(experts[0][b]))]
 
 
-def loop_home(module: nn.Module, x: Rows, m: int, s: int, normalisation: str) -> tuple[list[Rows], list[Rows], Rows]:
+def loop_home(
+    module: nn.Module, x: Rows, group_of: list[int], m: int, s: int, normalisation: str
+) -> tuple[list[Rows], list[Rows], Rows]:
     """Weights of the first level and of the second, and z, of each row."""
-    groups, tasks = len(GROUPS), len(TASKS)
+    groups, tasks = max(group_of) + 1, len(TASKS)
     first, second = module.levels
     n = groups * m + s
     experts = [loop_experts(first, e, x, normalisation) for e in range(n)]
@@ -89,13 +91,13 @@ def loop_home(module: nn.Module, x: Rows, m: int, s: int, normalisation: str) ->
         makes.append([read(experts, b, one) for one in weights])
         weights_1.append([[one.get(e, 0.0) for e in range(n)] for one in weights])
 
-    of_unit = [GROUP_OF[k] for k in range(tasks) for _ in range(m)]
+    of_unit = [group_of[k] for k in range(tasks) for _ in range(m)]
     of_unit += [g for g in range(groups) for _ in range(m)] + [groups] * s
     experts = [loop_experts(second, e, [row[unit] for row in makes], normalisation) for e, unit in enumerate(of_unit)]
     weights_2, z = [], []
     for b, row in enumerate(makes):
         weights = []
-        for k, g in enumerate(GROUP_OF):
+        for k, g in enumerate(group_of):
             v = row[g] + row[groups]
             gate = loop_softmax(second.gate.linear.weight[k].tolist(), v)
             own = {k * m + i: gate[i] + one for i, one in enumerate(loop_self_gate(second.self_gate, k, v))}
@@ -116,11 +118,14 @@ def loop_home(module: nn.Module, x: Rows, m: int, s: int, normalisation: str) ->
         {"rank": 0},
         {"normalisation": "layer"},
         {"normalisation": "none"},
+        {"groups": ()},
+        {"groups": (), "experts": 1, "rank": 0},
     ],
     ids=str,
 )
 def test_home_is_its_formulas(changes: dict, training: bool) -> None:
-    options = HoME(groups=GROUPS, **{"experts": 2, "shared": 1, "rank": 2, "hidden": (4, 3)} | changes)
+    options = HoME(**{"groups": GROUPS, "experts": 2, "shared": 1, "rank": 2, "hidden": (4, 3)} | changes)
+    group_of = [0, 1, 0] if options.groups else [0, 0, 0]
     module = options.build(D, TASKS).train(training)
     for name, buffer in module.named_buffers():
         if name.endswith(("mean", "variance")):
@@ -129,7 +134,7 @@ def test_home_is_its_formulas(changes: dict, training: bool) -> None:
         if ".norms." in name:
             nn.init.uniform_(parameter, 0.5, 2)
     x = torch.randn(ROWS, D)
-    expected = loop_home(module, x.tolist(), options.experts, options.shared, options.normalisation)
+    expected = loop_home(module, x.tolist(), group_of, options.experts, options.shared, options.normalisation)
     found = module(x)
     for one, other in zip((*found.gates, found.z), expected, strict=True):
         torch.testing.assert_close(one, torch.tensor(other), atol=1e-5, rtol=1e-4)

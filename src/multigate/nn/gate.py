@@ -1,12 +1,11 @@
 """Gates: for every reader a distribution over sources, and the mixture it makes of them."""
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from multigate.nn.layout import lies_last
 from multigate.nn.parallel import ParallelLinear
 
 Mask = Sequence[Sequence[bool]]
@@ -77,7 +76,24 @@ class Regulariser(nn.Module):
         return torch.zeros_like(self.even).index_add(0, self.experts, weights.sum(0).flatten())
 
 
-class Gate(nn.Module):
+class LinearGate(nn.Module):
+    """What is made of a linear map's logits, and of nothing else: x (B, D) or (B, readers, D) -> ``of_logits``."""
+
+    linear: ParallelLinear
+
+    def forward(self, x: Tensor) -> Any:
+        return self.of_logits(self.linear(x))
+
+    def of_logits(self, logits: Tensor) -> Any:
+        """What ``forward`` returns, from what the linear map made, (B, readers, sources)."""
+        raise NotImplementedError
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one row."""
+        return self.linear.multiply_adds()
+
+
+class Gate(LinearGate):
     """softmax(W_k x): a linear map without bias and a softmax, nothing else (Ma et al. 2018, Eq. 8).
 
     x (B, D), or (B, readers, D) -> weights (B, readers, sources); each row of the last axis sums to one, and a source
@@ -106,28 +122,15 @@ class Gate(nn.Module):
         self.temperature = temperature
         self.regulariser = regulariser or Regulariser(readers, sources, mask=mask)
 
-    def forward(self, x: Tensor) -> Gated:
-        return self.regulariser(softmax(self.logits(x)))
+    def of_logits(self, logits: Tensor) -> Gated:
+        return self.regulariser(softmax(self._adjusted(logits)))
 
-    def of_product(self, product: Tensor) -> Gated:
-        """What ``forward`` returns, from what the linear map makes of x (B, D), (readers * sources, B)."""
-        readers, sources, _ = self.linear.weight.shape
-        return self.regulariser(softmax(self._adjusted(product.view(readers, sources, -1).permute(2, 0, 1))))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """(B, readers, sources), -inf where a source is barred."""
-        return self._adjusted(self.linear(x))
-
-    def _adjusted(self, logits: Tensor) -> Tensor:
+    def _adjusted(self, logits: Tensor) -> Tensor:  # -inf where a source is barred
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.allowed is not None:
             logits = logits.masked_fill(~self.allowed, -torch.inf)
         return logits
-
-    def multiply_adds(self) -> int:
-        """Multiply-adds of one row."""
-        return self.linear.multiply_adds()
 
     def most_read(self) -> int:
         """The most sources that the readers of one row can read together."""
@@ -136,7 +139,7 @@ class Gate(nn.Module):
 
 def softmax(logits: Tensor) -> Tensor:
     """Over the last axis of (B, readers, sources), wherever the batch lies."""
-    if lies_last(logits):
+    if logits.stride(0) == 1:
         return torch.softmax(logits.permute(1, 2, 0), dim=1).permute(2, 0, 1)
     return torch.softmax(logits, dim=-1)
 

@@ -1,5 +1,6 @@
 """The rows of a batch last in memory: where the same small matrix multiplies all of them, that is one matmul."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,22 @@ def batch_last(x: Tensor) -> Tensor:
         return last.contiguous()
     turned: Tensor = Transposed.apply(x.flatten(1))  # type: ignore[no-untyped-call]
     return turned.view(last.shape)
+
+
+def turned(x: Tensor) -> Tensor:
+    """x (B, D), laid out anew with the batch last where a processor computes it now: for what reads it so, and would
+    each turn it, and for sums of their gradients."""
+    if not eager(x) or x.device.type != "cpu":
+        return x
+    last: Tensor = Transposed.apply(x)  # type: ignore[no-untyped-call]
+    return last.t()
+
+
+def side_by_side(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Parts (B, n, H) concatenated along 1 or -1; the batch lies where it lies in the first."""
+    if eager(parts[0]) and parts[0].stride(0) == 1:
+        return torch.cat([part.permute(1, 2, 0) for part in parts], dim % 3 - 1).permute(2, 0, 1)
+    return torch.cat(tuple(parts), dim)
 
 
 def mean_of_copies(x: Tensor) -> Tensor:

@@ -5,16 +5,16 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from multigate.errors import ExperimentError, nearest
 from multigate.nn.activation import Activation
 from multigate.nn.feature_gate import FeatureGate
-from multigate.nn.gate import beside
-from multigate.nn.layout import units
+from multigate.nn.gate import LinearGate, beside, softmax
+from multigate.nn.layout import side_by_side, turned, units
 from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all
 from multigate.nn.parallel import ParallelLinear
+from multigate.nn.together import gated, together
 from multigate.sharing.levels import dealt, experts_of, experts_read, own_only, shared_experts, through
 from multigate.sharing.ple import SHARED
 from multigate.sharing.structure import GatedStructure, Level, Shared, Widths
@@ -136,13 +136,17 @@ class Grouped(nn.Module):
         self.register_buffer("owners", torch.tensor(own_only(range(groups), groups, 1)), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
-        experts = self.experts(x if self.features is None else self.features(x))  # (B, E, H)
-        v = beside(x, context)
-        gate, shared = self.gate(v), self.shared_gate(v)
-        own, common = gate.weights.split((self.m, self.s), dim=-1)
-        of_groups = torch.cat((among_all(own + self.self_gate(v), self.owners), common), dim=-1)
-        of_shared = shared.weights + functional.pad(self.shared_self_gate(v), (self.experts.n - self.s, 0))
-        weights = torch.cat((of_groups, of_shared), dim=1)
+        gates = self.gate, self.shared_gate, self.self_gate, self.shared_self_gate
+        if self.features is None:
+            experts, found = together(self.experts, gates, x, context)  # (B, E, H)
+        else:
+            x = turned(x)
+            experts, found = self.experts(self.features(x)), gated(gates, beside(x, context))
+        gate, shared, own, of_shared = found
+        read, common = gate.weights.split((self.m, self.s), dim=-1)
+        of_groups = side_by_side((among_all(read + own, self.owners), common), -1)
+        others, last = shared.weights.split((self.experts.n - self.s, self.s), dim=-1)
+        weights = side_by_side((of_groups, side_by_side((others, last + of_shared), -1)), 1)
         return Shared(mix(weights, experts), (weights,), gate.penalty + shared.penalty)
 
     def multiply_adds(self) -> int:
@@ -158,7 +162,7 @@ class Tasked(nn.Module):
     tasks: Tensor
     groups: Tensor
     read_by_experts: Tensor
-    read_by_gates: Tensor
+    read_by_gates: Tensor | None
 
     def __init__(
         self, options: HoME, hidden: tuple[int, ...], d_in: int, d_context: int, group_of: list[int], groups: int
@@ -178,17 +182,19 @@ class Tasked(nn.Module):
         of_experts = [group for group in (*group_of, *range(groups)) for _ in range(self.m)] + [groups] * self.s
         of_gates = [unit for group in group_of for unit in (group, groups)]
         self.register_buffer("read_by_experts", torch.tensor(of_experts), persistent=False)
-        self.register_buffer("read_by_gates", torch.tensor(of_gates), persistent=False)
+        # of each task its group and the shared module; all read both where there is one group
+        self.register_buffer("read_by_gates", torch.tensor(of_gates) if groups > 1 else None, persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Shared:
         read = self.read_by_experts
         experts = self.experts(units(x, read) if self.features is None else self.features(x, read))  # (B, E, H)
-        pairs = units(x, self.read_by_gates)  # (B, 2 T, D): of each task its group and the shared module
-        v = beside(pairs.view(x.shape[0], len(self.tasks), 2 * x.shape[2]), context)
-        gate = self.gate(v)
-        own, of_group, common = gate.weights.split((self.m, self.m, self.s), dim=-1)
-        own = own + self.self_gate(v)
-        weights = torch.cat((among_all(own, self.tasks), among_all(of_group, self.groups), common), dim=-1)
+        if self.read_by_gates is None:
+            v = x.flatten(1)  # the only group's and the shared module's
+        else:
+            v = units(x, self.read_by_gates).view(x.shape[0], len(self.tasks), 2 * x.shape[2])
+        gate, own = gated((self.gate, self.self_gate), beside(v, context))
+        read, of_group, common = gate.weights.split((self.m, self.m, self.s), dim=-1)
+        weights = side_by_side((among_all(read + own, self.tasks), among_all(of_group, self.groups), common), -1)
         return Shared(mix(weights, experts), (weights,), gate.penalty)
 
     def multiply_adds(self) -> int:
@@ -198,7 +204,7 @@ class Tasked(nn.Module):
         return self.experts.multiply_adds() + gates + features + mixing
 
 
-class SelfGate(nn.Module):
+class SelfGate(LinearGate):
     """softmax(W' v) over the m experts of each reader, or sigmoid(W' v) of a single one, beside the gate's weights.
 
     v (B, D) or (B, readers, D) -> (B, readers, m).
@@ -209,9 +215,5 @@ class SelfGate(nn.Module):
         self.linear = ParallelLinear(readers, d_in, m, bias=False)
         self.single = m == 1
 
-    def forward(self, v: Tensor) -> Tensor:
-        logits = self.linear(v)
-        return torch.sigmoid(logits) if self.single else torch.softmax(logits, dim=-1)
-
-    def multiply_adds(self) -> int:
-        return self.linear.multiply_adds()
+    def of_logits(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits) if self.single else softmax(logits)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from multigate.errors import ExperimentError
 from multigate.nn.gate import beside
-from multigate.nn.layout import neighbours
+from multigate.nn.layout import neighbours, side_by_side
 from multigate.nn.mixture import mix
 from multigate.nn.ownership import among_all, dealt_inputs
 from multigate.nn.together import together
@@ -131,12 +131,12 @@ class Extraction(nn.Module):
             of_all = [one(shared) for one in gates[1:]]
         if self.trained is None:  # weights (B, T, m + s)
             mine, common = gate.weights[..., : self.own], gate.weights[..., self.own :]
-            weights = torch.cat((among_all(mine, self.owners), common), dim=-1)
+            weights = side_by_side((among_all(mine, self.owners), common), -1)
         else:
             weights = gate.weights
         penalty = gate.penalty
         for one in of_all:  # weights (B, 1, E)
-            weights, penalty = torch.cat((weights, one.weights), dim=1), penalty + one.penalty
+            weights, penalty = side_by_side((weights, one.weights), 1), penalty + one.penalty
         if self.trained is None:
             fused = mix(weights, experts)
         else:
