@@ -17,7 +17,7 @@ from torch import nn
 from multigate.analysis.search import Choice, Point, Range, Stopped
 from multigate.data.prepared import Prepared
 from multigate.datasets.census_income import open_census, write_census
-from multigate.errors import DataError
+from multigate.errors import DataError, RunError
 from multigate.paper.census.methods import BOOSTING, CAP, METHODS, SINGLE, Training, space, structure, trainings
 from multigate.paper.census.one_hot import ABSENT, AS_ONE, ONE_HOT, OneHot
 from multigate.paper.census.rows import (
@@ -104,6 +104,8 @@ def test_the_test_file_is_cut_in_two_and_the_search_sees_neither_test_rows_nor_a
     assert not Counter(lines(drawn.train.select(few))) - Counter(lines(train.select(few)))
     assert drawn.valid is tables.valid
     assert set(prepare_search(drawn, tmp_path / "rows", silent).parts) == {"train", "valid"}
+    with pytest.raises(RunError, match="the tables changed"):
+        prepare_search(sampled(tables, 1_001), tmp_path / "rows", silent)
 
 
 def test_a_folder_without_the_data_set_is_told_of(tmp_path: Path) -> None:

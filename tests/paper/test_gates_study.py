@@ -1,5 +1,6 @@
 """The gates study: what it says of planted gates, and that it goes on where it was."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, spearmanr
 
-from multigate.errors import DataError
+from multigate.errors import DataError, RunError
 from multigate.paper.gates.account import evenness, gather, rank_correlation, tell
 from multigate.paper.gates.study import GatesStudy, experiment_on, run
 from multigate.paper.ledger import Ledger
@@ -134,6 +135,19 @@ def test_the_study_looks_at_the_same_rows_each_time_and_goes_on(small_kuairand: 
     run(settings, site)
     assert site.ledger.place("kuairand-0").stat().st_mtime_ns == written
     assert site.ledger.rows("kuairand-1")[0]["gates"] == before
+
+
+def test_runs_on_other_tables_are_not_told_of_together(small_kuairand: Path, tmp_path: Path) -> None:
+    settings = GatesStudy(runs=2, data=("kuairand",), experts=2, bottom=(4, 4), epochs=1, rows=64)
+    ledger, cpu, quiet = Ledger(tmp_path / "out", "gates", settings), torch.device("cpu"), Reporter(quiet=True)
+    run(settings, Site(ledger, small_kuairand, cpu, quiet))
+    other = tmp_path / "other" / "kuairand"
+    shutil.copytree(small_kuairand / "kuairand", other)
+    run(settings, Site(ledger, other.parent, cpu, quiet))  # the same rows elsewhere
+    train = pq.read_table(other / "train.parquet")
+    pq.write_table(train.slice(1), other / "train.parquet")
+    with pytest.raises(RunError, match=r"the tables changed since .*kuairand was prepared"):
+        run(settings.with_(runs=3), Site(ledger, other.parent, cpu, quiet))
 
 
 def rows_of(rows: int, wanted: int) -> int:

@@ -44,6 +44,14 @@ def test_a_folder_of_trainings_is_refused_and_left_as_it_is(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
 
 
+def test_results_whose_settings_are_gone_are_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path, "toy", Settings()).keep("one", [{"seed": 0}])
+    (tmp_path / "settings.yaml").unlink()
+    with pytest.raises(RunError, match=r"holds results, but no settings\.yaml.*choose another --out"):
+        Ledger(tmp_path, "toy", Settings(runs=4))
+    assert not (tmp_path / "settings.yaml").exists()
+
+
 def test_all_parts_make_one_table(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "toy", Settings())
     ledger.keep("b", [{"loss": 0.5, "gate": None}])

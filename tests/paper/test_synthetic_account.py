@@ -1,5 +1,6 @@
 """What the synthetic study tells: the paper's losses after as many steps as ours, whole runs and short ones."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,17 @@ def rows(steps: int, name: str, cosine: float, runs: int = 7) -> list[dict[str, 
     ]
 
 
-def told(steps: int, many: int = 7) -> dict[str, Account]:
+def told(steps: int, many: int = 7, diverged: str = "") -> dict[str, Account]:
+    """The chapters; the loss of the first run of each cell of a structure may be no number."""
     trials = [
         {"cosine": p, "label_correlation": mean + off}
         for p, mean in zip(figure_2().cosines, figure_2().mean, strict=True)
         for off in (-0.01, 0.01)
     ]
     runs = {(name, p): rows(steps, name, p, many) for name in ("small_bottom", *MODELS) for p in COSINES}
+    for (name, _), those in runs.items():
+        if name == diverged:
+            those[0] |= {"loss": math.nan, "curve": [math.nan] * (steps // 100)}
     return {one.anchor: one for one in tell(Synthetic(), trials, runs)}
 
 
@@ -68,6 +73,15 @@ def test_few_runs_have_neither_an_interval_nor_a_verdict() -> None:
     (*_, shares), (losses, ratios) = tables(chapters["figure-5"]), tables(chapters["figure-4"])
     assert not any("[" in cell for table in (shares, losses, ratios) for row in table.rows for cell in row)
     assert {row[-1] for row in ratios.rows} == {"too few runs"}
+
+
+def test_a_run_whose_loss_is_no_number_has_failed_and_is_said_to() -> None:
+    chapters = told(10_000, diverged="mmoe")
+    (*_, shares), (losses, ratios) = tables(chapters["figure-5"]), tables(chapters["figure-4"])
+    assert {row[6] for row in shares.rows if row[0] == "MMoE"} == {"14.3% [2.6%, 51.3%]"}
+    assert {row[3] for row in losses.rows if row[1] == "MMoE"} == {"n/a"}
+    assert {row[-1] for row in ratios.rows if "MMoE" in row[0]} == {"a run diverged"}
+    assert {name for one in chapters.values() for name, _ in one.draw()} == {"figure2", "figure3", "figure4", "figure5"}
 
 
 def test_that_no_run_failed_does_not_say_that_none_ever_will() -> None:

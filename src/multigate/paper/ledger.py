@@ -38,6 +38,8 @@ class Ledger:
                 raise RunError(f"{folder} holds results of other settings ({changed}); choose another --out")
             if before == now:
                 return
+        elif any((folder / PARTS).glob("*")):
+            raise RunError(f"{folder} holds results, but no {SETTINGS} that tells what of; choose another --out")
         elif (folder / EXPERIMENT).is_file():
             raise RunError(f"{folder} holds trainings of an experiment; choose another --out")
         with told(folder):

@@ -129,7 +129,8 @@ def _with_feature(feature: Category | Number) -> Schema:
 
 def _prepared(schema: Schema, tables: Tables, folder: Path, report: Progress, *, test: bool = True) -> Prepared:
     train, valid, tested = (open_table(table) for table in tables)
-    return prepare(schema, train, valid, tested if test else None, Split(), folder, report)
+    # trials and runs that are there are of these rows: others would be told of as the same
+    return prepare(schema, train, valid, tested if test else None, Split(), folder, report, replace=False)
 
 
 def places(prepared: Prepared, tasks: Sequence[str]) -> list[int]:

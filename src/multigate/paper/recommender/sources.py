@@ -77,6 +77,10 @@ def feed(rows: int, known: float, folder: Path, report: Reporter) -> Source:
 
 
 def prepare_once(source: str, experiment: Experiment, site: Site) -> Prepared:
-    """The rows of an experiment, encoded in the study's folder; opened where they are there."""
+    """The rows of an experiment, encoded in the study's folder; opened where they are there.
+
+    Raises ``RunError`` where the tables are no longer those that parts named after the source were trained on.
+    """
     folder = site.ledger.folder / "prepared" / source
-    return prepare_sources(experiment, open_sources(experiment, {}), folder, site.report)
+    fresh = not site.ledger.parts(f"{source}-*")
+    return prepare_sources(experiment, open_sources(experiment, {}), folder, site.report, replace=fresh)

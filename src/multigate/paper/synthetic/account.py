@@ -24,7 +24,9 @@ TITLES = {
 FAILED = 0.4
 """Final loss from which on a run has failed: the second mode of Figure 5."""
 TOO_FEW = "too few runs"
-"""The verdict where so few runs have no interval."""
+"""The verdict where so few runs have no interval ..."""
+DIVERGED = "a run diverged"
+"""... and where enough have none, for the loss of one of them is no number."""
 Runs = Mapping[tuple[str, float], Sequence[Row]]
 """Rows of the runs of a structure, by its name and the cosine of its tasks."""
 
@@ -208,7 +210,7 @@ def _spread(own: Sequence[float], counts: Sequence[int] | None) -> Iterator[str]
         low, high = resampled(lambda drawn, share=share: np.quantile(drawn, share, axis=1), own)
         yield bracketed(np.quantile(own, share), low, high, 3)
         yield "" if counts is None else f"{quantile_of(counts, share):.3f}"
-    share = float(np.mean(np.array(own) >= FAILED))
+    share = float(np.mean(~(np.array(own) < FAILED)))  # a loss that is no number has failed as well
     # draws of runs that all end well end well: the bootstrap has no interval for a share of 0
     (low,), (high,) = share_interval(np.array([share]), np.array([float(len(own))]))
     yield f"{share:.1%}" + (f" [{low:.1%}, {high:.1%}]" if len(own) >= FEWEST else "")
@@ -240,7 +242,7 @@ def _histogram(name: str, cosine: float, those: Sequence[Row]) -> Chart:
     from multigate.report.charts import histogram_chart
 
     bins, counts = len(figure_5(name, cosine)), final_counts(name, cosine, _steps(those))
-    own = np.minimum(np.array(_losses(those)) / BIN, bins - 1).astype(int)
+    own = np.fmin(np.array(_losses(those)) / BIN, bins - 1).astype(int)
     series = {"here": (np.bincount(own, minlength=bins) / len(those)).tolist()}
     if counts is not None:
         series["paper"] = (np.array(counts) / sum(counts)).tolist()
@@ -306,12 +308,17 @@ def _ratio(words: str, papers: Sequence[float | None], above: Sequence[float], b
     if low <= paper <= high:
         verdict = "reproduced"
     elif not math.isfinite(low):
-        verdict = TOO_FEW
+        verdict = undecided(above)
     elif (low > 1) == (paper > 1) and (low > 1 or high < 1):
         verdict = "in shape"
     else:
         verdict = "not reproduced"
     return Claim(words, f"{paper:.2f}", here, verdict)
+
+
+def undecided(runs: Sequence[float]) -> str:
+    """The verdict where these runs have no interval."""
+    return TOO_FEW if len(runs) < FEWEST else DIVERGED
 
 
 def _said(what: str, found: Sequence[Claim]) -> str:

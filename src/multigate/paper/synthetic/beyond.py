@@ -12,7 +12,7 @@ from multigate.datasets.synthetic import Synthetic
 from multigate.formats import bracketed
 from multigate.paper.account import Account, Claim, claims
 from multigate.paper.ledger import Row
-from multigate.paper.synthetic.account import TOO_FEW
+from multigate.paper.synthetic.account import undecided
 from multigate.paper.synthetic.cells import Cell, cell
 from multigate.paper.synthetic.toy import Training
 from multigate.report.blocks import Figure, Table, Text
@@ -129,7 +129,7 @@ def _gates(rows: By) -> Account:
         apart, alike_ = _divergences(gated[name, 0.0]), _divergences(gated[name, 1.0])
         low, high = resampled(lambda a, b: a.mean(1) - b.mean(1), apart, alike_)
         here = bracketed(float(np.mean(apart) - np.mean(alike_)), low, high, 3, sign=True)
-        verdict = "holds" if low > 0 else "does not hold" if high < 0 else _open(low)
+        verdict = "holds" if low > 0 else "does not hold" if high < 0 else _open(low, apart)
         found.append(Claim(f"{TITLES[name]}: divergence at cosine 0 less that at 1", "above 0", here, verdict))
     return Account(
         "beyond-gates",
@@ -174,14 +174,14 @@ def _gains(rows: By, what: str) -> Iterator[Claim]:
         if name in ("shared_bottom", PAPER):
             alone, shared = _mean_losses(rows[ALONE, value]), _mean_losses(those)
             low, high = resampled(ratio, alone, shared)
-            verdict = "gains" if low > 1 else "loses" if high < 1 else _open(low)
+            verdict = "gains" if low > 1 else "loses" if high < 1 else _open(low, alone)
             here = bracketed(float(np.mean(alone) / np.mean(shared)), low, high, 2)
             yield Claim(f"{TITLES[name]}, {what} {value:g}", "", here, verdict)
 
 
-def _open(low: float) -> str:
-    """The verdict of an interval that decides nothing."""
-    return "not clear" if math.isfinite(low) else TOO_FEW
+def _open(low: float, runs: Sequence[float]) -> str:
+    """The verdict of an interval of these runs that decides nothing."""
+    return "not clear" if math.isfinite(low) else undecided(runs)
 
 
 def _mean_losses(rows: Sequence[Row]) -> list[float]:
