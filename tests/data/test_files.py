@@ -398,6 +398,29 @@ def test_a_column_of_thousands_with_decimal_commas_tells_what_points_of_others_a
     ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        (["2.217;7", "369;8", "1.045;9"], "string"),
+        (["2.217;7", "0.369;8", "104;9"], "double"),
+        (["2.217;7", "3.369;8", "1.045;9"], "double"),
+        (["2.217;7", "3;8", "1.045;9"], "double"),
+        (["2.217;7.5", "369;8", "1.045;9"], "double"),
+        (["2.217;7", "369.5;8", "1.045;9"], "double"),
+        (["2.217,7", "369,8", "1.045,9"], "double"),
+    ],
+    ids=["thousands", "below_one", "always", "small", "points_elsewhere", "fractions", "between_commas"],
+)
+def test_whole_numbers_with_points_between_semicolons_may_be_thousands(
+    rows: list[str], kind: str, tmp_path: Path
+) -> None:
+    """As numbers 2.217 would be less than 369; where the file has no decimal comma, nothing else says so."""
+    mark = "," if "," in rows[0] else ";"
+    path = write_csv(tmp_path, "\n".join([f"visitors{mark}n", *rows, ""]))
+    assert type_name(open_table(path).schema.field("visitors").type) == kind
+    assert rows_of(open_table(path, {"visitors": "double"}))[0]["visitors"] == 2.217
+
+
 def test_decimal_commas_are_found_as_far_as_types_are(tmp_path: Path) -> None:
     whole, fractional = ["1;2"] * 30_000, ["3,5;2.25"] * 10
     for at, rows in enumerate((whole + fractional, fractional + whole)):

@@ -10,7 +10,7 @@ import pyarrow.csv
 
 from multigate.data.beginnings import PACKED, check_text, unpacked
 from multigate.data.cells import MISSING, short
-from multigate.data.types import are_codes, are_local, check_names, guessed_type, is_text, value_type
+from multigate.data.types import are_codes, are_local, are_thousands, check_names, guessed_type, is_text, value_type
 from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
@@ -108,6 +108,7 @@ class CsvFile:
             return pa.schema([(name, frozen.get(name, pa.null())) for name in names[numbered:]])
         texts = {column for column, kind in frozen.items() if is_text(kind)} - self._numbers
         commas, points = self._decimals([name for name in names if name not in texts])
+        self._unsure_of_points = self._delimiter == ";" and not points
         if commas:
             self._decimal, self._points = ",", points
             block = self._first({})
@@ -143,16 +144,20 @@ class CsvFile:
         )
         return commas, points - commas
 
+    def _are_text(self, numbers: pa.Array) -> bool:
+        """Whether what the reader takes for numbers are codes, or may be thousands where no 1.5 tells what points are."""
+        return are_codes(numbers) or (self._unsure_of_points and are_thousands(numbers))
+
     def _looked_at(
         self, unsure: list[str], codes: list[str], zoned: list[str], blocks: int = 16
     ) -> dict[str, pa.DataType]:
-        """Types by the text itself: of columns the reader knows nothing of, of codes such as 007, which stay text, and
-        of times of other zones than UTC, which are read as they stand."""
+        """Types by the text itself: of columns the reader knows nothing of, of codes such as 007 and thousands such as
+        1.234, which stay text, and of times of other zones than UTC, which are read as they stand."""
         found: dict[str, pa.DataType] = {}
         text = {column: pa.string() for column in unsure + codes + zoned}
         for index, block in enumerate(self._stream(text, list(text))):
             if index == 0:
-                found |= {column: pa.string() for column in codes if are_codes(_there(block[column]))}
+                found |= {column: pa.string() for column in codes if self._are_text(_there(block[column]))}
                 found |= {column: pa.timestamp("us") for column in zoned if are_local(_there(block[column]))}
             for column in list(unsure):
                 values = _there(block[column])

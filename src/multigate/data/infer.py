@@ -299,9 +299,10 @@ def _numeric(texts: pa.Array, column: Column, label: bool) -> str:
             f"holds numbers, but also text such as {cells.short(others[0].as_py())}; leave such cells empty, or write "
             "numbers, to have it as one"
         )
-    one = cells.short(numbers[0].as_py())
     if pc.all(pc.match_substring_regex(numbers, _GROUPED)).as_py() and fractional:
+        one = cells.short(numbers.filter(pc.match_substring(numbers, "."))[0].as_py())
         return f"holds text such as {one}, which may be thousands; write plain numbers (1234.56) to have it as one"
+    one = cells.short(numbers[0].as_py())
     advice = "store them as numbers" if label else "give it the kind number"
     return f"holds numbers as text, such as {one}; {advice} to have it as one"
 

@@ -139,6 +139,15 @@ def are_codes(texts: pa.Array) -> bool:
     return False
 
 
+def are_thousands(texts: pa.Array) -> bool:
+    """Whether 1.234 stands among them for a thousand and more: all its numbers have three digits behind a point or are
+    whole, with some of three digits among these, which fractions seldom are."""
+    form = r"^\s*[-+]?(0|[1-9]\d{0,2}(\.\d{3})*)\s*$"
+    forms = (form, r"\.", r"^\s*[-+]?\d{3}\s*$")
+    alike, pointed, hundreds = (pc.match_substring_regex(texts, one) for one in forms)
+    return bool(pc.all(alike).as_py() and pc.any(pointed).as_py() and pc.any(hundreds).as_py())
+
+
 def guessed_type(values: pa.Array) -> pa.DataType:
     """The narrowest type that all the texts convert to without loss."""
     if are_codes(values):
