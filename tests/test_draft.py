@@ -77,6 +77,11 @@ def test_numbers_in_text_are_told(tmp_path: Path) -> None:
         "comma": [f"{i % 70},{i % 10}" for i in range(n)],
         "german": [f"{1 + i % 7}.{i % 900 + 100},50" for i in range(n)],
         "swiss": [f"{1 + i % 7}'{i % 90 + 100}" for i in range(n)],
+        "quoted": [f"{1 + i % 7}\u2019{i % 90 + 100}.5" for i in range(n)],
+        "millions": [f"{1 + i % 7}.{i % 900 + 100}.000" for i in range(n)],
+        "debit": [f"{i % 70},{i % 10}" + "-" * (i % 2) for i in range(n)],
+        "euros": [f"{i % 70},{i % 10} EUR" for i in range(n)],
+        "power": [f"{1 + i % 9},{i % 70}E+0{i % 9}" for i in range(n)],
         "french": [f"{1 + i % 7}\u202f{i % 90 + 100},5" for i in range(n)],
         "ledger": [f"({i % 70}.5)" if i % 3 else f"{i % 70}.5" for i in range(n)],
         "below": ["<0.5" if i % 5 == 0 else f"{i % 70}.{i % 9}" for i in range(n)],
@@ -94,7 +99,8 @@ def test_numbers_in_text_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), path)
     text = draft(path, ["click"])
     said = told_of(text)
-    assert list(said) == ["comma", "german", "swiss", "french", "ledger", "below", "blank", "plain"]
+    formats = ["comma", "german", "swiss", "quoted", "millions", "debit", "euros", "power", "french", "ledger"]
+    assert list(said) == [*formats, "below", "blank", "plain"]
     assert said["comma"] == "holds text such as '0,0'; write plain numbers (1234.56) to have it as one"
     assert said["below"].startswith("holds numbers, but also text such as '<0.5'; leave such cells empty")
     assert said["blank"].startswith("holds numbers, but also text such as ' '; leave")
@@ -157,8 +163,10 @@ def test_whole_numbers_and_decimal_commas_with_a_few_texts_among_them_are_told(t
         ([f"{i % 70}.5" for i in range(2000)], "numbers as text, such as '0.5'; store them as numbers"),
         (["a", "b", "c", "1"] * 500, ""),
         (["1", "2", "3", "no answer"] * 500, ""),
+        (["0", "1", "0", "n/a"] * 500, "holds 0, 1 and text such as 'n/a'; leave such cells empty to have it binary"),
+        (["0", "1", "0", "A2"] * 500, ""),
     ],
-    ids=["percent", "comma", "stray", "stray_whole", "text", "classes", "grades"],
+    ids=["percent", "comma", "stray", "stray_whole", "text", "classes", "grades", "stray_truth", "code"],
 )
 def test_labels_that_are_numbers_to_people_are_told(tmp_path: Path, values: list[str], told: str) -> None:
     """They are drafted as classes, hundreds of them."""

@@ -145,7 +145,7 @@ class CsvFile:
         return commas, points - commas
 
     def _are_text(self, numbers: pa.Array) -> bool:
-        """Whether what the reader takes for numbers are codes, or may be thousands where no 1.5 tells what points are."""
+        """Whether these numbers are codes, or may be thousands where no 1.5 tells what points are."""
         return are_codes(numbers) or (self._unsure_of_points and are_thousands(numbers))
 
     def _looked_at(

@@ -23,10 +23,10 @@ from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Tas
 
 _GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
 """Whose rows belong together, the first that is there."""
-_POINT = r"(\d+|\d{1,3}([,' \x{a0}\x{202f}]\d{3})+)(\.\d+)?"
-_COMMA = r"(\d+|\d{1,3}([.' \x{a0}\x{202f}]\d{3})+),\d+"
-_MARKED = rf"^\(?[-+]?[$€£¥]? ?[-+]?({_POINT}|{_COMMA}) ?[%$€£¥]?\)?$"
-"""A number as people write it: 1,234.56, 1.234,56, 1 234, 12 %, $9.99 or (9.99)."""
+_POINT = r"(\d+|\d{1,3}([,'\x{2019} \x{a0}\x{202f}]\d{3})+)(\.\d+)?"
+_COMMA = r"(\d+|\d{1,3}([.'\x{2019} \x{a0}\x{202f}]\d{3})+),\d+([eE][-+]?\d+)?|\d{1,3}(\.\d{3}){2,}"
+_MARKED = rf"^\(?[-+]?[$€£¥]? ?[-+]?({_POINT}|{_COMMA})(-| ?([%$€£¥]|EUR|USD|GBP|CHF))?\)?$"
+"""A number as people write it: 1,234.56, 1.234,56, 1.234.567, 1 234, 1,5E+06, 12 %, $9.99, 9 EUR, 9.99- or (9.99)."""
 _PLAIN = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _GROUPED = r"^\s*[-+]?\d{1,3}(\.\d{3})?\s*$"
 """Plain, but where others are no different 1.234 may be a thousand and more."""
@@ -285,6 +285,8 @@ def _numeric(texts: pa.Array, column: Column, label: bool) -> str:
     fractional = pc.any(pc.match_substring(texts.filter(plain), ".")).as_py()
     number = plain if fractional else pc.or_(plain, marked)
     numbers, others = texts.filter(number), texts.filter(pc.invert(number))
+    if label and set(numbers.to_pylist()) == {"0", "1"} and len(others) and pc.all(pc.or_(number, no_code)).as_py():
+        return f"holds 0, 1 and text such as {cells.short(others[0].as_py())}; leave such cells empty to have it binary"
     if len(numbers) < max(_MANY, _MOST * len(texts)):
         return ""
     if not fractional and (
