@@ -63,6 +63,11 @@ KINDS: dict[str, tuple[str, Any, Feature]] = {
     "ids by name": ("itemId", RNG.integers(0, 900, ROWS), Category("itemId")),
     "ids by size": ("x", RNG.integers(0, 900, ROWS) + 2**60, Category("x")),
     "ids up to the last": ("x", np.uint64(2**64 - 1) - RNG.integers(0, 9, ROWS, np.uint64), Category("x")),
+    "the least int64 for missing": (
+        "x",
+        np.where(np.arange(ROWS) % 50 == 0, -(2**63), RNG.poisson(12, ROWS)),
+        Number("x", transform="log", embedding="bins"),
+    ),
     "huge quantities": ("x", 1e25 * RNG.normal(size=ROWS), Number("x")),
     "codes by frequency": ("x", RNG.choice(120, ROWS, p=RNG.dirichlet(np.full(120, 0.5))), Category("x")),
     "booleans": ("x", CLICK == 0, Category("x")),

@@ -284,10 +284,11 @@ def words_of(name: str) -> list[str]:
 
 
 def is_id(column: Column) -> bool:
-    """By its name, or by whole numbers too large to be told apart as quantities, and not larger than ids are."""
+    """By its name, or by whole numbers too large to be told apart as quantities, and not larger than ids are; one or
+    two, such as the least int64, stand for missing among counts."""
     words = words_of(column.name)
     named = bool(words) and ("id" in words or words[-1] in _IDS | _THINGS)
-    return named or (is_number(column.kind) and column.integral and 2**53 < max(-column.low, column.high) <= 2**64)
+    return named or (column.long > 2 and column.integral and max(-column.low, column.high) <= 2**64)
 
 
 def _is_dense(column: Column) -> bool:

@@ -75,6 +75,8 @@ class Column:
         self.distinct = Distinct()
         self.low, self.high, self.integral = np.inf, -np.inf, True
         """Of numbers: the least, the greatest, whether all are whole."""
+        self.long = 0
+        """Different numbers beyond 2^53, which a float64 does not hold, at most in one batch."""
         self.moments = self.zoned_moments = 0
         """Rows of a text column that read as an ISO 8601 time, and of those the ones with a zone."""
         self.lengths: tuple[int, int] | None = None
@@ -117,6 +119,7 @@ class Column:
             x = _floats(values)
             self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
             self.integral = self.integral and bool((x == np.floor(x)).all())
+            self.long = max(self.long, int((np.abs(x) > 2**53).sum()))
 
     def _add_moments(self, values: pa.Array, many: np.ndarray) -> None:
         for pattern, zone in ((_MOMENT, None), (_ZONED_MOMENT, "UTC")):
