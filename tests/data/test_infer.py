@@ -200,6 +200,8 @@ LABELS: dict[str, tuple[str | Task, Any, Task]] = {
     "text 0 and 1": ("y", [str(one) for one in CLICK], Task("y")),
     "0.0 and 1.0 with unknown": ("y", np.where(RNG.random(ROWS) < 0.3, np.nan, CLICK), Task("y")),
     "yes": ("y", ["Yes", "No", "Yes"] * (ROWS // 3), Task("y", positive="Yes")),
+    "ja": ("y", ["ja", "nein", "ja"] * (ROWS // 3), Task("y", positive="ja")),
+    "oui": ("y", ["Oui", "Non", "Oui"] * (ROWS // 3), Task("y", positive="Oui")),
     "minus one": ("y", [1, 1, -1] * (ROWS // 3), Task("y", positive=1)),
     "census": ("y", ["- 50000.", "50000+.", "- 50000."] * (ROWS // 3), Task("y", positive="50000+.")),
     "the rarer": ("y", ["good", "bad", "good"] * (ROWS // 3), Task("y", positive="bad")),

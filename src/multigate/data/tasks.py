@@ -16,9 +16,9 @@ from multigate.options import explain
 from multigate.schema import Task, Value
 from multigate.yaml_text import parse_yaml
 
-_YES = {"1", "true", "t", "yes", "y", "positive", "on"}
+_YES = {"1", "true", "t", "yes", "y", "positive", "on", "ja", "j", "oui", "si", "sí", "sì", "sim", "是"}
 _TRUTHS = {"0", "1", "true", "false"}
-_NO = {"0", "-1", "false", "f", "no", "n", "negative", "off"}
+_NO = {"0", "-1", "false", "f", "no", "n", "negative", "off", "nein", "nee", "non", "não", "否"}
 
 
 Tasks = Task | str | Sequence[Task | str] | Mapping[str, Any]
