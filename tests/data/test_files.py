@@ -421,6 +421,13 @@ def test_whole_numbers_with_points_between_semicolons_may_be_thousands(
     assert rows_of(open_table(path, {"visitors": "double"}))[0]["visitors"] == 2.217
 
 
+def test_a_point_among_decimal_commas_is_told_for_what_it_is(tmp_path: Path) -> None:
+    """To set the type to double, which it is, would be no help."""
+    path = write_csv(tmp_path, "share;salary\n0,5;900\n1,5;3.380\n")
+    with pytest.raises(DataError, match=r"row 3 .*'3\.380' is not double, for other .*without points \(1234,56\)$"):
+        rows_of(open_table(path, {"share": "double", "salary": "double"}))
+
+
 def test_decimal_commas_are_found_as_far_as_types_are(tmp_path: Path) -> None:
     whole, fractional = ["1;2"] * 30_000, ["3,5;2.25"] * 10
     for at, rows in enumerate((whole + fractional, fractional + whole)):

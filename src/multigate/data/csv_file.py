@@ -232,6 +232,11 @@ class CsvFile:
         name = self._names()[int(index[1])] if index else "?"
         bad = re.search(r"conversion error to (.+?): (?:invalid value|expected .*zone offset in) '(.*?)'", text)
         if bad:
+            if self._decimal == "," and "." in bad[2]:
+                return DataError(
+                    f"{self.name}: column {name!r}, {where}: {short(bad[2])} is not {bad[1]}, for other numbers of "
+                    "this file have decimal commas; write it without points (1234,56)"
+                )
             wider = "double" if guessed_type(pa.array([bad[2]])) == pa.float64() else "string"
             return DataError(
                 f"{self.name}: column {name!r}, {where}: {short(bad[2])} is not {bad[1]}; mend the value, "
