@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,7 +14,7 @@ import pytest
 
 from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.experiment import Experiment
-from multigate.training.interrupts import handled
+from multigate.training.interrupts import Interrupted, handled, interruptible
 from processes import Stop, run
 
 PLACES = {
@@ -99,7 +101,7 @@ del sys.modules["_signal"]
 sys.modules.pop("signal", None)
 import signal  # begins anew, and finds handlers that it did not put there
 
-from multigate.training.interrupts import handled
+from multigate.training.interrupts import Interrupted, handled, interruptible
 
 assert signal.getsignal(signal.SIGTERM) is None
 with handled(signal.default_int_handler):
@@ -253,3 +255,32 @@ def test_stopped_while_predicting_the_file_that_was_there_stays(folder: Path) ->
     assert run(words, folder).code == 0
     assert pq.read_metadata(out).num_rows == 80
     assert not half_written(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_where_nothing_can_be_raised_is_not_lost(number: signal.Signals) -> None:
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def wait(held: list[Freed]) -> None:
+        held.clear()
+        sleep(10)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted, match="stopped; go on"), interruptible(lambda: "go on"):
+        wait([Freed()])
+    assert sys.unraisablehook is hook
+
+
+def test_what_else_cannot_be_raised_is_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Freed:
+        def __del__(self) -> None:
+            raise ValueError("from __del__")
+
+    told: list[BaseException | None] = []
+    tell: Callable[[Any], None] = lambda args: told.append(args.exc_value)  # noqa: E731
+    monkeypatch.setattr(sys, "unraisablehook", tell)
+    with interruptible(lambda: "go on"):
+        Freed()
+    assert [str(one) for one in told] == ["from __del__"]

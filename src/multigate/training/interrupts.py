@@ -3,13 +3,19 @@ once; a second one always does, but for SIGHUP, which the system and the shell s
 
 import os
 import signal
+import sys
 import threading
+from _thread import interrupt_main, start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import sleep
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from multigate.errors import RunError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 Handler = Callable[[int, FrameType | None], Any]
 HANG_UP = getattr(signal, "SIGHUP", None)
@@ -69,8 +75,10 @@ def handled(handler: Handler) -> Iterator[None]:
         return handler(number, frame)
 
     before: dict[signal.Signals, Any] = {}
+    hook = sys.unraisablehook
     try:
         if threading.current_thread() is threading.main_thread():
+            sys.unraisablehook = _raising_again(hook)
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not None:
                     before[number] = signal.signal(number, handler)
@@ -80,6 +88,30 @@ def handled(handler: Handler) -> Iterator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+        if threading.current_thread() is threading.main_thread():
+            sys.unraisablehook = hook
+
+
+def _raising_again(hook: "Callable[[UnraisableHookArgs], Any]") -> "Callable[[UnraisableHookArgs], Any]":
+    """``hook``, but for a ``KeyboardInterrupt`` out of what Python lets raise nothing, such as ``__del__`` and the
+    callbacks of weak references: it would be lost, and the signal with it. It is raised again in a moment."""
+
+    def raised(args: "UnraisableHookArgs") -> None:
+        if args.exc_type is KeyboardInterrupt:
+            start_new_thread(_interrupt_soon, ())
+        else:
+            hook(args)
+
+    return raised
+
+
+def _interrupt_soon() -> None:
+    sleep(0.01)  # what cannot raise is over by then; where it is not, this begins again
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)  # it also ends a wait
+    else:
+        interrupt_main()
 
 
 def _leave_the_terminal() -> None:
