@@ -7,7 +7,7 @@ import gzip
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,19 @@ def described(table: Callable[[], Any]) -> Make:
         return lambda: mg.infer_schema(data, ["click"])
 
     return make
+
+
+def streamed(second: dict[str, list[Any]] | None) -> pa.RecordBatchReader:
+    """A reader of a good batch and a second one, or of an error in its place."""
+    first = pa.record_batch({"a": [1, 2], "click": [0, 1]})
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield first
+        if second is None:
+            raise OSError("the line is dead")
+        yield pa.record_batch(second)
+
+    return pa.RecordBatchReader.from_batches(first.schema, batches())
 
 
 def trained(out: Callable[[], Any], **options: Any) -> Make:
@@ -569,6 +582,15 @@ PYTHON_CASES = [
         a=pd.Categorical(["x", "y"] * 20), b=pd.array([1, None] * 20, "Int64"), c=pd.array(["x", None] * 20, "string"),
         d=pd.array([True, None] * 20, "boolean"), e=pd.array([1.5, None] * 20, "Float32"))), (), 0, "Read."),
     Case(PYTHON, "polars: lazy", described(lambda: pl.LazyFrame({"a": [1]})), ("found LazyFrame", "collected first")),
+    Case(PYTHON, "Arrow: a reader whose second batch has its columns in another order",
+         described(lambda: streamed({"click": [0, 1], "a": [1, 2]})),
+         ("batch 2 of the reader has column 'click' of int64 where its schema has column 'a' of int64",)),
+    Case(PYTHON, "Arrow: a reader whose second batch has another type",
+         described(lambda: streamed({"a": [1.5, 2.5], "click": [0, 1]})), ("'a' of double", "'a' of int64")),
+    Case(PYTHON, "Arrow: a reader whose second batch lacks a column", described(lambda: streamed({"a": [1, 2]})),
+         ("has no column where its schema has column 'click'",)),
+    Case(PYTHON, "Arrow: a reader whose source ends in an error", described(lambda: streamed(None)),
+         ("the reader cannot be read to its end (the line is dead)",)),
     Case(PYTHON, "Arrow: unions", described(lambda: {"b": RISING, "a": UNION, "click": HALVES}), (), 0,
          "Read; the column is left out, and `inspect_table` tells why."),
     Case(PYTHON, "Arrow: run ends and views", described(lambda: {

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Set
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import narwhals as nw
@@ -107,7 +108,31 @@ def _unreadable(column: str, error: Exception) -> DataError:
     return DataError(f"{column} cannot be read as one type ({why}); make its values all text or all numbers")
 
 
+def _from_reader(reader: pa.RecordBatchReader) -> pa.Table:
+    """All batches of a reader. Arrow itself goes by their places: it reads other columns as those of the schema, and
+    other types by their bits."""
+    batches = []
+    try:
+        for number, batch in enumerate(reader, 1):
+            for wanted, found in zip_longest(reader.schema, batch.schema):
+                if wanted is None or found is None or (wanted.name, wanted.type) != (found.name, found.type):
+                    raise DataError(
+                        f"batch {number:,} of the reader has {_described(found)} where its schema has "
+                        f"{_described(wanted)}; give all batches the columns of the schema, in its order"
+                    )
+            batches.append(pa.RecordBatch.from_arrays(batch.columns, schema=reader.schema))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"the reader cannot be read to its end ({one_line(error)}); mend what it reads from") from error
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def _described(field: pa.Field | None) -> str:
+    return "no column" if field is None else f"column {field.name!r} of {field.type}"
+
+
 def _from_capsule(data: Any) -> pa.Table:
+    if isinstance(data, pa.RecordBatchReader):
+        return _from_reader(data)
     if hasattr(data, "__arrow_c_stream__"):
         with contextlib.suppress(pa.ArrowException):
             return pa.table(data)
