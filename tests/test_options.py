@@ -230,6 +230,15 @@ def test_what_may_be_a_boolean_still_is() -> None:
     assert Task("y", kind="multiclass", classes=[True, False]).classes == ("true", "false")
 
 
+def test_what_python_replaces_is_checked_like_a_new_one() -> None:
+    given = Experiment(schema=SCHEMA)
+    replace = getattr(copy, "replace", lambda one, **changes: one.__replace__(**changes))  # it is there from 3.13 on
+    assert replace(given, seed=3) == given.with_(seed=3)
+    for wrong in ({"epoch": 2}, {"epochs": 0}):
+        with pytest.raises(MultigateError, match="epoch"):
+            replace(given, **wrong)
+
+
 def test_what_is_set_and_moves_nothing_is_told_with_its_place_and_why() -> None:
     features = [
         {"name": "age", "kind": "number", "embedding": "none", "bins": 9},

@@ -93,6 +93,8 @@ class Options(BaseModel):
         """A copy with some fields changed, checked like a new one. Raises ``SettingError``."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
+    __replace__ = with_  # what copy.replace asks for, from Python 3.13 on: pydantic's own checks nothing
+
     def to_dict(self, *, full: bool = False) -> dict[str, Any]:
         """Plain values for YAML or JSON; unless ``full``, fields at their default are omitted (tags are kept)."""
         if full:
