@@ -6,6 +6,8 @@ import re
 import signal
 import statistics
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +67,17 @@ def search(folder: Path, name: str = "hill") -> Search:
 def slope(point: Point, tell: Tell) -> float:
     """Largest at rate 1e-3."""
     return -abs(math.log10(float(point["rate"])) + 3)
+
+
+@contextmanager
+def opened(one: Search) -> Iterator[optuna.Study]:
+    """The search as optuna alone sees it; its database is closed behind it."""
+    storage = optuna.storages.RDBStorage(one.storage)
+    try:
+        yield optuna.load_study(study_name=one.name, storage=storage)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def points(one: Search) -> list[Point]:
@@ -135,13 +148,13 @@ def test_what_a_process_that_is_gone_was_at_comes_next(tmp_path: Path) -> None:
     """Also where others went on meanwhile, so that it is not its turn."""
     one = search(tmp_path)
     begin(one)
-    study = optuna.load_study(study_name=one.name, storage=one.storage)
     lost = {"rate": 0.0125, "units": 8, "kind": "b"}
-    study.enqueue_trial(lost)
-    trial = study.ask()  # and never told
-    trial.suggest_float("rate", 1e-5, 1e-1, log=True)
-    trial.suggest_int("units", 4, 256, log=True)
-    trial.suggest_categorical("kind", ("a", "b"))
+    with opened(one) as study:
+        study.enqueue_trial(lost)
+        trial = study.ask()  # and never told
+        trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+        trial.suggest_int("units", 4, 256, log=True)
+        trial.suggest_categorical("kind", ("a", "b"))
     assert try_one(one, hill).point != lost
     begin(one)
     assert try_one(one, hill).point == lost
@@ -201,11 +214,11 @@ def test_a_point_whose_process_is_gone_has_failed_as_often_as_before(tmp_path: P
     for _ in range(RETRIES):
         with pytest.raises(RunError):
             try_one(one, fails)
-    study = optuna.load_study(study_name=one.name, storage=one.storage)
-    trial = study.ask()  # and never told
-    trial.suggest_float("rate", 1e-5, 1e-1, log=True)
-    trial.suggest_int("units", 4, 256, log=True)
-    trial.suggest_categorical("kind", ("a", "b"))
+    with opened(one) as study:
+        trial = study.ask()  # and never told
+        trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+        trial.suggest_int("units", 4, 256, log=True)
+        trial.suggest_categorical("kind", ("a", "b"))
     begin(one)
     lost = try_one(one, fails)
     assert lost is not None
@@ -217,21 +230,21 @@ def test_a_point_whose_process_is_gone_has_failed_as_often_as_before(tmp_path: P
 def test_a_point_whose_process_is_killed_again_and_again_counts_as_hopeless(tmp_path: Path, shared: bool) -> None:
     one = search(tmp_path)._replace(hopeless=-100.0, shared=shared)
     begin(one)
-    study = optuna.load_study(study_name=one.name, storage=one.storage)
     lost = {"rate": 0.0125, "units": 8, "kind": "b"}
-    study.enqueue_trial(lost)
-    for killed in range(KILLS + 1):
-        assert finished(one) == [], killed
-        trial = study.ask()  # and never told
-        trial.suggest_float("rate", 1e-5, 1e-1, log=True)
-        trial.suggest_int("units", 4, 256, log=True)
-        trial.suggest_categorical("kind", ("a", "b"))
-        assert trial.params == lost
-        if shared:  # as another machine does, which has waited for a sign of life
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            _again(one, study, study.trials[trial.number])
-        else:
-            assert begin(one) == ([lost] if killed == KILLS else [])
+    with opened(one) as study:
+        study.enqueue_trial(lost)
+        for killed in range(KILLS + 1):
+            assert finished(one) == [], killed
+            trial = study.ask()  # and never told
+            trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+            trial.suggest_int("units", 4, 256, log=True)
+            trial.suggest_categorical("kind", ("a", "b"))
+            assert trial.params == lost
+            if shared:  # as another machine does, which has waited for a sign of life
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                _again(one, study, study.trials[trial.number])
+            else:
+                assert begin(one) == ([lost] if killed == KILLS else [])
     (told,) = finished(one)
     assert (told.point, told.value, told.stopped) == (lost, -100.0, False)
     after = try_one(one, hill)
@@ -257,7 +270,8 @@ def test_a_point_whose_process_was_killed_before_it_was_at_it_still_comes(tmp_pa
     one = search(tmp_path)
     wanted: Point = {"rate": 1e-3, "units": 32, "kind": "b"}
     begin(one, [wanted])
-    optuna.load_study(study_name=one.name, storage=one.storage).ask()  # the next of the queue, and nothing more
+    with opened(one) as study:
+        study.ask()  # the next of the queue, and nothing more
     begin(one, [wanted])
     assert try_one(one, hill).point == wanted
 

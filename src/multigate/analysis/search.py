@@ -379,12 +379,14 @@ def _study(search: Search) -> Iterator[Any]:
 def _storage(search: Search, tries: int = 5) -> Any:
     import optuna
     from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
     in_file = search.storage.startswith("sqlite")
     try:
         storage = optuna.storages.RDBStorage(
             search.storage,
-            engine_kwargs={"connect_args": {"timeout": SILENCE}} if in_file else None,
+            # no pool: where the database is refused nobody could close what waits in one
+            engine_kwargs={"connect_args": {"timeout": SILENCE}, "poolclass": NullPool} if in_file else None,
             heartbeat_interval=BEAT if search.shared else None,
             grace_period=SILENCE if search.shared else None,
             heartbeat_stale_trial_callback=partial(_again, search),
