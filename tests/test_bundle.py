@@ -30,7 +30,7 @@ from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.data.infer import infer_schema
-from multigate.engine import BLOCK, arrays
+from multigate.engine import BLOCK, Onnx, arrays
 from multigate.errors import BundleError, DataError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.schema import Category, Number, Schema, Task, Vector
@@ -201,6 +201,23 @@ def test_a_list_of_rows_is_predicted_as_one_by_one(exported: Path, table: pa.Tab
     empty = bundle.predict([], gates=True)
     assert {name: value.shape[1:] for name, value in empty.items()} == {name: v.shape[1:] for name, v in found.items()}
     assert all(len(value) == 0 for value in empty.values())
+
+
+def test_onnx_runtime_is_never_asked_for_no_rows(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which it ended the process, up to version 1.31."""
+    bundle = load(exported, engine="onnx")
+    engine = bundle.engines.table
+    assert isinstance(engine, Onnx)
+    session, asked = engine._session, []
+
+    class Counted:
+        def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> Any:
+            asked.append(len(feed["numbers"]))
+            return session.run(outputs, feed)
+
+    monkeypatch.setattr(engine, "_session", Counted())
+    assert all(len(values) == 0 for values in bundle.predict([], gates=True).values())
+    assert asked == [1]
 
 
 def test_a_wrong_row_of_a_list_is_named(bundle: Bundle, table: pa.Table) -> None:

@@ -113,6 +113,11 @@ class Onnx:
     def __call__(self, rows: Arrays) -> Answers:
         if self.of_one is not None and len(rows.numbers) == 1:
             return self.of_one(rows)
+        if not len(rows.numbers):
+            made = self(_blank(rows))  # up to version 1.31 ONNX Runtime ends the process where there are no rows
+            logits = made.logits[:0]
+            conditionals = made.conditionals[:0] if self._chains else logits
+            return Answers(logits, conditionals, tuple(one[:0] for one in made.gates))
         columns = [rows.numbers, rows.categories]
         for bag in rows.bags:
             columns += bag
@@ -136,6 +141,13 @@ def arrays(batch: Batch) -> Arrays:
     """What a model reads of a batch; nothing is copied."""
     bags = tuple((bag.values.numpy(), bag.offsets.numpy()) for bag in batch.bags)
     return Arrays(batch.numbers.numpy(), batch.categories.numpy(), bags)
+
+
+def _blank(rows: Arrays) -> Arrays:
+    """A row like these, of zeros and empty bags."""
+    numbers, categories = (np.zeros((1, x.shape[1]), x.dtype) for x in (rows.numbers, rows.categories))
+    bags = tuple((values[:0], np.zeros(2, offsets.dtype)) for values, offsets in rows.bags)
+    return Arrays(numbers, categories, bags)
 
 
 def together(rows: Sequence[Arrays]) -> Arrays:
