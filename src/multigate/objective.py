@@ -34,6 +34,7 @@ class Objective(nn.Module):
     Binary: cross-entropy of the logit; regression: squared error of the encoded target; multiclass: cross-entropy.
     The loss of a task is the sum of known * weight * loss over B times the known rate of the training rows: every label
     weighs the same whatever batch it falls into, a batch without labels gives exactly zero, and so does its gradient.
+    ``unit`` is the weight that counts as 1, for all tasks.
 
     ``risks``, those of ``Schema``, add a counterfactual risk of p(task | parent) over all rows to a task's loss (Wang
     et al. 2022, ESCM2), known * weight and the denominator as before. With o the parent's label, p its
@@ -45,12 +46,12 @@ class Objective(nn.Module):
     rates: Tensor
     columns: Tensor
 
-    def __init__(self, tasks: Sequence[TaskColumn], risks: Sequence[Risk] = ()) -> None:
+    def __init__(self, tasks: Sequence[TaskColumn], risks: Sequence[Risk] = (), unit: float = 1.0) -> None:
         super().__init__()
         self.spans = output_columns(tasks)
         self.kinds = [task.kind for task in tasks]
         self.binary = all(kind == "binary" for kind in self.kinds)
-        self.register_buffer("rates", torch.tensor([task.known_rate for task in tasks], dtype=torch.float32))
+        self.register_buffer("rates", torch.tensor([task.known_rate * unit for task in tasks], dtype=torch.float32))
         self.risks = [(risk, max(risk.clip * tasks[risk.parent].mean, 1e-6)) for risk in risks]
 
     def forward(

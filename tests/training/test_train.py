@@ -26,6 +26,7 @@ from multigate.metrics import auc
 from multigate.run import METRICS, open_run, read_history
 from multigate.schema import Number, Schema, Task
 from multigate.score import score_part, score_table
+from multigate.sharing import SharedBottom
 from multigate.training.fit import CHECKPOINT, Fit
 from multigate.training.interrupts import Interrupted
 from multigate.training.progress import Reporter
@@ -599,3 +600,35 @@ def test_children_that_are_seldom_known_under_their_parent_are_told(
     found = capsys.readouterr().err
     assert (told in found and "each known one counts 3 times there" in found) == (unknown > 0 and weight is None)
     assert ("buy is known in" in found) == (unknown > 0 and weight is None)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e24])
+def test_weights_far_from_1_train_as_weights_of_1_do(tmp_path: Path, size: float) -> None:
+    x = np.random.default_rng(0).normal(size=400)
+    table = {"x": x, "a": (x > 0).astype(int), "b": x**2, "one": np.ones(400)}
+    table |= {"far": size * table["one"], "half": size * table["one"] / 2}
+    scores = []
+    for of_a, of_b in (("one", None), ("far", "far"), ("far", "half")):
+        tasks = [Task("a", sample_weight=of_a), Task("b", kind="regression", sample_weight=of_b)]
+        experiment = Experiment(
+            schema=Schema(features=[Number("x")], tasks=tasks), sharing=SharedBottom(hidden=(16,)), tower=(8,), epochs=4
+        )
+        train(experiment, tmp_path / f"{of_a}-{of_b}", tables={"train": table, "valid": table}, quiet=True)
+        first = read_history(tmp_path / f"{of_a}-{of_b}" / METRICS)[-1]["train"]
+        scores.append((first["train/a/loss"], first["train/b/loss"]))
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+    assert scores[2][1] < 0.8 * scores[0][1], "what tasks weigh beside each other stays"
+
+
+def test_a_task_of_faint_weights_stays_faint_beside_another(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=200)
+    table = {"x": x, "a": (x > 0).astype(int), "b": (x > 1).astype(int), "w": np.full(200, 1e-6)}
+    schema = Schema(features=[Number("x")], tasks=[Task("a"), Task("b", sample_weight="w")])
+    experiment = Experiment(schema=schema)
+    with Reporter(quiet=True) as report:
+        sources = open_sources(experiment, {"train": table, "valid": table})
+        prepared = prepare_sources(experiment, sources, tmp_path / "rows", report)
+    both = Fit(experiment, prepared, tmp_path, torch.device("cpu"), None)
+    alone = Fit(experiment, prepared, tmp_path, torch.device("cpu"), [1])
+    assert both.objective.rates.tolist() == [1, 1]
+    assert alone.objective.rates.tolist() == pytest.approx([1e-6])

@@ -109,6 +109,14 @@ class Part:
         """Whether some row has a label, of a weight above 0, of the task at a place."""
         return any(bool((shard.known[:, place] & (shard.weights[:, place] > 0)).any()) for shard in self.shards)
 
+    def mean_weight(self, place: int) -> float:
+        """Of the known labels of the task at a place; 0 where there are none."""
+        total, known = 0.0, 0
+        for shard in self.shards:
+            held = shard.weights[:, place][shard.known[:, place]]
+            total, known = total + float(held.double().sum()), known + len(held)
+        return total / max(known, 1)
+
 
 class ShardWriter:
     """Gathers the rows of one part into shards of exactly ``shard_rows`` rows (the last one fewer)."""

@@ -30,6 +30,9 @@ from multigate.training.tables import TableOptimizer, large_tables
 from multigate.unscored import NO_NUMBERS, listed_reasons, unscored
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+FAINT, VAST = 1e-4, 1e15
+"""Mean weights that count as they are lie between these: of far smaller ones gradients are lost in Adam's epsilon, of
+far larger ones their squares are beyond float32."""
 
 
 class Fit:
@@ -53,7 +56,8 @@ class Fit:
         self.schema = schema if tasks is None else schema.only([schema.tasks[i].name for i in tasks])
         self.monitor = Monitor(experiment.monitor, self.schema)
         self.model = build_model(experiment, prepared.encoder, tasks).to(device)
-        self.objective = Objective([prepared.layout.tasks[i] for i in self.tasks], self.schema.risks()).to(device)
+        columns = [prepared.layout.tasks[i] for i in self.tasks]
+        self.objective = Objective(columns, self.schema.risks(), self._unit()).to(device)
         self.balance = experiment.balance.build(self.schema.tasks).to(device)
         self.tables = TableOptimizer(large_tables(self.model, experiment.optimizer), experiment.optimizer)
         self.optimizer = build_optimizer(self.model, self.balance, experiment.optimizer, but=self.tables.weights)
@@ -77,6 +81,18 @@ class Fit:
         """Sum of the task losses over the epoch so far."""
         self.unscored: dict[str, str] = {}
         """Tasks and conditionals that the validation rows cannot score, and why; filled once they are looked at."""
+
+    def _unit(self) -> float:
+        """The weight of a label that counts as 1: the mean of the heaviest task, where that is tiny or huge."""
+        heaviest = max(
+            (
+                self.prepared.train.mean_weight(at) if task.sample_weight is not None else 1.0
+                for at, task in zip(self.tasks, self.schema.tasks, strict=True)
+                if task.weight > 0
+            ),
+            default=1.0,
+        )
+        return 1.0 if heaviest == 0 or FAINT <= heaviest <= VAST else heaviest
 
     def step(self, batch: Batch) -> Tensor:
         """One step down the weighted losses; returns the loss, detached and still on the device."""
