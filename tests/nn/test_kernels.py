@@ -125,6 +125,19 @@ def test_feature_gates_and_their_gradients(
         torch.testing.assert_close(one.double(), other, atol=near * max(size, 1), rtol=near)
 
 
+def test_what_feature_gates_keep_may_be_brought_back_to_any_address(found: Kernels) -> None:
+    """Hooks may keep what autograd saves in a file: read as vectors at such an address it would end the process."""
+    x, down, up, places = torch.randn(1, 4, 200), torch.randn(2, 11, 4), torch.randn(2, 4, 11), torch.tensor([0, 0])
+    made, low = found.gate_features(x, places, down, up)
+    moved = torch.empty(low.numel() + 1)[1:].view(low.shape).copy_(low)
+    for one, other in zip(
+        found.ungate_features(x, places, down, up, moved, made),
+        found.ungate_features(x, places, down, up, low, made),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("dtype", NEAR)
 def test_feature_gates_of_any_logit(found: Kernels, dtype: torch.dtype) -> None:
     """Of those whose e^x float32 can hold and of others, and of what is no number."""

@@ -32,6 +32,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 IN_FLOAT32_ALONE = ("scatter", "sum_of_product", "look_up", "add_up", "lazy_adam", "number_terms")
 COUNTING = ("look_up", "number_terms")
 """Those that return how many ids have no row."""
+ALIGNED = 64
+"""Bytes of which addresses of what is read as vectors are multiples, as torch's are."""
 TERMS = 256
 """Those of a sum at most that are added one after the other."""
 
@@ -182,6 +184,8 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, like it, and of both weights, in float32, from that of ``gate_features`` (n, D, B)."""
         (u, d, b), (n, r, _) = x.shape, down.shape
+        if low.data_ptr() % ALIGNED:  # as where a hook keeps what autograd saves, and brings it back
+            low = low.clone()
         of_x, of_down, of_up = torch.empty_like(x), torch.zeros_like(down), torch.zeros_like(up)
         self._call("ungate_features", x.dtype, (down, up, read, low, x, pull, of_x, of_down, of_up), n, r, d, u, b)
         return of_x, of_down, of_up
