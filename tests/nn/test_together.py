@@ -6,7 +6,7 @@ from torch import Tensor
 
 from multigate.nn.gate import Gate, beside, softmax
 from multigate.nn.mixture import mix
-from multigate.nn.parallel import ParallelMLP
+from multigate.nn.parallel import ParallelLinear, ParallelMLP
 from multigate.nn.sparse_gate import TopKGate
 from multigate.nn.together import gated, mixture, together
 
@@ -128,6 +128,21 @@ def test_hooks_into_gates_that_read_the_same_are_called(where: str, kind: str) -
         sum(one.weights.square().sum() for one in made).backward()
         hook.remove()
     assert len(seen) == 2
+
+
+class Adapted(ParallelLinear):
+    """A linear map whose weight is not all that multiplies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def test_maps_of_ones_own_in_place_of_a_gates_are_called() -> None:
+    experts, (gate, other) = parts((5, 4))
+    gate.linear = Adapted(2, D, E, bias=False).double()
+    x = torch.randn(B, D, dtype=torch.float64)
+    for made in (together(experts, [gate, other], x)[1], gated([gate, other], x)):
+        torch.testing.assert_close(made[0].weights, gate(x).weights)
 
 
 def test_context_is_read_by_gates_alone() -> None:

@@ -10,7 +10,7 @@ from multigate.nn.dispatch import mix_experts
 from multigate.nn.eager import eager, watched
 from multigate.nn.gate import Gated, LinearGate, beside
 from multigate.nn.mixture import mix
-from multigate.nn.parallel import ParallelMLP, parallel_linear
+from multigate.nn.parallel import ParallelLinear, ParallelMLP, parallel_linear
 
 
 def together(
@@ -57,6 +57,6 @@ def mixture(experts: ParallelMLP, gate: nn.Module, x: Tensor, context: Tensor | 
 
 
 def _is_plain(gate: nn.Module) -> TypeGuard[LinearGate]:
-    """Whether a gate is a linear map and what is made of its logits, and nobody hooks into either."""
+    """Whether a gate is a linear map and what is made of its logits, and nobody hooks into either or replaces one."""
     plain = isinstance(gate, LinearGate) and type(gate).forward is LinearGate.forward
-    return plain and not watched(gate, gate.linear)  # type: ignore[arg-type]
+    return plain and type(gate.linear) is ParallelLinear and not watched(gate, gate.linear)
