@@ -63,3 +63,18 @@ def test_gates_of_other_rows_or_sources_are_refused(rows: int, sources: int) -> 
     for read in (last.permute(2, 0, 1), last.permute(2, 0, 1).contiguous()):
         with pytest.raises(RuntimeError, match="Expected size for first two dimensions"):
             mix(gate, read)
+
+
+@pytest.mark.parametrize("readers", [2, FEW])
+def test_without_compiled_code_what_autocast_left_in_float32_has_gradients(
+    readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer normalisation leaves it so; gradients come when autocast is over."""
+    monkeypatch.setattr(mixture, "kernels_for", lambda x: None)
+    gate, last = torch.rand(B, readers, 3, requires_grad=True), torch.randn(3, H, B, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = mix(gate, last.permute(2, 0, 1))
+    pull = torch.randn(made.shape).to(made.dtype)
+    of_gate, of_last = torch.autograd.grad(made, (gate, last), pull)
+    torch.testing.assert_close(of_gate, torch.einsum("bth,ehb->bte", pull.float(), last), rtol=0.03, atol=0.06)
+    torch.testing.assert_close(of_last, torch.einsum("bte,bth->ehb", gate, pull.float()), rtol=0.03, atol=0.06)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multigate.nn.eager import MANY, eager
+from multigate.nn.eager import MANY, eager, multiplied_in
 from multigate.nn.kernels import kernels_for
 from multigate.nn.layout import batch_last, lies_last
 
@@ -45,10 +45,11 @@ class Mixture(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, sources: Tensor) -> Tensor:
-        ctx.dtype, ctx.found = gate.dtype, kernels_for(sources)
+        ctx.kept, ctx.found = (gate.dtype, sources.dtype), kernels_for(sources)
         ctx.by_rows = ctx.found is None and gate.shape[1] * gate.shape[2] > FEW
         if ctx.by_rows:
-            weights, read = _by_rows(gate.to(sources.dtype)), _by_rows(sources)
+            kind = multiplied_in(sources)  # as gradients come, which no autocast casts
+            weights, read = _by_rows(gate.to(kind)), _by_rows(sources.to(kind))
             ctx.save_for_backward(weights, read)
             return batch_last(torch.bmm(weights, read)).permute(2, 0, 1)
         exact = torch.float32 if ctx.found is not None else sources.dtype
@@ -61,10 +62,12 @@ class Mixture(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         weights, read = ctx.saved_tensors
+        of_gates, of_experts = ctx.kept
         if ctx.by_rows:
             pull = _by_rows(gradients[0])
             of_gate, of_read = torch.bmm(pull, read.transpose(1, 2)), torch.bmm(weights.transpose(1, 2), pull)
-            return batch_last(of_gate.to(ctx.dtype)).permute(2, 0, 1), batch_last(of_read).permute(2, 0, 1)
+            made = of_gate.to(of_gates), of_read.to(of_experts)
+            return batch_last(made[0]).permute(2, 0, 1), batch_last(made[1]).permute(2, 0, 1)
         pull = batch_last(gradients[0])  # (T, H, B)
         if ctx.found is not None:
             of_weights, of_sources = ctx.found.unmix(weights, read, pull)
@@ -73,7 +76,7 @@ class Mixture(torch.autograd.Function):
             of_sources = weights[0].unsqueeze(1) * pull[0]
             for weight, one in zip(weights[1:], pull[1:], strict=True):
                 of_sources.addcmul_(weight.unsqueeze(1), one)
-        return of_weights.to(ctx.dtype).permute(2, 0, 1), of_sources.permute(2, 0, 1)
+        return of_weights.to(of_gates).permute(2, 0, 1), of_sources.permute(2, 0, 1)
 
 
 def _by_rows(x: Tensor) -> Tensor:
