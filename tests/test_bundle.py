@@ -36,6 +36,7 @@ from multigate.experiment import Experiment
 from multigate.schema import Category, Number, Schema, Task, Vector
 from multigate.score import score_table, write_predictions
 from multigate.sharing import STRUCTURES, MMoE
+from multigate.training.recalibrate import recalibrate
 from multigate.training.train import train
 from processes import run_program
 
@@ -877,8 +878,16 @@ def test_what_torch_takes_by_default_changes_nothing(run_folder: Path, table: pa
         assert {one.dtype for one in bundle.model.state_dict().values() if one.is_floating_point()} == {torch.float32}
         assert bundle.predict({"a": [1.0, 2.0]})["click"].shape == (2,)
         torch.set_default_dtype(torch.float32)
+        curved = bundle.predict(rows)["click"]
         torch.set_default_device("meta")
         assert np.array_equal(load(run_folder).predict(table)["click"], expected)
+        again = train(experiment, tmp_path / "again", tables={"train": rows}, quiet=True).bundle()
+        assert np.array_equal(again.predict(rows)["click"], curved), "rows without a group, and a curve"
+        assert again.predict({"a": 0.5})["click"] == pytest.approx(float(curved[0]))
+        assert recalibrate(again, rows).predict(rows)["click"].shape == (200,)
+        shutil.rmtree(tmp_path / "again" / "bundle")
+        anew = train(experiment, tmp_path / "again", tables={"train": rows}, resume=True, quiet=True).bundle()
+        assert np.array_equal(anew.predict(rows)["click"], curved)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)

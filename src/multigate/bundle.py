@@ -131,7 +131,8 @@ class Bundle:
         self.encoder = encoder
         self.curves = dict(curves or {})
         self.model = model.eval()
-        self.model.calibration = Calibration(encoder.layout.tasks, self.curves).float() if self.curves else None
+        with CPU:  # where the model is, and not where the caller wants new tensors
+            self.model.calibration = Calibration(encoder.layout.tasks, self.curves).float() if self.curves else None
         self.engines = Engines(Torch(self.model), Torch(self.model, precision))
         self.precision = precision
         self.loaded_as: str | None = None

@@ -288,8 +288,8 @@ def made_up(layout: Layout, rows: int) -> Batch:
     for column in layout.bags:
         offsets = np.append(0, draw.integers(1, 5, rows).cumsum()).astype(np.int32)
         bags.append(BagIds(torch.from_numpy(ids(column, int(offsets[-1]))), torch.from_numpy(offsets)))
-    empty = torch.empty(rows, 0)
+    empty = torch.empty(rows, 0, device=CPU)
     return Batch(
         torch.from_numpy(numbers), torch.from_numpy(categories), tuple(bags),
-        empty, empty.bool(), empty, torch.zeros(rows, dtype=torch.int64),
+        empty, empty.bool(), empty, torch.zeros(rows, dtype=torch.int64, device=CPU),
     )  # fmt: skip

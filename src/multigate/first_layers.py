@@ -5,6 +5,7 @@ make of the rows of small tables, made once where a graph is loaded, is a row of
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple, Self
 
@@ -86,8 +87,8 @@ class FirstLayers(TorchFunctionMode):
         columns, sizes = [column.ids for column in chosen], [column.size for column in chosen]
         self._left -= sum(sizes) * len(weight)
         if columns != list(range(ids.shape[1])):
-            ids = ids.index_select(1, torch.tensor(columns))
-        at = ids + torch.tensor([0, *accumulate(sizes[:-1])], dtype=ids.dtype)
+            ids = ids.index_select(1, torch.tensor(columns, device=ids.device))
+        at = ids + torch.tensor([0, *accumulate(sizes[:-1])], dtype=ids.dtype, device=ids.device)
         read = functional.embedding(at, torch.cat(made))  # (B, columns, m)
         summed = (read.new_ones(1, len(chosen)) @ read).squeeze(1)  # adding up takes the runtime twice as long
         runs = _without(chosen, x.shape[1])
@@ -135,10 +136,11 @@ def _made(columns: Sequence[Column], weight: Tensor) -> Tensor:
     rows = [row for column in columns for row in range(column.start, column.start + column.size)]
     owner = [at for at, column in enumerate(columns) for _ in range(column.size)]
     # constants all of them, in place of an ``arange``, which ONNX Runtime would make again for every row
-    own = torch.tensor(owner).unsqueeze(1) == torch.tensor(list(range(len(columns))))  # (rows, columns)
+    constant = partial(torch.tensor, device=weight.device)
+    own = constant(owner).unsqueeze(1) == constant(list(range(len(columns))))  # (rows, columns)
     places = [place for column in columns for place in range(column.first, column.first + dim)]
-    each = table.weight.index_select(0, torch.tensor(rows)).unsqueeze(1) * own.unsqueeze(2)  # (rows, columns, dim)
-    return each.flatten(1) @ weight.index_select(1, torch.tensor(places)).t()
+    each = table.weight.index_select(0, constant(rows)).unsqueeze(1) * own.unsqueeze(2)  # (rows, columns, dim)
+    return each.flatten(1) @ weight.index_select(1, constant(places)).t()
 
 
 def _without(chosen: Sequence[Column], width: int) -> list[tuple[int, int]]:

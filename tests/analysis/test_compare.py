@@ -17,6 +17,8 @@ from rich.console import Console
 from multigate.analysis.budget import multiply_adds, within_budget
 from multigate.analysis.compare import _cohorts, compare
 from multigate.analysis.comparison import Comparison, open_comparison, remembered
+from multigate.analysis.inspection import inspect_model
+from multigate.analysis.relatedness import relatedness
 from multigate.analysis.subject import find_subject
 from multigate.batch import Batch
 from multigate.bundle import ROWS
@@ -133,6 +135,27 @@ def test_a_structure_of_ones_own_is_had_from_a_comparison(feed_experiment: Exper
         match=r"comparison .* uses structure 'mine', which is not built in; pass its options class: structures=",
     ):
         found.bundle("mine")
+
+
+def test_where_new_tensors_are_by_default_changes_nothing(feed_experiment: Experiment, tmp_path: Path) -> None:
+    experiment, options = feed_experiment.with_(epochs=1), {"seeds": 1, "boosting": False, "quiet": True}
+    names, rows = ("single_task", "mmoe", "home"), pq.read_table(experiment.valid)
+    first = compare(experiment, tmp_path / "a", structures=names, **options)
+    with torch.device("meta"):
+        second = compare(experiment, tmp_path / "b", structures=names, **options)
+        predicted = [second.bundle(name).predict(rows)["click"] for name in names[1:]]
+        found = inspect_model(tmp_path / "b", repeats=1)
+        related = relatedness(find_subject(tmp_path / "b"))
+    for metric in first.metrics():
+        assert [first.values(one, metric) for one in first.structures] == [
+            second.values(one, metric) for one in second.structures
+        ]
+    for name, found_there in zip(names[1:], predicted, strict=True):
+        np.testing.assert_array_equal(found_there, first.bundle(name).predict(rows)["click"])
+    assert found.importance == inspect_model(tmp_path / "a", repeats=1).importance
+    assert related.gradients == relatedness(find_subject(tmp_path / "a")).gradients
+    with pytest.raises(RunError, match=r"no joint model 'mmoe' of seed 7; it has seeds 0$"):
+        second.bundle("mmoe", 7)
 
 
 def test_a_variant_goes_by_its_name_and_models_know_what_sampling_took(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from rich.text import Text
 from multigate.analysis.intervals import Summary, mtl_gain, summary
 from multigate.bundle import Bundle, build_model
 from multigate.data.prepared import Prepared
+from multigate.engine import CPU
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import make_experiment, unknown_structure, with_balance, with_structures
 from multigate.folders import MEMBERS
@@ -101,7 +101,9 @@ class Comparison:
         if row is None or "sharing" not in row:
             names = sorted({one["structure"] for one in self.rows} - {BASELINE, BOOSTING})
             found = f"{self.folder} holds no joint model {structure!r} of seed {seed}"
-            raise RunError(f"{found}; {nearest(structure, names)}")
+            seeds = sorted(self.values(structure, "seed")) if structure in names else []
+            advice = f"it has seeds {', '.join(map(str, seeds))}" if seeds else nearest(structure, names)
+            raise RunError(f"{found}; {advice}")
         sharing = json.loads(row["sharing"])
         values = with_balance(stored_values(self.folder)) | {"seed": seed, "sharing": sharing}
         values = with_structures(values, structures)
@@ -110,9 +112,9 @@ class Comparison:
             raise RunError(unknown)
         experiment = make_experiment(values, name=str(self.folder))
         encoder = Prepared(self.folder / PREPARED).encoder
-        with Blank():
+        with CPU, Blank():
             model = build_model(experiment, encoder)
-        model.load_state_dict(load_weights(place / BEST, torch.device("cpu")))
+        model.load_state_dict(load_weights(place / BEST, CPU))
         return Bundle(experiment, encoder, model, sampling_curves(experiment.schema))
 
     def metrics(self) -> list[str]:

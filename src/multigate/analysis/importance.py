@@ -55,7 +55,7 @@ def permutation_importance(
     features = [columns for columns in feature_columns(bundle.encoder) if columns.feature.biased is None]
     most = min(MOST, max(LEAST, RUN // max(1, repeats * len(features))))
     if batch.rows > most:
-        batch = pick(batch, torch.linspace(0, batch.rows - 1, most).long())
+        batch = pick(batch, torch.linspace(0, batch.rows - 1, most, device=batch.numbers.device).long())
     random = np.random.default_rng(seed)
     shuffles = [pick(batch, torch.from_numpy(random.permutation(batch.rows))) for _ in range(repeats)]
     if len(features) > FEATURES:

@@ -63,7 +63,8 @@ def relatedness(subject: Subject) -> Relatedness:
         raise DataError(f"relatedness wants rows with labels, found none in {subject.rows}; name another table")
     tasks = subject.bundle.encoder.layout.tasks
     rows = join(subject.batches)
-    objective = Objective(tasks)
+    with rows.labels.device:
+        objective = Objective(tasks)
     directions = Directions()
     cosines = []
     for batch in _regrouped(rows):
@@ -143,7 +144,7 @@ class Directions:
 
     def __init__(self) -> None:
         self.rows = 0
-        self._sum = self._squares = self._moments = torch.zeros(())
+        self._sum = self._squares = self._moments = torch.zeros((), device="cpu")
         self._wide: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, gradients: Tensor) -> None:

@@ -163,8 +163,8 @@ class Encoder:
         if raw:
             numbers |= zip(raw, self._scales.encode(np.stack(list(raw.values())), list(raw)), strict=True)
         return Batch(
-            rows_first([numbers[at] for at in range(len(numbers))]) if numbers else torch.empty((rows, 0)),
-            rows_first(ids) if ids else torch.empty((rows, 0), dtype=torch.int32),
+            rows_first([numbers[at] for at in range(len(numbers))]) if numbers else _nothing(rows, np.float32),
+            rows_first(ids) if ids else _nothing(rows, np.int32),
             tuple(packed),
             *(self._labels.encode(rows, column) if labels else _no_labels(rows)),
             self._groups(batch, required=labels),
@@ -179,7 +179,7 @@ class Encoder:
             torch.from_numpy(read.categories),
             tuple(BagIds(torch.from_numpy(values), torch.from_numpy(offsets)) for values, offsets in read.bags),
             *_no_labels(1),
-            torch.tensor([group], dtype=torch.int64),
+            torch.from_numpy(np.array([group], np.int64)),
         )
 
     def arrays(self, row: Mapping[str, Any]) -> Arrays:
@@ -320,7 +320,7 @@ class Encoder:
     def _groups(self, batch: pa.RecordBatch, required: bool) -> Tensor:
         name = self.schema.group
         if name is None or (not required and name not in batch.schema.names):
-            return torch.zeros(batch.num_rows, dtype=torch.int64)
+            return torch.from_numpy(np.zeros(batch.num_rows, np.int64))
         index, texts = arrow.distinct_texts(by_name(batch)(name), name, self._spell(name))
         hashes = np.array([hash_of(one) for one in texts] + [0], dtype=np.int64)
         return torch.from_numpy(hashes[index])
@@ -416,4 +416,9 @@ def _each(values: np.ndarray, index: np.ndarray | None) -> np.ndarray:
 
 
 def _no_labels(rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty((rows, 0)), torch.empty((rows, 0), dtype=torch.bool), torch.empty((rows, 0))
+    return _nothing(rows, np.float32), _nothing(rows, np.bool_), _nothing(rows, np.float32)
+
+
+def _nothing(rows: int, dtype: type[np.generic]) -> Tensor:
+    """(R, 0), on the CPU wherever the caller wants new tensors."""
+    return torch.from_numpy(np.empty((rows, 0), dtype))

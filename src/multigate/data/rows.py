@@ -54,7 +54,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def pick_tasks(batch: Batch, tasks: Sequence[int]) -> Batch:
     """The batch with some of its tasks."""
-    index = torch.tensor(list(tasks), dtype=torch.int64)
+    index = torch.tensor(list(tasks), dtype=torch.int64, device=batch.labels.device)
     return batch._replace(
         labels=batch.labels.index_select(1, index),
         known=batch.known.index_select(1, index),

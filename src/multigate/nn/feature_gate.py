@@ -63,7 +63,8 @@ class CompiledFeatures(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, read: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
         last = (x.t().unsqueeze(0) if x.dim() == 2 else x.permute(1, 2, 0)).contiguous()  # (u, D, B)
         if read is None:
-            read = torch.zeros(len(down), dtype=torch.int64) if x.dim() == 2 else torch.arange(len(down))
+            read = torch.arange(len(down), device=x.device)
+            read = torch.zeros_like(read) if x.dim() == 2 else read
         ctx.kept, ctx.found = (x.dim(), down.dtype), kernels_for(last)
         given = last, read, plain(down), plain(up)
         made, low = ctx.found.gate_features(*given)

@@ -88,7 +88,8 @@ class Division(NamedTuple):
             kept += range(start, start + size)
         small = {at: columns[at]._replace(start=begin[columns[at].start]) for at in chosen}
         others = {at: column for at, column in enumerate(columns) if at not in chosen}
-        with torch.inference_mode(False):  # made in an evaluation, they are there for a training too
+        # read by compiled code, which takes whatever stands at an address: never where the caller wants new tensors
+        with weight.device, torch.inference_mode(False):  # made in an evaluation, they are there for a training too
             whole = not others and len(kept) == rows
             return cls(Side.of(small, dim, place), Side.of(others, dim, place), torch.tensor(kept), whole)
 

@@ -139,8 +139,8 @@ def _complete(
     prepared = open_prepared(folder / PREPARED) or _prepared_again(experiment, tables, folder, report)
     if bundled:
         return
-    with Blank():
-        model = build_model(experiment, prepared.encoder).to(device)
+    with device, Blank():
+        model = build_model(experiment, prepared.encoder)
     weights = load_weights(folder / BEST, device)
     try:
         model.load_state_dict(weights)
