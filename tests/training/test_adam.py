@@ -63,6 +63,16 @@ def test_decay_is_of_the_name_unless_set(options: dict, reference: Callable[...,
     assert torch.equal(own.weight[2:], before[2:]) == (options == {"name": "adam"})
 
 
+@pytest.mark.parametrize("name", ["after", "norms"])
+def test_normalisers_do_not_decay_whatever_a_module_of_ones_own_calls_them(name: str) -> None:
+    normalisers = (nn.LayerNorm(4), nn.RMSNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm1d(4))
+    own = nn.ModuleDict({"first": nn.Linear(3, 4), name: nn.ModuleList(normalisers)})
+    decays = {id(p): group["weight_decay"] for group in build_optimizer(own, nn.Module(), Optimizer()).param_groups
+              for p in group["params"]}  # fmt: skip
+    assert decays[id(own["first"].weight)] == 0.05
+    assert {decays[id(p)] for one in normalisers for p in one.parameters()} == {0.0}
+
+
 def test_state_goes_from_one_to_another() -> None:
     weights = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2))]
     first = Adam([(weights, 0.1)], 0.1, decoupled=True)

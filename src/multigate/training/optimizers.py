@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from multigate.experiment import Optimizer
 from multigate.training.adam import Adam
@@ -13,14 +14,20 @@ RISE = 0.3
 """Share of the steps in which one_cycle's learning rate rises."""
 START, END = 1 / 25, 1e-4
 """one_cycle starts at START and ends at START * END of the highest rate (Smith and Topin 2018, as torch's defaults)."""
+NORMALISERS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
+"""Torch's, which modules of one's own may have under any name."""
 
 
 def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer, *, but: Iterable[Tensor] = ()) -> Adam:
     """Adam or AdamW of all weights ``but`` some. Biases, normalisers and the balance's own do not decay."""
     left_out = {id(parameter) for parameter in but}
     moved = [(name, p) for name, p in module.named_parameters() if id(p) not in left_out]
-    decayed = [p for name, p in moved if _decays(name)]
-    plain = [p for name, p in moved if not _decays(name)] + list(balance.parameters())
+    normal = {
+        id(p) for part in module.modules() if isinstance(part, NORMALISERS) for p in part.parameters(recurse=False)
+    }
+    decays = [_decays(name) and id(p) not in normal for name, p in moved]
+    decayed = [p for (_, p), does in zip(moved, decays, strict=True) if does]
+    plain = [p for (_, p), does in zip(moved, decays, strict=True) if not does] + list(balance.parameters())
     groups = [(decayed, options.decay), (plain, 0.0)]
     return Adam(groups, options.rate(), decoupled=options.name == "adamw")
 
