@@ -246,6 +246,9 @@ def test_undefined_is_nan_and_never_an_error(case):
     logits = np.stack([scores, -scores], axis=1)
     assert math.isnan(score_task("multiclass", logits, labels)["auc"])
     bootstrap("multiclass", logits, labels, replicates=5)
+    none = bootstrap("binary", scores, labels, replicates=0)
+    assert none.keys() == score_task("binary", scores, labels).keys()
+    assert np.isnan(list(none.values())).all()
 
 
 def test_one_prediction_that_is_no_number_leaves_no_metric_of_its_rows():

@@ -238,6 +238,7 @@ def _replicates(
 ) -> tuple[dict[str, int], list[dict[str, Floats]]]:
     """How many units of weight above 0 there are, of gauc those of both classes, and metrics (replicates,), both by
     name, for each of several outputs scored on the same draws."""
+    replicates = max(1, replicates)  # one draw tells the names, and no interval
     units = _Units(_weights(weights, labels), groups)
     block = max(1, BLOCK // max(1, np.size(labels)))
     with np.errstate(invalid="ignore", over="ignore"):

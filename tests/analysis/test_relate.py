@@ -285,6 +285,7 @@ def test_auxiliary_tasks_count_and_tables_are_shared(feed_experiment: Experiment
         ({"side_by_side": "singel_task"}, "single_task"),
         ({"pairs": [("click", "bui")]}, "buy"),
         ({"pairs": [("click", "click")]}, "no pair with itself"),
+        ({"pairs": [("click", "bui")], "train": False}, "buy"),
         ({"device": "tpu"}, "tpu"),
         ({"seeds": 0}, "seeds=0: relating wants one at least"),
         ({"seeds": True}, "seeds=True: relating wants one at least, a whole number"),

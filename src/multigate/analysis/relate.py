@@ -76,7 +76,8 @@ def relate(
         raise ExperimentError(f"there is one task only, {names[0]!r}; relating wants two at least")
     if experiment.warm_start is not None:
         raise ExperimentError("models that are compared are trained from the start; leave warm_start out")
-    trained = _places(pairs, names) if train else []
+    places = _places(pairs, names)
+    trained = places if train else []
     single = sorted({place for pair in trained for place in pair})
     folder = folder_named(out)
     sources = open_sources(experiment, tables)

@@ -26,7 +26,7 @@ def recalibrate(bundle: Bundle | str | PathLike[str], table: Any, method: Method
 
     The one given stays as it was; the new one computes with torch, in the precision of the old one. The table's rows
     are taken as they are met in use: no correction for ``negatives_kept`` is added. A task of which the table knows one
-    class only, or no label, keeps the curve it had.
+    class only, or no label, keeps the curve it had, and so does one that ``platt`` would turn upside down.
     Raises ``DataError`` where label columns are missing.
     """
     old = bundle_of(bundle)
