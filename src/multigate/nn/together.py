@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multigate.nn.dispatch import mix_experts
-from multigate.nn.eager import eager, watched
+from multigate.nn.eager import eager, pays, watched
 from multigate.nn.gate import Gated, LinearGate, beside
 from multigate.nn.mixture import mix
 from multigate.nn.parallel import ParallelLinear, ParallelMLP, parallel_linear
@@ -29,7 +29,7 @@ def together(
 def gated(gates: Sequence[nn.Module], x: Tensor) -> list[Any]:
     """gate(x) of each gate, x (B, D), or (B, readers, D) of gates with as many readers."""
     plain = [gate for gate in gates if _is_plain(gate)]
-    if not (eager(x) and 1 < len(gates) == len(plain)):
+    if not (1 < len(gates) == len(plain) and eager(x) and (gates[0].training or pays(x))):
         return [gate(x) for gate in gates]
     weights: list[Tensor] = [gate.linear.weight for gate in plain]  # (readers, sources, D)
     if x.dim() == 2:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multigate.errors import ExperimentError, nearest
 from multigate.nn.activation import Activation
+from multigate.nn.eager import pays
 from multigate.nn.feature_gate import FeatureGate
 from multigate.nn.gate import LinearGate, beside, softmax
 from multigate.nn.layout import side_by_side, turned, units
@@ -140,7 +141,7 @@ class Grouped(nn.Module):
         if self.features is None:
             experts, found = together(self.experts, gates, x, context)  # (B, E, H)
         else:
-            x = turned(x)
+            x = turned(x) if self.training or pays(x) else x
             experts, found = self.experts(self.features(x)), gated(gates, beside(x, context))
         gate, shared, own, of_shared = found
         read, common = gate.weights.split((self.m, self.s), dim=-1)
