@@ -24,9 +24,13 @@ Intervals = Mapping[str, tuple[float, float]]
 WIDTH = 120
 """Of what is printed elsewhere than on a terminal."""
 MOST_SOURCES = 12
+MOST_READERS = 12
 MOST_FEATURES = 12
 SIDE_BY_SIDE = 3
-"""What fits into 100 columns: sources of a level, features of a target, targets."""
+MOST_STRUCTURES = 4
+BESIDE = 2
+"""What fits into 100 columns: sources of a level, readers both ways, features of a target, targets, structures, and
+structures beside other evidence."""
 MOST_PAIRS = 50
 """Pairs of tasks that are printed: of 60 tasks there are 1,770."""
 SMALLEST = 0.00005
@@ -147,11 +151,21 @@ def _choice_table(level: LevelGates) -> Group:
 
 
 def _divergence_table(level: LevelGates) -> Group:
-    cells = [["", *level.readers]]
-    for i, reader in enumerate(level.readers):
-        cells.append([reader, *("-" if i == j else f"{one:.3f}" for j, one in enumerate(level.row_divergence[i]))])
+    """Of many readers those that are furthest from another."""
+    shown = _furthest_readers(level)
+    cells = [["", *(level.readers[at] for at in shown)]]
+    for i in shown:
+        apart = level.row_divergence[i]
+        cells.append([level.readers[i], *("-" if i == j else f"{apart[j]:.3f}" for j in shown)])
+    left = f"; the {len(shown)} furthest of {len(level.readers)} readers" if len(shown) < len(level.readers) else ""
     legend = "Jensen-Shannon divergence in bits, by row; 0 alike, 1 nothing in common"
-    return _section("How far the gates are apart", _matrix(cells), legend)
+    return _section(f"How far the gates are apart{left}", _matrix(cells), legend)
+
+
+def _furthest_readers(level: LevelGates) -> list[int]:
+    """Those that some other reader is furthest from, in their order."""
+    most = [max(row) for row in level.row_divergence]
+    return sorted(sorted(range(len(most)), key=lambda at: -most[at])[:MOST_READERS])
 
 
 def _matrix(cells: Sequence[Sequence[str]]) -> Table:
@@ -215,12 +229,12 @@ def relation_tables(relations: Relations) -> Group:
     seeds = f"{relations.seeds} seed{'s' if relations.seeds > 1 else ''}"
     title = Text(f"Which tasks belong together: {len(relations.tasks)} tasks, {relations.rows}, {seeds}", style="bold")
     table = _table()
-    for name in ("pair", "overlap", "labels", "gradients", "lookahead", "gates", *relations.structures, "advice"):
+    beside = relations.structures if len(relations.structures) <= BESIDE else ()
+    for name in ("pair", "overlap", "labels", "gradients", "lookahead", "gates", *beside, "advice"):
         table.add_column(Text(name), justify="left" if name in ("pair", "advice") else "right", overflow="fold")
     pairs = _foremost(relations.pairs)
     for pair in pairs:
-        _add(table, _pair_cells(pair, relations.structures))
-        table.add_section()
+        _add_lines(table, _pair_cells(pair, beside))
     legend = (
         "overlap ranks pairs: 1 the same directions of x, 0 none in common; labels: their correlation;\n"
         "gradients: their cosine at x; lookahead: the share of the other's loss that a step for one takes away,\n"
@@ -244,7 +258,22 @@ def relation_tables(relations: Relations) -> Group:
     for one in relations.groups:
         groups.add_row("•", Text(f"{', '.join(one.tasks)}: {one.advice}"))
     heads = [Text(head, style="bold") for head in ("Why", "Models to train")]
-    return Group(title, Text(), table, Text(legend, style="dim"), Text(), heads[0], grid, Text(), heads[1], groups)
+    below = () if beside else _gain_tables(pairs, relations.structures)
+    evidence = (title, Text(), table, *below, Text(legend, style="dim"))
+    return Group(*evidence, Text(), heads[0], grid, Text(), heads[1], groups)
+
+
+def _gain_tables(pairs: Sequence[Pair], structures: Sequence[str]) -> Iterator[Group]:
+    """The gains of pairs that were trained with more structures than fit beside the evidence, a few side by side."""
+    trained = [pair for pair in pairs if pair.gains]
+    for start in range(0, len(structures), MOST_STRUCTURES):
+        shown = structures[start : start + MOST_STRUCTURES]
+        table = _table()
+        for name in ("pair", *shown):
+            table.add_column(Text(name), justify="right" if name in shown else "left", overflow="fold")
+        for pair in trained:
+            _add_lines(table, ["\n".join(pair.tasks), *_gain_cells(pair, shown)])
+        yield _section("Gains, continued" if start else "Gains", table, "")
 
 
 def _foremost(pairs: Sequence[Pair]) -> list[Pair]:
@@ -258,15 +287,19 @@ def _foremost(pairs: Sequence[Pair]) -> list[Pair]:
 
 def _pair_cells(pair: Pair, structures: Sequence[str]) -> list[str]:
     """Two lines each: of the first task and of the second, or a mean and its uncertainty."""
-    gains = {(one.structure, one.task): one.gain for one in pair.gains}
     cells = ["\n".join(pair.tasks), _estimate_cell(pair.overlap, 2)]
     cells += ["n/a" if pair.labels is None else f"{pair.labels:+.3f}", _estimate_cell(pair.gradients, 3, "+")]
     cells += ["\n".join(map(_lookahead_cell, pair.lookahead))]
     cells += ["" if pair.gates is None else _estimate_cell(pair.gates, 3)]
+    return [*cells, *_gain_cells(pair, structures), f"{pair.advice}\n{pair.structure or ''}".rstrip()]
+
+
+def _gain_cells(pair: Pair, structures: Sequence[str]) -> Iterator[str]:
+    """A cell for each structure, a line for each task."""
+    gains = {(one.structure, one.task): one.gain for one in pair.gains}
     for structure in structures:
         of_both = [gains.get((structure, task)) for task in pair.tasks]
-        cells.append("\n".join("" if one is None else _gain_cell(one) for one in of_both))
-    return [*cells, f"{pair.advice}\n{pair.structure or ''}".rstrip()]
+        yield "\n".join("" if one is None else _gain_cell(one) for one in of_both)
 
 
 def _estimate_cell(one: Estimate | None, digits: int, sign: str = "") -> str:
@@ -299,6 +332,13 @@ def _table() -> Table:
 def _add(table: Table, cells: Sequence[str]) -> None:
     """As plain text: names may hold what would be taken for markup."""
     table.add_row(*map(Text, cells))
+
+
+def _add_lines(table: Table, cells: Sequence[str]) -> None:
+    """A row for each line of the cells: where one is folded, the others stay in line with it."""
+    for line in zip_longest(*(cell.split("\n") for cell in cells), fillvalue=""):
+        _add(table, line)
+    table.add_section()
 
 
 def _short(value: str, most: int = 40) -> str:

@@ -191,6 +191,23 @@ def test_tables_fit_into_a_hundred_columns():
         assert ("the 12 largest of 40 sources" in shown) == (experts == 40)
 
 
+def test_of_many_tasks_those_that_are_furthest_apart_are_printed():
+    tasks = tuple(Task(f"t{i}") for i in range(40))
+    record = pa.RecordBatch.from_pydict(TABLE | {task.name: TABLE["click"] for task in tasks})
+    schema = Schema(features=(Number("x"),), tasks=tasks)
+    encoder = Encoder.fit(schema, [record])
+    experiment = Experiment(schema=schema, train="rows.parquet", sharing=MMoE(experts=4, hidden=(4,)))
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    found = inspect_model(Subject("one", bundle, (encoder.columns(record),), "1,000 rows"), importance=False)
+    shown = text_of(found).partition("How far")[2]
+    assert "the 12 furthest of 40 readers" in shown
+    divergence = np.array(found.levels[0].row_divergence)
+    i, _ = np.unravel_index(np.argmax(divergence), divergence.shape)
+    (line,) = re.findall(rf"^t{i} .*$", shown, re.MULTILINE)
+    assert f"{divergence[i].max():.3f}" in line.split()
+    assert len(line.split()) == 13, "every divergence is one word"
+
+
 def test_sparse_gates_show_how_often_each_source_is_chosen():
     found = inspect_model(subject_of(MMoE(experts=40, hidden=(4,), gating="top_k", k=3)), importance=False)
     (level,) = found.levels

@@ -169,3 +169,18 @@ def test_of_many_pairs_those_to_share_and_those_trained_are_printed_first() -> N
     Console(width=200, file=few).print(relation_tables(RELATIONS.with_(pairs=pairs[:50])))
     assert few.getvalue().count("because of") == 50
     assert "of 50 pairs" not in few.getvalue()
+
+
+@pytest.mark.parametrize("many", [2, 3, 9])
+def test_a_gain_stands_whole_in_the_line_of_its_task(many: int) -> None:
+    names = [f"structure_{at}" for at in range(many)]
+    tasks = ("a task with quite a long name", "watch")
+    places = [(task, name) for task in tasks for name in names]
+    own = tuple(gain(name, task, "auc", (1 + at) / 100) for at, (task, name) in enumerate(places))
+    shown = io.StringIO()
+    relations = RELATIONS.with_(pairs=(pair(*tasks, 0.9, own),), structures=tuple(names))
+    Console(width=120, file=shown).print(relation_tables(relations))
+    lines = shown.getvalue().splitlines()
+    for at, (task, _) in enumerate(places):
+        (line,) = [line for line in lines if f"{(1 + at) / 100:+.4f} ±0.0100" in line]
+        assert line.startswith(task[:12])
