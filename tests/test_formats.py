@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from multigate.analysis.comparison import Comparison
-from multigate.formats import bracketed, number, plus_minus
+from multigate.formats import bracketed, number, plus_minus, signed_number
 from multigate.report.blocks import Figure
 from multigate.report.compared import structures
 from multigate.schema import Number, Schema, Task
@@ -45,6 +45,20 @@ def test_a_number_has_the_digits_that_people_read(value: float | None, expected:
     assert number(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, "+0.5000"),
+        (-3.2e-7, "-3.2e-07"),
+        (14687835238.7, "+14,687,835,238.7"),
+        (-0.0, "+0.0000"),
+        (math.nan, "n/a"),
+    ],
+)
+def test_a_difference_has_the_digits_of_what_it_is_between(value: float, expected: str) -> None:
+    assert signed_number(value) == expected
+
+
 def test_half_an_interval() -> None:
     assert plus_minus(0.5, 0.3, 0.7, 1) == "0.5 ± 0.2"
     assert plus_minus(math.nan, 0.0, 0.0) == "n/a"
@@ -64,6 +78,22 @@ def test_names_in_brackets_are_shown_as_they_are() -> None:
         ).table()
     )
     assert "speed [km]/r2" in console.file.getvalue()
+
+
+def test_long_names_are_folded_and_keep_their_metric() -> None:
+    task = "conversion of visitors " + "b" * 90
+    schema = Schema(features=[Number("x")], tasks=[Task(task)], group="g")
+    cost = dict.fromkeys(("parameters", "multiply_adds", "rows_per_second"), 1.0)
+    found = {f"{task}/auc": 0.7, f"{task}/gauc": 0.6}
+    comparison = Comparison(
+        Path(), schema, [{"structure": "mmoe", "seed": 0, "part": "test", "rows": 9} | cost | found]
+    )
+    for table, least in ((comparison.table(), 1), (metric_table("", {f"{task}|{task}/auc": 0.7}), 2)):
+        shown = io.StringIO()
+        Console(width=80, file=shown).print(table)
+        assert shown.getvalue().count("b") >= 90 * least
+        assert "auc" in shown.getvalue()
+        assert "…" not in shown.getvalue()
 
 
 def test_unequal_numbers_of_seeds_are_told() -> None:

@@ -27,6 +27,11 @@ def signed(value: float, digits: int = 4) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}" if math.isfinite(value) else "n/a"
 
 
+def signed_number(value: float) -> str:
+    """A difference of quantities in any unit: its sign, and the digits that ``number`` has."""
+    return f"{'-' if value < 0 else '+'}{number(abs(value))}" if math.isfinite(value) else "n/a"
+
+
 def directed(metric: str) -> str:
     """A metric's name with an arrow to where it is better, where there is such a direction."""
     better = HIGHER_IS_BETTER.get(metric)

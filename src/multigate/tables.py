@@ -74,7 +74,7 @@ def run_table(title: str, run: Run) -> Table:
 def metric_table(title: str, metrics: Mapping[str, float], intervals: Intervals | None = None) -> Table:
     """One row per metric of every task (or conditional), with its interval where there are any."""
     table = Table(title=Text(title, style="table.title"), title_justify="left")
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     table.add_column("metric")
     table.add_column("value", justify="right")
     if intervals:

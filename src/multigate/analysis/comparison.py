@@ -157,7 +157,9 @@ class Comparison:
         about = f"{self.rows[0]['part']} rows: {self.rows[0]['rows']:,}; seeds: {seeds}; intervals at 95 %"
         table = Table(title=about, title_justify="left")
         for name in ("task", "structure", "mean", "sd", "interval", "MTL gain over single task"):
-            table.add_column(name, justify="left" if name in ("task", "structure") else "right")
+            word = name in ("task", "structure")
+            # a name that is cut loses what it ends in: its metric
+            table.add_column(name, justify="left" if word else "right", overflow="fold" if word else "ellipsis")
         for metric in self.metrics():
             first = True
             for structure in self.structures:
@@ -188,7 +190,7 @@ class Comparison:
 
     def _cost(self) -> Table:
         table = Table(caption="* the interval lies on one side of zero", caption_justify="left")
-        table.add_column("structure")
+        table.add_column("structure", overflow="fold")
         columns = {
             "parameters": "parameters",
             "multiply_adds": "multiply-adds a row",

@@ -100,7 +100,7 @@ class Tuning:
         given, best = self.trials[0], self.best
         table = Table(title=Text(f"Best of {len(self.trials)} trials", style="table.title"), title_justify="left")
         for name in ("", "as given", "best"):
-            table.add_column(name, justify="right" if name else "left")
+            table.add_column(name, justify="right" if name else "left", overflow="fold")
         for key in self.space:
             table.add_row(Text(key), *(Text(shown(one.settings[key])) for one in (given, best)))
         table.add_section()

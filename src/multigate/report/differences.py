@@ -5,7 +5,7 @@ from math import isfinite
 
 from multigate.analysis.paired import Difference, paired_differences
 from multigate.analysis.subject import Subject
-from multigate.formats import directed, listed, number, signed
+from multigate.formats import directed, listed, number, signed_number
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.report.blocks import Block, Figure, Table
 from multigate.report.charts import dot_chart
@@ -51,13 +51,14 @@ def between(a: Subject, b: Subject, names: tuple[str, str], main: Sequence[str])
 
 
 def _row(it: Difference) -> tuple[str, ...]:
+    bounds = f"{signed_number(it.low)} to {signed_number(it.high)}{' *' if it.clear else ''}"
     return (
         it.target,
         directed(it.metric),
         number(it.a),
         number(it.b),
-        signed(it.difference),
-        f"{signed(it.low)} to {signed(it.high)}{' *' if it.clear else ''}" if isfinite(it.low + it.high) else "",
+        signed_number(it.difference),
+        bounds if isfinite(it.low + it.high) else "",
     )
 
 
