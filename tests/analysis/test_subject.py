@@ -68,6 +68,8 @@ def test_a_structure_of_ones_own_may_be_looked_at(tmp_path: Path) -> None:
     assert find_subject(bundle, table).bundle is bundle
     with pytest.raises(mg.MultigateError, match="give a table with labels"):
         find_subject(bundle)
+    with pytest.raises(mg.MultigateError, match="has no prepared rows; name a table with labels"):
+        find_subject(tmp_path)
     np.testing.assert_array_equal(subject.bundle.predict(table)["click"], bundle.predict(table)["click"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from multigate.analysis.comparison import RUNS, open_comparison
 from multigate.batch import Batch
-from multigate.bundle import ROWS, Bundle, load
+from multigate.bundle import ABOUT, ROWS, Bundle, load
 from multigate.data.prepared import Prepared
 from multigate.data.rows import cuts
 from multigate.data.shards import PIECES
@@ -78,7 +78,8 @@ def find_subject(
         name = f"{folder} ({chosen}, seed {seed})"
     else:
         if table is None and not (folder / PREPARED / "manifest.json").is_file():
-            open_run(folder)  # says what is missing where this is no run
+            if not (folder / ABOUT).is_file():
+                open_run(folder)  # says what is missing where this is no run
             raise RunError(f"{folder} has no prepared rows; name a table with labels")
         bundle = load(folder, structures=structures)
     if table is not None:
