@@ -73,6 +73,16 @@ def test_normalisers_do_not_decay_whatever_a_module_of_ones_own_calls_them(name:
     assert {decays[id(p)] for one in normalisers for p in one.parameters()} == {0.0}
 
 
+def test_normalisers_keep_their_place_in_checkpoints() -> None:
+    """Moments are saved by place: weights first, whatever decays, as when those of normalisers did."""
+    own = nn.ModuleDict({"before": nn.LayerNorm(4), "first": nn.Linear(4, 4), "after": nn.LayerNorm(4)})
+    own["last"] = nn.Linear(4, 4)
+    weights, biases = ([getattr(one, name) for one in own.values()] for name in ("weight", "bias"))
+    found = build_optimizer(own, nn.Module(), Optimizer())
+    assert [id(p) for p in found.parameters] == [id(p) for p in weights + biases]
+    assert [group["weight_decay"] for group in found.param_groups] == [0.0, 0.05, 0.0, 0.05, 0.0]
+
+
 def test_state_goes_from_one_to_another() -> None:
     weights = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2))]
     first = Adam([(weights, 0.1)], 0.1, decoupled=True)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +27,11 @@ def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer, *
     normal = {
         id(p) for part in module.modules() if isinstance(part, NORMALISERS) for p in part.parameters(recurse=False)
     }
-    decays = [_decays(name) and id(p) not in normal for name, p in moved]
-    decayed = [p for (_, p), does in zip(moved, decays, strict=True) if does]
-    plain = [p for (_, p), does in zip(moved, decays, strict=True) if not does] + list(balance.parameters())
-    groups = [(decayed, options.decay), (plain, 0.0)]
+    weights = [p for name, p in moved if _decays(name)]
+    others = [p for name, p in moved if not _decays(name)] + list(balance.parameters())
+    # by name first, whatever decays: it is the order in which checkpoints hold their moments
+    decays = [(p, 0.0 if id(p) in normal else options.decay) for p in weights] + [(p, 0.0) for p in others]
+    groups = [([p for p, _ in run], decay) for decay, run in groupby(decays, key=itemgetter(1))]
     return Adam(groups, options.rate(), decoupled=options.name == "adamw")
 
 
