@@ -632,3 +632,20 @@ def test_a_task_of_faint_weights_stays_faint_beside_another(tmp_path: Path) -> N
     alone = Fit(experiment, prepared, tmp_path, torch.device("cpu"), [1])
     assert both.objective.rates.tolist() == [1, 1]
     assert alone.objective.rates.tolist() == pytest.approx([1e-6])
+
+
+@pytest.mark.parametrize("size", [2.0**-24, 2.0**60])
+def test_weights_that_those_of_the_tasks_make_up_for_count_as_they_are(tmp_path: Path, size: float) -> None:
+    """Losses beside which a penalty weighs what it did."""
+    x = np.random.default_rng(0).normal(size=200)
+    table = {"x": x, "a": (x > 0).astype(int), "b": (x > 1).astype(int), "w": np.full(200, size)}
+    schema = Schema(
+        features=[Number("x")],
+        tasks=[Task("a", sample_weight="w", weight=1 / size), Task("b", sample_weight="w")],
+    )
+    experiment = Experiment(schema=schema)
+    with Reporter(quiet=True) as report:
+        sources = open_sources(experiment, {"train": table, "valid": table})
+        prepared = prepare_sources(experiment, sources, tmp_path / "rows", report)
+    fit = Fit(experiment, prepared, tmp_path, torch.device("cpu"), None)
+    assert fit.objective.rates.tolist() == ([1, 1] if size < 1 else [size, size])

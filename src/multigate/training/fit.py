@@ -83,16 +83,14 @@ class Fit:
         """Tasks and conditionals that the validation rows cannot score, and why; filled once they are looked at."""
 
     def _unit(self) -> float:
-        """The weight of a label that counts as 1: the mean of the heaviest task, where that is tiny or huge."""
-        heaviest = max(
-            (
-                self.prepared.train.mean_weight(at) if task.sample_weight is not None else 1.0
-                for at, task in zip(self.tasks, self.schema.tasks, strict=True)
-                if task.weight > 0
-            ),
-            default=1.0,
-        )
-        return 1.0 if heaviest == 0 or FAINT <= heaviest <= VAST else heaviest
+        """The weight of a label that counts as 1: the mean of the heaviest task, where that, times the task's own
+        weight, is tiny or huge."""
+        train, tasks = self.prepared.train, zip(self.tasks, self.schema.tasks, strict=True)
+        counted = [(at, task) for at, task in tasks if task.weight > 0]
+        means = [train.mean_weight(at) if task.sample_weight is not None else 1.0 for at, task in counted]
+        weighed = [(mean * task.weight, mean) for mean, (_, task) in zip(means, counted, strict=True)]
+        heaviest, mean = max(weighed, default=(1.0, 1.0))
+        return 1.0 if heaviest == 0 or FAINT <= heaviest <= VAST else mean
 
     def step(self, batch: Batch) -> Tensor:
         """One step down the weighted losses; returns the loss, detached and still on the device."""
