@@ -242,6 +242,8 @@ BAD_LABELS: dict[str, tuple[Any, Any, str]] = {
     "positive not there": (Task("y", positive="yes"), ["yea", "no"] * (ROWS // 2), "never holds 'yes'.* mean 'yea'"),
     "all positive": (Task("y", positive=(0, 1)), CLICK, "nothing but its positive values"),
     "text for regression": (Task("y", kind="regression"), words(9), "is string, but a regression wants numbers"),
+    "thousands for regression": (Task("y", kind="regression"), ["567", "1.234", ""] * (ROWS // 3),
+                                 r"wants numbers; '1\.234' may be thousands: .*\(schema\.types\.y=double\)"),
     "weight not there": (Task("y", sample_weight="w"), CLICK, "no column 'w' for task 'y'"),
 }  # fmt: skip
 

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from multigate.data import cells
 from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, words_of
 from multigate.data.survey import Column, Survey, is_moment, is_number, is_scalar
-from multigate.data.types import type_name, value_type
+from multigate.data.types import are_thousands, type_name, value_type
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Task, Value
@@ -110,10 +111,25 @@ def _filled(task: Task, column: Column, seen: Survey, place: str) -> Task:
             )
         return task if task.classes else task.with_(classes=tuple(_in_order(values)))
     if not is_number(column.kind) and not pa.types.is_boolean(column.kind):
-        raise DataError(f"{place} is {type_name(column.kind)}, but a regression wants numbers; set its kind")
+        raise DataError(
+            f"{place} is {type_name(column.kind)}, but a regression wants numbers; {_to_be_numbers(column, seen)}"
+        )
     if "transform" not in declared and column.low >= 0 and heavy_tailed(column, seen):
         return task.with_(transform="log1p")
     return task
+
+
+def _to_be_numbers(column: Column, seen: Survey) -> str:
+    """What helps where a label that is no number is to be one."""
+    texts = pc.unique(pc.drop_null(seen.sampled(column.name)).cast(pa.string()))
+    texts = texts.filter(pc.invert(pc.is_in(texts, pa.array(cells.MISSING))))
+    if not are_thousands(texts):
+        return "set its kind"
+    one = cells.short(texts.filter(pc.match_substring(texts, "."))[0].as_py())
+    return (
+        f"{one} may be thousands: write plain numbers (1234.56), or set the column's type to 'double' where it is not "
+        f"(schema.types.{column.name}=double)"
+    )
 
 
 def _values(column: Column) -> dict[str, tuple[Any, int]] | None:
