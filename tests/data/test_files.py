@@ -428,6 +428,15 @@ def test_a_point_among_decimal_commas_is_told_for_what_it_is(tmp_path: Path) -> 
         rows_of(open_table(path, {"share": "double", "salary": "double"}))
 
 
+@pytest.mark.parametrize(
+    ("kind", "held", "found"), [("date32", "2024-01-31", "1.2.2024"), ("bool", "true", "n.a."), ("int64", "7", "v.2")]
+)
+def test_a_point_in_what_is_no_number_is_not_told_of_as_one(tmp_path: Path, kind: str, held: str, found: str) -> None:
+    path = write_csv(tmp_path, f"share;x\n0,5;{held}\n1,5;{found}\n")
+    with pytest.raises(DataError, match=rf"row 3 .*{found!r} is not {kind}.*; mend the value, or set .* to 'string'"):
+        rows_of(open_table(path, {"share": "double", "x": kind}))
+
+
 def test_decimal_commas_are_found_as_far_as_types_are(tmp_path: Path) -> None:
     whole, fractional = ["1;2"] * 30_000, ["3,5;2.25"] * 10
     for at, rows in enumerate((whole + fractional, fractional + whole)):

@@ -21,6 +21,8 @@ _SEPARATOR = re.compile(r'("?)sep=([\x01-\x7f])\1[^\S\n]*(?:\n|$)')
 """The line before the column names that tells Excel what separates; its own quote marks would end it."""
 _COMMA = r"^(\s*[-+]?\d*),(\d+(?:[eE][-+]?\d+)?\s*)$"
 """A number with a decimal comma."""
+_POINTED = r"\s*[-+]?(\d+\.\d+|\d{1,3}(\.\d{3})+(,\d+)?)([eE][-+]?\d+)?\s*"
+"""A number with points, decimal ones or of thousands."""
 
 
 class CsvFile:
@@ -232,7 +234,7 @@ class CsvFile:
         name = self._names()[int(index[1])] if index else "?"
         bad = re.search(r"conversion error to (.+?): (?:invalid value|expected .*zone offset in) '(.*?)'", text)
         if bad:
-            if self._decimal == "," and "." in bad[2]:
+            if self._decimal == "," and re.match("u?int|float|double", bad[1]) and re.fullmatch(_POINTED, bad[2]):
                 return DataError(
                     f"{self.name}: column {name!r}, {where}: {short(bad[2])} is not {bad[1]}, for other numbers of "
                     "this file have decimal commas; write it without points (1234,56)"
