@@ -234,6 +234,7 @@ def test_what_python_replaces_is_checked_like_a_new_one() -> None:
     given = Experiment(schema=SCHEMA)
     replace = getattr(copy, "replace", lambda one, **changes: one.__replace__(**changes))  # it is there from 3.13 on
     assert replace(given, seed=3) == given.with_(seed=3)
+    assert replace(Task("y", weight=2.0), weight=3.0).model_fields_set == {"name", "weight"}, "its kind is not declared"
     for wrong in ({"epoch": 2}, {"epochs": 0}):
         with pytest.raises(MultigateError, match="epoch"):
             replace(given, **wrong)

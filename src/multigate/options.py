@@ -93,7 +93,11 @@ class Options(BaseModel):
         """A copy with some fields changed, checked like a new one. Raises ``SettingError``."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
-    __replace__ = with_  # what copy.replace asks for, from Python 3.13 on: pydantic's own checks nothing
+    def __replace__(self, **changes: Any) -> Self:
+        """What ``copy.replace`` asks for, from Python 3.13 on: pydantic's own checks nothing. Fields that were not set
+        still are not, as a task's that are read off its column."""
+        kept = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return type(self)(**kept | changes)
 
     def to_dict(self, *, full: bool = False) -> dict[str, Any]:
         """Plain values for YAML or JSON; unless ``full``, fields at their default are omitted (tags are kept)."""
