@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from itertools import groupby
-from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +29,9 @@ def build_optimizer(module: nn.Module, balance: nn.Module, options: Optimizer, *
     weights = [p for name, p in moved if _decays(name)]
     others = [p for name, p in moved if not _decays(name)] + list(balance.parameters())
     # by name first, whatever decays: it is the order in which checkpoints hold their moments
-    decays = [(p, 0.0 if id(p) in normal else options.decay) for p in weights] + [(p, 0.0) for p in others]
-    groups = [([p for p, _ in run], decay) for decay, run in groupby(decays, key=itemgetter(1))]
-    return Adam(groups, options.rate(), decoupled=options.name == "adamw")
+    runs = groupby(weights, key=lambda p: id(p) in normal)
+    groups = [(list(run), 0.0 if of_normalisers else options.decay) for of_normalisers, run in runs]
+    return Adam([*groups, (others, 0.0)], options.rate(), decoupled=options.name == "adamw")
 
 
 def _decays(name: str) -> bool:
