@@ -36,6 +36,9 @@ GIVEN = make_experiment(DATA)
         ("optimizer.weight_decay", "0..1", Range(low=0, high=1)),  # whole ends of a field of any numbers
         ("sharing.experts", "2..16", Range(low=2, high=16, whole=True)),
         ("sharing.experts", "2..20", Range(low=2, high=20, whole=True, log=True)),
+        ("sharing.experts", "2.0..16.0", Range(low=2, high=16, whole=True)),
+        ("sharing.experts", (2.0, 16.0), Range(low=2, high=16, whole=True)),
+        ("batch_size", "1e2..1e3", Range(low=100, high=1000, whole=True, log=True)),
         ("optimizer.clip", "0.5..3", Range(low=0.5, high=3)),
         ("sharing", "mmoe,ple, shared_bottom", Choice(values=("mmoe", "ple", "shared_bottom"))),
         ("sharing.hidden", "[64],[128, 64]", Choice(values=("[64]", "[128, 64]"))),
@@ -61,6 +64,7 @@ def test_values_are_read_as_they_are_meant(key: str, written: object, wanted: ob
     [
         ({"sharing.expert": "2..16"}, "did you mean 'experts'"),
         ({"sharing.experts": "0..16"}, "greater than or equal to 1"),
+        ({"sharing.experts": "1.5..4"}, "valid integer"),
         ({"sharing": "mmoe,pel"}, "did you mean 'ple'"),
         ({"balance": "fixed,uncertanty"}, "did you mean 'uncertainty'"),
         ({"optimiser.learning_rate": "1e-4..1e-2"}, "did you mean 'optimizer'"),
@@ -109,6 +113,24 @@ def test_the_experiments_own_block_goes_by_its_name_and_fields_that_a_block_has_
     assert experiment_at(GIVEN, bottom) == make_experiment(DATA | {"sharing": "shared_bottom"})
     assert applied(GIVEN, bottom) == {"sharing": "shared_bottom", "sharing.experts": None}
     assert applied(GIVEN, {"balance": "dwa", "sharing.experts": 3}) == {"balance": "dwa", "sharing.experts": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [
+        ("tower.dropout", "0,0.2"),  # it has 0.0
+        ("optimizer.clip", [5, 1]),  # 1.0
+        ("epochs", [GIVEN.epochs + 0.0, 40]),
+        ("sharing", [MMoE(experts=4, hidden=(64,)), PLE()]),
+        ("sharing", ["shared_bottom", {"structure": "mmoe", "hidden": [64], "experts": 4}]),
+    ],
+)
+def test_a_choice_that_is_the_experiments_own_is_known_however_it_is_written(key: str, written: Any) -> None:
+    given = GIVEN.with_(optimizer={"clip": 1.0})
+    point = point_of(given, read_space(given, {key: written}))
+    assert point is not None
+    assert experiment_at(given, point) == given
+    assert point_of(given, read_space(given, {"sharing": "ple,shared_bottom"})) is None
 
 
 def test_an_optimizer_is_chosen_by_its_name_beside_its_fields() -> None:

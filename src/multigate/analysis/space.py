@@ -58,10 +58,10 @@ def read_space(experiment: Experiment, wanted: Mapping[str, Spec]) -> Space:
             raise ExperimentError(f"{key} is to be tried twice; name all its values at once")
         space[key] = _values(key, spec)
     for key, one in space.items():
-        for value in _ends(one):
+        if isinstance(one, Range):
+            space[key] = _as_the_field(experiment, space, key, one)
+        for value in _ends(space[key]):
             _check(experiment, space, key, value)
-        if isinstance(one, Range) and one.whole and not all(_errors(experiment, space, key, one.low + 0.5)):
-            space[key] = one.with_(whole=False)  # a field of any numbers, whose ends happen to be whole
     return space
 
 
@@ -110,8 +110,7 @@ def point_of(experiment: Experiment, space: Space) -> Point | None:
     """The point that the experiment itself is at; None where it is outside the space."""
     point: Point = {}
     for key, one in space.items():
-        found = own_value(experiment, key)
-        value = _within(one, found)
+        value = _within(experiment, key, one)
         if value is None and _is_below_a_choice(key, space) and not _has(experiment, key):
             value = one.at(0.0)  # it does not matter
         if value is None:
@@ -266,6 +265,13 @@ def _choices(key: str, values: list[Any]) -> Choice:
     return Choice(values=tuple(texts))
 
 
+def _as_the_field(experiment: Experiment, space: Space, key: str, one: Range) -> Range:
+    """A range with whole ends, of whole numbers where the field holds no others, however the ends are written."""
+    if not (one.low.is_integer() and one.high.is_integer()):
+        return one
+    return one.with_(whole=all(_errors(experiment, space, key, one.low + 0.5)))
+
+
 def _check(experiment: Experiment, space: Space, key: str, value: Value) -> None:
     """Raise ``ExperimentError`` where a value cannot be, neither alone nor beside another choice."""
     errors = list(_errors(experiment, space, key, _plain(value)))
@@ -360,15 +366,23 @@ def _is_below_a_choice(key: str, space: Space) -> bool:
     return "." in key and key.partition(".")[0] in space
 
 
-def _within(one: Range | Choice, value: Any) -> Value | None:
-    """A plain value as a point has it; None where it is outside."""
+def _within(experiment: Experiment, key: str, one: Range | Choice) -> Value | None:
+    """The experiment's own value as a point has it; None where it is outside."""
     if isinstance(one, Choice):
-        return _text(value) if _text(value) in one.values else None
+        return next((text for text in one.values if _changes_nothing(experiment, key, text)), None)
+    value = own_value(experiment, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not one.low <= value <= one.high:
         return None
     if one.whole:
         return int(value) if float(value).is_integer() else None
     return float(value)
+
+
+def _changes_nothing(experiment: Experiment, key: str, value: Value) -> bool:
+    """Whether a value is the experiment's own, however it is written: 0 is 0.0, and a whole block its name."""
+    with suppress(ExperimentError):
+        return experiment_at(experiment, {key: value}) == experiment
+    return False
 
 
 def _listed(one: Range | Choice, most: int) -> Iterator[Value]:
