@@ -364,6 +364,40 @@ def test_weights() -> None:
     assert both.predict_proba(X).shape == (200, 2)
 
 
+def test_score_takes_weights_of_any_size() -> None:
+    fitted = small().fit(TABLE, LABELS)
+    w = np.exp(np.linspace(0, 2, ROWS))
+    score = fitted.score(TABLE, LABELS, w)
+    for factor in (1e-60, 1e60):
+        assert fitted.score(TABLE, LABELS, w * factor) == pytest.approx(score)
+    decaying = np.exp(-np.arange(ROWS, dtype=float) * 200 / ROWS)  # float32 ends at 1e-45
+    assert 0 < decaying.min() < 1e-80
+    assert np.isfinite(fitted.score(TABLE, LABELS, decaying))
+
+
+BIG = 2**60
+"""Whole numbers from which on floats are not told apart."""
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (pd.Series([True, None, False] * (ROWS // 3), dtype="boolean"), [False, True]),
+        (pd.Series([BIG, None, BIG + 1] * (ROWS // 3), dtype="Int64"), [BIG, BIG + 1]),
+        (pd.Series([BIG, None, BIG + 1] * (ROWS // 3), dtype="Int64").astype("category"), [BIG, BIG + 1]),
+        (pd.array([BIG, None, BIG + 1] * (ROWS // 3), dtype="Int64"), [BIG, BIG + 1]),
+        (pl.Series([BIG, None, BIG + 1] * (ROWS // 3)), [BIG, BIG + 1]),
+        (pa.array([BIG, None, BIG + 1] * (ROWS // 3)), [BIG, BIG + 1]),
+        (pa.chunked_array([[BIG, None, BIG + 1] * (ROWS // 3)]), [BIG, BIG + 1]),
+        (torch.tensor([BIG, BIG, BIG + 1] * (ROWS // 3)), [BIG, BIG + 1]),
+    ],
+)
+def test_labels_beside_unknown_ones_stay_what_they_are(y: Any, classes: list[Any]) -> None:
+    found = small(epochs=1).fit(TABLE, y).classes_
+    assert found.tolist() == classes
+    assert found.dtype == np.array(classes).dtype
+
+
 def test_the_same_random_state_gives_the_same_predictions() -> None:
     answers = [small(random_state=seed).fit(TABLE, LABELS["price"]).predict(TABLE) for seed in (1, 1, 2)]
     assert (answers[0] == answers[1]).all()
@@ -485,6 +519,9 @@ def test_a_run_may_be_kept(tmp_path: Path) -> None:
         ({}, TABLE, [1] * ROWS, "one class, 1;"),
         ({}, TABLE, [0.5] * (ROWS - 1) + [np.inf], "infinity"),
         ({}, TABLE, [None] * ROWS, "holds no value in any row"),
+        ({}, TABLE, {"a": [[0], [1]] * (ROWS // 2)}, "column 'a' of y is list.*labels are numbers, text or booleans"),
+        ({}, TABLE, pd.Series(pd.to_datetime(["2020", "2021"] * (ROWS // 2))).astype("category"), "is timestamp"),
+        ({}, TABLE, [{"a": 0}, {"a": 1}] * (ROWS // 2), "column 'target' of y is struct.*labels are numbers"),
         ({}, TABLE, {"a/b": CLICK}, "neither .* nor '/'.*rename the column of y"),
         ({"settings": ["embedding.dims=4"]}, TABLE, CLICK, "did you mean 'dim'"),
         ({"sharing": "mmo"}, TABLE, CLICK, "did you mean 'mmoe'"),

@@ -223,7 +223,7 @@ class MultiTaskEstimator(MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
             batches = (batch for batch, _ in bundle.batches(rows, labels=True))
             scored = forward(bundle.model, batches, torch.device("cpu"))
         if sample_weight is not None:
-            scored = _weighed(bundle.schema, scored, np.asarray(sample_weight, dtype=np.float32))
+            scored = _weighed(bundle.schema, scored, np.asarray(sample_weight, dtype=np.float64))
         return Monitor("mean", bundle.schema).value(scores(spaces(bundle.schema, bundle.encoder, scored)))
 
     @property
@@ -348,6 +348,15 @@ def _in_memory(data: Any) -> pa.Table:
     return pa.Table.from_batches(source.batches(), schema=source.schema)
 
 
+def _listed(y: Any) -> Any:
+    """A column that knows nulls as a list: in an array integers and booleans beside unknown ones would be floats."""
+    if isinstance(y, pa.Array | pa.ChunkedArray):
+        return y.to_pylist()
+    if isinstance(getattr(y, "dtype", None), np.dtype):
+        return y
+    return list(y) if hasattr(y, "to_list") or hasattr(y, "isna") else y  # of polars, or a type of pandas' own
+
+
 def _object_lists(data: Any) -> Any:
     """Lists as an array that keeps numbers beside text as they are."""
     return np.array(data, dtype=object) if isinstance(data, list | tuple) else data
@@ -365,7 +374,7 @@ def _label_table(y: Any, taken: Sequence[str]) -> pa.Table:
     if _is_table(y):
         return _in_memory(y)
     name = getattr(y, "name", None)
-    array = check_array(_object_lists(y), ensure_2d=False, dtype=None, ensure_all_finite=False, input_name="y")
+    array = check_array(_object_lists(_listed(y)), ensure_2d=False, dtype=None, ensure_all_finite=False, input_name="y")
     if array.ndim == 1 and isinstance(name, str) and name:
         return pa.table([_column(array, "y")], names=[name])
     own, names = "target", _numbered("target", array)
@@ -386,7 +395,8 @@ def _weighed(schema: Schema, scored: Scored, sample_weight: Array) -> Scored:
     """Rows that ``score`` weighs by (R,), less those of weight 0, where ``fit`` had no weights."""
     weights = weights_of(schema, scored.labels, scored.known, scored.weights).copy()
     plain = [task.sample_weight is None for task in schema.tasks]
-    weights[:, plain] *= sample_weight[sample_weight > 0][:, None]
+    counted = sample_weight[sample_weight > 0]
+    weights[:, plain] *= (counted / counted.max())[:, None]  # the largest as 1: float32 has no weights of 1e-60
     return scored._replace(weights=weights)
 
 
@@ -421,13 +431,13 @@ def _known(column: pa.ChunkedArray, name: str) -> Array:
     """The different known labels (V,), sorted."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_nested(column.type) or pa.types.is_temporal(column.type):
+        raise InputError(f"column {name!r} of y is {column.type}, but labels are numbers, text or booleans")
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     values = column.drop_null().unique()
     if is_text(values.type):
         values = values.filter(pc.not_equal(values, ""))
-    if pa.types.is_nested(values.type) or pa.types.is_temporal(values.type):
-        raise InputError(f"column {name!r} of y is {values.type}, but labels are numbers, text or booleans")
     found = np.array(values.to_pylist()) if is_text(values.type) else values.to_numpy(zero_copy_only=False)
     if found.dtype.kind == "f":
         found = np.unique(found[~np.isnan(found)] + 0.0)  # -0 is 0
