@@ -270,3 +270,9 @@ def test_a_variant_is_a_structure_with_settings(file: Path) -> None:
 def test_a_structure_that_names_no_task_of_the_schema_is_refused_at_once(file: Path) -> None:
     with pytest.raises(ExperimentError, match="there is no task 'clik'; did you mean 'click'"):
         read_experiment(file, ["sharing=aitm", "sharing.order=[clik]"])
+
+
+def test_in_place_of_the_calibration_of_amounts_a_metric_that_they_have_is_offered() -> None:
+    amounts = {"features": {"x": "number"}, "tasks": {"a": "regression"}}
+    with pytest.raises(ExperimentError, match=r"'a/calibration' cannot be monitored.*take 'a/rmse'"):
+        make_experiment({"schema": amounts, "monitor": "a/calibration"})

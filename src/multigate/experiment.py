@@ -23,6 +23,7 @@ from multigate.balance import BALANCES, Absent, Balance, Fixed
 from multigate.calibration import Method
 from multigate.data.split import Split
 from multigate.errors import ExperimentError, nearest
+from multigate.metrics import LOSS
 from multigate.model import Tower, check_reads
 from multigate.nn.embed import Embedding
 from multigate.options import Options, refusal
@@ -224,14 +225,16 @@ with warnings.catch_warnings():
 
         @field_validator("monitor")
         @classmethod
-        def _monitor_form(cls, value: str) -> str:
+        def _monitor_form(cls, value: str, info: ValidationInfo) -> str:
             if value != "mean" and "/" not in value:
                 raise ValueError(f"'monitor' wants 'mean' or '<task>/<metric>', such as 'click/auc', not {value!r}")
             task, _, metric = value.partition("/")
             if metric == "calibration":  # a metric like the others, but for its direction
+                tasks = info.data["schema"].tasks if "schema" in info.data else ()
+                kind = next((one.kind for one in tasks if one.name == task), "binary")
                 raise ValueError(
                     f"{value!r} cannot be monitored, for calibration is best at 1, neither higher nor lower; "
-                    f"take '{task}/log_loss', which suffers where it is off"
+                    f"take '{task}/{LOSS[kind]}', which suffers where it is off"
                 )
             return value
 
