@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -279,7 +278,10 @@ def test_what_else_cannot_be_raised_is_told_as_before(monkeypatch: pytest.Monkey
             raise ValueError("from __del__")
 
     told: list[BaseException | None] = []
-    tell: Callable[[Any], None] = lambda args: told.append(args.exc_value)  # noqa: E731
+
+    def tell(args: Any) -> None:
+        told.append(args.exc_value)
+
     monkeypatch.setattr(sys, "unraisablehook", tell)
     with interruptible(lambda: "go on"):
         Freed()

@@ -148,14 +148,10 @@ struct Span {
         std::fill(bys + moments, bys + TILE, bys[moments - 1]);
     }
 
-    // Rows of a unit as vectors of a tile; what it has no rows for are zeros, or as ``rest`` says
     template <typename T> void take(const T* from, int64_t count, Vector* to, const Vector* rest = nullptr) const {
-        float* number = reinterpret_cast<float*>(to);
         if (of.norm == LAYER) // the next unit's, of which so few rows are read here that nothing fetches them
             for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + of.b + i);
-        if (count < TILE && rest) std::copy_n(rest, VECTORS, to);
-        if (count < TILE && !rest) std::fill(to, to + VECTORS, Vector{});
-        for (int64_t i = 0; i < count; ++i) number[i] = wide(from[i]);
+        ::take(from, count, to, rest);
     }
 
     // x times what dropout multiplies it by
@@ -166,11 +162,6 @@ struct Span {
         for (int64_t i = 0; i < count; ++i) number[i] *= of.bytes[at + i] < of.level ? kept : 0.0f;
     }
 };
-
-template <typename T> inline void give(const Vector* from, int64_t count, T* to) {
-    const float* number = reinterpret_cast<const float*>(from);
-    for (int64_t i = 0; i < count; ++i) narrow(number[i], to[i]);
-}
 
 // y = activated(normal(z) scale + shift), dropped out
 template <typename T> void activate(const Layers& of, const T* z, T* y, int threads) {

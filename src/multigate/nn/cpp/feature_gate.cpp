@@ -7,7 +7,6 @@
 
 namespace {
 
-constexpr int64_t STREAM = 1024; // rows at a time that are written one after the other
 constexpr int64_t PIECE = LANES == 16 ? 2 : 1; // vectors of a tile, of which sums for eight terms stay in registers
 
 template <int64_t TERMS> inline std::array<float, TERMS> taken(const float* w, int64_t next) {
@@ -71,17 +70,6 @@ inline void lower(const float* w, int64_t next_low, int64_t next, const Vector* 
     int64_t t = 0;
     for (; t + 8 <= terms; t += 8) lower<8>(w + t * next_low, next_low, next, x, features, low + t * VECTORS);
     for (; t < terms; ++t) lower<1>(w + t * next_low, next_low, next, x, features, low + t * VECTORS);
-}
-
-template <typename T> inline void take(const T* from, int64_t many, Vector* to) { // rows after those are zeros
-    float* number = reinterpret_cast<float*>(to);
-    if (many < TILE) std::fill(to, to + VECTORS, Vector{});
-    for (int64_t i = 0; i < many; ++i) number[i] = wide(from[i]);
-}
-
-template <typename T> inline void give(const Vector* from, int64_t many, T* to) {
-    const float* number = reinterpret_cast<const float*>(from);
-    for (int64_t i = 0; i < many; ++i) narrow(number[i], to[i]);
 }
 
 // Gates of n readers of d features, by weights of rank r: down (n, r, d) and up (n, d, r). Reader i reads unit read[i] of

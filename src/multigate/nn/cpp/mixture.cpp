@@ -4,8 +4,6 @@
 
 namespace {
 
-constexpr int64_t STREAM = 1024; // rows at a time where more is read than kept, at most: long enough to be fetched ahead
-
 // sum_i w[i * next_w + .] * wide(x[i * next_x + .]) of ``terms`` rows, a tile wide: sums stay in registers
 template <int64_t MANY, typename W, typename T>
 inline void sum_of_products(const W* w, int64_t next_w, const T* x, int64_t next_x, int64_t terms, float* sum) {

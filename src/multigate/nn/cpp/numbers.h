@@ -13,6 +13,7 @@ using float32 = float;
 namespace {
 
 constexpr int64_t TILE = 128;    // rows of a batch at a time: their sums and weights stay in the nearest cache
+constexpr int64_t STREAM = 1024; // rows at a time where memory is what takes the time: long enough to be fetched ahead
 constexpr int64_t FEW = 1 << 14; // multiply-adds that are not worth a second thread
 
 #if defined(__AVX512F__)

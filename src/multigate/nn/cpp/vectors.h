@@ -14,6 +14,19 @@ inline Vector chosen(Words where, Vector one, Vector other) {
     return (Vector)((where & (Words)one) | (~where & (Words)other));
 }
 
+// Rows as vectors of a tile; what it has no rows for are zeros, or as ``rest`` says
+template <typename T> inline void take(const T* from, int64_t many, Vector* to, const Vector* rest = nullptr) {
+    float* number = reinterpret_cast<float*>(to);
+    if (many < TILE && rest) std::copy_n(rest, VECTORS, to);
+    if (many < TILE && !rest) std::fill(to, to + VECTORS, Vector{});
+    for (int64_t i = 0; i < many; ++i) number[i] = wide(from[i]);
+}
+
+template <typename T> inline void give(const Vector* from, int64_t many, T* to) {
+    const float* number = reinterpret_cast<const float*>(from);
+    for (int64_t i = 0; i < many; ++i) narrow(number[i], to[i]);
+}
+
 // e^x to 2e-7 of it, of x from -87 to 88: 2^n times a polynomial of what is left; what is no number stays none
 inline Vector exponential(Vector x) {
     const Vector least = Vector{} - 87.0f, most = Vector{} + 88.0f;
