@@ -46,17 +46,18 @@ def test_a_number_has_the_digits_that_people_read(value: float | None, expected:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("value", "beside", "expected"),
     [
-        (0.5, "+0.5000"),
-        (-3.2e-7, "-3.2e-07"),
-        (14687835238.7, "+14,687,835,238.7"),
-        (-0.0, "+0.0000"),
-        (math.nan, "n/a"),
+        (0.5, 0.7, "+0.5000"),
+        (-3.2e-7, 4.1e-7, "-3.2e-07"),
+        (-3.2e-5, 0.07, "+0.0000"),
+        (14687835238.7, 2e10, "+14,687,835,238.7"),
+        (-0.0, 0.5, "+0.0000"),
+        (math.nan, 0.5, "n/a"),
     ],
 )
-def test_a_difference_has_the_digits_of_what_it_is_between(value: float, expected: str) -> None:
-    assert signed_number(value) == expected
+def test_a_difference_has_the_digits_of_what_it_is_between(value: float, beside: float, expected: str) -> None:
+    assert signed_number(value, beside) == expected
 
 
 def test_half_an_interval() -> None:

@@ -27,8 +27,11 @@ def signed(value: float, digits: int = 4) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}" if math.isfinite(value) else "n/a"
 
 
-def signed_number(value: float) -> str:
-    """A difference of quantities in any unit: its sign, and the digits that ``number`` has."""
+def signed_number(value: float, beside: float) -> str:
+    """A difference of quantities in any unit: its sign, and the digits that ``number`` has; of those that have four
+    digits after the point, like ``beside``, no others."""
+    if abs(value) < SMALLEST <= abs(beside):
+        return signed(value)
     return f"{'-' if value < 0 else '+'}{number(abs(value))}" if math.isfinite(value) else "n/a"
 
 

@@ -273,7 +273,8 @@ def _gain_tables(pairs: Sequence[Pair], structures: Sequence[str]) -> Iterator[G
             table.add_column(Text(name), justify="right" if name in shown else "left", overflow="fold")
         for pair in trained:
             _add_lines(table, ["\n".join(pair.tasks), *_gain_cells(pair, shown)])
-        yield _section("Gains, continued" if start else "Gains", table, "")
+        title = "MTL gain over single task" + (", continued" if start else "")
+        yield _section(title, table, "")
 
 
 def _foremost(pairs: Sequence[Pair]) -> list[Pair]:

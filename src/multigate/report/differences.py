@@ -51,14 +51,15 @@ def between(a: Subject, b: Subject, names: tuple[str, str], main: Sequence[str])
 
 
 def _row(it: Difference) -> tuple[str, ...]:
-    bounds = f"{signed_number(it.low)} to {signed_number(it.high)}{' *' if it.clear else ''}"
+    beside = max(abs(it.a), abs(it.b))
+    difference, low, high = (signed_number(one, beside) for one in (it.difference, it.low, it.high))
     return (
         it.target,
         directed(it.metric),
         number(it.a),
         number(it.b),
-        signed_number(it.difference),
-        bounds if isfinite(it.low + it.high) else "",
+        difference,
+        f"{low} to {high}{' *' if it.clear else ''}" if isfinite(it.low + it.high) else "",
     )
 
 
