@@ -82,6 +82,9 @@ class Optimizer(Options):
     """Largest norm of the whole gradient."""
     average: float = Field(default=0.0, ge=0, lt=1)
     """Decay per step of a moving average of the weights, which is then what is evaluated and kept; 0 is none."""
+    intercepts: Literal["matched", "trained"] = "matched"
+    """matched: once the best weights are chosen, each task's last bias is moved so that its predictions of the training
+    rows add up to what their labels do; trained: it stays where training left it."""
     embedding: Literal["auto", "dense", "lazy_adam", "rowwise_adagrad"] = "auto"
     """What moves embedding tables: dense: the optimiser of all weights; lazy_adam and rowwise_adagrad: one that touches
     only the rows of the batch, and leaves the tables out of the average; auto: dense, lazy_adam for large tables."""

@@ -14,6 +14,7 @@ from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment, with_balance, with_structures
 from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, other_than_a_model
 from multigate.lock import LOCK, locked
+from multigate.options import Options
 from multigate.sharing import Structures, listed
 from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
 from multigate.yaml_text import read_yaml
@@ -176,7 +177,7 @@ def _claim(folder: Path, experiment: Experiment, *, resume: bool, progress: str)
             raise RunError(f"{folder} holds trials; choose another folder, or go on with them by multigate tune")
         if not resume:
             raise RunError(f"{folder} holds a run already; choose another folder, or go on with it by --resume")
-        changed = difference(stored_values(folder), experiment.to_dict(full=True))
+        changed = difference(completed(stored_values(folder), experiment), experiment.to_dict(full=True))
         if changed:
             raise RunError(f"{folder} was started with another experiment ({changed}); choose another folder")
     remove_leftovers(folder)
@@ -194,6 +195,22 @@ def stored_values(folder: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RunError(f"{folder / EXPERIMENT} holds no experiment; start again in another folder")
     return data
+
+
+def completed(before: Any, now: Options) -> Any:
+    """Plain values that options had, with what was not known of then, where ``now`` has it at its default."""
+    return _completed(before, now.to_dict(full=True), now.to_dict())
+
+
+def _completed(before: Any, now: Any, chosen: Any) -> Any:
+    if isinstance(before, dict) and isinstance(now, dict):
+        own = chosen if isinstance(chosen, dict) else {}
+        later = {name: value for name, value in now.items() if name not in before and name not in own}
+        return later | {name: _completed(value, now.get(name), own.get(name)) for name, value in before.items()}
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        each = chosen if isinstance(chosen, list) else [None] * len(now)
+        return [_completed(*one) for one in zip(before, now, each, strict=True)]
+    return before
 
 
 def difference(before: Any, now: Any, place: str = "") -> str:

@@ -451,6 +451,13 @@ def tables(draw: st.DrawFn) -> pa.Table:
     return pa.table(columns)
 
 
+def test_labels_beyond_the_whole_numbers_of_floats_are_drafted() -> None:
+    """Nearly all 0, so that they are looked at for totals that fall short."""
+    table = {"x": list(range(40)), "spent": [0] * 36 + [1, 5, 9, 2**53 + 1]}
+    task = infer_schema(table, {"spent": "regression"}).task("spent")
+    assert (task.kind, task.transform) == ("regression", "log1p")
+
+
 @settings(max_examples=200, deadline=None)
 @given(tables(), st.sampled_from(["y", "y|age", "user_id"]), st.integers(1, 12))
 def test_any_table_gives_a_schema_that_encodes_it_or_an_error_of_ours(table: pa.Table, task: str, size: int) -> None:

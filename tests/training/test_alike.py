@@ -44,7 +44,7 @@ def overfits(experiment: Experiment, names: list[str]) -> Experiment:
         epochs=4,
         batch_size=300,
         embedding={"dim": 8, "dropout": 0.0},
-        optimizer={"learning_rate": 0.03, "schedule": "constant", "weight_decay": 0.0},
+        optimizer={"learning_rate": 0.03, "schedule": "constant", "weight_decay": 0.0, "intercepts": "trained"},
     )
 
 

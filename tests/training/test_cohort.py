@@ -176,7 +176,14 @@ def test_every_run_ends_by_its_own_patience_with_its_own_best_weights(
     )
     experiments = [
         experiment.with_(
-            seed=seed, optimizer={"learning_rate": rate, "schedule": "constant", "weight_decay": 0.0, "average": 0.5}
+            seed=seed,
+            optimizer={
+                "learning_rate": rate,
+                "schedule": "constant",
+                "weight_decay": 0.0,
+                "average": 0.5,
+                "intercepts": "trained",
+            },
         )
         for seed, rate in ((0, 0.05), (1, 0.0005), (2, 0.05))
     ]

@@ -27,7 +27,8 @@ PLACES = {
     "the last evaluation": Stop("training.fit:Fit.evaluate", 2),
     "saving the best": Stop("training.checkpoint:save_file", 3),
     "saving a checkpoint": Stop("training.fit:save_checkpoint"),
-    "the best weights read back": Stop("training.loop:load_weights"),
+    "the best weights read back": Stop("training.fit:load_weights"),
+    "the totals": Stop("training.fit:match_totals"),
     "saving the bundle": Stop("bundle:save_file"),
     "the summary": Stop("training.train:write_text"),
 }

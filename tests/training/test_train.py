@@ -196,7 +196,7 @@ def test_the_best_weights_are_kept_not_the_last(feed_experiment: Experiment, tmp
         batch_size=64,
         monitor="click/log_loss",
         embedding={"dim": 16, "dropout": 0.0, "scale": 0.1},
-        optimizer={"learning_rate": 0.02, "schedule": "constant", "weight_decay": 0.0},
+        optimizer={"learning_rate": 0.02, "schedule": "constant", "weight_decay": 0.0, "intercepts": "trained"},
     )
     run = train(experiment, tmp_path / "run", quiet=True)
     losses = [entry["valid"]["valid/click/log_loss"] for entry in run.history]

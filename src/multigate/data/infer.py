@@ -232,7 +232,7 @@ def _mostly_zero(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -
         ):
             continue
         known = pc.drop_null(seen.sampled(task.source))
-        zero = pc.mean(pc.equal(known.cast(pa.float64()), 0.0).cast(pa.int8())).as_py() or 0.0
+        zero = pc.mean(pc.equal(known.cast(pa.float64(), safe=False), 0.0).cast(pa.int8())).as_py() or 0.0
         if zero > 0.5:
             yield Note(
                 task.source,

@@ -11,7 +11,7 @@ from multigate.errors import RunError
 from multigate.folders import EXPERIMENT
 from multigate.lock import LOCK
 from multigate.options import Options
-from multigate.run import difference
+from multigate.run import completed, difference
 from multigate.writing import told, write_text, writing
 from multigate.yaml_text import dump_yaml, read_yaml
 
@@ -32,7 +32,7 @@ class Ledger:
         now = {"study": study} | settings.to_dict(full=True)
         kept = folder / SETTINGS
         if kept.is_file():
-            before = read_yaml(kept)
+            before = completed(read_yaml(kept), settings)
             changed = difference(_fixed(before, may_change), _fixed(now, may_change))
             if changed and not _is_new(folder):
                 raise RunError(f"{folder} holds results of other settings ({changed}); choose another --out")

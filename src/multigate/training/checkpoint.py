@@ -15,6 +15,7 @@ from multigate.writing import held_apart, writing
 
 UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
 """What reading a torn or damaged file raises."""
+MATCHED = "matched"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -31,9 +32,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"checkpoint {path} cannot be read ({error}); delete it and --resume trains anew") from None
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], step: int = 0) -> None:
-    """Write a model's weights after so many steps to a file of their own, as ``save_checkpoint`` does."""
-    _write(path, weights, str(step))
+def save_weights(path: Path, weights: dict[str, Tensor], step: int = 0, *, matched: bool = False) -> None:
+    """Write a model's weights after so many steps to a file of their own, as ``save_checkpoint`` does; ``matched``
+    where their intercepts were."""
+    _write(path, weights, f"{step} {MATCHED}" if matched else str(step))
 
 
 def load_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
@@ -44,10 +46,12 @@ def load_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
         raise RunError(f"weights {path} cannot be read ({error}); train again in another folder") from None
 
 
-def step_of_weights(path: Path) -> int:
-    """After how many steps a model had the weights in a file, which is whole; 0 where it does not tell."""
+def origin_of_weights(path: Path) -> tuple[int, bool]:
+    """After how many steps a model had the weights in a file, which is whole, 0 where it does not tell; and whether
+    their intercepts were matched since."""
     with safe_open(path, framework="pt") as file:
-        return int((file.metadata() or {}).get("state") or 0)  # older files do not
+        step, _, mark = ((file.metadata() or {}).get("state") or "0").partition(" ")  # older files do not
+    return int(step), mark == MATCHED
 
 
 def _write(path: Path, tensors: dict[str, Tensor], state: str) -> None:

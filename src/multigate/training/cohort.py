@@ -22,11 +22,11 @@ from multigate.experiment import Experiment
 from multigate.model import Model
 from multigate.objective import Objective
 from multigate.precision import multiplying
-from multigate.run import METRICS, difference, keep_history
+from multigate.run import METRICS, completed, difference, keep_history
 from multigate.training.board import Board
-from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from multigate.training.checkpoint import load_checkpoint, save_checkpoint
 from multigate.training.diverged import diverged
-from multigate.training.fit import BEST, Fit
+from multigate.training.fit import Fit
 from multigate.training.history import entry_of, line_of, tell, tell_of_precision, tensorboard, warn
 from multigate.training.interrupts import Interrupted, Interrupts
 from multigate.training.loop import CHECK_EVERY, Fitted
@@ -238,7 +238,9 @@ class Cohort:
     def restore(self) -> None:
         """Put everything back as it was when the checkpoint was saved; ``RunError`` where it does not belong here."""
         tensors, state = load_checkpoint(self.checkpoint)
-        changed = difference(state.get("experiments"), [one.to_dict(full=True) for one in self.experiments])
+        # as many as there are: a checkpoint is named by what it is of
+        before = [completed(*both) for both in zip(state.get("experiments", ()), self.experiments, strict=False)]
+        changed = difference(before, [one.to_dict(full=True) for one in self.experiments])
         if changed:
             raise RunError(f"{self.checkpoint} is of other experiments ({changed}); delete it to train these anew")
         if not self.prepared.is_known_as(state.get("prepared")):
@@ -267,7 +269,7 @@ class Cohort:
         """Every run with its best weights."""
         found = []
         for run in self.runs:
-            run.model.load_state_dict(load_weights(run.folder / BEST, self.device))
+            run.finish()
             rows = self.prepared.train.rows * run.step_done / self.per_epoch
             found.append(Fitted(run.model, run.best, run.epoch, rows / max(run.seconds, 1e-9), run.seconds))
         return found

@@ -19,9 +19,16 @@ from multigate.evaluate import Monitor, Scored, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.objective import Objective
 from multigate.precision import choose_precision, multiplying
-from multigate.run import METRICS, difference, keep_history
-from multigate.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, step_of_weights
+from multigate.run import METRICS, completed, difference, keep_history
+from multigate.training.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    origin_of_weights,
+    save_checkpoint,
+    save_weights,
+)
 from multigate.training.diverged import diverged
+from multigate.training.intercepts import match_totals
 from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import Average, Rate, build_optimizer, clip, rate_at
 from multigate.training.randomness import random_state, set_random_state
@@ -175,6 +182,20 @@ class Fit:
             self.average.swap()
         return metrics
 
+    def finish(self) -> None:
+        """Put the best weights into the model, with intercepts that are matched, and keep those."""
+        self.model.load_state_dict(load_weights(self.folder / BEST, self.device))
+        begun_with = self.experiment.warm_start is not None and self.stale == self.epoch
+        if self.experiment.optimizer.intercepts == "trained" or begun_with:
+            return
+        step, matched = origin_of_weights(self.folder / BEST)
+        if not matched:  # it was where a process ended before the bundle was there
+            columns = [self.prepared.layout.tasks[i] for i in self.tasks]
+            match_totals(self.model, self.schema, columns, self.prepared.train, self.tasks, self.device)
+            save_weights(self.folder / BEST, self.model.state_dict(), step, matched=True)
+        seen = forward(self.model, self.validation(), self.device)
+        self.best = scores(spaces(self.schema, self.prepared.encoder, seen, self.tasks))
+
     def _no_choice(self) -> RunError:
         """What is said where nothing tells which weights are best."""
         name = self.monitor.name
@@ -228,7 +249,8 @@ class Fit:
     def restore(self) -> None:
         """Put everything back as it was when the checkpoint was saved; ``RunError`` where it does not belong here."""
         tensors, state = load_checkpoint(self.folder / CHECKPOINT)
-        changed = difference(state.get("experiment"), self.experiment.to_dict(full=True))
+        before = completed(state.get("experiment"), self.experiment)
+        changed = difference(before, self.experiment.to_dict(full=True))
         if changed:
             raise RunError(
                 f"the experiment changed since the run in {self.folder} began ({changed}); "
@@ -254,7 +276,7 @@ class Fit:
         """
         if self.best:
             load_weights(self.folder / BEST, self.device)
-            if step_of_weights(self.folder / BEST) > self.step_done:
+            if origin_of_weights(self.folder / BEST)[0] > self.step_done:
                 self.best_value, self.best = -math.inf, {}
 
     def _put_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

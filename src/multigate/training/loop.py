@@ -20,10 +20,9 @@ from multigate.model import Model
 from multigate.run import METRICS
 from multigate.training.allocator import keep_freed_memory
 from multigate.training.board import Board
-from multigate.training.checkpoint import load_weights
 from multigate.training.contention import Cores
 from multigate.training.diverged import diverged
-from multigate.training.fit import BEST, CHECKPOINT, Fit
+from multigate.training.fit import CHECKPOINT, Fit
 from multigate.training.history import (
     entry_of,
     line_of,
@@ -138,7 +137,7 @@ def fit(
                 watch(fitting.epoch, scored)
             if interrupts.asked:
                 raise fitting.stopped()
-        fitting.model.load_state_dict(load_weights(folder / BEST, device))
+        fitting.finish()
         if start is not None and fitting.stale == fitting.epoch:
             report.line("no epoch was better on the validation rows than the weights it began with; those are kept")
         rows = prepared.train.rows * fitting.step_done / len(fitting.loader)

@@ -47,7 +47,7 @@ class Choices(Options):
 
     embedding: Embedding = EMBEDDING.with_(dim=8)
     tower: Tower = Tower()
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = Optimizer(intercepts="trained")
     """``learning_rate`` is tuned."""
     batch_size: int = Field(default=1024, ge=1)
     valid_rows: int = Field(default=500_000, ge=1)

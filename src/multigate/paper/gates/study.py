@@ -12,7 +12,7 @@ from multigate.data.rows import join, to_device
 from multigate.datasets.census_income import census_schema
 from multigate.datasets.kuairand import PARTS
 from multigate.errors import DataError
-from multigate.experiment import Experiment
+from multigate.experiment import Experiment, Optimizer
 from multigate.model import Model
 from multigate.options import Options
 from multigate.paper.account import Account
@@ -89,6 +89,7 @@ def experiment_on(name: Data, settings: GatesStudy, data: Path) -> Experiment:
         test=tables["test"],
         sharing=sharing,
         embedding=EMBEDDING,
+        optimizer=Optimizer(intercepts="trained"),
         epochs=settings.epochs,
     )
 

@@ -111,7 +111,7 @@ def ground_for(settings: RecommenderStudy, site: Site, source: Source, epochs: i
         test=source.tables["test"],
         tower=Tower(hidden=settings.tower),
         embedding=EMBEDDING,
-        optimizer=Optimizer(schedule="constant"),
+        optimizer=Optimizer(schedule="constant", intercepts="trained"),
         epochs=epochs,
         batch_size=settings.batch,
     )
