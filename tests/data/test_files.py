@@ -714,6 +714,26 @@ def test_what_is_no_table_is_explained(case: str) -> None:
         open_table(data)
 
 
+@pytest.mark.parametrize("form", ["lists", "array", "pandas", "beside what cannot be read"])
+def test_times_behind_a_day_keep_their_hour(form: str) -> None:
+    """Arrow itself takes all for what the first is."""
+    day, moment = dt.date(2024, 1, 2), dt.datetime(2024, 1, 2, 17, 30)
+    values = [None, day, moment, pd.NaT, pd.Timestamp("2024-01-03 05:00")]
+    frame = pd.DataFrame(
+        {"t": pd.Series(values, dtype=object), "d": pd.Series([day, pd.NaT] + [day] * 3, dtype=object)}
+    )
+    table = {
+        "lists": {"t": values, "d": [day, None, day, day, day]},
+        "array": {"t": np.array(values, dtype=object), "d": frame["d"]},
+        "pandas": frame,
+        "beside what cannot be read": frame.assign(odd=[1, "x", 1, 1, 1]),
+    }[form]
+    found = pa.Table.from_batches(open_table(table).batches())
+    wanted = [None, dt.datetime(2024, 1, 2), moment, None, dt.datetime(2024, 1, 3, 5)]
+    assert found["t"].cast(pa.timestamp("us")).to_pylist() == wanted
+    assert found["d"].type == pa.date32(), "days alone stay days"
+
+
 # --- fingerprint -----------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Set
+from datetime import date, datetime, time
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -53,7 +54,7 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
                 frame = nw.from_native(_arrow_ready(data), eager_only=True)
             try:
                 # pandas adds its index behind the columns
-                return frame.to_arrow().select(list(range(len(frame.columns)))), {}
+                return _with_times(frame.to_arrow().select(list(range(len(frame.columns)))), frame), {}
             except UNREADABLE:
                 return _readable({name: partial(_of_frame, frame.get_column(name)) for name in frame.columns})
     except nw.exceptions.DuplicateError as error:
@@ -81,6 +82,15 @@ def _ready_column(column: Any) -> Any:
     if type(kind).__name__ == "SparseDtype":
         return column.sparse.to_dense()
     return column.astype("string") if type(kind).__name__ in ("PeriodDtype", "IntervalDtype") else column
+
+
+def _with_times(table: pa.Table, frame: nw.DataFrame[Any]) -> pa.Table:
+    """The table of a frame, with the times that Arrow has dropped of days and times in one column."""
+    for at, kind in enumerate(table.schema.types):
+        if pa.types.is_date32(kind):
+            name = table.column_names[at]
+            table = table.set_column(at, name, _of_frame(frame.get_column(name)))
+    return table
 
 
 def _readable(columns: Mapping[Any, Callable[[], pa.Array]]) -> tuple[pa.Table, dict[str, DataError]]:
@@ -157,21 +167,34 @@ def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]
 def _of_frame(column: nw.Series[Any]) -> pa.Array:
     """A column of a data frame; one of Python objects, as pandas has them, as a list of these."""
     try:
-        return column.to_arrow()
+        array = column.to_arrow()
     except OverflowError:
         return _as_array(column.to_list())
+    return _as_array(column.to_list()) if pa.types.is_date32(array.type) and column.dtype == nw.Object else array
 
 
 def _as_array(values: Any) -> pa.Array:
     values = list(values) if getattr(values, "ndim", 1) > 1 else values
     values = _ready_column(values) if nw.dependencies.is_pandas_series(values) else values
     try:
-        return pa.array(values, from_pandas=True)
+        array = pa.array(values, from_pandas=True)
+        # Arrow goes by the first value: behind a day it takes times for days
+        return _as_array(list(map(_as_time, values))) if pa.types.is_date32(array.type) and _has_time(values) else array
     except OverflowError:  # Arrow takes Python's whole numbers for int64, and hashes are uint64
         for kind in (pa.uint64(), pa.list_(pa.uint64())):
             with contextlib.suppress(*UNREADABLE):
                 return pa.array(values, kind, from_pandas=True)
         raise
+
+
+def _has_time(values: Any) -> bool:
+    """Whether one of Python's values is a time."""
+    python = not isinstance(values, pa.Array | pa.ChunkedArray) and str(getattr(values, "dtype", "object")) == "object"
+    return python and any(isinstance(one, datetime) and type(one).__name__ != "NaTType" for one in values)
+
+
+def _as_time(value: Any) -> Any:
+    return datetime.combine(value, time.min) if type(value) is date else value
 
 
 def plain_table(table: pa.Table) -> pa.Table:
