@@ -834,6 +834,29 @@ def test_text_of_seconds_since_1970_is_read_in_a_row_as_in_a_table(kind):
     assert encoder.row({"at": str(seconds[1])}).categories.tolist() == [[3, 5]]
 
 
+@pytest.mark.parametrize("scale", [0, 2])
+def test_long_ids_that_were_decimals_are_never_taken_for_others(scale, tmp_path):
+    ids = [2**53, 2**53 + 1, 2**53 + 2, 7]
+    kind = pa.decimal128(38, scale)
+    values = pa.array(list(map(decimal.Decimal, ids))).cast(kind)
+    schema = Schema(features=[Category("id")], tasks=BINARY, types={"id": str(kind)})
+    encoder = Encoder.fit(schema, [batch_of(id=values, y=LABEL * 2)])
+    known = [encoder.row({"id": decimal.Decimal(one)}).categories.item() for one in ids]
+    assert sorted(known) == [2, 3, 4, 5]
+    later = values.cast(pa.string())  # as they are written in CSV and JSON, with two zeros where there is a scale
+    (tmp_path / "later.csv").write_text("\n".join(["id,n", *(f"{one},1" for one in later.to_pylist())]))
+    for table in (tmp_path / "later.csv", {"id": later}):
+        batch = next(open_table(table, schema.later_types()).batches())
+        assert encoder.columns(batch, labels=False).categories[:, 0].tolist() == known
+    assert [encoder.row({"id": one}).categories.item() for one in later.to_pylist()] == known
+    assert encoder.row({"id": "7.0"}).categories.item() == known[-1]
+    if not scale:
+        for cell in (float(2**53 + 2), "9007199254740994.0"):
+            with pytest.raises(DataError, match="wanted a whole number"):
+                encoder.row({"id": cell})
+    assert encoder.row({"id": "1e99999999999999999999"}).categories.item() == 0
+
+
 def test_decimals_may_have_become_longer_ones(tmp_path):
     types = {"price": "decimal128(4, 2)", "code": "decimal128(4, 2)", "paid": "decimal128(4, 2)", "w": "int64"}
     task = Task("paid", kind="regression", transform="none", sample_weight="w")

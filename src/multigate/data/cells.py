@@ -167,7 +167,7 @@ def spelling(kind: str | None) -> Spell | None:
     if kind in ("double", "float", "halffloat"):
         return _as_fraction
     if kind.startswith("decimal"):
-        return _as_number
+        return as_whole if re.search(r", ?(0|-\d+)\)$", kind) else _as_decimal
     found = re.match(r"(timestamp|date)(?:.*tz=([^]]+))?", kind)
     return None if found is None else partial(_as_moment, day=found[1] == "date", zone=found[2])
 
@@ -190,6 +190,14 @@ def _as_fraction(text: str) -> str | None:
     return _float_text(float(text)) if rounded else found
 
 
+def _as_decimal(text: str) -> str | None:
+    """As among numbers, in a column that was of decimals, which hold all digits that are written."""
+    with suppress(ArithmeticError):  # of an exponent that no decimal has
+        if _FRACTION.fullmatch(text):
+            return _decimal_text(Decimal(text))
+    return _as_number(text)
+
+
 def _as_number(text: str) -> str | None:
     if text in MISSING:
         return None
@@ -199,7 +207,7 @@ def _as_number(text: str) -> str | None:
     return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
-NUMBERS = (as_whole, _as_fraction, _as_number)
+NUMBERS = (as_whole, _as_fraction, _as_decimal)
 """How texts are spelled in columns of whole numbers, of floats and of decimals: alike but for very long numbers."""
 
 
