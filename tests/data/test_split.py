@@ -117,6 +117,15 @@ def test_times_that_are_decimal_numbers_are_cut_as_numbers():
     assert found.tolist() == [0, 0, 1, 1]
 
 
+def test_numbers_that_are_categories_of_pandas_are_cut_as_numbers():
+    years = pa.array([2019, 2020, 2021, 2022])
+    for split in (Split(valid_from="2021"), Split(valid=0.5)):
+        for column in (years, years.dictionary_encode()):
+            found, splitter = parts_of(split, pa.table({"x": range(4), "t": column}), schema(time="t"))
+            assert found.tolist() == [0, 0, 1, 1]
+            assert splitter.thresholds == {"valid_from": "2021"}
+
+
 def test_a_time_given_makes_a_part_whatever_the_shares_are():
     assert Split(valid=0, valid_from="2022").parts == ("train", "valid")
     assert Split(valid=0, test_from="2022").parts == ("train", "test")

@@ -195,11 +195,11 @@ def _times(array: pa.Array, name: str, as_moments: bool) -> np.ndarray:
 def _by_time(split: Split, source: Table, name: str) -> _ByTime:
     if name not in source.schema.names:
         raise DataError(f"split by time: there is no column {name!r}; set the schema's 'time', or split by fraction")
-    kind = source.schema.field(name).type
+    kind = value_type(source.schema.field(name).type)
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     given = [one for one in (split.valid_from, split.test_from) if one is not None]
     as_moments = not (numeric and all(_is_number(one) for one in given))
-    zone = cells.zone_of(str(value_type(kind)))
+    zone = cells.zone_of(str(kind))
     valid = _threshold(split.valid_from, as_moments, zone, "valid_from")
     test = _threshold(split.test_from, as_moments, zone, "test_from")
     if valid is not None and test is not None and valid.at >= test.at:
