@@ -179,6 +179,14 @@ def test_files_of_one_table_are_read_in_order(tmp_path: Path) -> None:
     assert type_name(open_table([b, a]).schema.field("n").type) == "double"
 
 
+def test_text_beside_numbers_in_files_of_parquet_is_called_text(tmp_path: Path) -> None:
+    paths = [write_parquet(tmp_path, "a.parquet", n=[1] * 40), write_parquet(tmp_path, "b.parquet", n=["1"] * 40)]
+    with pytest.raises(DataError, match="column 'n' is string, but int64 in the files before"):
+        open_table(paths)
+    with pytest.raises(DataError, match="column 'n' is int64, but string in the files before"):
+        open_table(paths[::-1])
+
+
 @pytest.mark.parametrize("kind", [pa.decimal128(6, 2), pa.decimal256(50, 12)])
 def test_decimals_beside_floats_are_the_nearest_floats(kind: pa.DataType, tmp_path: Path) -> None:
     prices = [cents / 100 for cents in range(10_000)]  # Arrow makes 41.980000000000004 of 41.98

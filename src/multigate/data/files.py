@@ -18,7 +18,7 @@ from multigate.data.json_lines import JsonLinesFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
 from multigate.data.parquet_file import ParquetFile
 from multigate.data.partition import Keys, Part, keys_of, partitioned
-from multigate.data.types import common_type, converts, is_text, parse_type, type_name
+from multigate.data.types import common_type, converts, is_text, parse_type, type_name, value_type
 from multigate.errors import DataError, nearest
 
 KINDS = {
@@ -194,7 +194,9 @@ def _merged(parts: Sequence[Part], frozen: Mapping[str, pa.DataType]) -> pa.Sche
                 common = pa.timestamp("us") if times else pa.string()
             if common is None:
                 raise DataError(
-                    f"{part.name}: column {name!r} is {type_name(other)}, but {type_name(kind)} in the files before; "
+                    # text of Parquet files is read as a dictionary
+                    f"{part.name}: column {name!r} is {type_name(value_type(other))}, but "
+                    f"{type_name(value_type(kind))} in the files before; "
                     "write both with one type"
                 )
             types[name] = common

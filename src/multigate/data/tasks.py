@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from multigate.data import cells
 from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, words_of
 from multigate.data.survey import Column, Survey, is_moment, is_number, is_scalar
-from multigate.data.types import are_thousands, type_name, value_type
+from multigate.data.types import are_thousands, guessed_type, type_name, value_type
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Task, Value
@@ -124,6 +124,8 @@ def _to_be_numbers(column: Column, seen: Survey) -> str:
     texts = pc.unique(pc.drop_null(seen.sampled(column.name)).cast(pa.string()))
     texts = texts.filter(pc.invert(pc.is_in(texts, pa.array(cells.MISSING))))
     if not are_thousands(texts):
+        if len(texts) and is_number(guessed_type(texts)):
+            return f"set the column's type, whose text is numbers (schema.types.{column.name}=double)"
         return "set its kind"
     one = cells.short(texts.filter(pc.match_substring(texts, "."))[0].as_py())
     return (
