@@ -207,6 +207,29 @@ def test_early_stopping_looks_at_the_valid_rows(feed, monkeypatch):
     assert boosting_baseline(encoder.layout, train, flipped).trees["click"] < 10
 
 
+def test_a_number_without_a_value_among_the_rows_of_a_task_is_none(feed):
+    """Known in later rows alone, or nowhere that a label is known: scikit-learn cannot bin it."""
+    encoder, batch, _ = feed
+    train, valid, test = parts(batch)
+    click, buy = (encoder.layout.tasks[at].name for at in range(2))
+    numbers = train.numbers.clone()
+    clicked = train.known[:, 1] & (train.labels[:, 0] == 1)
+    numbers[clicked, 0] = torch.nan  # of those that buy|click is learnt on
+    numbers[:, 1] = torch.nan
+    blank = train._replace(numbers=numbers)
+    found = boosting_baseline(encoder.layout, blank, valid, test, parents=SCHEMA.parents())
+    assert all(np.isfinite(logits).all() for logits in found.test.values())
+    numbers = torch.where(numbers.isnan(), 0, numbers)
+    numbers[~clicked, 0] = train.numbers[~clicked, 0]
+    zero = boosting_baseline(encoder.layout, train._replace(numbers=numbers), valid, test, parents=SCHEMA.parents())
+    assert np.array_equal(found.test[f"{buy}|{click}"], zero.test[f"{buy}|{click}"])
+    few = numbers.clone()
+    few[:, 1] = torch.nan
+    few[:15, 1] = 1.0  # no leaf holds so few rows
+    few = boosting_baseline(encoder.layout, train._replace(numbers=few), valid, test, parents=SCHEMA.parents())
+    assert np.array_equal(few.test[click], zero.test[click])
+
+
 def test_labels_without_a_difference_give_a_constant(feed):
     encoder, batch, _ = feed
     train, valid, _ = parts(batch)

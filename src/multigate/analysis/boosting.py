@@ -123,6 +123,9 @@ def _fit(
     found = np.unique(train.labels)
     if len(found) < 2:
         return None
+    # scikit-learn cannot bin a column without a value, and puts into no leaf what so few rows have
+    few = np.count_nonzero(~np.isnan(train.x), axis=0) < settings.get("min_samples_leaf", 20)
+    train.x[:, few] = 0.0
     # scikit-learn's least hessian of a split is absolute: weights count as rows do, 1 in the mean
     size = float(train.weights.mean(dtype=np.float64)) or 1.0
     train, valid = (rows._replace(weights=rows.weights / size) for rows in (train, valid))
