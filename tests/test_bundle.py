@@ -35,7 +35,7 @@ from multigate.errors import BundleError, DataError, ExperimentError
 from multigate.experiment import Experiment
 from multigate.schema import Category, Number, Schema, Task, Vector
 from multigate.score import score_table, write_predictions
-from multigate.sharing import STRUCTURES, MMoE
+from multigate.sharing import STRUCTURES, MMoE, Structure, TensorFactor
 from multigate.training.recalibrate import recalibrate
 from multigate.training.train import train
 from processes import run_program
@@ -891,3 +891,36 @@ def test_what_torch_takes_by_default_changes_nothing(run_folder: Path, table: pa
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sharing", [MMoE(experts=2, hidden=(4,)), TensorFactor(hidden=(4,))], ids=lambda one: one.name)
+def test_a_bundle_loaded_where_numbers_are_short_by_default_is_the_same(
+    tmp_path: Path, sharing: Structure, kind: torch.dtype
+) -> None:
+    """What is no weight, such as the edges of bins, is rounded to no other type; and what is drawn can be."""
+    rows = {"a": [1.0 + i / 1000 for i in range(200)], "click": [i % 2 for i in range(200)]}
+    schema = Schema(
+        features=(Number("a", embedding="piecewise"),), tasks=(Task("click"), Task("again", column="click"))
+    )
+    experiment = Experiment(schema=schema, epochs=1, sharing=sharing)
+    folder = train(experiment, tmp_path / "run", tables={"train": rows}, quiet=True).folder
+    expected = load(folder).predict(rows)["click"]
+    torch.set_default_dtype(kind)
+    try:
+        found = load(folder)
+        assert torch.get_default_dtype() == kind
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(found.predict(rows)["click"], expected)
+
+
+def test_a_graph_is_written_within_autocast(run_folder: Path, table: pa.Table, tmp_path: Path) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        load(run_folder).export(tmp_path / "served")
+        assert torch.is_autocast_enabled("cpu")
+    np.testing.assert_allclose(
+        load(tmp_path / "served", engine="onnx").predict(table)["click"],
+        load(run_folder).predict(table)["click"],
+        rtol=1e-4,
+    )

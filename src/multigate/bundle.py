@@ -51,6 +51,7 @@ from multigate.folders import SUMMARY, made_anew, other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
 from multigate.nn.blank import Blank
+from multigate.nn.defaults import defaults
 from multigate.outputs import DeclaredOutputs, Rows
 from multigate.precision import PRECISIONS, Precision, choose_precision
 from multigate.schema import Output, Schema
@@ -294,8 +295,9 @@ class Bundle:
             }
             if compiled:
                 about["graph_of"] = _model_of(about)
-                for name in self._write_graphs(temporary, folder):
-                    about["files"][name] = _checksum(temporary / name)
+                with defaults(CPU):  # a graph traced within autocast would have bfloat16 in it
+                    graphs = self._write_graphs(temporary, folder)
+                about["files"] |= {name: _checksum(temporary / name) for name in graphs}
             text = json.dumps(sealed(about), indent=1, ensure_ascii=False)
             (temporary / ABOUT).write_text(text, encoding="utf-8")
 
@@ -439,7 +441,7 @@ def _restored(folder: Path, about: dict[str, Any], structures: Structures, preci
     experiment = make_experiment(data, name=f"bundle {folder}")
     encoder = Encoder.load(folder / "encoder", experiment.schema)
     encoder.row(dict.fromkeys(experiment.schema.columns(labels=False, carried=False)))  # or it fits no row at all
-    with CPU, Blank():
+    with defaults(CPU), Blank():
         model = build_model(experiment, encoder)
     try:
         weights = load_file(folder / WEIGHTS)

@@ -11,6 +11,8 @@ from tied import Tied
 from torch import Tensor
 
 from multigate.analysis.compare import compare
+from multigate.analysis.inspection import inspect_model
+from multigate.analysis.relate import relate
 from multigate.experiment import Experiment
 from multigate.training.train import train
 
@@ -64,3 +66,15 @@ def test_runs_trained_together_are_those_of_torch_as_it_comes(feed_experiment: E
             rows = compare(experiment, tmp_path / name, structures="mmoe", seeds=3, boosting=False, quiet=True).rows
         found = [row["click/auc"] for row in rows]
         assert found == (expected := expected or found), name
+
+
+def test_what_is_looked_at_is_so_as_torch_comes(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """Between trainings and after them: gradients are taken where the caller wants none."""
+    experiment = feed_experiment.with_(epochs=1)
+    train(experiment, tmp_path / "run", quiet=True)
+    seen = inspect_model(tmp_path / "run", repeats=1)
+    related = relate(experiment, tmp_path / "plain", train=False, seeds=1, quiet=True)
+    for name in ("inference_mode", "autocast"):
+        with SETTINGS[name]():
+            assert inspect_model(tmp_path / "run", repeats=1) == seen, name
+            assert relate(experiment, tmp_path / name, train=False, seeds=1, quiet=True) == related, name

@@ -17,6 +17,7 @@ from multigate.bundle import Bundle
 from multigate.data.rows import join, to_device
 from multigate.errors import DataError
 from multigate.formats import listed
+from multigate.nn.defaults import defaults
 from multigate.options import Options
 
 __all__ = ["Finding", "Importance", "Inspection", "LevelGates", "Served", "Units", "inspect_model"]
@@ -66,6 +67,7 @@ class Inspection(Options):
         )
 
 
+@defaults(torch.device("cpu"))
 def inspect_model(
     subject: Subject | Bundle | str | PathLike[str],
     *,

@@ -21,6 +21,7 @@ from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import Experiment, as_experiment
 from multigate.folders import TRAININGS, folder_named
 from multigate.metrics import HIGHER_IS_BETTER
+from multigate.nn.defaults import defaults
 from multigate.options import explain
 from multigate.run import claimed
 from multigate.sharing import STRUCTURES, VARIANTS, Structure, known_as, listed, structure_named
@@ -82,6 +83,7 @@ def relate(
     folder = folder_named(out)
     sources = open_sources(experiment, tables)
     with (
+        defaults(chosen),  # for what is looked at between trainings
         interruptible(lambda: "the same command goes on from here"),
         claimed(folder, experiment, resume=True, progress=TRAININGS),
         Reporter(quiet=quiet, detail=False) as report,

@@ -7,14 +7,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from multigate.errors import MultigateError, RunError
 from multigate.formats import listed
+from multigate.nn.defaults import defaults
 from multigate.report.blocks import Block, Part, Section, Text
 from multigate.report.page import Chapter, render, require_extra
 from multigate.report.trained import Progress, Source, Trained, open_trained
 from multigate.writing import write_text
 
 
+@defaults(torch.device("cpu"))
 def write_report(
     paths: Source | Sequence[Source],
     out: str | Path,
