@@ -13,6 +13,7 @@ from multigate.experiment import Experiment
 from multigate.folders import EXPERIMENT, SUMMARY
 from multigate.lock import LOCK
 from multigate.run import METRICS, claimed, difference, keep_history, open_run, read_history
+from multigate.score import write_predictions
 from multigate.training.train import train
 
 
@@ -228,3 +229,23 @@ def test_a_command_that_is_advised_can_be_pasted_whatever_the_name_of_the_folder
     with pytest.raises(RunError) as told:
         open_run(folder)
     assert shlex.split(str(told.value).rpartition("multigate ")[2])[-1] == str(folder)
+
+
+def test_a_home_folder_is_meant_by_its_sign(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no shell has read it: as for tables, and not a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    table = str(feed_experiment.valid)
+    run = train(feed_experiment.with_(epochs=1), "~/run", quiet=True)
+    assert run.folder == tmp_path / "home" / "run"
+    assert open_run("~/run").best == run.best
+    assert write_predictions("~/run", table, "~/predictions.parquet") > 0
+    load("~/run").save("~/bundle")
+    assert {one.name for one in (tmp_path / "home").iterdir()} == {"run", "predictions.parquet", "bundle"}
+    assert not any((tmp_path / "here").iterdir())
+    Path("~no such user").mkdir()
+    load("~/run").save("~no such user/bundle")
+    assert (tmp_path / "here" / "~no such user" / "bundle").is_dir()

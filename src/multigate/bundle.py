@@ -47,7 +47,7 @@ from multigate.engine import (
 from multigate.errors import BundleError, DamagedBundleError, DataError, ExperimentError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment, unknown_structure, with_balance, with_structures
 from multigate.first_layers import FirstLayers, worth_reading
-from multigate.folders import SUMMARY, made_anew, other_than_a_model
+from multigate.folders import SUMMARY, at_home, made_anew, other_than_a_model
 from multigate.graph import export_graph
 from multigate.model import Model
 from multigate.nn.blank import Blank
@@ -267,7 +267,7 @@ class Bundle:
 
         Raises ``BundleError`` where the folder holds anything else, ``RunError`` where the disk refuses.
         """
-        self._write(Path(folder), compiled=False)
+        self._write(at_home(folder), compiled=False)
 
     def export(self, folder: str | Path) -> None:
         """Write the bundle with its model as an ONNX graph beside it, for the engine ``onnx``; takes seconds.
@@ -277,7 +277,7 @@ class Bundle:
         ``save`` does, and ``BundleError`` where a package is missing, the model cannot be written as a graph, or the
         graph answers differently.
         """
-        self._write(Path(folder), compiled=True)
+        self._write(at_home(folder), compiled=True)
 
     def _write(self, folder: Path, *, compiled: bool) -> None:
         _check_replaceable(folder)
@@ -351,7 +351,7 @@ def load(
         raise BundleError("engine 'onnx' computes in float32 alone; take engine 'auto' or 'torch' for bfloat16")
     if not isinstance(path, str | PathLike):
         raise BundleError(f"the folder of a run or a bundle is wanted, found {type(path).__name__}; name it")
-    folder = Path(path)
+    folder = at_home(path)
     if (folder / "bundle" / ABOUT).is_file():
         folder = folder / "bundle"
     while True:

@@ -22,10 +22,18 @@ TRIALS, BEST = "trials.db", "best.yaml"
 def folder_named(out: str | PathLike[str]) -> Path:
     """The folder that ``out`` names. Raises ``RunError`` where something else stands in its place, such as a table."""
     if isinstance(out, str | PathLike):
-        return Path(out)
+        return at_home(out)
     raise RunError(
         f"the path of a folder is wanted, found {type(out).__name__}; a table goes into tables, as {{'train': table}}"
     )
+
+
+def at_home(path: str | PathLike[str]) -> Path:
+    """A path with its ~ as a shell reads it, as those of tables are read; as it is where nobody's home is meant."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def made_anew(folder: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from multigate.bundle import Bundle, load
 from multigate.errors import ExperimentError, MultigateError, RunError
 from multigate.experiment import Experiment, make_experiment, with_balance, with_structures
-from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, other_than_a_model
+from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, at_home, other_than_a_model
 from multigate.lock import LOCK, locked
 from multigate.options import Options
 from multigate.sharing import Structures, listed
@@ -94,7 +94,7 @@ def open_run(path: str | PathLike[str], *, structures: Structures = ()) -> Run:
         raise RunError(
             f"the folder of a run is wanted, found {type(path).__name__}; name the --out folder of a training"
         )
-    folder = Path(path)
+    folder = at_home(path)
     if (folder / SUMMARY).is_file():
         return Run(folder, structures)
     raise RunError(

@@ -17,6 +17,7 @@ from multigate.bundle import Bundle
 from multigate.data.types import type_name
 from multigate.errors import DataError, SettingError, one_line
 from multigate.evaluate import forward, intervals, scores, spaces
+from multigate.folders import at_home
 from multigate.run import bundle_of, open_run
 from multigate.unscored import listed_reasons, unscored
 from multigate.writing import writing
@@ -94,7 +95,7 @@ def write_predictions(
     The file appears only once it is whole; until then one that was there before stays. Raises ``DataError`` for a name
     that cannot be and for rows that cannot be read, ``RunError`` where the disk refuses.
     """
-    out = Path(out)
+    out = at_home(out)
     if out.is_dir():
         raise DataError(f"{out} is a folder; name a file for the predictions, such as {out / 'predictions.parquet'}")
     if out.suffix != ".parquet":

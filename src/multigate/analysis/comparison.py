@@ -18,7 +18,7 @@ from multigate.data.prepared import Prepared
 from multigate.engine import CPU
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import make_experiment, unknown_structure, with_balance, with_structures
-from multigate.folders import MEMBERS
+from multigate.folders import MEMBERS, at_home
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.nn.blank import Blank
 from multigate.run import stored_values
@@ -207,7 +207,7 @@ class Comparison:
 
 def open_comparison(path: str | Path) -> Comparison:
     """The comparison in a folder, as far as it got. Raises ``RunError`` where there is none."""
-    folder = Path(path)
+    folder = at_home(path)
     if not (folder / RUNS).is_file():
         raise RunError(f"there is no comparison in {folder}: it has no {RUNS}; name the --out folder of a comparison")
     try:

@@ -19,7 +19,7 @@ from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import Experiment, as_experiment
-from multigate.folders import TRAININGS, folder_named
+from multigate.folders import TRAININGS, at_home, folder_named
 from multigate.metrics import HIGHER_IS_BETTER
 from multigate.nn.defaults import defaults
 from multigate.options import explain
@@ -112,7 +112,7 @@ def relate(
 
 def open_relations(path: str | Path) -> Relations:
     """What ``relate`` found, from its folder. Raises ``RunError`` where there is none."""
-    file = Path(path) / RELATIONS
+    file = at_home(path) / RELATIONS
     try:
         return Relations.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:

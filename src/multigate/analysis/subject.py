@@ -15,6 +15,7 @@ from multigate.data.rows import cuts
 from multigate.data.shards import PIECES
 from multigate.errors import DataError, RunError
 from multigate.evaluate import Scored, forward
+from multigate.folders import at_home
 from multigate.run import Run, open_run
 from multigate.sharing import Structures
 from multigate.training.train import PREPARED
@@ -65,7 +66,7 @@ def find_subject(
         if table is None:
             raise DataError("a bundle in memory has no rows beside it; give a table with labels")
         return _on_table("a bundle in memory", path, table, most)
-    folder = Path(path)
+    folder = at_home(path)
     name = str(folder)
     if (folder / RUNS).is_file():
         comparison = open_comparison(folder)

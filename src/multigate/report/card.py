@@ -16,6 +16,7 @@ from multigate.analysis.subject import Subject
 from multigate.data.prepared import open_prepared
 from multigate.data.vocabulary import UNSEEN
 from multigate.evaluate import Space, intervals, scores, spaces
+from multigate.folders import at_home
 from multigate.formats import directed, interval, listed, number, share
 from multigate.report.origin import chosen_by, facts, typical
 from multigate.report.trained import Trained
@@ -50,7 +51,7 @@ def write_card(run: str | Path | Run, out: str | Path) -> Path:
 
     Raises ``RunError`` where there is no run or ``out`` cannot be written or does not end in ``.md``.
     """
-    at = target(Path(out), "a model card is a Markdown file", ".md")
+    at = target(at_home(out), "a model card is a Markdown file", ".md")
     chosen = run if isinstance(run, Run) else open_run(run)
     one = _Card(chosen, chosen.folder.resolve().name)
     write_text(at, _page(one, at))

@@ -11,6 +11,7 @@ from multigate.analysis.subject import Subject, find_subject
 from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
 from multigate.experiment import Experiment, make_experiment, with_balance
+from multigate.folders import at_home
 from multigate.run import Run, open_run, stored_values
 from multigate.training.train import PREPARED
 
@@ -115,7 +116,7 @@ def open_trained(paths: Source | Sequence[Source], table: Any, progress: Progres
 def _open(path: Source) -> Run | Comparison:
     if isinstance(path, Run | Comparison):
         return path
-    return open_comparison(path) if (Path(path) / RUNS).is_file() else open_run(path)
+    return open_comparison(path) if (at_home(path) / RUNS).is_file() else open_run(path)
 
 
 def _parts_to_tell(way: tuple[str, ...], ways: Sequence[tuple[str, ...]]) -> int:

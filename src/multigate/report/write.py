@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from multigate.errors import MultigateError, RunError
+from multigate.folders import at_home
 from multigate.formats import listed
 from multigate.nn.defaults import defaults
 from multigate.report.blocks import Block, Part, Section, Text
@@ -37,7 +38,7 @@ def write_report(
     require_extra()
     from multigate.report.contents import sections  # draws with what the extra brings
 
-    at = target(Path(out), "a report is an HTML page", ".html", ".htm")
+    at = target(at_home(out), "a report is an HTML page", ".html", ".htm")
     trained = open_trained(paths, table, progress)
     if not trained:
         raise RunError("a report wants a run or a comparison to be about, found none; name their folders")
