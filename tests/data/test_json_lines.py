@@ -259,3 +259,28 @@ def test_what_columns_a_batch_has_is_asked_once(tmp_path: Path, monkeypatch: pyt
         assert rows_of(path) == [{f"c{at}": at for at in range(columns)}]
         often.append(len(asked))
     assert often[0] == often[1]
+
+
+def test_many_keys_of_which_rows_have_few_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"x": at, f"k{at % 40}": {"of": [at, None]}} for at in range(300)]
+    path = write(tmp_path, *rows)
+    whole, named = rows_of(path), open_table(path).schema
+    made, read = [], json_lines._read
+
+    def counted(*given: Any) -> pa.Table:
+        made.append(read(*given))
+        return made[-1]
+
+    monkeypatch.setattr(json_lines, "_read", counted)
+    monkeypatch.setattr(json_lines, "CELLS", 41 * 64)
+    assert rows_of(path) == whole
+    assert open_table(path).schema == named
+    assert (whole[41]["k1"], whole[41]["k2"]) == ({"of": [41, None]}, None)
+    assert max(table.num_rows * table.num_columns for table in made) <= 41 * 64
+
+
+def test_objects_over_several_lines_stay_whole_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"x": at, "of": {"y": at}} for at in range(20)]
+    path = write(tmp_path, *(json.dumps(row, indent=1) for row in rows))
+    monkeypatch.setattr(json_lines, "CELLS", 8)
+    assert rows_of(path) == rows

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ BLOCK = 4 << 20
 """Bytes read at a time."""
 LOOKED_AT = 4
 """Blocks that tell which columns there are, and of what types."""
+CELLS = 1 << 22
+"""Rows times columns that are made of a block at once: fewer than this where rows have all columns."""
 LONGEST = 64 << 20
 """Bytes of a line at most."""
 _LONG = pa.decimal128(38, 0)
@@ -28,6 +31,9 @@ _LONGS = pa.list_(_LONG)
 
 OBJECTS = pa.struct([])
 """The type of a column of objects, and of what else stands beside them, that have nothing in common."""
+_KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:')
+_NEXT = re.compile(rb"\n\{")
+"""Where a row ends; objects that are written over several lines have no line that begins so but their first."""
 _CHANGE = re.compile(r"Column\(/(.+)\) changed from (\w+) to (\w+)")
 
 
@@ -53,11 +59,11 @@ class JsonLinesFile:
         own = {field.name: self._long.get(field.name, field.type) for field in self.schema}
         kinds = pa.schema([(name, own.get(name, pa.null())) for name in wanted.names or self.schema.names[:1]])
         before = 0
-        for block in self._blocks():
+        for piece in chain.from_iterable(_pieces(block, len(kinds)) for block in self._blocks()):
             try:
-                found = _parsed(block, kinds)
+                found = _parsed(piece, kinds)
             except pa.ArrowInvalid:  # a column is of another type here, of which its reader says what becomes
-                found = self._typed(block, before)
+                found = self._typed(piece, before)
                 for error in (self.unreadable[name] for name in wanted.names if name in self.unreadable):
                     raise error from None
             before += found.num_rows
@@ -84,8 +90,7 @@ class JsonLinesFile:
     def _infer(self, frozen: Mapping[str, pa.DataType]) -> pa.Schema:
         found: dict[str, pa.DataType] = {}
         before = 0
-        for at, block in enumerate(self._blocks()):
-            table = self._typed(block, before)
+        for table in self._looked_at():
             before += table.num_rows
             for field in table.schema:
                 known = found.get(field.name, pa.null())
@@ -98,8 +103,6 @@ class JsonLinesFile:
                     self.unreadable.setdefault(field.name, error)
                     common = OBJECTS if _has_objects(known) or _has_objects(field.type) else pa.string()
                 found[field.name] = common
-            if at + 1 >= LOOKED_AT and before:
-                break
         if not before:
             self.rows = 0
         if self.unreadable.keys() >= found.keys() > set():
@@ -112,6 +115,17 @@ class JsonLinesFile:
             elif pa.types.is_integer(found[name]) and pa.types.is_floating(frozen[name]):
                 found[name] = frozen[name]
         return pa.schema(list(found.items()))
+
+    def _looked_at(self) -> Iterator[pa.Table]:
+        """The rows of the first blocks, ``_typed``."""
+        before = 0
+        for at, block in enumerate(self._blocks(), 1):
+            for piece in _pieces(block, len(set(_KEY.findall(block)))):
+                table = self._typed(piece, before)
+                before += table.num_rows
+                yield table
+            if at >= LOOKED_AT and before:
+                break
 
     def _typed(self, block: bytes, before: int) -> pa.Table:
         """The rows of a block, each column of the type that its values have there.
@@ -211,6 +225,17 @@ def _without(block: bytes, changed: _Changed) -> tuple[bytes, str]:
             del row[name]
             lines[at] = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return b"\n".join(lines), name
+
+
+def _pieces(block: bytes, columns: int) -> Iterator[bytes]:
+    """The block, or parts of it where rows are short beside the many columns that they have or lack."""
+    rows = max(1, CELLS // max(columns, 1))
+    if block.count(b"\n{") < rows:
+        yield block
+        return
+    begins = [found.start() + 1 for found in _NEXT.finditer(block)]
+    for start, end in pairwise([0, *begins[rows - 1 :: rows], len(block)]):
+        yield block[start:end]
 
 
 def _parsed(block: bytes, kinds: pa.Schema) -> pa.Table:
