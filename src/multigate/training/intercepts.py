@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from multigate.batch import TaskColumn, output_columns
-from multigate.data.rows import join, pick_tasks
+from multigate.bundle import ROWS
+from multigate.data.rows import cuts, join, pick_tasks
 from multigate.data.shards import Part
 from multigate.evaluate import forward
 from multigate.model import Model
@@ -41,7 +42,7 @@ def match_totals(
     are.
     """
     looked_at = pick_tasks(join(list(rows.sample(PIECE, LOOKED_AT))), places)
-    seen = forward(model, [looked_at], device)
+    seen = forward(model, cuts(looked_at, ROWS), device)
     spans, parents = output_columns(columns), schema.parents()
     outputs, share = seen.conditionals.astype(np.float64), looked_at.rows / rows.rows
     reached: dict[int, Floats] = {}
