@@ -163,11 +163,26 @@ def test_of_a_long_table_some_rows_are_looked_at_and_all_labels(
     tables: dict[str, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intercepts, "LOOKED_AT", 1000)
-    monkeypatch.setattr(intercepts, "PIECE", 50)
     run = mg.train(experiment(), tmp_path / "run", tables=tables, quiet=True)
     for name, (predicted, actual, error) in totals(run, tables["train"]).items():
         if name != "idle":  # predictions of a third of the rows have the mean of all but for chance
             assert abs(predicted - actual) < 4 * error, name
+
+
+def test_rows_of_a_long_table_are_looked_at_wherever_they_lie(
+    tables: dict[str, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intercepts, "LOOKED_AT", 3072)
+    many = 6144
+    rows = rows_of(many, 2)
+    shop = np.arange(many) // 512 % 2  # side by side, in turns
+    draw = np.random.default_rng(3).uniform(size=many)
+    rows["y"], rows["click"] = shop.astype(float).tolist(), (draw < np.where(shop == 1, 0.8, 0.2)).astype(int).tolist()
+    schema = {"features": [{"name": name, "kind": "number"} for name in ("x", "y")], "tasks": [{"name": "click"}]}
+    one = experiment(schema=schema, epochs=4)
+    run = mg.train(one, tmp_path / "run", tables={**tables, "train": rows}, quiet=True)
+    found = mg.load(run.folder).predict({name: rows[name] for name in ("x", "y")})
+    assert np.mean(found["click"]) == pytest.approx(np.mean(rows["click"]), abs=0.02)
 
 
 def test_no_level_is_looked_for_further_than_where_it_may_be() -> None:

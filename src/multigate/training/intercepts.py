@@ -5,15 +5,15 @@ of the outputs is chance: totals were .83 to 1.27 of the labels' on tables whose
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from multigate.batch import TaskColumn, output_columns
+from multigate.batch import Batch, TaskColumn, output_columns
 from multigate.bundle import ROWS
-from multigate.data.rows import cuts, join, pick_tasks
+from multigate.data.rows import cuts, pick, pick_tasks
 from multigate.data.shards import Part
 from multigate.evaluate import forward
 from multigate.model import Model
@@ -21,8 +21,8 @@ from multigate.schema import Schema
 
 Floats = NDArray[np.float64]
 
-LOOKED_AT, PIECE = 1 << 16, 1024
-"""Rows whose predictions are added up, at most, and how many of them lie side by side in the table."""
+LOOKED_AT = 1 << 16
+"""About how many rows' predictions are added up, at most."""
 MOST_CLASSES = 100
 """Of more the levels stay as they are: seldom ones are told by too few rows."""
 FURTHEST = 1.0
@@ -41,10 +41,9 @@ def match_totals(
     among the columns of labels. Tasks of weight 0, of labels of one class, or of more than 100 classes stay as they
     are.
     """
-    looked_at = pick_tasks(join(list(rows.sample(PIECE, LOOKED_AT))), places)
-    seen = forward(model, cuts(looked_at, ROWS), device)
+    seen = forward(model, (pick_tasks(batch, places) for batch in _drawn(rows)), device)
     spans, parents = output_columns(columns), schema.parents()
-    outputs, share = seen.conditionals.astype(np.float64), looked_at.rows / rows.rows
+    outputs, share = seen.conditionals.astype(np.float64), len(seen.labels) / rows.rows
     reached: dict[int, Floats] = {}
     shifts = np.zeros(outputs.shape[1])
     for at in schema.order():
@@ -68,6 +67,17 @@ def match_totals(
             reached[at] = above * _sigmoid(own[:, 0] + shifts[start])
     if np.isfinite(shifts).all():
         model.heads.bias.add_(torch.from_numpy(shifts).to(model.heads.bias))
+
+
+def _drawn(rows: Part) -> Iterator[Batch]:
+    """Rows drawn at random, the same each time: those side by side in a table are often of one user, shop or day."""
+    draw = np.random.default_rng(0)
+    for shard in rows.shards:
+        drawn = shard
+        if rows.rows > LOOKED_AT:
+            many = math.ceil(shard.rows * LOOKED_AT / rows.rows)
+            drawn = pick(shard, torch.from_numpy(np.sort(draw.choice(shard.rows, many, replace=False))))
+        yield from cuts(drawn, ROWS)
 
 
 def _beyond_chance(predicted: Floats, labels: Floats, counts: Floats, wanted: Floats, share: float) -> float:
