@@ -207,6 +207,23 @@ def test_weights_that_a_warm_start_began_with_stay_as_they_are_where_no_epoch_wa
     assert torch.equal(one["heads.bias"], other["heads.bias"])
 
 
+def test_a_warm_start_ends_no_worse_than_it_began_where_training_rows_are_at_another_level(
+    tables: dict[str, Rows], tmp_path: Path
+) -> None:
+    one = experiment(monitor="amount/r2", epochs=1)
+    slow = {"learning_rate": 1e-3, "schedule": "constant"}
+    mg.train(one.with_(optimizer=slow), tmp_path / "first", tables=tables, quiet=True)
+    higher = {**tables, "train": {**tables["train"], "amount": [value + 3 for value in tables["train"]["amount"]]}}
+    later = one.with_(warm_start=str(tmp_path / "first"), optimizer=slow | {"learning_rate": 3e-4})
+    run = mg.train(later, tmp_path / "later", tables=higher, quiet=True)
+    before, after = (epoch["valid"]["valid/amount/r2"] for epoch in run.history)
+    assert before < after
+    assert run.best["amount/r2"] == pytest.approx(after)
+    shutil.rmtree(run.folder / "bundle")
+    again = mg.train(later, tmp_path / "later", tables=higher, quiet=True, resume=True)
+    assert mg.score_table(again, tables["valid"], replicates=2)[0]["amount/r2"] == pytest.approx(after)
+
+
 def test_a_run_begun_before_there_were_intercepts_is_gone_on_with(
     matched: Run, tables: dict[str, Rows], tmp_path: Path
 ) -> None:

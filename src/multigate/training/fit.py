@@ -82,6 +82,8 @@ class Fit:
         self.epoch = 0
         self.best_value = -math.inf
         self.best: dict[str, float] = {}
+        self.start_value = -math.inf
+        """What the monitor says of the weights a warm start began with."""
         self.stale = 0
         self.seconds = 0.0
         self.losses = torch.zeros(len(self.tasks), device=device)
@@ -189,12 +191,18 @@ class Fit:
         if self.experiment.optimizer.intercepts == "trained" or begun_with:
             return
         step, matched = origin_of_weights(self.folder / BEST)
+        trained = self.model.heads.bias.detach().clone()
         if not matched:  # it was where a process ended before the bundle was there
             columns = [self.prepared.layout.tasks[i] for i in self.tasks]
             match_totals(self.model, self.schema, columns, self.prepared.train, self.tasks, self.device)
-            save_weights(self.folder / BEST, self.model.state_dict(), step, matched=True)
         seen = forward(self.model, self.validation(), self.device)
-        self.best = scores(spaces(self.schema, self.prepared.encoder, seen, self.tasks))
+        found = scores(spaces(self.schema, self.prepared.encoder, seen, self.tasks))
+        if not matched and self.monitor.choice(found) < self.start_value:
+            self.model.heads.bias.data.copy_(trained)  # training rows at another level than the validation rows
+        else:
+            self.best = found
+        if not matched:
+            save_weights(self.folder / BEST, self.model.state_dict(), step, matched=True)
 
     def _no_choice(self) -> RunError:
         """What is said where nothing tells which weights are best."""
@@ -223,6 +231,7 @@ class Fit:
             "epoch": self.epoch,
             "best_value": self.best_value,
             "best": self.best,
+            "start_value": self.start_value,
             "stale": self.stale,
             "seconds": self.seconds,
             "prepared": self.prepared.content,
@@ -293,6 +302,7 @@ class Fit:
         self.losses = named["losses"]
         self.step_done, self.epoch = state["step"], state["epoch"]
         self.best_value, self.best, self.stale = state["best_value"], state["best"], state["stale"]
+        self.start_value = state.get("start_value", -math.inf)  # older ones do not tell
         self.seconds = state["seconds"]
         set_random_state(tensors, self.device)
         keep_history(self.folder / METRICS, self.step_done, self.epoch)

@@ -111,6 +111,7 @@ def fit(
                 if fitting.average is not None:
                     fitting.average.begin()
                 scored = fitting.evaluate()
+                fitting.start_value = fitting.best_value
                 tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
                 report.detail(line_of(fitting, scored))
         board: Board | None = None
