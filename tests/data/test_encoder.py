@@ -1306,3 +1306,14 @@ def test_classes_and_targets_start_at_what_their_weights_say() -> None:
 def test_without_weights_an_encoder_is_written_as_before_there_were_shares() -> None:
     assert any(one.counts for one in ENCODER.stats)
     assert all("shares" not in one.model_dump(mode="json") for one in ENCODER.stats if not one.shares)
+
+
+def test_codes_that_come_as_numbers_later_are_the_codes_that_they_were() -> None:
+    table = pa.table({"zip": ["01023", "20095", None, "01024"], "y": [0, 1, 0, 1]})
+    schema = Schema(features=(Category("zip"),), tasks=BINARY, types={"zip": "string", "y": "int64"})
+    encoder = Encoder.fit(schema, table.to_batches())
+    numbers = pa.array([1023, 20095, None, 1024])
+    for zips in (numbers, numbers.cast(pa.float64()), numbers.cast(pa.string())):
+        later = pa.record_batch({"zip": zips, "y": table["y"].combine_chunks()})
+        assert torch.equal(encoder.columns(later).categories, encoder.columns(table.to_batches()[0]).categories)
+    assert encoder.row({"zip": 1023}).categories.tolist() == encoder.row({"zip": "01023"}).categories.tolist()

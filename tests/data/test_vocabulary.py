@@ -28,3 +28,13 @@ def test_a_vocabulary_keeps_the_most_frequent_and_of_equal_ones_the_first_by_nam
         assert found.left_out == max(5 - most, 0)
     assert Vocabulary.fit(counts, 2, 5).values == ("e", "b", "c", "d")
     assert Vocabulary.fit(counts, 3, 4).values == ("e",)
+
+
+def test_codes_of_one_width_are_found_without_the_zeros_they_begin_with() -> None:
+    """01023, which who reads the later table as numbers has as 1023."""
+    codes = Vocabulary(("01023", "20095", "00000", "none"), (4, 3, 2, 1))
+    assert [codes.id(one) for one in ("01023", "1023", "20095", "0", "none", "023", "95")] == [2, 2, 3, 4, 5, 0, 0]
+    assert codes.grown(Vocabulary(("1023", "7"), (6, 5))).values == ("01023", "20095", "00000", "none", "7")
+    for values in (("01", "1"), ("007", "07"), ("0x1", "01a")):
+        plain = Vocabulary(values, (2, 1))
+        assert [plain.id(one) for one in (*values, "7")] == [2, 3, 0], "of several widths, they are other values"

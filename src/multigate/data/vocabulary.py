@@ -27,7 +27,10 @@ class Lookup(Protocol):
 
 
 class Vocabulary:
-    """Ids by falling frequency, ties by value, so that the order of the rows does not matter."""
+    """Ids by falling frequency, ties by value, so that the order of the rows does not matter.
+
+    Codes of one width are found without the zeros they begin with too, as who reads 01023 as a number has them.
+    """
 
     def __init__(self, values: Sequence[str], counts: Sequence[int], left_out: int = 0) -> None:
         self.values, self.counts = tuple(values), tuple(counts)
@@ -35,6 +38,8 @@ class Vocabulary:
         """Values of the rows fitted on that are too rare or too many to be kept; known only where it was fitted."""
         self._id: dict[str | None, int] = {value: at for at, value in enumerate(self.values, FIRST)}
         self._id[None] = MISSING
+        for code in _padded(self.values):
+            self._id.setdefault(code.lstrip("0") or "0", self._id[code])
 
     @classmethod
     def fit(cls, counts: dict[str, int], min_count: int = 1, max_size: int | None = None) -> "Vocabulary":
@@ -73,6 +78,13 @@ class Vocabulary:
         """(V,) int32."""
         find = self._id.get
         return np.array([find(text, UNSEEN) for text in texts], dtype=np.int32)
+
+
+def _padded(values: Sequence[str]) -> list[str]:
+    """Those that begin with a 0, where all that are digits alone have one width."""
+    zeros = [value for value in values if value[:1] == "0" and value.isdecimal()]
+    widths = {len(value) for value in values if value.isdecimal()} if zeros else set()
+    return zeros if len(widths) == 1 else []
 
 
 class Buckets:

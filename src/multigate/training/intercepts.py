@@ -36,10 +36,10 @@ def match_totals(
     """Move the last biases of a model so that the mean prediction of each task over training rows is that of its
     labels, by their weights, as far as the two differ by more than chance.
 
-    Of classes, that of each; of a regression in the unit it is trained in; of a task with a ``given`` parent over all
+    Of classes, that of each; of a task with a ``given`` parent over all
     rows on which it is known, its parent's moved first. ``columns`` and ``places`` are those of the schema's tasks
     among the columns of labels. Tasks of weight 0, of labels of one class, or of more than 100 classes stay as they
-    are.
+    are, and so do regressions through ``log1p``, of which the mean logarithm tells no total.
     """
     seen = forward(model, (pick_tasks(batch, places) for batch in _drawn(rows)), device)
     spans, parents = output_columns(columns), schema.parents()
@@ -52,7 +52,8 @@ def match_totals(
         above = np.ones(len(own)) if parent is None else reached[parent]
         counts = np.where(seen.known[:, at], seen.weights[:, at], 0).astype(np.float64)
         wanted = _mean_labels(rows, places[at], columns[at])
-        if task.weight > 0 and counts.any() and wanted is not None and end - start <= MOST_CLASSES:
+        level = task.weight > 0 and end - start <= MOST_CLASSES and task.transform != "log1p"
+        if level and counts.any() and wanted is not None:
             counts /= counts.sum()
             if task.kind == "multiclass":
                 labels = (labels == np.arange(end - start)).astype(np.float64)
