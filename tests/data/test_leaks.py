@@ -47,6 +47,16 @@ def test_a_planted_leak_is_told_with_its_auc(case: str) -> None:
     assert "on 6,000 sampled rows" in reason
 
 
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.15])
+def test_an_amount_that_only_the_positives_have_is_told(share: float) -> None:
+    rare = (RNG.random(ROWS) < share).astype(float)
+    amount = rare * RNG.lognormal(size=ROWS)
+    for values in (amount, -amount, np.where(rare == 1, amount, 7)):
+        (reason,) = found(values, rare)
+        assert reason.startswith("alone predicts task 'y' with AUC ")
+    assert found(np.where(RNG.random(ROWS) < share, RNG.lognormal(size=ROWS), 0), rare) == []
+
+
 def test_a_recoded_label_is_told() -> None:
     for values in (["no" if y == 0 else "yes" for y in CLICK], 7 - 3 * CLICK, CLICK == 1):
         assert found(values, CLICK) == [

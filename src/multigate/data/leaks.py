@@ -105,10 +105,12 @@ def _codes(array: pa.Array, column: str) -> tuple[np.ndarray, np.ndarray | None]
 
 
 def _binned(x: np.ndarray) -> np.ndarray:
-    """(R,) index of the quantile bin; missing has its own."""
+    """(R,) index of the quantile bin; missing has its own, and so has a value that is an edge, as 0 is of amounts that
+    few rows have."""
     known = x[~np.isnan(x)]
     edges = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)[1:-1])) if len(known) else known
-    return np.where(np.isnan(x), len(edges) + 1, np.searchsorted(edges, x, side="right"))
+    place = np.searchsorted(edges, x, side="left") + np.searchsorted(edges, x, side="right")
+    return np.where(np.isnan(x), 2 * len(edges) + 1, place)
 
 
 def _out_of_fold(codes: np.ndarray, y: np.ndarray) -> np.ndarray:
