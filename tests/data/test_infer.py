@@ -191,6 +191,19 @@ def test_keys_time_group_and_types() -> None:
     assert inspect(**two).schema.group is None
 
 
+@pytest.mark.parametrize("name", ["Patient No.", "patient_no", "Customer Number", "PatientNr", "member number"])
+def test_a_patient_number_names_a_patient(name: str) -> None:
+    numbers = RNG.integers(10_000, 10_300, ROWS)
+    schema = inspect(**{name: numbers}).schema
+    assert Category(name) in schema.features
+    assert schema.group == name
+    assert inspect(**{name: [f"P{one}" for one in numbers]}).schema.group == name
+    for other in ("number of visits", "Session No.", "answer no", "number"):
+        schema = inspect(**{other: numbers}).schema
+        assert Number(other) in schema.features
+        assert schema.group is None
+
+
 PICKED = Task("one", column="y", positive="a")
 RAW = Task("y", transform="none")
 GRADES = Task("y", kind="multiclass", classes=("2", "9", "10"))

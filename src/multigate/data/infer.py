@@ -21,7 +21,15 @@ from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Task
 
-_GROUPS = ("(user(_?id)?|uid)", "customer(_?id)?", "patient(_?id)?", "member_?id", "visitor_?id", "session(_?id)?")
+_ID = "_?(id|no|nr|number)"
+_GROUPS = (
+    f"(user({_ID})?|uid)",
+    f"customer({_ID})?",
+    f"patient({_ID})?",
+    f"member{_ID}",
+    f"visitor{_ID}",
+    "session(_?id)?",
+)
 """Whose rows belong together, the first that is there."""
 _POINT = r"(\d+|\d{1,3}([,'\x{2019} \x{a0}\x{202f}]\d{3})+)(\.\d+)?"
 _COMMA = r"(\d+|\d{1,3}([.'\x{2019} \x{a0}\x{202f}]\d{3})+),\d+([eE][-+]?\d+)?|\d{1,3}(\.\d{3}){2,}"
