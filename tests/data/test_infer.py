@@ -245,6 +245,9 @@ def test_a_task_is_filled_in_from_its_column(case: str) -> None:
 BAD_LABELS: dict[str, tuple[Any, Any, str]] = {
     "not there": ("clik", CLICK, "no column 'clik' for task 'clik'; did you mean 'click'"),
     "constant": ("y", np.ones(ROWS), "'y', the label of task 'y', is 1.0 wherever it is known"),
+    "marks": ("y", ["x", None] * (ROWS // 2), r"is 'x' wherever it is known; .* two values; empty cells are unknown"),
+    "marks for given": ("y|click", ["x", None] * (ROWS // 2), "is 'x' wherever it is known; .* cells are unknown"),
+    "marks as positive": (Task("y", given="click", positive="x"), ["x", None] * (ROWS // 2), "cells are unknown"),
     "unknown": ("y", np.full(ROWS, np.nan), "holds no value in any row"),
     "null": ("y", pa.nulls(ROWS), "holds no value in any row"),
     "lists": ("y", [[1]] * ROWS, "is list<item: int64>, but labels are numbers, text or booleans"),

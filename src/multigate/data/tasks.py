@@ -88,8 +88,15 @@ def completed(task: Task, seen: Survey) -> Task:
     if column.known == 0:
         raise DataError(f"{place} holds no value in any row; choose another column or fill it")
     if column.distinct.estimate == 1 and not (task.given and column.known < column.rows):
-        raise DataError(f"{place} is {only_value(column)} wherever it is known; a label wants at least two values")
+        raise _one_value(column, place)
     return _filled(task, column, seen, place)
+
+
+def _one_value(column: Column, place: str) -> DataError:
+    unknown = "; empty cells are unknown: write there what they mean" if column.known < column.rows else ""
+    return DataError(
+        f"{place} is {only_value(column)} wherever it is known; a label wants at least two values{unknown}"
+    )
 
 
 def _place(task: Task) -> str:
@@ -168,11 +175,15 @@ def _with_positive(task: Task, column: Column, values: dict[str, tuple[Any, int]
         for value in chosen:
             if values is not None and cells.text(value) not in values:
                 raise DataError(f"{place} never holds {value!r}, its positive value; {nearest(str(value), values)}")
+        if values is not None and len(values) == 1:
+            raise _one_value(column, place)
         if values is not None and {cells.text(value) for value in chosen} >= set(values):
             raise DataError(f"{place} holds nothing but its positive values; a label wants at least two values")
         return task
     if values is not None and set(values) <= _TRUTHS:
         return task
+    if values is not None and len(values) == 1:
+        raise _one_value(column, place)
     if values is None or len(values) != 2:
         some = (
             ""
