@@ -177,6 +177,15 @@ def test_labels_that_are_numbers_to_people_are_told(tmp_path: Path, values: list
     assert told in header
 
 
+@pytest.mark.parametrize("other", [-1, 9, 99, 1500, 2])
+def test_a_label_of_0_1_and_a_number_that_is_no_class_is_told(tmp_path: Path, other: int) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": np.arange(2000) % 13, "bought": [0, 1, 1, other] * 500}), path)
+    head = draft(path, ["bought"]).partition("\nschema:\n")[0]
+    assert (f"#   bought: holds 0, 1 and {other}; leave such cells empty to have it binary" in head) == (other != 2)
+    assert "bought" not in draft(path, [Task("bought", kind="multiclass")]).partition("\nschema:\n")[0]
+
+
 def test_labels_of_too_many_classes_say_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"x": np.arange(3000) % 13, "amount": [f"{i}.5 EUR" for i in range(3000)]}), path)

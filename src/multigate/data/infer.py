@@ -57,13 +57,14 @@ class Note(NamedTuple):
 
 class Findings(NamedTuple):
     """What ``inspect_table`` says: the schema, the columns it leaves out, those that may be leaks, those that hold
-    numbers as text, labels whose logarithm is 0 in most rows, rows read."""
+    numbers as text, labels whose logarithm is 0 in most rows, those of classes that may be binary, rows read."""
 
     schema: Schema
     left_out: tuple[Note, ...]
     leaks: tuple[Note, ...]
     written: tuple[Note, ...]
     mostly_zero: tuple[Note, ...]
+    nearly_binary: tuple[Note, ...]
     rows: int
 
 
@@ -109,7 +110,8 @@ def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = N
     schema = _schema(source, seen, labels, verdicts)
     left_out = tuple(Note(name, verdict.reason) for name, verdict in verdicts.items() if verdict.feature is None)
     written, mostly_zero = tuple(_written(verdicts, labels, seen)), tuple(_mostly_zero(wanted, labels, seen))
-    return Findings(schema, left_out, tuple(_leaks(schema, seen)), written, mostly_zero, seen.rows)
+    nearly_binary = tuple(_nearly_binary(wanted, labels))
+    return Findings(schema, left_out, tuple(_leaks(schema, seen)), written, mostly_zero, nearly_binary, seen.rows)
 
 
 def _wanted(source: Source, tasks: Tasks) -> list[Task]:
@@ -247,6 +249,18 @@ def _mostly_zero(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -
                 f"{zero:.0%} of the labels are 0; set transform: standard or recalibrate: platt for totals that are "
                 "true, or name in 'where' a task of 0 and 1 that says where there is more",
             )
+
+
+def _nearly_binary(wanted: Sequence[Task], labels: Sequence[Task]) -> Iterator[Note]:
+    """Labels of classes that nobody declared: 0, 1 and a number that stands for unknown, or is a sum, more often than
+    it names a class."""
+    for asked, task in zip(wanted, labels, strict=True):
+        others = set(task.classes) - {"0", "1"}
+        if {"kind", "classes"} & asked.model_fields_set or len(task.classes) != 3 or len(others) != 1:
+            continue
+        (other,) = others
+        if re.fullmatch(r"-\d+|9|[1-9]\d+", other):
+            yield Note(task.source, f"holds 0, 1 and {other}; leave such cells empty to have it binary")
 
 
 def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
