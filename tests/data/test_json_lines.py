@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from multigate.data import json_lines
 from multigate.data.files import open_table
 from multigate.data.infer import inspect_table
+from multigate.data.json_lines import JsonLinesFile
 from multigate.errors import DataError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -277,6 +278,29 @@ def test_many_keys_of_which_rows_have_few_are_read_in_parts(tmp_path: Path, monk
     assert open_table(path).schema == named
     assert (whole[41]["k1"], whole[41]["k2"]) == ({"of": [41, None]}, None)
     assert max(table.num_rows * table.num_columns for table in made) <= 41 * 64
+
+
+def test_many_keys_are_read_in_parts_where_a_column_changes_its_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"x": at if at < 100 else at + 0.5, f"k{at % 40}": at} for at in range(300)]
+    path = write(tmp_path, *rows)
+    made, inferred = [], JsonLinesFile._inferred
+
+    def counted(*given: Any) -> pa.Table:
+        made.append(inferred(*given))
+        return made[-1]
+
+    monkeypatch.setattr(json_lines, "BLOCK", 1_000)
+    monkeypatch.setattr(json_lines, "LOOKED_AT", 1)
+    file = JsonLinesFile(path, {})
+    assert str(file.schema.field("x").type) == "int64"
+    monkeypatch.setattr(JsonLinesFile, "_inferred", counted)
+    monkeypatch.setattr(json_lines, "BLOCK", 1 << 20)
+    monkeypatch.setattr(json_lines, "CELLS", 41 * 16)
+    found = [row["x"] for batch in file.read(pa.schema([("x", pa.float64())]), 1_000) for row in batch.to_pylist()]
+    assert found == [row["x"] for row in rows]
+    assert 0 < max(table.num_rows * table.num_columns for table in made) <= 41 * 16
 
 
 def test_objects_over_several_lines_stay_whole_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

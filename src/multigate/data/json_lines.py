@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, pairwise
 from pathlib import Path
@@ -60,17 +60,17 @@ class JsonLinesFile:
         kinds = pa.schema([(name, own.get(name, pa.null())) for name in wanted.names or self.schema.names[:1]])
         before = 0
         for piece in chain.from_iterable(_pieces(block, len(kinds)) for block in self._blocks()):
+            tables: Iterable[pa.Table]
             try:
-                found = _parsed(piece, kinds)
+                tables = [_parsed(piece, kinds)]
             except pa.ArrowInvalid:  # a column is of another type here, of which its reader says what becomes
-                found = self._typed(piece, before)
+                tables = self._typed_parts(piece, before)
+            for found in tables:
                 for error in (self.unreadable[name] for name in wanted.names if name in self.unreadable):
                     raise error from None
-            before += found.num_rows
-            for batch in found.to_batches(max_chunksize=rows):
-                there = dict(zip(batch.schema.names, batch.columns, strict=True))  # Arrow makes both anew when asked
-                columns = [_plain(there[name]) if name in there else pa.nulls(batch.num_rows) for name in wanted.names]
-                yield pa.RecordBatch.from_arrays(columns, names=wanted.names) if columns else batch.select([])
+                before += found.num_rows
+                for batch in found.to_batches(max_chunksize=rows):
+                    yield _chosen(batch, wanted.names)
 
     def _blocks(self) -> Iterator[bytes]:
         """Whole lines, some 4 MB at a time."""
@@ -120,12 +120,18 @@ class JsonLinesFile:
         """The rows of the first blocks, ``_typed``."""
         before = 0
         for at, block in enumerate(self._blocks(), 1):
-            for piece in _pieces(block, len(set(_KEY.findall(block)))):
-                table = self._typed(piece, before)
+            for table in self._typed_parts(block, before):
                 before += table.num_rows
                 yield table
             if at >= LOOKED_AT and before:
                 break
+
+    def _typed_parts(self, block: bytes, before: int) -> Iterator[pa.Table]:
+        """The rows of a block, ``_typed`` in parts."""
+        for piece in _pieces(block, len(set(_KEY.findall(block)))):
+            table = self._typed(piece, before)
+            before += table.num_rows
+            yield table
 
     def _typed(self, block: bytes, before: int) -> pa.Table:
         """The rows of a block, each column of the type that its values have there.
@@ -225,6 +231,12 @@ def _without(block: bytes, changed: _Changed) -> tuple[bytes, str]:
             del row[name]
             lines[at] = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return b"\n".join(lines), name
+
+
+def _chosen(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:
+    there = dict(zip(batch.schema.names, batch.columns, strict=True))  # Arrow makes both anew when asked
+    columns = [_plain(there[name]) if name in there else pa.nulls(batch.num_rows) for name in names]
+    return pa.RecordBatch.from_arrays(columns, names=names) if columns else batch.select([])
 
 
 def _pieces(block: bytes, columns: int) -> Iterator[bytes]:
