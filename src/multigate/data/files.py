@@ -14,6 +14,7 @@ from multigate.data.arrow_file import ArrowFile
 from multigate.data.beginnings import PACKED
 from multigate.data.conversion import converted
 from multigate.data.csv_file import CsvFile
+from multigate.data.gathering import gathered
 from multigate.data.json_lines import JsonLinesFile
 from multigate.data.memory import Memory, content_hash, in_memory, plain_table
 from multigate.data.parquet_file import ParquetFile
@@ -104,7 +105,7 @@ class Source:
             if name not in there:
                 raise DataError(f"{self.name} has no column {name!r}; {nearest(name, self.schema.names)}")
         wanted = self.schema if columns is None else pa.schema([there[name] for name in columns])
-        return self._stream(wanted, rows, as_read)
+        return gathered(self._stream(wanted, rows, as_read), rows)
 
     def _stream(self, wanted: pa.Schema, rows: int, as_read: bool) -> Iterator[pa.RecordBatch]:
         for part in self._parts:
