@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from multigate.data.leaks import Target, _recoded, auc, leaks
+from multigate.data import leaks as leaks_module
+from multigate.data.leaks import Target, _auc, _recoded, auc, leaks
 
 RNG = np.random.default_rng(5)
 ROWS = 6_000
@@ -133,3 +134,26 @@ def test_a_label_is_not_sorted_for_a_column_of_other_values(monkeypatch: pytest.
     """Each column is looked at for each task; this took half the time of a draft of many tasks."""
     monkeypatch.setattr(np, "unique", None)
     assert not _recoded(np.arange(20), np.arange(20) % 2.0)
+
+
+@pytest.mark.parametrize("values", [2, 40, ROWS])
+def test_an_auc_is_that_of_the_guess_for_every_row(values: int) -> None:
+    codes = RNG.integers(0, values, ROWS)
+    target = Target("y", "binary", CLICK)
+    guess = []
+    for code, half in zip(codes, target.half, strict=True):
+        other = CLICK[target.half != half]
+        same = CLICK[(target.half != half) & (codes == code)]
+        guess.append((same.sum() + other.mean()) / (len(same) + 1))
+    assert _auc(codes, CLICK, target) == pytest.approx(roc_auc_score(CLICK, guess), abs=1e-12)
+
+
+def test_columns_and_labels_are_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each column is looked at for each task: ranking both for each pair was nearly all of a draft of many tasks."""
+    asked, ranks = [], leaks_module._ranks
+    monkeypatch.setattr(leaks_module, "_ranks", lambda x: asked.append(1) or ranks(x))
+    targets = [Target(f"y{at}", "regression", WATCH + at) for at in range(4)]
+    targets += [Target(f"z{at}", "binary", CLICK) for at in range(4)]
+    for _ in range(3):
+        assert list(leaks(pa.array(RNG.normal(size=ROWS)), "x", targets)) == []
+    assert len(asked) == 3 + 4

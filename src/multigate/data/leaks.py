@@ -1,7 +1,8 @@
 """Columns that tell a label suspiciously well on their own, found on a sample of rows."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,43 @@ FEWEST = 10
 _BINS, _CLASSES = 256, 50
 
 
-class Target(NamedTuple):
-    """A label on the sampled rows: 0/1, a number, or the index of a class, NaN where unknown (R,) float64."""
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A label on the sampled rows: 0/1, a number, or the index of a class, NaN where unknown (R,) float64; and what
+    of it is the same for all columns."""
 
     task: str
     kind: str
     values: np.ndarray
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """(R,)"""
+        return ~np.isnan(self.values)
+
+    @cached_property
+    def y(self) -> np.ndarray:
+        """(K,) known values."""
+        return self.values[self.known]
+
+    @cached_property
+    def distinct(self) -> int:
+        return len(np.unique(self.y))
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """(K,)"""
+        return _ranks(self.y)
+
+    @cached_property
+    def half(self) -> np.ndarray:
+        """(K,) which half of the known rows, 0 or 1, each belongs to."""
+        return np.random.default_rng(0).permutation(len(self.y)) % 2
+
+    @cached_property
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """The known rows of either half."""
+        return np.flatnonzero(self.half == 0), np.flatnonzero(self.half)
 
 
 def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[str]:
@@ -33,20 +65,24 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
     """
     codes, x = _codes(array, column)
     binned = codes if x is None else _binned(x)
+    amounts = any(target.kind == "regression" for target in targets)
+    ranks = _ranks(x) if amounts and x is not None and not np.isnan(x).any() else None
     for target in targets:
-        known = ~np.isnan(target.values)
-        y, rows = target.values[known], int(known.sum())
-        if rows < FEWEST or (y == y[0]).all():
+        known, y, rows = target.known, target.y, len(target.y)
+        if rows < FEWEST or target.distinct == 1:
             continue
-        if _recoded(codes[known], y):
+        values = codes[known]
+        if np.count_nonzero(np.bincount(values)) == target.distinct and _recoded(values, y):
             yield f"says the same as the label of task {target.task!r} in other words, on all {rows:,} sampled rows"
         else:
             measure, most = ("R2", MOST_R2) if target.kind == "regression" else ("AUC", MOST_AUC)
             shares = binned[known]
             if target.kind == "regression":
-                found = _r2(shares, None if x is None else x[known], y)
+                found = _r2(shares, None if x is None else x[known], target, ranks if rows == len(known) else None)
+            elif target.kind == "binary":
+                found = _auc(shares, y, target)
             else:
-                found = _auc(shares, y) if target.kind == "binary" else _mean_auc(shares, y)
+                found = _mean_auc(shares, target)
             if found > most:
                 yield (
                     f"alone predicts task {target.task!r} with {measure} {found:.3f} on {rows:,} sampled rows; "
@@ -54,29 +90,40 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
                 )
 
 
-def _auc(codes: np.ndarray, y: np.ndarray) -> float:
-    if min(y.sum(), len(y) - y.sum()) < FEWEST:
+def _auc(codes: np.ndarray, y: np.ndarray, target: Target) -> float:
+    """Of the guesses for all rows, through how often each is made of a 0 and of a 1; ``y`` of one class, or all."""
+    positives = float(y.sum())
+    if min(positives, len(y) - positives) < FEWEST:
         return 0.0
-    return auc(_out_of_fold(codes, y), y)
+    _, guess, count, total = _out_of_fold(codes, y, target)
+    made = count > 0
+    _, place = np.unique(guess[made], return_inverse=True)
+    many, ones = (np.bincount(place, weights=of[made]) for of in (count, total))
+    ranks = np.cumsum(many) - (many - 1) / 2
+    return _area(float((ranks * ones).sum()), positives, len(y))
 
 
-def _mean_auc(codes: np.ndarray, y: np.ndarray) -> float:
+def _mean_auc(codes: np.ndarray, target: Target) -> float:
     """Over the most frequent classes, those of some rows; 0 as soon as it cannot come out above ``MOST_AUC``."""
-    classes, many = np.unique(y, return_counts=True)
+    classes, many = np.unique(target.y, return_counts=True)
     classes = classes[np.argsort(-many)][: min(_CLASSES, int((many >= FEWEST).sum()))]
     lacking = 0.0
     for one in classes:
-        lacking += 1 - _auc(codes, (y == one).astype(np.float64))
+        lacking += 1 - _auc(codes, (target.y == one).astype(np.float64), target)
         if lacking >= (1 - MOST_AUC) * len(classes):
             return 0.0
     return 1 - lacking / len(classes) if len(classes) else 0.0
 
 
-def _r2(codes: np.ndarray, x: np.ndarray | None, y: np.ndarray) -> float:
-    guess = _out_of_fold(codes, y)
-    found = float(1 - ((y - guess) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+def _r2(codes: np.ndarray, x: np.ndarray | None, target: Target, ranks: np.ndarray | None) -> float:
+    """``ranks`` are those of x, where they are known already."""
+    y = target.y
+    key, guess, _, _ = _out_of_fold(codes, y, target)
+    found = float(1 - ((y - guess[key]) ** 2).sum() / ((y - y.mean()) ** 2).sum())
     if x is None:
         return found
+    if ranks is not None:
+        return max(found, _squared_correlation(x, y), _squared_correlation(ranks, target.ranks))
     known = ~np.isnan(x)
     if known.sum() < max(FEWEST, 0.5 * len(x)):
         return found
@@ -86,9 +133,12 @@ def _r2(codes: np.ndarray, x: np.ndarray | None, y: np.ndarray) -> float:
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Chance that a 1 scores above a 0, ties counting half."""
-    positives = labels.sum()
-    negatives = len(labels) - positives
-    return float((_ranks(scores)[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return _area(float(_ranks(scores)[labels == 1].sum()), float(labels.sum()), len(labels))
+
+
+def _area(ranks: float, positives: float, rows: int) -> float:
+    """AUC from the sum of the ranks of the positives."""
+    return (ranks - positives * (positives + 1) / 2) / (positives * (rows - positives))
 
 
 def _codes(array: pa.Array, column: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -113,17 +163,20 @@ def _binned(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), 2 * len(edges) + 1, place)
 
 
-def _out_of_fold(codes: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Mean label of the other half's rows with the same code, drawn towards the overall mean by one row."""
-    half = np.random.default_rng(0).permutation(len(y)) % 2
-    guess = np.empty(len(y))
-    for here in (0, 1):
-        other = half != here
-        size = int(codes.max()) + 1
-        count = np.bincount(codes[other], minlength=size)
-        total = np.bincount(codes[other], weights=y[other], minlength=size)
-        guess[~other] = ((total + y[other].mean()) / (count + 1))[codes[~other]]
-    return guess
+def _out_of_fold(
+    codes: np.ndarray, y: np.ndarray, target: Target
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The mean label of the other half's rows with the same code, drawn towards the overall mean by one row.
+
+    A key of each row (R,), and for each key the guess, how many rows have it, and the sum of their labels (K,).
+    """
+    size = int(codes.max()) + 1
+    key = codes + size * target.half
+    count = np.bincount(key, minlength=2 * size).reshape(2, size)
+    total = np.bincount(key, weights=y, minlength=2 * size).reshape(2, size)
+    means = np.array([[y[rows].mean()] for rows in target.halves])
+    guess = (total[::-1] + means[::-1]) / (count[::-1] + 1)
+    return key, guess.ravel(), count.ravel(), total.ravel()
 
 
 def _squared_correlation(x: np.ndarray, y: np.ndarray) -> float:
