@@ -911,3 +911,18 @@ def test_files_of_one_table_are_each_asked_once_for_their_columns() -> None:
     for parts in (few, many):
         assert len(_merged(parts, {}).names) == parts[0].columns
     assert [part.asked for part in many] == [part.asked for part in few]
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+def test_a_stream_without_rows_is_told_of_by_who_reads_it(batches: int, tmp_path: Path) -> None:
+    """Nothing tells before how many rows it has: predictions of none came back."""
+    schema = pa.schema([("a", pa.int64())])
+    for name, rows in (("none", []), ("some", [{"a": 1}])):
+        with pa.OSFile(str(tmp_path / f"{name}.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for _ in range(batches):
+                writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+    for columns in (["a"], []):
+        with pytest.raises(DataError, match="column names but no rows; give a table with at least one row"):
+            list(open_table(tmp_path / "none.arrow").batches(columns))
+    assert sum(batch.num_rows for batch in open_table(tmp_path).batches(["a"])) == 1, "beside one with rows"

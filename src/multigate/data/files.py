@@ -63,7 +63,7 @@ class Source:
         if not self.schema.names:
             raise DataError(f"{name} has no columns; give at least one feature and one label")
         if self.rows == 0:
-            raise DataError(f"{name} has column names but no rows; give a table with at least one row")
+            raise self._empty()
 
     def content(self) -> str:
         """Checksum of the files' bytes, and of what their folders say, in their order, wherever they are; of a table in
@@ -107,7 +107,11 @@ class Source:
         wanted = self.schema if columns is None else pa.schema([there[name] for name in columns])
         return gathered(self._stream(wanted, rows, as_read), rows)
 
+    def _empty(self) -> DataError:
+        return DataError(f"{self.name} has column names but no rows; give a table with at least one row")
+
     def _stream(self, wanted: pa.Schema, rows: int, as_read: bool) -> Iterator[pa.RecordBatch]:
+        some = False
         for part in self._parts:
             first = 1
             for batch in part.read(wanted, rows):
@@ -121,6 +125,9 @@ class Source:
                 found = [field.with_type(array.type) for array, field in zip(arrays, wanted, strict=True)]
                 yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(found)) if arrays else batch
                 first += batch.num_rows
+            some = some or first > 1
+        if not some:  # a stream, of which nothing tells before
+            raise self._empty()
 
 
 def open_table(data: Any, types: Mapping[str, str] = {}, trained: Mapping[str, str] = {}) -> Source:
