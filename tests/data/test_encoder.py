@@ -920,7 +920,7 @@ NASTY = st.recursive(
     | st.sampled_from([64, 1024, 20_000]).map(lambda x: -(2**x)) | surrogates
     | surrogates.map(lambda x: x.encode("utf-8", "surrogatepass")) | st.decimals() | st.fractions()
     | st.sampled_from([decimal.Decimal("1e999999"), decimal.Decimal("sNaN"), object(), int, Ellipsis])
-    | st.sampled_from([np.timedelta64("NaT"), np.complex64(1)])
+    | st.sampled_from([np.timedelta64("NaT", "s"), np.complex64(1)])
     | st.datetimes(timezones=st.none() | st.timezones()) | st.dates() | st.times() | st.timedeltas() | st.uuids()
     | st.integers(-(2**63) + 1, 2**63 - 1).flatmap(lambda x: st.sampled_from("smunYDh").map(
         lambda unit: np.datetime64(x, {"m": "ms", "u": "us", "n": "ns"}.get(unit, unit))))
