@@ -185,24 +185,30 @@ class Fit:
         return metrics
 
     def finish(self) -> None:
-        """Put the best weights into the model, with intercepts that are matched, and keep those."""
+        """Put the best weights into the model, their intercepts matched, and score those."""
         self.model.load_state_dict(load_weights(self.folder / BEST, self.device))
         begun_with = self.experiment.warm_start is not None and self.stale == self.epoch
         if self.experiment.optimizer.intercepts == "trained" or begun_with:
             return
         step, matched = origin_of_weights(self.folder / BEST)
-        trained = self.model.heads.bias.detach().clone()
-        if not matched:  # it was where a process ended before the bundle was there
-            columns = [self.prepared.layout.tasks[i] for i in self.tasks]
-            match_totals(self.model, self.schema, columns, self.prepared.train, self.tasks, self.device)
-        seen = forward(self.model, self.validation(), self.device)
-        found = scores(spaces(self.schema, self.prepared.encoder, seen, self.tasks))
-        if not matched and self.monitor.choice(found) < self.start_value:
-            self.model.heads.bias.data.copy_(trained)  # training rows at another level than the validation rows
-        else:
-            self.best = found
-        if not matched:
+        if not matched:  # as it is where a process ended before the bundle was there
+            self._match()
             save_weights(self.folder / BEST, self.model.state_dict(), step, matched=True)
+        self.best = self._scores()
+
+    def _match(self) -> None:
+        """Match the intercepts, unless a warm start would end up worse than it began: where its training rows are at
+        another level than the validation rows."""
+        bias = self.model.heads.bias.data
+        trained, columns = bias.clone(), [self.prepared.layout.tasks[i] for i in self.tasks]
+        match_totals(self.model, self.schema, columns, self.prepared.train, self.tasks, self.device)
+        if self.start_value > -math.inf and self.monitor.choice(self._scores()) < self.start_value:
+            bias.copy_(trained)
+
+    def _scores(self) -> dict[str, float]:
+        """Metrics of the weights on the validation rows."""
+        seen = forward(self.model, self.validation(), self.device)
+        return scores(spaces(self.schema, self.prepared.encoder, seen, self.tasks))
 
     def _no_choice(self) -> RunError:
         """What is said where nothing tells which weights are best."""
