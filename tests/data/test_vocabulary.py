@@ -34,7 +34,11 @@ def test_codes_of_one_width_are_found_without_the_zeros_they_begin_with() -> Non
     """01023, which who reads the later table as numbers has as 1023."""
     codes = Vocabulary(("01023", "20095", "00000", "none"), (4, 3, 2, 1))
     assert [codes.id(one) for one in ("01023", "1023", "20095", "0", "none", "023", "95")] == [2, 2, 3, 4, 5, 0, 0]
-    assert codes.grown(Vocabulary(("1023", "7"), (6, 5))).values == ("01023", "20095", "00000", "none", "7")
+    grown = codes.grown(Vocabulary(("1023", "7", "any", "100000"), (6, 5, 4, 3)))
+    assert grown.values == ("01023", "20095", "00000", "none", "00007", "any", "100000")
+    assert grown.counts == (10, 3, 2, 1, 5, 4, 3)
+    assert [grown.id(one) for one in ("1023", "01023", "7", "00007", "0", "100000")] == [2, 2, 6, 6, 4, 8]
+    assert codes.grown(Vocabulary(("1023", "07"), (6, 5))).values[4:] == ("07",), "text, which is as it was written"
     for values in (("01", "1"), ("007", "07"), ("0x1", "01a")):
         plain = Vocabulary(values, (2, 1))
         assert [plain.id(one) for one in (*values, "7")] == [2, 3, 0], "of several widths, they are other values"

@@ -29,7 +29,7 @@ class Lookup(Protocol):
 class Vocabulary:
     """Ids by falling frequency, ties by value, so that the order of the rows does not matter.
 
-    Codes of one width are found without the zeros they begin with too, as who reads 01023 as a number has them.
+    Codes filled up with zeros to one width are found without those too, as who reads 01023 as a number has them.
     """
 
     def __init__(self, values: Sequence[str], counts: Sequence[int], left_out: int = 0) -> None:
@@ -38,7 +38,9 @@ class Vocabulary:
         """Values of the rows fitted on that are too rare or too many to be kept; known only where it was fitted."""
         self._id: dict[str | None, int] = {value: at for at, value in enumerate(self.values, FIRST)}
         self._id[None] = MISSING
-        for code in _padded(self.values):
+        zeros = _padded(self.values)
+        self._width = len(zeros[0]) if zeros else 0
+        for code in zeros:
             self._id.setdefault(code.lstrip("0") or "0", self._id[code])
 
     @classmethod
@@ -54,10 +56,16 @@ class Vocabulary:
         return cls([value for value, _ in kept], [count for _, count in kept], len(counts) - len(kept))
 
     def grown(self, newer: "Vocabulary", max_size: int | None = None) -> "Vocabulary":
-        """This one with the values that only ``newer`` has behind its own, whose ids stay; counts are added."""
+        """This one with the values that only ``newer`` has behind its own, whose ids stay; counts are added.
+
+        Where the codes here begin with zeros and none of the newer ones does, those were read as numbers, and are
+        filled up as the codes here are: kept as they came, none here would be found without its zeros any more.
+        """
         times = dict(zip(newer.values, newer.counts, strict=True))
+        if self._width and not any(value[:1] == "0" for value in times if value != "0"):
+            times = {value.zfill(self._width) if value.isdecimal() else value: times[value] for value in times}
         counts = [count + times.get(value, 0) for value, count in zip(self.values, self.counts, strict=True)]
-        new = [value for value in newer.values if value not in self._id]
+        new = [value for value in times if value not in self._id]
         added = new[: None if max_size is None else max(max_size - len(self.values), 0)]
         left_out = newer.left_out + len(new) - len(added)
         return Vocabulary((*self.values, *added), (*counts, *(times[value] for value in added)), left_out)
@@ -81,10 +89,10 @@ class Vocabulary:
 
 
 def _padded(values: Sequence[str]) -> list[str]:
-    """Those that begin with a 0, where all that are digits alone have one width."""
+    """Those of digits alone that begin with a 0, where they have one width, and no others of digits are shorter."""
     zeros = [value for value in values if value[:1] == "0" and value.isdecimal()]
-    widths = {len(value) for value in values if value.isdecimal()} if zeros else set()
-    return zeros if len(widths) == 1 else []
+    widths = {len(value) for value in zeros}
+    return zeros if widths == {min((len(value) for value in values if value.isdecimal()), default=0)} else []
 
 
 class Buckets:
