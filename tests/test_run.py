@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from multigate.bundle import load
-from multigate.errors import BundleError, RunError
-from multigate.experiment import Experiment
+from multigate.cache import cache_folder
+from multigate.errors import BundleError, DataError, RunError
+from multigate.experiment import Experiment, read_experiment
 from multigate.folders import EXPERIMENT, SUMMARY
 from multigate.lock import LOCK
 from multigate.run import METRICS, claimed, difference, keep_history, open_run, read_history
@@ -235,6 +236,7 @@ def test_a_home_folder_is_meant_by_its_sign(
     feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where no shell has read it: as for tables, and not a folder of that name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder().parent))  # compiled code is not of the home that is tested
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -244,6 +246,13 @@ def test_a_home_folder_is_meant_by_its_sign(
     assert open_run("~/run").best == run.best
     assert write_predictions("~/run", table, "~/predictions.parquet") > 0
     load("~/run").save("~/bundle")
+    table = tmp_path / "home" / "rows.parquet"
+    table.write_bytes(Path(str(feed_experiment.valid)).read_bytes())
+    for name in ("~/rows.parquet", ["~/rows.parquet"], "~/r*s.parquet", "~"):
+        with pytest.raises(DataError, match="among the rows to predict"):
+            write_predictions("~/run", name, "~/rows.parquet")
+    table.unlink()
+    assert read_experiment("~/run/experiment.yaml") == read_experiment(run.folder / EXPERIMENT)
     assert {one.name for one in (tmp_path / "home").iterdir()} == {"run", "predictions.parquet", "bundle"}
     assert not any((tmp_path / "here").iterdir())
     Path("~no such user").mkdir()

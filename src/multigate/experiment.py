@@ -23,6 +23,7 @@ from multigate.balance import BALANCES, Absent, Balance, Fixed
 from multigate.calibration import Method
 from multigate.data.split import Split
 from multigate.errors import ExperimentError, nearest
+from multigate.folders import at_home
 from multigate.metrics import LOSS
 from multigate.model import Tower, check_reads
 from multigate.nn.embed import Embedding
@@ -283,7 +284,7 @@ def read_experiment(path: str | Path, changes: str | Sequence[str] = ()) -> Expe
 
     Raises ``ExperimentError`` naming the file and key for anything that cannot be.
     """
-    data = read_yaml(path)
+    data = read_yaml(at_home(path))
     if data is None:
         raise ExperimentError(f"{path} is empty; multigate init TABLE --set tasks=... drafts an experiment for a table")
     if not isinstance(data, dict):

@@ -129,6 +129,7 @@ def write_predictions(
 def _is_read(table: Any, out: Path) -> bool:
     """Whether a file would be read as (part of) a table given by paths."""
     if isinstance(table, str | Path):
-        found = [table, *glob.glob(str(table), recursive=True)]
-        return any(out.resolve().is_relative_to(Path(one).resolve()) for one in found)
+        given = at_home(table)  # as the table is read
+        found = [given, *map(Path, glob.glob(str(given), recursive=True))]
+        return any(out.resolve().is_relative_to(one.resolve()) for one in found)
     return isinstance(table, Sequence) and any(_is_read(one, out) for one in table if isinstance(one, str | Path))

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from multigate.analysis.relations import Estimate, Gain, Lookahead, Pair, Relations, Skill
+from multigate.folders import at_home
 from multigate.formats import interval, listed, number, signed
 from multigate.report.blocks import Block, Figure, Listing, Table, Text
 from multigate.report.page import Chapter, render, require_extra
@@ -20,7 +21,7 @@ def write_relations(relations: Relations, out: str | Path) -> Path:
     Raises ``MultigateError`` where the extra ``report`` is not installed, ``RunError`` where the disk refuses.
     """
     require_extra()
-    target = Path(out)
+    target = at_home(out)
     chapters = [
         Chapter("advice", "What to do", (("", tuple(_advice(relations))),)),
         Chapter("gains", "What sharing gains", (("", tuple(_gains(relations))),)),

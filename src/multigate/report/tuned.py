@@ -8,6 +8,7 @@ from pathlib import Path
 from multigate.analysis.search import Choice
 from multigate.analysis.space import own_value
 from multigate.analysis.tuning import Tried, Tuning, shown
+from multigate.folders import at_home
 from multigate.formats import number
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
 from multigate.report.page import Chapter, render, require_extra
@@ -20,7 +21,7 @@ def write_tuning(tuning: Tuning, out: str | Path) -> Path:
     Raises ``MultigateError`` where the extra ``report`` is not installed, ``RunError`` where the disk refuses.
     """
     require_extra()
-    target = Path(out)
+    target = at_home(out)
     chapters = [
         Chapter("best", "What was found", (("", tuple(_best(tuning))),)),
         Chapter("settings", "What each setting did", (("", tuple(_settings(tuning))),)),
