@@ -2,21 +2,46 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 import torch
+
+
+class _Float32:
+    """While anyone is within, new tensors are float32, those of all threads; the last that leaves puts back what the
+    first has found."""
+
+    def __init__(self) -> None:
+        self._lock, self._within, self._found = Lock(), 0, torch.float32
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with self._lock:
+            default = torch.get_default_dtype()
+            self._found = self._found if self._within else default
+            self._within += 1
+            if default != torch.float32:
+                torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._within -= 1
+                if not self._within and self._found != torch.float32:
+                    torch.set_default_dtype(self._found)
+
+
+_float32 = _Float32()
 
 
 @contextmanager
 def defaults(device: torch.device) -> Iterator[None]:
     """While entered gradients are taken, new tensors are float32 and on the CPU, and nothing is autocast on the device.
 
-    Nothing changes where all is so already. The type is that of all threads.
+    Nothing changes where all is so already. The type is that of all threads, until the last has left.
     """
     with ExitStack() as stack:
-        default = torch.get_default_dtype()
-        if default != torch.float32:
-            stack.callback(torch.set_default_dtype, default)
-            torch.set_default_dtype(torch.float32)
+        stack.enter_context(_float32.entered())
         if torch.get_default_device().type != "cpu":  # else every call would go through it
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_out_of_autocast(device.type))
