@@ -308,3 +308,13 @@ def test_objects_over_several_lines_stay_whole_in_parts(tmp_path: Path, monkeypa
     path = write(tmp_path, *(json.dumps(row, indent=1) for row in rows))
     monkeypatch.setattr(json_lines, "CELLS", 8)
     assert rows_of(path) == rows
+
+
+def test_a_value_behind_rows_without_one_is_named_with_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells without one before it, in its block, are not what is wrong."""
+    monkeypatch.setattr(json_lines, "BLOCK", 80)
+    monkeypatch.setattr(json_lines, "LOOKED_AT", 1)
+    path = write(tmp_path, *({"a": at, "b": 1.5 if at == 8 else None} for at in range(10)))
+    with pytest.raises(DataError, match=r"column 'b', row 9: found 1\.5, but no value in the first rows"):
+        rows_of(path)
+    assert [row["b"] for row in rows_of(path, b="double")] == [None] * 8 + [1.5, None]

@@ -28,6 +28,13 @@ def converted(array: pa.Array, kind: pa.DataType, where: str, column: str, first
         return _cast(array, kind)
     except pa.ArrowException as error:
         for row, value in enumerate(array, first):
+            if not value.is_valid:  # which Arrow refuses too where it casts to null
+                continue
+            if pa.types.is_null(kind):
+                raise DataError(
+                    f"{where}: column {column!r}, row {row:,}: found {short(value.as_py())}, but no value in the first "
+                    "rows, which tell the types; set the column's type in the schema's types"
+                ) from error
             try:
                 _cast(pa.array([value.as_py()], array.type), kind)
             except pa.ArrowException:
