@@ -36,3 +36,22 @@ def test_commands_are_those_that_a_shell_reads(
     )
     assert (out / "feed.yaml").read_text(encoding="utf-8") == before
     assert str(out / "feed" / "train.parquet") in told
+
+
+def test_its_folder_may_be_in_the_home_of_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables too: written elsewhere, no later step would find them."""
+
+    class Enough(Exception):
+        pass
+
+    def enough(*_: object) -> None:
+        raise Enough
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(road, "train", enough)
+    with pytest.raises(Enough):
+        road.demo(Path("~/demo"), rows=2_000)
+    assert {one.name for one in (tmp_path / "home" / "demo").iterdir()} == {"feed", "feed.yaml"}
+    assert not any((tmp_path / "here").iterdir())

@@ -16,6 +16,7 @@ from multigate.datasets.feed import Feed, write_feed
 from multigate.draft import draft
 from multigate.errors import MultigateError, RunError
 from multigate.experiment import read_experiment
+from multigate.folders import at_home
 from multigate.metrics import auc
 from multigate.report.page import require_extra
 from multigate.report.write import write_report
@@ -35,6 +36,7 @@ def demo(out: Path, *, rows: int = 60_000) -> None:
 
     Raises ``RunError`` where ``out`` holds anything already.
     """
+    out = at_home(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise RunError(f"the demo wants a folder of its own and {out} is not empty; delete it or choose another --out")
     with interruptible(lambda: f"for the whole demo delete {quote(str(out))} and run the same command again"):

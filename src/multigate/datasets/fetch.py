@@ -12,6 +12,7 @@ from multigate.cache import cache_folder
 from multigate.datasets import census_income, kuairand
 from multigate.datasets.census_income import Progress
 from multigate.errors import DataError, ExperimentError, nearest
+from multigate.folders import at_home
 from multigate.writing import told, writing
 
 PIECE = 1 << 18
@@ -67,8 +68,9 @@ def fetch(
     if name not in DATASETS:
         raise ExperimentError(f"there is no data set {name!r} to fetch; {nearest(name, DATASETS)}")
     dataset = DATASETS[name]
-    folder = out / name
+    folder = at_home(out) / name
     if source is not None:
+        source = at_home(source)
         if not source.exists():
             raise DataError(f"--from {str(source)!r} does not exist; it wants a folder or file already downloaded")
         dataset.write(source, folder, 0, progress)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from multigate.errors import ExperimentError, MultigateError, nearest
 from multigate.experiment import changed
+from multigate.folders import at_home
 from multigate.lock import locked
 from multigate.options import Options, refusal
 from multigate.paper.account import Account, write_page
@@ -61,6 +62,7 @@ def reproduce(
     study = STUDIES[name]
     settings = _settings(study, quick, runs, changes)
     report = report or Reporter(quiet=True)
+    out, data = at_home(out), at_home(data)
     with told(out):
         out.mkdir(parents=True, exist_ok=True)
     # locked before the settings are looked at: results of one process must not go under those of another
