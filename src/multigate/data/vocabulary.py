@@ -92,7 +92,8 @@ def _padded(values: Sequence[str]) -> list[str]:
     """Those of digits alone that begin with a 0, where they have one width, and no others of digits are shorter."""
     zeros = [value for value in values if value[:1] == "0" and value.isdecimal()]
     widths = {len(value) for value in zeros}
-    return zeros if widths == {min((len(value) for value in values if value.isdecimal()), default=0)} else []
+    alike = len(widths) == 1 and min(len(value) for value in values if value.isdecimal()) in widths
+    return zeros if alike else []
 
 
 class Buckets:
