@@ -1,6 +1,7 @@
 """The whole model: heads start at base rates, chains are folded, one row at a time is the same as many."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,27 @@ def test_a_structure_of_ones_own_is_told_what_to_return(wrong: object, told: str
     model.sharing.forward = lambda x: wrong
     with pytest.raises(ExperimentError, match=told):
         model(*rows(7))
+
+
+@pytest.mark.parametrize(
+    ("gates", "told"),
+    [
+        (None, "found NoneType"),
+        (torch.ones(7, 4, 1), "found Tensor"),
+        ((torch.ones(7, 1, 4),), r"found \[\(7, 1, 4\)\]"),
+        ((torch.ones(4, 1),), r"found \[\(4, 1\)\]"),
+        ((torch.ones(7, 4, 1),) * 2, r"found \[\(7, 4, 1\), \(7, 4, 1\)\]"),
+    ],
+)
+def test_gates_that_no_bundle_could_name_are_told_of_in_training(gates: Any, told: str) -> None:
+    model = build(SharedBottom(hidden=(8,))).train()
+    z, penalty = torch.zeros(7, 4, 8), torch.zeros(())
+    model.sharing.forward = lambda x: Shared(z, gates, penalty)
+    with pytest.raises(ExperimentError, match=rf"or an empty tuple: \[\(7, 4, 1\)\], {told}$"):
+        model(*rows(7))
+    for right in ((), (torch.ones(7, 4, 1),), [torch.ones(7, 4, 1)]):
+        model.sharing.forward = lambda x, right=right: Shared(z, right, penalty)
+        assert model(*rows(7)).gates is right
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

@@ -96,17 +96,13 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         tower, embedding = tower or Tower(), embedding or Embedding()
-        tasks = tuple(task.name for task in layout.tasks)
+        self.tasks = tasks = tuple(task.name for task in layout.tasks)
         uses = {column.use for column in layout.columns}
         check_reads(structure, embedding, [column.feature for column in layout.columns if column.use == "gate"])
         n = structure.inputs(len(tasks)) if embedding.tables == "own" else None
         self.embed = Embed(layout, embedding) if n is None else OwnEmbeds(layout, embedding, n)
         self.context = Embed(layout, embedding, "gate") if "gate" in uses else None
-        self.sharing: Sharing = (
-            structure.build(self.embed.d_out, tasks, self.context.d_out)
-            if isinstance(structure, GatedStructure) and self.context is not None
-            else structure.build(self.embed.d_out, tasks)
-        )
+        self.sharing = self.build_sharing(structure)
         self.towers = ParallelMLP(len(tasks), self.sharing.d_out, tower.hidden, dropout=tower.dropout)
         parents = list(parents or [None] * len(tasks))
         self.heads = Heads(layout.tasks, parents, self.towers.d_out)
@@ -131,6 +127,12 @@ class Model(nn.Module):
             if parent is not None:
                 self.parents[first[i]] = first[parent]
         self.order = [first[i] for i in (order if order is not None else range(len(tasks)))]
+
+    def build_sharing(self, structure: Structure) -> Sharing:
+        """The structure's module for what this model reads, freshly initialised."""
+        if isinstance(structure, GatedStructure) and self.context is not None:
+            return structure.build(self.embed.d_out, self.tasks, self.context.d_out)
+        return structure.build(self.embed.d_out, self.tasks)
 
     def forward(self, numbers: Tensor, categories: Tensor, bags: Sequence[BagIds] = ()) -> Outputs:
         return self.decide(self.represent(numbers, categories, bags, apart=True))
@@ -184,6 +186,19 @@ class Model(nn.Module):
             raise ExperimentError(
                 f"{name} wants to return one penalty, a scalar, found a tensor of {tuple(shared.penalty.shape)}; "
                 "take the mean or the sum"
+            )
+        if self.training:  # bundles look up gates by their names; models that only predict may be made of others
+            self._check_gates(shared.gates, rows)
+
+    def _check_gates(self, gates: Any, rows: int) -> None:
+        """Raise ``ExperimentError`` where gates are neither none nor one for each level of the wiring."""
+        wanted = [(rows, len(level.readers), len(level.sources)) for level in self.sharing.wiring]
+        several = isinstance(gates, tuple | list)
+        found = [tuple(getattr(gate, "shape", ())) for gate in gates] if several else type(gates).__name__
+        if found not in ([], wanted):
+            raise ExperimentError(
+                f"{type(self.sharing).__name__} wants to return gates of (rows, readers, sources), one for each level "
+                f"of its wiring, or an empty tuple: {wanted}, found {found}"
             )
 
     def multiply_adds(self) -> int:

@@ -363,3 +363,19 @@ def test_weights_that_are_one_tensor_are_refused_by_both_names() -> None:
     tied.l2.weight = tied.l1.weight
     with pytest.raises(ExperimentError, match=r"'l2\.weight' is the same tensor as 'l1\.weight'"):
         Replicas([tied, tied], to_zero, PLAIN)
+
+
+def test_modules_that_have_constants_of_their_own_are_refused() -> None:
+    """All would be computed with those of the first."""
+    for plain in (True, False):
+        modules = [nn.Sequential(nn.Linear(3, 2)) for _ in range(2)]
+        for module in modules:
+            drawn = torch.cat((torch.rand(2), torch.tensor([torch.nan])))
+            if plain:
+                module[0].drawn = drawn
+            else:
+                module[0].register_buffer("drawn", drawn, persistent=False)
+        with pytest.raises(ExperimentError, match=r"'0\.drawn' differs between the first and module 1; keep it by"):
+            Replicas(modules, to_zero, PLAIN)
+        modules[1][0].drawn = modules[0][0].drawn.clone()
+        Replicas(modules, to_zero, PLAIN)

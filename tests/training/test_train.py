@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +26,7 @@ from multigate.metrics import auc
 from multigate.run import METRICS, open_run, read_history
 from multigate.schema import Number, Schema, Task
 from multigate.score import score_part, score_table
-from multigate.sharing import SharedBottom
+from multigate.sharing import SharedBottom, Sharing
 from multigate.training.fit import CHECKPOINT, Fit
 from multigate.training.interrupts import Interrupted
 from multigate.training.progress import Reporter
@@ -649,3 +649,38 @@ def test_weights_that_those_of_the_tasks_make_up_for_count_as_they_are(tmp_path:
         prepared = prepare_sources(experiment, sources, tmp_path / "rows", report)
     fit = Fit(experiment, prepared, tmp_path, torch.device("cpu"), None)
     assert fit.objective.rates.tolist() == ([1, 1] if size < 1 else [size, size])
+
+
+class Drawn(SharedBottom):
+    """Multiplies what it reads by numbers that were drawn, kept in one way or another."""
+
+    structure: Literal["drawn"] = "drawn"  # type: ignore[assignment]
+    kept: str
+
+    def build(self, d_in: int, tasks: tuple[str, ...]) -> Sharing:
+        sharing, drawn = super().build(d_in, tasks), torch.randn(d_in)
+        if self.kept == "constant":
+            drawn = torch.linspace(0, 1, d_in)
+        if self.kept in ("plain", "constant"):
+            sharing.drawn = drawn
+        else:
+            sharing.register_buffer("drawn", drawn, persistent=self.kept == "saved")
+        read = sharing.forward
+        sharing.forward = lambda x: read(x * sharing.drawn)
+        return sharing
+
+
+@pytest.mark.parametrize("kept", ["plain", "left out", "saved", "constant"])
+def test_what_a_structure_of_ones_own_draws_is_kept_or_told_of(
+    feed_experiment: Experiment, tmp_path: Path, kept: str
+) -> None:
+    """A bundle would compute with other draws than its weights were learnt with."""
+    experiment = feed_experiment.with_(sharing=Drawn(hidden=(8,), kept=kept), epochs=1, seed=3)
+    if kept in ("saved", "constant"):
+        run = train(experiment, tmp_path / "run", quiet=True)
+        rows = pq.read_table(experiment.valid)
+        clicks = load(tmp_path / "run", structures=Drawn).predict(rows)["click"]
+        assert auc(clicks, rows["click"].to_numpy()) == pytest.approx(run.best["click/auc"])
+        return
+    with pytest.raises(ExperimentError, match="'drawn' makes 'drawn' anew each time it is built, and bundles keep"):
+        train(experiment, tmp_path / "run", quiet=True)

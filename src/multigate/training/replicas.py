@@ -19,6 +19,7 @@ from multigate.batch import BagIds, Batch
 from multigate.data.rows import join
 from multigate.errors import ExperimentError
 from multigate.experiment import Optimizer
+from multigate.nn.constants import differing
 from multigate.nn.embedding_tables import StackedTables
 from multigate.training.optimizers import Average, Rate, build_optimizer, rate_at
 from multigate.training.recorded import Recordings, may_be_recorded
@@ -77,6 +78,7 @@ class Replicas:
         _check_untied(modules[0])
         for tensors in (weights, buffers):
             _check_alike(tensors)
+        _check_constants(modules)
         moving = modules[0].state_dict().keys()
         self.parameters = {
             name: torch.stack([each[name].detach() for each in weights]).requires_grad_() for name in weights[0]
@@ -293,6 +295,16 @@ def _check_alike(modules: Sequence[Mapping[str, Tensor]]) -> None:
             raise ExperimentError(
                 f"replicas want modules of one kind; {other!r} is {shapes[0].get(other)} in the first and "
                 f"{found.get(other)} in module {run}"
+            )
+
+
+def _check_constants(modules: Sequence[nn.Module]) -> None:
+    for run, module in enumerate(modules):
+        name = differing(modules[0], module)
+        if name:
+            raise ExperimentError(
+                f"replicas want the same of what is in no state_dict; {name!r} differs between the first and module "
+                f"{run}; keep it by register_buffer"
             )
 
 
