@@ -93,6 +93,17 @@ def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] |
     return model.float()  # whatever torch's default is: rows are float32
 
 
+def outline(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] | None = None) -> Model:
+    """The same without memory for weights; with it where a structure of one's own looks at values as it is built."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build_model(experiment, encoder, tasks)
+        except RuntimeError:
+            with torch.device("cpu"):
+                return build_model(experiment, encoder, tasks)
+
+
 def _check_names(schema: Schema, encoder: Encoder) -> None:
     """Raise ``ExperimentError`` where predictions would have the name of a key or of one another, or an output is made
     of a class that there is not."""

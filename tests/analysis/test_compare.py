@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import Field
 from rich.console import Console
 
 from multigate.analysis.budget import multiply_adds, within_budget
@@ -33,7 +34,7 @@ from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import strict
 from multigate.schema import Number, Output, Schema, Task
-from multigate.sharing import STRUCTURES, MMoE, known_as
+from multigate.sharing import STRUCTURES, MMoE, Sharing, known_as
 from multigate.training.cohort import Cohort
 from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted
@@ -135,6 +136,31 @@ def test_a_structure_of_ones_own_is_had_from_a_comparison(feed_experiment: Exper
         match=r"comparison .* uses structure 'mine', which is not built in; pass its options class: structures=",
     ):
         found.bundle("mine")
+
+
+class Measured(MMoE):
+    """Looks at a value while it is built, and has an option that has no hash."""
+
+    structure: Literal["measured"] = "measured"  # type: ignore[assignment]
+    rates: dict[str, float] = Field(default={})
+
+    def build(self, d_in: int, tasks: tuple[str, ...], d_context: int = 0) -> Sharing:
+        assert float(torch.linspace(0, 1, 3).mean()) == 0.5
+        return super().build(d_in, tasks, d_context)
+
+
+def test_a_structure_of_ones_own_may_look_at_values_while_it_is_built(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = []
+    step = Cohort.step
+    monkeypatch.setattr(Cohort, "step", lambda self, batch: together.append(self) or step(self, batch))
+    experiment = feed_experiment.with_(sharing=Measured(experts=2, hidden=(4,)), epochs=1)
+    with pytest.raises(ExperimentError, match="structures are compared by their names, found Measured; name them"):
+        compare(experiment, tmp_path, structures=[experiment.sharing], quiet=True)
+    found = compare(experiment, tmp_path, structures=["measured"], seeds=3, boosting=False, quiet=True)
+    assert len(found.values("measured", "click/auc")) == 3
+    assert together, "what can be stacked is"
 
 
 def test_where_new_tensors_are_by_default_changes_nothing(feed_experiment: Experiment, tmp_path: Path) -> None:

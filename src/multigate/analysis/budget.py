@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 
-import torch
-
-from multigate.bundle import build_model
+from multigate.bundle import outline
 from multigate.data.encoder import Encoder
 from multigate.experiment import Experiment
 from multigate.sharing import Structure
@@ -17,8 +15,7 @@ def multiply_adds(
     structure: Structure, experiment: Experiment, encoder: Encoder, tasks: Sequence[int] | None = None
 ) -> int:
     """Multiply-adds of one row through sharing and towers, for all tasks or some. Nothing is allocated."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return build_model(experiment.with_(sharing=structure), encoder, tasks).multiply_adds()
+    return outline(experiment.with_(sharing=structure), encoder, tasks).multiply_adds()
 
 
 def within_budget(

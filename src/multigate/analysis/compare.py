@@ -83,7 +83,7 @@ def compare(
     scikit-learn is there.
     """
     experiment, chosen = as_experiment(experiment), choose_device(device)
-    structures = ALL if structures == "all" else tuple(dict.fromkeys(listed(structures)))
+    structures = ALL if structures == "all" else listed(structures)
     if isinstance(seeds, bool) or not isinstance(seeds, Integral) or seeds < 1:
         raise ExperimentError(
             f"seeds={seeds!r}: a comparison wants one at least, a whole number, and two or more for intervals"
@@ -100,6 +100,7 @@ def compare(
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
         experiment.with_(sharing=structure_named(name) or experiment.sharing)  # refused now, not when its turn comes
+    structures = tuple(dict.fromkeys(structures))
     for task in experiment.schema.task_names if BASELINE in structures else ():
         if len(task.encode()) > LONGEST:
             raise ExperimentError(

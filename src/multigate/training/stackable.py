@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from multigate.bundle import build_model
+from multigate.bundle import build_model, outline
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import cut, pick_tasks
@@ -35,9 +35,7 @@ def why_apart(
     """
     first, runs = experiments[0], len(experiments)
     encoder = prepared.encoder
-    with torch.device("meta"):
-        model = build_model(first, encoder, tasks)
-        balance = first.balance.build(first.schema.tasks)
+    model, balance = outline(first, encoder, tasks), first.balance.build(first.schema.tasks)
     if balance.needs_gramian or balance.looks_back:
         return f"balance {first.balance.method!r} looks at the gradients or steps of one run at a time"
     if large_tables(model, first.optimizer):
