@@ -379,3 +379,36 @@ def test_modules_that_have_constants_of_their_own_are_refused() -> None:
             Replicas(modules, to_zero, PLAIN)
         modules[1][0].drawn = modules[0][0].drawn.clone()
         Replicas(modules, to_zero, PLAIN)
+
+
+class Counted(nn.Linear):
+    """Multiplies by how often it was called, kept in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(3, 2)
+        self.how, self.calls = how, 0
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "python":
+            self.calls += 1
+        elif self.how == "set":
+            self.count = self.count + 1
+        else:
+            self.count.add_(1)
+        return super().forward(x) * (self.calls + self.count)
+
+
+@pytest.mark.parametrize(("how", "name"), [("python", "calls"), ("set", "count"), ("in place", "")])
+def test_what_a_step_changes_is_kept_or_told_of(how: str, name: str) -> None:
+    """A buffer that is set anew would be as before in the next step, a number in Python once steps are traced."""
+    modules = [Counted(how) for _ in range(2)]
+    replicas = Replicas(modules, to_zero, PLAIN)
+    x = torch.randn(2, 5, 3)
+    if name:
+        with pytest.raises(ExperimentError, match=f"'{name}' is set anew in a step, and replicas keep"):
+            replicas.step(x)
+    else:
+        for _ in range(3):
+            replicas.step(x)
+        assert replicas.module(1).count == 3

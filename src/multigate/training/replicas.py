@@ -361,9 +361,34 @@ class _Call(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self._looked_at = False
 
     def forward(self, function: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
-        return function(self.module, *batch)
+        if self._looked_at or not self.training:
+            return function(self.module, *batch)
+        before = _held(self.module)
+        result = function(self.module, *batch)
+        _check_in_place(before, _held(self.module))
+        self._looked_at = True
+        return result
+
+
+def _held(module: nn.Module) -> dict[str, Any]:
+    """Buffers, and whatever else the modules within hold in Python, by name."""
+    held: dict[str, Any] = dict(module.named_buffers())
+    for place, one in module.named_modules():
+        held |= {f"{place}.{name}" if place else name: value for name, value in vars(one).items()}
+    return held
+
+
+def _check_in_place(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise ``ExperimentError`` where a step changed what the next one, or a traced one, would find as it was."""
+    for name, value in after.items():
+        if name not in before or before[name] is not value:
+            raise ExperimentError(
+                f"{name!r} is set anew in a step, and replicas keep what is changed in place, in buffers, alone; write "
+                "it by copy_, or mul_ and add_"
+            )
 
 
 class _Bucket:
