@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -21,8 +21,8 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False, detail: bool = True) -> None:
         self.with_detail = detail
-        self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
-        self.live = sys.stderr is not None and sys.stderr.isatty() and not quiet  # None: it was closed
+        self.console = _Console(stderr=True, quiet=quiet, soft_wrap=True)
+        self.live = _is_terminal(sys.stderr) and not quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
@@ -51,8 +51,11 @@ class Reporter:
             self._bar.stop()
 
     def line(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(text, highlight=False, markup=False)
+        """A line that stays. Where it cannot be written, no others are tried: nothing is lost for want of a reader."""
+        try:
+            self.console.print(text, highlight=False, markup=False)
+        except (OSError, ValueError):  # a file that was closed, a disk that is full
+            self.console.quiet = True
 
     def lines(self, texts: Iterable[str]) -> None:
         """Lines that stay."""
@@ -89,6 +92,21 @@ class Reporter:
             self._told = now
             of = "" if total is None else f" of {total:,}"
             self.line(f"{stage.partition(' (')[0]}: {done:,}{of} {unit}  {rate}")
+
+
+class _Console(Console):
+    """One that says nothing more to a pipe that nobody reads: rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a bar can be drawn there: not on what was closed, or stands in place of a stream and only writes."""
+    try:
+        return stream is not None and bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 def _speed(rate: float, unit: str) -> str:
