@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 import multigate as mg
+from multigate.data.prepared import Prepared
 from multigate.evaluate import forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.run import Run
@@ -193,6 +194,24 @@ def test_no_level_is_looked_for_further_than_where_it_may_be() -> None:
     found = intercepts._level(logits, np.ones(3), counts, 0.5)
     assert (1 / (1 + np.exp(-logits - found))).mean() == pytest.approx(0.5, abs=1e-6)
     assert intercepts._level(logits, np.ones(3), counts, 0.0) == 0, "rows of one class tell of no level"
+
+
+def test_a_few_wild_predictions_do_not_move_all_others(tables: dict[str, Rows], tmp_path: Path) -> None:
+    """The last training row of a regression is predicted a million: the rest stay within the labels' spread."""
+    run = mg.train(experiment(intercepts="trained"), tmp_path / "run", tables=tables, quiet=True)
+    bundle, prepared = mg.load(run.folder), Prepared(run.folder / "prepared")
+    model, schema = bundle.model, bundle.schema
+    whole, before = model.forward, model.heads.bias.detach().clone()
+
+    def wild(*columns: Any) -> Any:
+        outputs = whole(*columns)
+        outputs.conditionals[-1, 3] = 1e6
+        return outputs
+
+    model.forward = wild  # type: ignore[method-assign]
+    places = list(range(len(schema.tasks)))
+    intercepts.match_totals(model, schema, prepared.layout.tasks, prepared.train, places, torch.device("cpu"))
+    assert abs(float(model.heads.bias.detach()[3] - before[3])) <= 1.001 * intercepts.FURTHEST
 
 
 def test_weights_that_a_warm_start_began_with_stay_as_they_are_where_no_epoch_was_better(

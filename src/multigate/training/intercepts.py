@@ -26,7 +26,8 @@ LOOKED_AT = 1 << 16
 MOST_CLASSES = 100
 """Of more the levels stay as they are: seldom ones are told by too few rows."""
 FURTHEST = 1.0
-"""How far an intercept is moved at most, in logits: beyond, it is not the level that is wrong."""
+"""How far an intercept is moved at most, in logits, or standard deviations of the labels: beyond, it is not the level
+that is wrong."""
 
 
 @torch.no_grad()
@@ -36,10 +37,10 @@ def match_totals(
     """Move the last biases of a model so that the mean prediction of each task over training rows is that of its
     labels, by their weights, as far as the two differ by more than chance.
 
-    Of classes, that of each; of a task with a ``given`` parent over all
-    rows on which it is known, its parent's moved first. ``columns`` and ``places`` are those of the schema's tasks
-    among the columns of labels. Tasks of weight 0, of labels of one class, or of more than 100 classes stay as they
-    are, and so do regressions through ``log1p``, of which the mean logarithm tells no total.
+    Of classes, that of each; of a task with a ``given`` parent over all rows on which it is known, its parent's moved
+    first. ``columns`` and ``places`` are those of the schema's tasks among the columns of labels. Tasks of weight 0, of
+    labels of one class, or of more than 100 classes stay as they are, and so do regressions through ``log1p``, of which
+    the mean logarithm tells no total.
     """
     seen = forward(model, (pick_tasks(batch, places) for batch in _drawn(rows)), device)
     spans, parents = output_columns(columns), schema.parents()
@@ -59,7 +60,8 @@ def match_totals(
                 labels = (labels == np.arange(end - start)).astype(np.float64)
                 predicted, found = _softmax(own), _levels(own, counts, wanted)
             elif task.kind == "regression":
-                predicted, found = own, wanted - counts @ own
+                most = FURTHEST * np.sqrt(counts @ (labels - wanted) ** 2)
+                predicted, found = own, np.clip(wanted - counts @ own, -most, most)
             else:
                 predicted = above[:, None] * _sigmoid(own)
                 found = np.array([_level(own[:, 0], above, counts, wanted[0])])
