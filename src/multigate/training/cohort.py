@@ -238,7 +238,7 @@ class Cohort:
     def restore(self) -> None:
         """Put everything back as it was when the checkpoint was saved; ``RunError`` where it does not belong here."""
         tensors, state = load_checkpoint(self.checkpoint)
-        # as many as there are: a checkpoint is named by what it is of
+        # of another number of experiments the lists differ, which is told
         before = [completed(*both) for both in zip(state.get("experiments", ()), self.experiments, strict=False)]
         changed = difference(before, [one.to_dict(full=True) for one in self.experiments])
         if changed:

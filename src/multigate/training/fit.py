@@ -209,7 +209,7 @@ class Fit:
         if self.experiment.optimizer.intercepts == "trained" or begun_with:
             return
         step, matched = origin_of_weights(self.folder / BEST)
-        if not matched:  # as it is where a process ended before the bundle was there
+        if not matched:  # they are where a process ended after this and before the bundle was there
             self._match()
             save_weights(self.folder / BEST, self.model.state_dict(), step, matched=True)
         self.best = self._scores()
