@@ -14,6 +14,7 @@ from multigate.bundle import ABOUT, FILES, GRAPH, ROW_GRAPH, WEIGHTS, Bundle, bu
 from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table
+from multigate.data.loader import CPU
 from multigate.data.prepared import Prepared, open_prepared, prepare
 from multigate.data.split import PARTS
 from multigate.errors import ExperimentError, RunError, nearest
@@ -22,6 +23,7 @@ from multigate.experiment import Experiment, as_experiment
 from multigate.folders import EXPERIMENT, SUMMARY, folder_named
 from multigate.model import Model
 from multigate.nn.blank import Blank
+from multigate.nn.defaults import defaults
 from multigate.run import Run, claimed, open_run, strict
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST, CHECKPOINT
@@ -139,16 +141,16 @@ def _complete(
     prepared = open_prepared(folder / PREPARED) or _prepared_again(experiment, tables, folder, report)
     if bundled:
         return
-    with device, Blank():
+    with defaults(CPU), Blank():
         model = build_model(experiment, prepared.encoder)
-    weights = load_weights(folder / BEST, device)
+    weights = load_weights(folder / BEST, CPU)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder / BEST} does not fit the run in {folder}; train again in another folder") from error
     for name in (ABOUT, WEIGHTS, GRAPH, ROW_GRAPH, "encoder"):
         remove(bundle / name)
-    _keep(experiment, prepared, model, device, folder)
+    _keep(experiment, prepared, model.to(device), device, folder)
 
 
 def _prepared_again(
