@@ -125,6 +125,17 @@ def test_predictions_of_the_training_rows_add_up_to_their_labels(
     assert after["idle"][0] == pytest.approx(before["idle"][0], rel=1e-6), "it is not trained, so it is not moved"
 
 
+def test_a_transform_which_is_not_a_regressions_moves_nothing(
+    matched: Run, tables: dict[str, Rows], tmp_path: Path
+) -> None:
+    """As the training says of it."""
+    tasks = [one if one.get("kind") == "regression" else one | {"transform": "log1p"} for one in TASKS]
+    schema = {"features": [{"name": name, "kind": "number"} for name in ("x", "y")], "tasks": tasks}
+    run = mg.train(experiment(schema=schema), tmp_path / "run", tables=tables, quiet=True)
+    biases = [load_file(one.folder / BEST)["heads.bias"] for one in (matched, run)]
+    assert torch.equal(*biases)
+
+
 def test_nothing_moves_but_the_last_biases_and_the_order_of_rows_is_the_same(
     matched: Run, trained: Run, tables: dict[str, Rows]
 ) -> None:

@@ -53,7 +53,8 @@ def match_totals(
         above = np.ones(len(own)) if parent is None else reached[parent]
         counts = np.where(seen.known[:, at], seen.weights[:, at], 0).astype(np.float64)
         wanted = _mean_labels(rows, places[at], columns[at])
-        level = task.weight > 0 and end - start <= MOST_CLASSES and task.transform != "log1p"
+        logarithm = task.kind == "regression" and task.transform == "log1p"
+        level = task.weight > 0 and end - start <= MOST_CLASSES and not logarithm
         if level and counts.any() and wanted is not None:
             counts /= counts.sum()
             if task.kind == "multiclass":
