@@ -731,6 +731,10 @@ OF_TYPE = {
         pa.array([at.date() for at in _moments], pa.date32()),
         ["2026-05-01", "20260501", " 2026-05-01", "2026-05-01 ", _moments[0].date(), 1_777_593_600_000, 20260501],
     ),
+    "times of day": (
+        pa.array([at.time() for at in _moments], pa.time64("us")),
+        ["17:00:00", "17:00:00.000000", "17:00", " 17:00:00", _moments[0].time()],
+    ),
     "decimals": (
         pa.array(map(decimal.Decimal, ("1.10", "2.50", "3.00", "0.01")), pa.decimal128(3, 2)),
         ["1.10", "1.1", " 1.1", 1.1, decimal.Decimal("1.10")],

@@ -155,8 +155,8 @@ Spell = Callable[[str], str | None]
 def spelling(kind: str | None) -> Spell | None:
     """How texts are spelled beside those of a column of this Arrow type, None where they stay as they are.
 
-    Among numbers 07 is 7, among truth values True is true, among times 2024-05-01T17:00 is 2024-05-01 17:00:00; what
-    is none stays, a value that was not there.
+    Among numbers 07 is 7, among truth values True is true, among times 2024-05-01T17:00 is 2024-05-01 17:00:00, among
+    times of day 17:00 is 17:00:00; what is none stays, a value that was not there.
     """
     if kind is None:
         return None
@@ -168,8 +168,9 @@ def spelling(kind: str | None) -> Spell | None:
         return _as_fraction
     if kind.startswith("decimal"):
         return as_whole if re.search(r", ?(0|-\d+)\)$", kind) else _as_decimal
+    of_day = _as_time_of_day if kind.startswith(("time32", "time64")) else None
     found = re.match(r"(timestamp|date)(?:.*tz=([^]]+))?", kind)
-    return None if found is None else partial(_as_moment, day=found[1] == "date", zone=found[2])
+    return of_day if found is None else partial(_as_moment, day=found[1] == "date", zone=found[2])
 
 
 def _as_truth(text: str) -> str | None:
@@ -227,6 +228,15 @@ def _as_moment(text: str, day: bool, zone: str | None) -> str | None:
     if day:
         return str(found.date()) if found.time() == time.min else text
     return str(found if zone is None else found.replace(tzinfo=_zone(zone)))
+
+
+def _as_time_of_day(text: str) -> str | None:
+    if text in MISSING:
+        return None
+    with suppress(ValueError):
+        if ":" in text:  # Python reads 17, too
+            return str(time.fromisoformat(text.strip()))
+    return text
 
 
 _NUMBERS = (bool, int, float, np.integer, np.floating, np.bool_, Decimal)
