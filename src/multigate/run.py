@@ -247,6 +247,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
         lacking = _lacking(summary, SUMMED)
         if not lacking and _are_numbers(summary["best"]):
             return summary
+    except PermissionError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); ask its owner for it") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise RunError(

@@ -171,6 +171,15 @@ def test_what_was_trained_is_not_trained_again(feed_experiment: Experiment, tmp_
     with pytest.raises(RunError, match="hidden"):
         relate(experiment, tmp_path, pairs=PAIRS, structures=[SharedBottom(hidden=(9,))], quiet=True)
     assert not list(tmp_path.rglob("best.safetensors")), "no weights are kept"
+    file, other = (tmp_path / "trainings" / f"alone-{place}-mmoe-0" / "result.json" for place in (0, 1))
+    kept = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    with pytest.raises(RunError, match=r"result\.json is that of another training; delete it and run multigate relate"):
+        relate(experiment, tmp_path, pairs=PAIRS, seeds=2, quiet=True)
+    row = json.loads(kept)
+    file.write_text(json.dumps(row | {"metrics": dict.fromkeys(row["metrics"], 0.9)}))
+    with pytest.raises(RunError, match=r"result\.json is damaged \(it is not what was written\); delete it and run"):
+        relate(experiment, tmp_path, pairs=PAIRS, seeds=2, quiet=True)
 
 
 def _gains_are_those_of_the_files(relations: Relations, folder: Path) -> None:

@@ -389,7 +389,9 @@ def test_a_database_that_was_damaged_meanwhile_is_told(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "trials.db").read_bytes())
     content[8192:40_000] = bytes(40_000 - 8192)
     (tmp_path / "trials.db").write_bytes(content)
-    with pytest.raises(RunError, match=r"no trials can be kept in .*trials\.db'"):
+    with pytest.raises(
+        RunError, match=r"no trials can be kept in .*trials\.db': .*; mend that or choose another place$"
+    ):
         begin(one)
 
 

@@ -1,7 +1,9 @@
 """Checkpoints: what was written is what is read, or it is told."""
 
+import errno
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -74,6 +76,21 @@ def test_what_to_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"checkpoint cannot be read \(it is not what was written\); delete it and "):
         load_checkpoint(tmp_path / "checkpoint")
     with pytest.raises(RunError, match=r"best cannot be read \(it is not what was written\); train again in another"):
+        load_weights(tmp_path / "best", CPU)
+
+
+def test_a_file_that_may_not_be_read_is_not_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is for all but the almighty, of whom no right is asked."""
+
+    def refused(*given: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    save_checkpoint(tmp_path / "checkpoint", tensors(), STATE)
+    save_weights(tmp_path / "best", tensors())
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(RunError, match=r"checkpoint cannot be read \(Permission denied\); ask its owner for it"):
+        load_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(RunError, match=r"best cannot be read \(Permission denied\); ask their owner for them"):
         load_weights(tmp_path / "best", CPU)
 
 

@@ -39,6 +39,7 @@ from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment, as_experiment
 from multigate.folders import MEMBERS, folder_named
 from multigate.run import claimed, strict
+from multigate.sealed import sealed
 from multigate.sharing import Structure, known_as, listed, structure_named
 from multigate.training.cohort import fit_cohort
 from multigate.training.fit import CHECKPOINT
@@ -205,7 +206,7 @@ def _keep(ground: Ground, name: str, found: Mapping[int, Row]) -> None:
         row = {"structure": name, "seed": seed, **values}
         place = _place(ground.folder, name, seed)
         place.mkdir(parents=True, exist_ok=True)
-        write_text(place / RESULT, json.dumps(row, indent=1))
+        write_text(place / RESULT, json.dumps(sealed(row), indent=1))
         for checkpoint in list(place.rglob(CHECKPOINT)):  # kept until now, for a run may be several models
             checkpoint.unlink()
         _write_rows(ground.folder)
@@ -372,4 +373,4 @@ def _write_rows(folder: Path) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     with writing(folder / RUNS) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -18,11 +19,13 @@ from multigate.data.prepared import Prepared
 from multigate.engine import CPU
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import make_experiment, unknown_structure, with_balance, with_structures
-from multigate.folders import MEMBERS, at_home
+from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, at_home
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.nn.blank import Blank
+from multigate.options import explain
 from multigate.run import stored_values
 from multigate.schema import Schema
+from multigate.sealed import unsealed
 from multigate.sharing import STRUCTURES, VARIANTS, Structures
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST
@@ -205,16 +208,34 @@ class Comparison:
         return table
 
 
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder holds one, and be it that none of its runs is finished."""
+    begun = (folder / MEMBERS).is_dir() and (folder / EXPERIMENT).is_file() and not (folder / SUMMARY).is_file()
+    return begun or (folder / RUNS).is_file()
+
+
 def open_comparison(path: str | Path) -> Comparison:
     """The comparison in a folder, as far as it got. Raises ``RunError`` where there is none."""
     folder = at_home(path)
     if not (folder / RUNS).is_file():
+        if is_comparison(folder):
+            raise RunError(
+                f"the comparison in {folder} has no {RUNS}: none of its runs is finished, or it was removed; "
+                "go on with the same multigate compare"
+            )
         raise RunError(f"there is no comparison in {folder}: it has no {RUNS}; name the --out folder of a comparison")
     try:
-        rows = pq.read_table(folder / RUNS).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        rows = pq.read_table(folder / RUNS, page_checksum_verification=True).to_pylist()
+        if not all(map(_is_result, rows)):
+            raise ValueError("without structure or seed")
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise RunError(f"{folder / RUNS} cannot be read ({error}); the same multigate compare writes it anew") from None
-    return Comparison(folder, Schema.model_validate(stored_values(folder)["schema"]), rows)
+    try:
+        return Comparison(folder, Schema.model_validate(stored_values(folder).get("schema")), rows)
+    except ValidationError as error:
+        raise RunError(
+            f"{folder / EXPERIMENT} is damaged ({explain(error)}); restore the file, or start again in another folder"
+        ) from None
 
 
 def spread(numbers: Collection[int]) -> str:
@@ -245,12 +266,19 @@ def remembered(place: Path) -> Row | None:
 def read_result(file: Path) -> Row:
     """The result of one run. Raises ``RunError`` where the file is damaged."""
     try:
-        row = dict(json.loads(file.read_text(encoding="utf-8")))
-        if not (isinstance(row.get("structure"), str) and isinstance(row.get("seed"), int)):
+        row = unsealed(dict(json.loads(file.read_text(encoding="utf-8"))))
+        if not _is_result(row):
             raise ValueError("without structure or seed")
+        run = f"{row['structure']}-{row['seed']}"
+        if file.parent.name != run:
+            raise ValueError(f"it is that of {run}")
         return row
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error}); delete it and run multigate compare again") from None
+
+
+def _is_result(row: Row) -> bool:
+    return isinstance(row.get("structure"), str) and isinstance(row.get("seed"), int)
 
 
 def _numbers(one: Summary) -> tuple[str, str, str]:

@@ -24,6 +24,7 @@ from multigate.experiment import Experiment
 from multigate.metrics import PRIMARY, bootstrap, score_task
 from multigate.model import Model
 from multigate.run import difference, strict
+from multigate.sealed import sealed, unsealed
 from multigate.sharing import Structure
 from multigate.training.fit import BEST, CHECKPOINT
 from multigate.training.loop import Fitted, fit
@@ -114,6 +115,10 @@ class Trainings:
         self.done += 1
         if (place / RESULT).is_file():
             row = _read(place / RESULT)
+            if (row.get("tasks"), row.get("seed")) != ([self.names[at] for at in places], seed):
+                raise RunError(
+                    f"{place / RESULT} is that of another training; delete it and run multigate relate again"
+                )
             changed = difference(row.get("structure"), structure.to_dict(full=True), "structure")
             if changed:
                 raise RunError(f"{place} was trained with other settings ({changed}); choose another folder")
@@ -128,7 +133,7 @@ class Trainings:
             "seconds": round(fitted.seconds, 3),
             **look(fitted.model),
         }
-        write_text(place / RESULT, json.dumps(row, indent=1))
+        write_text(place / RESULT, json.dumps(sealed(row), indent=1))
         for left in (CHECKPOINT, BEST):  # the weights of many pairs would fill a disk
             (place / left).unlink(missing_ok=True)
         told = "  ".join(f"{metric} {value:.4f}" for metric, value in row["metrics"].items() if value is not None)
@@ -212,7 +217,7 @@ class Trainings:
 
 def _read(file: Path) -> Row:
     try:
-        row = dict(json.loads(file.read_text(encoding="utf-8")))
+        row = unsealed(dict(json.loads(file.read_text(encoding="utf-8"))))
         if not isinstance(row.get("metrics"), dict):
             raise ValueError("without metrics")
         return row

@@ -424,7 +424,7 @@ def _refused(search: Search, error: Exception) -> RunError:
     """What a database says that keeps no trials."""
     reason = str(error.__cause__ or error).partition("\n")[0]
     place = unquote(search.storage.rpartition("@")[2])  # behind user and password
-    return RunError(f"no trials can be kept in {place!r}: {reason}")
+    return RunError(f"no trials can be kept in {place!r}: {reason}; mend that or choose another place")
 
 
 def _check_same(study: Any, search: Search) -> None:

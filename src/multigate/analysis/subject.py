@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from multigate.analysis.comparison import RUNS, open_comparison
+from multigate.analysis.comparison import is_comparison, open_comparison
 from multigate.batch import Batch
 from multigate.bundle import ABOUT, ROWS, Bundle, load
 from multigate.data.prepared import Prepared
@@ -68,7 +68,7 @@ def find_subject(
         return _on_table("a bundle in memory", path, table, most)
     folder = at_home(path)
     name = str(folder)
-    if (folder / RUNS).is_file():
+    if is_comparison(folder):
         comparison = open_comparison(folder)
         there = {row["structure"] for row in comparison.rows if row.get("sharing") and row["seed"] == seed}
         joint = [one for one in comparison.structures if one in there]

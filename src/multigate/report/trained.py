@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from multigate.analysis.comparison import RUNS, Comparison, open_comparison
+from multigate.analysis.comparison import Comparison, is_comparison, open_comparison
 from multigate.analysis.inspection import Inspection, inspect_model
 from multigate.analysis.subject import Subject, find_subject
 from multigate.data.encoder import Encoder
@@ -116,7 +116,7 @@ def open_trained(paths: Source | Sequence[Source], table: Any, progress: Progres
 def _open(path: Source) -> Run | Comparison:
     if isinstance(path, Run | Comparison):
         return path
-    return open_comparison(path) if (at_home(path) / RUNS).is_file() else open_run(path)
+    return open_comparison(path) if is_comparison(at_home(path)) else open_run(path)
 
 
 def _parts_to_tell(way: tuple[str, ...], ways: Sequence[tuple[str, ...]]) -> int:

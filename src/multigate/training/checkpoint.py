@@ -28,6 +28,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors, state = _read(path)
         return tensors, dict(json.loads(state))
+    except PermissionError as error:
+        raise RunError(f"checkpoint {path} cannot be read ({error.strerror}); ask its owner for it") from None
     except UNREADABLE as error:
         raise RunError(f"checkpoint {path} cannot be read ({error}); delete it and --resume trains anew") from None
 
@@ -42,6 +44,8 @@ def load_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
     """A model's weights from a file of their own. Raises ``RunError`` where it is missing, torn or damaged."""
     try:
         return {name: tensor.to(device) for name, tensor in _read(path)[0].items()}
+    except PermissionError as error:
+        raise RunError(f"weights {path} cannot be read ({error.strerror}); ask their owner for them") from None
     except UNREADABLE as error:
         raise RunError(f"weights {path} cannot be read ({error}); train again in another folder") from None
 
@@ -61,6 +65,8 @@ def _write(path: Path, tensors: dict[str, Tensor], state: str) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    with path.open("rb"):  # where it may not be read, safetensors says that it is not there
+        pass
     with safe_open(path, framework="pt") as file:
         kept = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
