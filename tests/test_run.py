@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, what an error leaves of it, what is read back from it."""
 
+import errno
 import json
 import os
 import shlex
@@ -165,6 +166,17 @@ def test_a_line_of_metrics_that_lacks_what_pages_tell_is_damaged(tmp_path: Path,
                 RunError, match=rf"line {place} \(without {field}\) is damaged; restore the file or train"
             ):
                 read_history(tmp_path / METRICS)
+
+
+def test_a_summary_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / SUMMARY).write_text(json.dumps(SUMMED))
+
+    def refused(*given: object, **named: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(RunError, match=r"summary\.json cannot be read \(Permission denied\); ask its owner for it"):
+        open_run(tmp_path)
 
 
 def test_undefined_metrics_come_back_from_a_summary(tmp_path: Path) -> None:
