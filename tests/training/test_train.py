@@ -602,6 +602,23 @@ def test_children_that_are_seldom_known_under_their_parent_are_told(
     assert ("buy is known in" in found) == (unknown > 0 and weight is None)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_rows_however_few_the_last_batch_has(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=66)
+    table = {"x": x, "click": (x > 1).astype(int), "amount": x**2}
+    experiment = Experiment(
+        schema=Schema(features=[Number("x")], tasks=[Task("click"), Task("amount", kind="regression")]),
+        sharing=SharedBottom(hidden=(8,), dropout=0.0),
+        embedding={"dropout": 0.0},
+        optimizer={"learning_rate": 1e-9, "intercepts": "trained"},
+        batch_size=64,
+        epochs=1,
+    )
+    run = train(experiment, tmp_path, tables={"train": table, "valid": table}, quiet=True)
+    told = run.history[0]["train"]
+    assert told["train/click/loss"] == pytest.approx(run.best["click/log_loss"], rel=1e-3)
+    assert told["train/amount/loss"] == pytest.approx((run.best["amount/rmse"] / np.std(x**2)) ** 2, rel=1e-3)
+
+
 @pytest.mark.parametrize("size", [1e-9, 1e24])
 def test_weights_far_from_1_train_as_weights_of_1_do(tmp_path: Path, size: float) -> None:
     x = np.random.default_rng(0).normal(size=400)

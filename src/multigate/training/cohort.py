@@ -126,7 +126,7 @@ class Cohort:
     def step(self, batch: Batch) -> Tensor:
         """One step of all; returns their losses (runs, T), still on the device."""
         losses = self.replicas.step(to_device(batch, self.device))
-        self.losses += losses
+        self.losses.add_(losses, alpha=batch.labels.shape[1] / self.runs[0].loader.batch_size)
         for run in self.active:
             self.runs[run].step_done += 1
         return losses
@@ -167,7 +167,7 @@ class Cohort:
                 warn(run, report)
             entry = entry_of(run, scored)
             tell(run, entry)
-            run.balance.after_epoch(run.losses / self.per_epoch)
+            run.balance.after_epoch(run.mean_losses)
             self.replicas.put(number, {f"balance.{name}": t for name, t in run.balance.state_dict().items()})
             self._draw(number, entry)
             run.epoch += 1

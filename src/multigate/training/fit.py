@@ -91,7 +91,7 @@ class Fit:
         self.stale = 0
         self.seconds = 0.0
         self.losses = torch.zeros(len(self.tasks), device=device)
-        """Sum of the task losses over the epoch so far."""
+        """Sum of the task losses over the epoch so far, in whole batches: a last one of few rows is a part of one."""
         self.unscored: dict[str, str] = {}
         """Tasks and conditionals that the validation rows cannot score, and why; filled once they are looked at."""
 
@@ -133,7 +133,7 @@ class Fit:
             with torch.no_grad():
                 after, _, _ = self._losses(batch)
             self.balance.after_step(losses, after, _present(batch))
-        self.losses += losses
+        self.losses.add_(losses, alpha=batch.labels.shape[0] / self.loader.batch_size)
         self.step_done += 1
         return loss
 
@@ -263,6 +263,11 @@ class Fit:
             "average_steps": self.average.steps if self.average is not None else 0,
         }
         save_checkpoint(self.folder / CHECKPOINT, tensors, state)
+
+    @property
+    def mean_losses(self) -> Tensor:
+        """Task losses (T,) of an epoch that is done, the mean over its rows."""
+        return self.losses / (self.prepared.train.rows / self.loader.batch_size)
 
     @property
     def recorded(self) -> bool:

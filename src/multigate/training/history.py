@@ -23,7 +23,7 @@ a training waits for its own other threads, .06 of its time at most (measured)."
 
 def entry_of(fitting: Fit, metrics: dict[str, float]) -> dict[str, Any]:
     """What an epoch leaves in metrics.jsonl."""
-    losses = (fitting.losses / len(fitting.loader)).tolist()
+    losses = fitting.mean_losses.tolist()
     return {
         "epoch": fitting.epoch + 1,
         "step": fitting.step_done,

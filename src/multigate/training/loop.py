@@ -124,7 +124,7 @@ def fit(
                 warn(fitting, report)
             entry = entry_of(fitting, scored)
             tell(fitting, entry)
-            fitting.balance.after_epoch(fitting.losses / len(fitting.loader))
+            fitting.balance.after_epoch(fitting.mean_losses)
             if not opened:
                 board, opened = left_open.enter_context(tensorboard(folder)), True
             if board is not None:
