@@ -125,6 +125,18 @@ def test_probabilities_become_true_to_size_on_other_rows_and_keep_their_order(me
     assert auc(found, answers) == pytest.approx(auc(fresh, answers), abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_isotonic_probabilities_of_rare_labels_add_up_to_the_labels(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    logits = 1.5 * random.standard_normal(20_000)
+    labels = (random.random(20_000) < sigmoid(logits - 6.3)).astype(float)
+    weights = random.uniform(0.5, 2, 20_000)
+    curve = FITS["isotonic"](logits, labels, weights)
+    assert curve is not None
+    assert sum(labels) < 200
+    assert weights @ sigmoid(applied(curve, logits)) == pytest.approx(weights @ labels, rel=1e-4)
+
+
 @pytest.mark.parametrize("method", FITS)
 @pytest.mark.parametrize("labels", [np.zeros(30), np.ones(30), np.zeros(0)], ids=["no ones", "no zeros", "no rows"])
 def test_one_class_alone_gives_no_curve(method: str, labels: np.ndarray) -> None:

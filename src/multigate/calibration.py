@@ -15,6 +15,8 @@ from multigate.options import Options
 Method = Literal["none", "platt", "isotonic"]
 BINS = 100
 """Bins of equal weight that rows are gathered in before the isotonic fit: as many knots at most."""
+FURTHEST = 1.0
+"""How far, in logits, an isotonic curve is moved at most so that it is true in total."""
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +48,11 @@ class Curve(Options):
     def shifted(self, offset: float) -> "Curve":
         """The curve with ``offset`` added to every calibrated logit."""
         return self.with_(to=tuple(value + offset for value in self.to))
+
+    def over(self, logits: Floats) -> Floats:
+        """The calibrated logits (R,)."""
+        beyond = logits - np.clip(logits, self.at[0], self.at[-1])
+        return np.interp(logits, self.at, self.to) + self.slope * beyond
 
 
 class Calibration(nn.Module):
@@ -174,7 +181,28 @@ def isotonic(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = N
     return Curve(at=tuple((sums / many).tolist()), to=tuple(np.log(rates / (1 - rates)).tolist()))
 
 
-FITS = {"platt": platt, "isotonic": isotonic}
+def isotonic_in_total(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Curve | None:
+    """``isotonic``, moved so that the probabilities of these rows add up to the labels.
+
+    Knots hold the rates of their rows at the centre of these, and where rates are low a curve that rises in the logit
+    has more on average: 3 % more of 100 positives among 20,000 rows, 1 % of 1,000 among 100,000 (simulated).
+    """
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
+    curve = isotonic(logits, labels, weights)
+    if curve is None:
+        return None
+    logits, labels, weights = _known(logits, labels, weights)
+    found = curve.over(logits)
+
+    def off(shift: float) -> float:
+        return float(weights @ (expit(found + shift) - labels) / weights.sum())
+
+    return curve.shifted(brentq(off, -FURTHEST, FURTHEST)) if off(-FURTHEST) < 0 < off(FURTHEST) else curve
+
+
+FITS = {"platt": platt, "isotonic": isotonic_in_total}
 
 
 def true_in_total(values: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
