@@ -301,9 +301,11 @@ def test_bootstrap_equals_scoring_drawn_rows_one_replicate_at_a_time(kind, group
         again = copies if grouped else None
         replicates.append(score_task(kind, outputs[rows], labels[rows], weights[rows], again))
     found = bootstrap(kind, outputs, labels, weights, groups if grouped else None, replicates=50, seed=11, level=0.8)
-    mixed = sum(len(np.unique(labels[units == unit])) > 1 for unit in np.unique(units))
+    sizes = np.bincount(units, weights)
+    mixed = [len(np.unique(labels[units == unit])) > 1 for unit in np.unique(units)]
     for name, interval in found.items():
-        many = mixed if name == "gauc" else units.max() + 1
+        of_units = sizes[mixed] if name == "gauc" else sizes
+        many = of_units.sum() ** 2 / (of_units**2).sum()
         expected = np.quantile([replicate[name] for replicate in replicates], expanded(0.8, many))
         assert_allclose(interval, expected, rtol=1e-9, err_msg=name)
 
@@ -435,6 +437,20 @@ def test_intervals_over_few_groups_cover_the_truth_as_often_as_they_say(groups, 
         low, high = bootstrap("regression", errors, np.zeros(len(of_row)), groups=of_row, seed=seed)["mae"]
         held += low <= 9 <= high
     assert least < held / 400 < 0.985
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_intervals_cover_the_truth_where_a_few_rows_or_groups_outweigh_the_others(grouped):
+    """Errors of 9 + N(0, 1) of 30 rows or groups of long-tailed weights or sizes: .91 and .925 by their count."""
+    random, held = np.random.default_rng(4), 0
+    for seed in range(400):
+        tail = np.exp(2 * random.normal(size=30))
+        of_row = np.arange(30).repeat(np.ceil(tail).astype(int) if grouped else 1)
+        errors = 9 + random.normal(size=30)[of_row]
+        options = {"groups": of_row} if grouped else {"weights": tail}
+        low, high = bootstrap("regression", errors, np.zeros(len(of_row)), seed=seed, **options)["mae"]
+        held += low <= 9 <= high
+    assert 0.94 < held / 400 < 0.985
 
 
 def test_infinite_predictions_have_metrics_and_intervals_without_a_warning() -> None:

@@ -186,9 +186,9 @@ def bootstrap(
     """Percentile interval of every metric of ``score_task``, by drawing rows or, with two groups or more, groups.
 
     Rows of one user are not independent, hence the groups. Of few it is as wide as Student's t asks (``widened``),
-    that of gauc of few groups with both classes. NaN for fewer than ``FEWEST`` of weight above 0, for fewer than 20
-    replicates (at 95 %), and where more of them leave a metric undefined than the interval may leave out: what the
-    others say is no interval then.
+    that of gauc of few groups with both classes; unequal weights and sizes of groups make them fewer (``_worth``).
+    NaN for fewer than ``FEWEST`` of weight above 0, for fewer than 20 replicates (at 95 %), and where more of them
+    leave a metric undefined than the interval may leave out: what the others say is no interval then.
     Scores are sorted once; time is O(replicates R), memory that of ``BLOCK`` weights or one replicate.
     """
     units, (drawn,) = _replicates(kind, [outputs], labels, weights, groups, replicates, seed)
@@ -215,7 +215,7 @@ def paired_bootstrap(
     return {name: _interval(drawn_b[name] - drawn_a[name], level, units[name]) for name in drawn_a}
 
 
-def widened(level: float, units: int) -> float:
+def widened(level: float, units: float) -> float:
     """The level of a percentile interval of draws of so many units that holds the truth as often as ``level`` says.
 
     What is drawn anew from n varies by (n - 1) / n of what n vary by, and its quantiles are those of a normal law where
@@ -235,9 +235,9 @@ def _replicates(
     groups: ArrayLike | None,
     replicates: int,
     seed: int,
-) -> tuple[dict[str, int], list[dict[str, Floats]]]:
-    """How many units of weight above 0 there are, of gauc those of both classes, and metrics (replicates,), both by
-    name, for each of several outputs scored on the same draws."""
+) -> tuple[dict[str, float], list[dict[str, Floats]]]:
+    """How many units those of weight above 0 are worth, of gauc those of both classes, and metrics (replicates,), both
+    by name, for each of several outputs scored on the same draws."""
     replicates = max(1, replicates)  # one draw tells the names, and no interval
     units = _Units(_weights(weights, labels), groups)
     block = max(1, BLOCK // max(1, np.size(labels)))
@@ -247,10 +247,12 @@ def _replicates(
     many = dict.fromkeys(blocks[0][0], units.weighted()) if blocks else {}
     if "gauc" in many and units.of_row is not None:
         many["gauc"] = units.mixed(_floats(labels))
-    return many, [
+    return {name: _worth(those) for name, those in many.items()}, [
         {
-            name: np.concatenate([block[name] for block in found]) if few >= FEWEST else np.full(replicates, np.nan)
-            for name, few in many.items()
+            name: np.concatenate([block[name] for block in found])
+            if len(those) >= FEWEST
+            else np.full(replicates, np.nan)
+            for name, those in many.items()
         }
         for found in zip(*blocks, strict=True)
     ]
@@ -269,14 +271,15 @@ class _Units:
             if len(found) > 1:
                 self.of_row, self.count = inverse, len(found)
 
-    def weighted(self) -> int:
-        """Units of weight above 0."""
-        rows = self.weights > 0
-        return int(rows.sum() if self.of_row is None else len(np.unique(self.of_row[rows])))
+    def weighted(self) -> Floats:
+        """Weights of the units that have one above 0."""
+        found = self.sums(np.ones(len(self.weights)))[:, 0]
+        return found[found > 0]
 
-    def mixed(self, labels: Floats) -> int:
-        """Groups of both classes, from labels 0/1 (R,)."""
-        return int((self.sums(labels, 1 - labels) > 0).all(axis=1).sum())
+    def mixed(self, labels: Floats) -> Floats:
+        """Weights of the groups of both classes, from labels 0/1 (R,)."""
+        found = self.sums(labels, 1 - labels)
+        return found[(found > 0).all(axis=1)].sum(axis=1)
 
     def spread(self, drawn: Floats) -> Floats:
         """Times each unit was drawn (B, U) -> weights of the rows (B, R)."""
@@ -489,14 +492,22 @@ def _last_of_equal(ordered: NDArray[Any]) -> NDArray[np.intp]:
     return np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
 
 
-def _interval(values: Floats, level: float, units: int) -> tuple[float, float]:
+def _worth(weights: Floats) -> float:
+    """As many units of one weight as vary as much as these (n,) do: (sum w)^2 / sum w^2 (Kish 1965)."""
+    if not len(weights):
+        return 0.0
+    shares = weights / weights.max()
+    return float(shares.sum() ** 2 / (shares**2).sum())
+
+
+def _interval(values: Floats, level: float, units: float) -> tuple[float, float]:
     """The middle ``level``, ``widened``, of the values that are defined; NaN where more than the rest are not, or where
     the rest of so few is less than one."""
     defined = values[~np.isnan(values)]
     too_few = round(len(values) * (1 - level), 9) < 1
     if too_few or len(defined) < level * len(values):
         return float("nan"), float("nan")
-    level = widened(level, units)
+    level = widened(level, max(2.0, units))  # one unit that outweighs all others has no t
     with np.errstate(invalid="ignore"):  # between two infinite values there is none
         low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

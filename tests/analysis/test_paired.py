@@ -73,9 +73,11 @@ def test_the_paired_bootstrap_equals_scoring_both_on_each_draw(kind, grouped):
         differences.append({name: other[name] - one[name] for name in one})
     found = paired_bootstrap(kind, a, b, labels, weights, groups if grouped else None, replicates=40, seed=5, level=0.8)
     assert list(found) == list(differences[0])
-    mixed = sum(len(np.unique(labels[units == unit])) > 1 for unit in np.unique(units))
+    sizes = np.bincount(units, weights)
+    mixed = [len(np.unique(labels[units == unit])) > 1 for unit in np.unique(units)]
     for name, interval in found.items():
-        many = mixed if name == "gauc" else units.max() + 1
+        of_units = sizes[mixed] if name == "gauc" else sizes
+        many = of_units.sum() ** 2 / (of_units**2).sum()
         expected = np.quantile([difference[name] for difference in differences], ends(0.8, many))
         assert interval == pytest.approx(tuple(expected), abs=1e-9), name
 
@@ -99,7 +101,9 @@ def test_differences_equal_scores_of_each_model_and_a_loop_over_users(linear):
     auc = found["click", "auc"]
     assert (auc.a, auc.b) == pytest.approx(aucs, abs=1e-6)
     assert auc.difference == auc.b - auc.a
-    assert (auc.low, auc.high) == pytest.approx(np.quantile(looped, ends(0.95, users.max() + 1)), abs=1e-6)
+    sizes = np.bincount(users)
+    many = sizes.sum() ** 2 / (sizes**2).sum()
+    assert (auc.low, auc.high) == pytest.approx(np.quantile(looped, ends(0.95, many)), abs=1e-6)
     assert auc.clear
     assert auc.high < 0, "noise costs accuracy"
     turned = {(one.target, one.metric): one for one in paired_differences(b, a, replicates=30, seed=7)}["click", "auc"]
