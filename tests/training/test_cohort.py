@@ -396,3 +396,14 @@ def test_a_cohort_of_single_tasks_in_half_precision(
         found, expected = (json.loads((folders[i] / "metrics.jsonl").read_text()) for i in (at, at + 2))
         assert list(found["train"]) == ["train/like/loss"]
         assert_close(found["train"], expected["train"], 2e-3)
+
+
+def test_a_last_batch_of_one_row_counts_as_one_row_in_the_losses_of_a_cohort(
+    feed_experiment: Experiment, prepared: Prepared, tmp_path: Path
+) -> None:
+    experiment = feed_experiment.with_(epochs=1, batch_size=prepared.train.rows - 1, embedding=STILL)
+    train_together([experiment.with_(seed=seed) for seed in range(2)], prepared, tmp_path / "together")
+    for seed in range(2):
+        train_alone(experiment.with_(seed=seed), prepared, tmp_path / str(seed))
+        found, expected = (read_history(tmp_path / one / str(seed) / "metrics.jsonl")[0] for one in ("together", ""))
+        assert_close(found["train"], expected["train"], 1e-3)
