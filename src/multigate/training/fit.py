@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multigate.balance import task_gramian
 from multigate.batch import Batch
@@ -14,14 +14,12 @@ from multigate.bundle import ROWS, build_model
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import pick_tasks, to_device
-from multigate.errors import ExperimentError, RunError
+from multigate.errors import RunError
 from multigate.evaluate import Monitor, Scored, forward, scores, spaces
 from multigate.experiment import Experiment
-from multigate.nn.constants import constants, differing
 from multigate.objective import Objective
 from multigate.precision import choose_precision, multiplying
 from multigate.run import METRICS, completed, difference, keep_history
-from multigate.sharing import STRUCTURES
 from multigate.training.checkpoint import (
     load_checkpoint,
     load_weights,
@@ -33,7 +31,8 @@ from multigate.training.diverged import diverged
 from multigate.training.intercepts import match_totals
 from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import Average, Rate, build_optimizer, clip, rate_at
-from multigate.training.randomness import devices, random_state, set_random_state
+from multigate.training.randomness import random_state, set_random_state
+from multigate.training.rebuilt import check_rebuilt
 from multigate.training.recorded import Recordings, may_be_recorded
 from multigate.training.tables import TableOptimizer, large_tables
 from multigate.unscored import NO_NUMBERS, listed_reasons, unscored
@@ -65,7 +64,7 @@ class Fit:
         self.schema = schema if tasks is None else schema.only([schema.tasks[i].name for i in tasks])
         self.monitor = Monitor(experiment.monitor, self.schema)
         self.model = build_model(experiment, prepared.encoder, tasks)
-        self._check_constants()
+        check_rebuilt(self.model, experiment.sharing.for_tasks(self.schema.task_names), device)
         self.model.to(device)
         columns = [prepared.layout.tasks[i] for i in self.tasks]
         self.objective = Objective(columns, self.schema.risks(), self._unit()).to(device)
@@ -94,20 +93,6 @@ class Fit:
         """Sum of the task losses over the epoch so far, in whole batches: a last one of few rows is a part of one."""
         self.unscored: dict[str, str] = {}
         """Tasks and conditionals that the validation rows cannot score, and why; filled once they are looked at."""
-
-    def _check_constants(self) -> None:
-        """Raise ``ExperimentError`` where a structure of one's own draws what no bundle or checkpoint keeps."""
-        structure, sharing = self.experiment.sharing, cast(nn.Module, self.model.sharing)
-        if type(structure) in STRUCTURES.values() or not constants(sharing):
-            return
-        with torch.random.fork_rng(devices=devices(self.device)):  # in a state that the model has moved on
-            other = cast(nn.Module, self.model.build_sharing(structure.for_tasks(self.schema.task_names)))
-        name = differing(sharing, other.float())
-        if name:
-            raise ExperimentError(
-                f"structure {structure.name!r} makes {name!r} anew each time it is built, and bundles keep what is in "
-                "its state_dict alone; keep it by register_buffer, not with persistent=False"
-            )
 
     def _unit(self) -> float:
         """The weight of a label that counts as 1: the mean of the heaviest task, where that, times the task's own
