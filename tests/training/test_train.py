@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tied import Tied
 
+from multigate.balance import Fixed
 from multigate.bundle import load
 from multigate.datasets.feed import Feed, write_feed
 from multigate.errors import BundleError, ExperimentError, RunError
@@ -701,3 +702,19 @@ def test_what_a_structure_of_ones_own_draws_is_kept_or_told_of(
         return
     with pytest.raises(ExperimentError, match="'drawn' makes 'drawn' anew each time it is built, and bundles keep"):
         train(experiment, tmp_path / "run", quiet=True)
+
+
+class Own(Fixed):
+    method: Literal["own"] = "own"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "own", [{"sharing": Drawn(hidden=(8,), kept="saved")}, {"balance": Own()}], ids=["structure", "balance"]
+)
+def test_what_is_of_ones_own_is_gone_on_with_from_python(
+    feed_experiment: Experiment, tmp_path: Path, own: dict[str, Any]
+) -> None:
+    """The command line knows what is built in."""
+    with StopAt(5), pytest.raises(Interrupted) as told:
+        train(feed_experiment.with_(**own), tmp_path / "run", quiet=True)
+    assert str(told.value).endswith("go on with the same call of train and resume=True")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from multigate.balance import BALANCES
 from multigate.bundle import ABOUT, FILES, GRAPH, ROW_GRAPH, WEIGHTS, Bundle, build_model, is_damaged, load
 from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
@@ -25,6 +26,7 @@ from multigate.model import Model
 from multigate.nn.blank import Blank
 from multigate.nn.defaults import defaults
 from multigate.run import Run, claimed, open_run, strict
+from multigate.sharing import STRUCTURES
 from multigate.training.checkpoint import load_weights
 from multigate.training.fit import BEST, CHECKPOINT
 from multigate.training.interrupts import interruptible
@@ -67,7 +69,7 @@ def train(
         Monitor(experiment.monitor, experiment.schema)  # refused before any table is read
     sources = {} if finished else open_sources(experiment, tables)
     with (
-        interruptible(lambda: _go_on(folder, typed=not tables)),
+        interruptible(lambda: _go_on(folder, typed=not tables and _built_in(experiment))),
         claimed(folder, experiment, resume=resume, progress=CHECKPOINT),
     ):
         with Reporter(quiet=quiet) as report:
@@ -179,12 +181,18 @@ def _prepared_again(
 
 
 def _go_on(folder: Path, *, typed: bool) -> str:
-    """How a training that was stopped is gone on with; ``typed`` where all it reads is in files that it names."""
+    """How a training that was stopped is gone on with; ``typed`` where a command does: all it reads is in files that it
+    names, and all it computes with is built in."""
     if (folder / EXPERIMENT).is_file() and not typed:
         return "go on with the same call of train and resume=True"
     if (folder / EXPERIMENT).is_file():
         return f"go on with: multigate train --resume --out {quote(str(folder))}"
     return "nothing was begun yet, so run the same command again"
+
+
+def _built_in(experiment: Experiment) -> bool:
+    """Whether a command line knows its structure and its balance."""
+    return type(experiment.sharing) in STRUCTURES.values() and type(experiment.balance) in BALANCES.values()
 
 
 def open_sources(experiment: Experiment, tables: Mapping[str, Any] | None) -> dict[str, Source]:
