@@ -1,7 +1,7 @@
 """The whole model: heads start at base rates, chains are folded, one row at a time is the same as many."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -77,6 +77,8 @@ def test_a_structure_of_ones_own_has_a_representation_for_each_task() -> None:
             r"wants to return z of \(7 rows, 4 tasks, d_out 8\), found",
         ),
         (Shared(torch.zeros(7, 4, 8), (), torch.zeros(7)), r"one penalty, a scalar, found a tensor of \(7,\)"),
+        (Shared(torch.zeros(7, 4, 8), (), cast(Any, None)), "one penalty, a scalar, found None"),
+        (Shared(torch.zeros(7, 4, 8).double(), (), torch.zeros(())), r"of the type of x, found torch\.float64"),
     ],
 )
 def test_a_structure_of_ones_own_is_told_what_to_return(wrong: object, told: str) -> None:

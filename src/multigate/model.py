@@ -151,7 +151,7 @@ class Model(nn.Module):
     def decide(self, seen: Represented, *, calibrated: bool = True) -> Outputs:
         """The second half: share, towers, chain; ``calibrated=False`` leaves logits as training had them."""
         shared = self.sharing(seen.x) if seen.context is None else self.sharing(seen.x, seen.context)  # type: ignore[call-arg]
-        self._check_shared(shared, seen.x.shape[0])
+        self._check_shared(shared, seen.x)
         conditionals = self.heads(self.towers(shared.z))  # (B, O)
         for bias, unknown in seen.biases:
             if unknown is not None:  # the rest learns nothing there: it would take over what the bias explains
@@ -167,9 +167,9 @@ class Model(nn.Module):
         imputed = self.imputation(shared.z) if self.training and self.imputation is not None else None
         return Outputs(logits, conditionals, shared.gates, penalty, imputed)
 
-    def _check_shared(self, shared: Any, rows: int) -> None:
+    def _check_shared(self, shared: Any, x: Tensor) -> None:
         """Raise ``ExperimentError`` where a structure of one's own returns anything else than it should."""
-        name = type(self.sharing).__name__
+        name, rows = type(self.sharing).__name__, x.shape[0]
         if not isinstance(shared, Shared):
             raise ExperimentError(
                 f"{name} wants to return Shared(z, gates, penalty), of multigate.sharing, found {type(shared).__name__}"
@@ -181,6 +181,14 @@ class Model(nn.Module):
             raise ExperimentError(
                 f"{name} wants to return z of ({f'{rows} ' if self.training else ''}rows, {tasks} tasks, d_out "
                 f"{self.sharing.d_out}), found a tensor of {tuple(shared.z.shape)}"
+            )
+        if shared.z.dtype not in (x.dtype, torch.float32, torch.bfloat16):  # autocast makes one of the other
+            raise ExperimentError(
+                f"{name} wants to return z of the type of x, found {shared.z.dtype}; add .to(x.dtype)"
+            )
+        if shared.penalty is None:
+            raise ExperimentError(
+                f"{name} wants to return one penalty, a scalar, found None; x.new_zeros(()) adds none"
             )
         if isinstance(shared.penalty, Tensor) and shared.penalty.numel() != 1:
             raise ExperimentError(
