@@ -48,6 +48,22 @@ def test_a_planted_leak_is_told_with_its_auc(case: str) -> None:
     assert "on 6,000 sampled rows" in reason
 
 
+@pytest.mark.parametrize("rows", [60, 150, 400, 1_000])
+def test_a_number_behind_the_label_of_a_small_table_is_told(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    score = rng.normal(size=rows)
+    label = (score > 0.4).astype(float)
+    for values in (score, -score, np.where(rng.random(rows) < 0.2, np.nan, score), label + rng.normal(size=rows) / 99):
+        (reason,) = found(values, label)
+        assert reason.startswith("alone predicts task 'y' with AUC ")
+    assert found(score + rng.normal(size=rows), label) == []
+    assert found(rng.permutation(rows), label) == []
+    if rows >= 400:
+        ends = (np.abs(score) > 1).astype(float)
+        thirds = np.digitize(score, [-0.5, 0.5]).astype(float)
+        assert len(found(score, ends)) == len(found(score, thirds, "multiclass")) == 1
+
+
 @pytest.mark.parametrize("share", [0.002, 0.01, 0.15])
 def test_an_amount_that_only_the_positives_have_is_told(share: float) -> None:
     rare = (RNG.random(ROWS) < share).astype(float)

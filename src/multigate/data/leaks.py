@@ -14,6 +14,8 @@ MOST_AUC, MOST_R2 = 0.99, 0.98
 FEWEST = 10
 """Positives and negatives (or rows) a score wants; fewer say nothing."""
 _BINS, _CLASSES = 256, 50
+_IN_BIN = 10
+"""Rows that a bin of a small table has: of one or two nothing can be guessed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
     """Why the column looks like a leak, once for every label it gives away.
 
     Binary: AUC of the label's mean over rows with the same value, taken from the other half of the rows (numbers in
-    quantile bins). Multiclass: the mean of that over the classes, each against the rest. Regression: R2 of the same,
+    quantile bins), or of the numbers themselves in a small table. Multiclass: the mean of that over the classes, each against the rest. Regression: R2 of the same,
     or the squared correlation of values or of ranks. Any kind: every value of the column goes with one value of the
     label and the reverse.
     """
@@ -81,6 +83,8 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
                 found = _r2(shares, None if x is None else x[known], target, ranks if rows == len(known) else None)
             elif target.kind == "binary":
                 found = _auc(shares, y, target)
+                if x is not None and rows < _IN_BIN * _BINS:
+                    found = max(found, _auc_of_order(x[known], y))
             else:
                 found = _mean_auc(shares, target)
             if found > most:
@@ -131,6 +135,16 @@ def _r2(codes: np.ndarray, x: np.ndarray | None, target: Target, ranks: np.ndarr
     return max(found, _squared_correlation(x, y), _squared_correlation(_ranks(x), _ranks(y)))
 
 
+def _auc_of_order(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the numbers that are there, whichever way they go."""
+    there = ~np.isnan(x)
+    x, y = x[there], y[there]
+    if min(y.sum(), len(y) - y.sum()) < FEWEST or 2 * len(x) < len(there):
+        return 0.0
+    found = auc(x, y)
+    return max(found, 1 - found)
+
+
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Chance that a 1 scores above a 0, ties counting half."""
     return _area(float(_ranks(scores)[labels == 1].sum()), float(labels.sum()), len(labels))
@@ -158,7 +172,10 @@ def _binned(x: np.ndarray) -> np.ndarray:
     """(R,) index of the quantile bin; missing has its own, and so has a value that is an edge, as 0 is of amounts that
     few rows have."""
     known = x[~np.isnan(x)]
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)[1:-1])) if len(known) else known
+    bins = _BINS
+    if len(known) < _IN_BIN * _BINS and _IN_BIN * len(np.unique(known)) > 2 * len(known):  # few values stay as they are
+        bins = max(2, len(known) // _IN_BIN)
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1)[1:-1])) if len(known) else known
     place = np.searchsorted(edges, x, side="left") + np.searchsorted(edges, x, side="right")
     return np.where(np.isnan(x), 2 * len(edges) + 1, place)
 
