@@ -186,6 +186,30 @@ def test_a_label_of_0_1_and_a_number_that_is_no_class_is_told(tmp_path: Path, ot
     assert "bought" not in draft(path, [Task("bought", kind="multiclass")]).partition("\nschema:\n")[0]
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["yes", "no", "NA"], ["holds 'NA', which is a class; leave such cells empty to have it binary"]),
+        (["True", "False", "-"], ["holds '-', which is a class; leave such cells empty to have it binary"]),
+        (
+            ["red", "blue", "green", " "],
+            ["holds ' ', which is a class; leave such cells empty where the label is unknown"],
+        ),
+        (["1", "2", "3", "unknown"], ["holds 'unknown', which is a class; leave such cells empty where the label is"]),
+        (["Yes", "yes", "No"], ["holds 'Yes' and 'yes', a class each; write them alike"]),
+        (["no", "no ", "yes", "?"], ["holds 'no' and 'no ', a class each", "holds '?', which is a class"]),
+        (["low", "mid", "high", "not low"], []),
+    ],
+)
+def test_labels_with_classes_that_are_none_are_told(tmp_path: Path, values: list[str], told: list[str]) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": np.arange(2400) % 13, "bought": values * (2400 // len(values))}), path)
+    head = draft(path, ["bought"]).partition("\nschema:\n")[0]
+    assert head.count("#   bought: ") == len(told)
+    assert all(f"#   bought: {one}" in head for one in told)
+    assert "bought" not in draft(path, [Task("bought", kind="multiclass")]).partition("\nschema:\n")[0]
+
+
 def test_labels_of_too_many_classes_say_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"x": np.arange(3000) % 13, "amount": [f"{i}.5 EUR" for i in range(3000)]}), path)

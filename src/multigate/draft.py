@@ -61,7 +61,7 @@ def _render(name: str, data: dict[str, Any], findings: Findings) -> str:
             "Labels fitted through log1p though most are 0, whose predictions are too low in total:",
             findings.mostly_zero,
         ),
-        ("Labels of classes that may be binary:", findings.nearly_binary),
+        ("Labels whose classes may be fewer:", findings.doubtful),
         ("Left out of the features:", findings.left_out),
     ):
         if notes:

@@ -44,6 +44,8 @@ _NO_CODE = r"^(\D*|#.*|[<>≤≥~]=? ?[-+]?\d+([.,]\d+)?|\d+([.,]\d+)? ?\+)$"
 """A word or a sign in place of a number, or a bound: n/a, -, <5 or 90+; codes such as V27 hold letters and digits."""
 _DATE = r"^(\d{1,2}[/.-]\d{1,2}[/.-]\d{4}|\d{1,2}/\d{1,2}/\d{2}|\d{4}[/.]\d{1,2}[/.]\d{1,2})([ ,]+\d{1,2}:\d{2}.*)?$"
 """A day that is not ISO 8601, such as 5/31/2024 or 31.05.2024, with or without a time of day."""
+_ABSENT = {"", "-", "--", ".", "na", "n/a", "n.a.", "nan", "null", "none", "<na>", "unknown", "missing"}
+"""What people write in place of a label that they do not know."""
 _PRINTED = r"""^\[(['"].*['"]|\s*-?\d+(\.\d*)?([,\s]+-?\d+(\.\d*)?(e[-+]\d+)?)+\s*)?\]$"""
 """A list as Python and NumPy print it: ['a', 'b'] or [0.5 1.5]."""
 
@@ -57,14 +59,14 @@ class Note(NamedTuple):
 
 class Findings(NamedTuple):
     """What ``inspect_table`` says: the schema, the columns it leaves out, those that may be leaks, those that hold
-    numbers as text, labels whose logarithm is 0 in most rows, those of classes that may be binary, rows read."""
+    numbers as text, labels whose logarithm is 0 in most rows, those whose classes may be fewer, rows read."""
 
     schema: Schema
     left_out: tuple[Note, ...]
     leaks: tuple[Note, ...]
     written: tuple[Note, ...]
     mostly_zero: tuple[Note, ...]
-    nearly_binary: tuple[Note, ...]
+    doubtful: tuple[Note, ...]
     rows: int
 
 
@@ -110,8 +112,9 @@ def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = N
     schema = _schema(source, seen, labels, verdicts)
     left_out = tuple(Note(name, verdict.reason) for name, verdict in verdicts.items() if verdict.feature is None)
     written, mostly_zero = tuple(_written(verdicts, labels, seen)), tuple(_mostly_zero(wanted, labels, seen))
-    nearly_binary = tuple(_nearly_binary(wanted, labels))
-    return Findings(schema, left_out, tuple(_leaks(schema, seen)), written, mostly_zero, nearly_binary, seen.rows)
+    told = {note.column for note in written}
+    doubtful = tuple(note for note in _doubtful(wanted, labels) if note.column not in told)
+    return Findings(schema, left_out, tuple(_leaks(schema, seen)), written, mostly_zero, doubtful, seen.rows)
 
 
 def _wanted(source: Source, tasks: Tasks) -> list[Task]:
@@ -251,16 +254,29 @@ def _mostly_zero(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -
             )
 
 
-def _nearly_binary(wanted: Sequence[Task], labels: Sequence[Task]) -> Iterator[Note]:
-    """Labels of classes that nobody declared: 0, 1 and a number that stands for unknown, or is a sum, more often than
-    it names a class."""
+def _doubtful(wanted: Sequence[Task], labels: Sequence[Task]) -> Iterator[Note]:
+    """Labels of classes that nobody declared, some of which are none more often than not: a number beside 0 and 1 that
+    stands for unknown or is a sum, a class spelled in two ways, a word for missing."""
     for asked, task in zip(wanted, labels, strict=True):
-        others = set(task.classes) - {"0", "1"}
-        if {"kind", "classes"} & asked.model_fields_set or len(task.classes) != 3 or len(others) != 1:
+        if {"kind", "classes"} & asked.model_fields_set or task.kind != "multiclass":
             continue
-        (other,) = others
-        if re.fullmatch(r"-\d+|9|[1-9]\d+", other):
-            yield Note(task.source, f"holds 0, 1 and {other}; leave such cells empty to have it binary")
+        others = set(task.classes) - {"0", "1"}
+        if len(task.classes) == 3 and len(others) == 1 and re.fullmatch(r"-\d+|9|[1-9]\d+", *others):
+            yield Note(task.source, f"holds 0, 1 and {others.pop()}; leave such cells empty to have it binary")
+            continue
+        spelled: dict[str, list[str]] = {}
+        for one in task.classes:
+            spelled.setdefault(one.strip().casefold(), []).append(one)
+        alike = next((same for same in spelled.values() if len(same) > 1), None)
+        absent = [one for one in task.classes if one in cells.MISSING or one.strip().casefold() in _ABSENT]
+        if alike:
+            yield Note(
+                task.source,
+                f"holds {cells.short(alike[0])} and {cells.short(alike[1])}, a class each; write them alike",
+            )
+        if absent:
+            what = "to have it binary" if len(spelled) == 3 else "where the label is unknown"
+            yield Note(task.source, f"holds {cells.short(absent[0])}, which is a class; leave such cells empty {what}")
 
 
 def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:

@@ -61,9 +61,9 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
     """Why the column looks like a leak, once for every label it gives away.
 
     Binary: AUC of the label's mean over rows with the same value, taken from the other half of the rows (numbers in
-    quantile bins), or of the numbers themselves in a small table. Multiclass: the mean of that over the classes, each against the rest. Regression: R2 of the same,
-    or the squared correlation of values or of ranks. Any kind: every value of the column goes with one value of the
-    label and the reverse.
+    quantile bins), or of the numbers themselves in a small table. Multiclass: the mean of that over the classes, each
+    against the rest. Regression: R2 of the same, or the squared correlation of values or of ranks. Any kind: every
+    value of the column goes with one value of the label and the reverse.
     """
     codes, x = _codes(array, column)
     binned = codes if x is None else _binned(x)
