@@ -231,6 +231,14 @@ def test_days_and_lists_written_for_people_are_told(tmp_path: Path) -> None:
         "bracket": [f"[{10 * (i % 5)}-{10 * (i % 5) + 9}]" for i in range(2000)],
         "range": [f"[{i % 5}, {i % 5 + 1})" for i in range(2000)],
         "mixed": [f"{one:%m/%d/%Y}" if at else "soon" for at, one in enumerate(day)],
+        "unknown": [f"{one:%d.%m.%Y}" if at % 9 else "n/a" for at, one in enumerate(day)],
+        "month": [f"{one:%d-%b-%Y}" for one in day],
+        "spoken": [f"{one:%B %d, %Y}" for one in day],
+        "half_day": [f"{one} 0{at % 9 + 1}:30 PM" for at, one in enumerate(day)],
+        "zone": [f"{one} 10:00:00 UTC" for one in day],
+        "holes": [str(one) if at % 9 else "-" for at, one in enumerate(day)],
+        "lost": [str(one) if at % 9 else "lost" for at, one in enumerate(day)],
+        "march": [("Mar 3", "May 10", "10 May")[i % 3] for i in range(2000)],
         "click": [i % 2 for i in range(2000)],
     }
     path = tmp_path / "rows.parquet"
@@ -238,7 +246,9 @@ def test_days_and_lists_written_for_people_are_told(tmp_path: Path) -> None:
     text = draft(path, ["click"])
     assert set(told_of(text)) == {
         "us", "german", "short", "year_first", "listed", "printed",
+        "unknown", "month", "spoken", "half_day", "zone", "holes",
     }  # fmt: skip
+    assert "holds times, but also text such as '-'; leave such cells empty" in told_of(text)["holes"]
     assert "such as '01/01/2024'; write it as ISO 8601 (2024-05-31) to have it as a time" in told_of(text)["us"]
     assert "- {name: iso, kind: time" in text
 

@@ -42,10 +42,17 @@ _MOST, _MANY = 0.8, 20
 """Of the different texts of a column those that are numbers, where the others are an exception."""
 _NO_CODE = r"^(\D*|#.*|[<>≤≥~]=? ?[-+]?\d+([.,]\d+)?|\d+([.,]\d+)? ?\+)$"
 """A word or a sign in place of a number, or a bound: n/a, -, <5 or 90+; codes such as V27 hold letters and digits."""
-_DATE = r"^(\d{1,2}[/.-]\d{1,2}[/.-]\d{4}|\d{1,2}/\d{1,2}/\d{2}|\d{4}[/.]\d{1,2}[/.]\d{1,2})([ ,]+\d{1,2}:\d{2}.*)?$"
-"""A day that is not ISO 8601, such as 5/31/2024 or 31.05.2024, with or without a time of day."""
-_ABSENT = {"", "-", "--", ".", "na", "n/a", "n.a.", "nan", "null", "none", "<na>", "unknown", "missing"}
-"""What people write in place of a label that they do not know."""
+_MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_DATE = (
+    r"^((\d{1,2}[/.-]\d{1,2}[/.-]\d{4}|\d{1,2}/\d{1,2}/\d{2}|\d{4}[/.]\d{1,2}[/.]\d{1,2}"
+    rf"|\d{{1,2}}[ -]{_MONTH}[ -](\d{{2}}|\d{{4}})|{_MONTH} \d{{1,2}},? \d{{4}})([ ,]+\d{{1,2}}:\d{{2}}.*)?"
+    r"|\d{4}-\d{2}-\d{2}[ T]\d{1,2}:\d{2}(:\d{2})? ?[A-Za-z]{2,4})$"
+)
+"""A day that is not ISO 8601, such as 5/31/2024, 31.05.2024 or 31-May-2024, with or without a time of day; or one with
+a time of day that is not, such as 05:30 PM."""
+_ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}.*)?)?$"
+_ABSENT = {word.lower() for word in cells.MISSING} | {"-", "--", ".", "n.a.", "<na>", "nat", "unknown", "missing"}
+"""What people write in place of what they do not know."""
 _PRINTED = r"""^\[(['"].*['"]|\s*-?\d+(\.\d*)?([,\s]+-?\d+(\.\d*)?(e[-+]\d+)?)+\s*)?\]$"""
 """A list as Python and NumPy print it: ['a', 'b'] or [0.5 1.5]."""
 
@@ -261,14 +268,15 @@ def _doubtful(wanted: Sequence[Task], labels: Sequence[Task]) -> Iterator[Note]:
         if {"kind", "classes"} & asked.model_fields_set or task.kind != "multiclass":
             continue
         others = set(task.classes) - {"0", "1"}
-        if len(task.classes) == 3 and len(others) == 1 and re.fullmatch(r"-\d+|9|[1-9]\d+", *others):
-            yield Note(task.source, f"holds 0, 1 and {others.pop()}; leave such cells empty to have it binary")
+        other = min(others) if len(task.classes) == 3 and len(others) == 1 else ""
+        if re.fullmatch(r"-\d+|9|[1-9]\d+", other):
+            yield Note(task.source, f"holds 0, 1 and {other}; leave such cells empty to have it binary")
             continue
         spelled: dict[str, list[str]] = {}
         for one in task.classes:
             spelled.setdefault(one.strip().casefold(), []).append(one)
         alike = next((same for same in spelled.values() if len(same) > 1), None)
-        absent = [one for one in task.classes if one in cells.MISSING or one.strip().casefold() in _ABSENT]
+        absent = [one for one in task.classes if _is_absent(one)]
         if alike:
             yield Note(
                 task.source,
@@ -277,6 +285,10 @@ def _doubtful(wanted: Sequence[Task], labels: Sequence[Task]) -> Iterator[Note]:
         if absent:
             what = "to have it binary" if len(spelled) == 3 else "where the label is unknown"
             yield Note(task.source, f"holds {cells.short(absent[0])}, which is a class; leave such cells empty {what}")
+
+
+def _is_absent(text: str) -> bool:
+    return text.strip().lower() in _ABSENT
 
 
 def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
@@ -290,14 +302,26 @@ def _written(verdicts: Mapping[str, Verdict], labels: Sequence[Task], seen: Surv
         sample = pc.unique(pc.utf8_trim_whitespace(pc.drop_null(seen.sampled(name)).cast(pa.string())))
         values = sample.filter(pc.not_equal(sample, ""))
         marked = values.filter(pc.invert(pc.match_substring_regex(values, _PLAIN)))
+        absent = pc.is_in(pc.utf8_lower(values), pa.array(sorted(_ABSENT)))
+        days = values.filter(pc.invert(absent))
         if len(marked) and pc.all(pc.match_substring_regex(values, _MARKED)).as_py():
             yield Note(
                 name, f"holds text such as {marked[0].as_py()!r}; write plain numbers (1234.56) to have it as one"
             )
-        elif not label and len(values) and pc.all(pc.match_substring_regex(values, _DATE)).as_py():
+        elif not label and len(days) and pc.all(pc.match_substring_regex(days, _DATE)).as_py():
             yield Note(
                 name,
-                f"holds text such as {values[0].as_py()!r}; write it as ISO 8601 (2024-05-31) to have it as a time",
+                f"holds text such as {days[0].as_py()!r}; write it as ISO 8601 (2024-05-31) to have it as a time",
+            )
+        elif (
+            not label
+            and 0 < len(days) < len(values)
+            and verdicts[name].feature is not None
+            and pc.all(pc.match_substring_regex(days, _ISO)).as_py()
+        ):
+            word = values.filter(absent)[0].as_py()
+            yield Note(
+                name, f"holds times, but also text such as {word!r}; leave such cells empty to have it as a time"
             )
         elif not label and len(values) and pc.all(pc.match_substring_regex(values, _PRINTED)).as_py():
             yield Note(
