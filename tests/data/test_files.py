@@ -224,6 +224,22 @@ def test_whole_numbers_beyond_int64_are_read_from_lists() -> None:
             open_table({"user": wrong})
 
 
+def test_whole_numbers_that_no_column_holds_are_told_to_be_given_as_text() -> None:
+    """As pandas and polars read them from a CSV file, where they are text."""
+    long = [10**21, 10**21 + 1]
+    for data in (
+        {"user": long},
+        pd.DataFrame({"user": long}),
+        pl.DataFrame({"user": pl.Series(long, dtype=pl.Int128)}),
+    ):
+        with pytest.raises(
+            DataError, match=r"column 'user' cannot be read, .* too long for an int64; give them as text"
+        ):
+            open_table(data)
+    short = pl.DataFrame({"user": pl.Series([5, None, 7], dtype=pl.Int128)})
+    assert rows_of(open_table(short)) == [{"user": 5}, {"user": None}, {"user": 7}]
+
+
 def test_files_that_differ_are_refused_by_file_and_column(tmp_path: Path) -> None:
     first = write_parquet(tmp_path, "a.parquet", n=[1])
     with pytest.raises(DataError, match=r"b\.parquet: column 'n' is string, but int64"):

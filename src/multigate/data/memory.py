@@ -114,6 +114,10 @@ def _unreadable(column: str, error: Exception) -> DataError:
     """The error for values that have no one Arrow type."""
     if isinstance(error, UnicodeEncodeError):
         return DataError(f"{column} holds text that is not valid Unicode ({one_line(error)}); replace such characters")
+    if isinstance(error, OverflowError):
+        return DataError(
+            f"{column} cannot be read, for it holds whole numbers too long for an int64; give them as text"
+        )
     why = re.sub(r"; Conversion failed for column .*| at 0x[0-9a-f]+", "", one_line(error))
     return DataError(f"{column} cannot be read as one type ({why}); make its values all text or all numbers")
 
@@ -166,6 +170,8 @@ def _from_lists(data: Mapping[Any, Any]) -> tuple[pa.Table, dict[str, DataError]
 
 def _of_frame(column: nw.Series[Any]) -> pa.Array:
     """A column of a data frame; one of Python objects, as pandas has them, as a list of these."""
+    if column.dtype in (nw.Int128, nw.UInt128):  # polars has its own format of them
+        return _as_array(column.to_list())
     try:
         array = column.to_arrow()
     except OverflowError:
