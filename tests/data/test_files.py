@@ -233,7 +233,7 @@ def test_whole_numbers_that_no_column_holds_are_told_to_be_given_as_text() -> No
         pl.DataFrame({"user": pl.Series(long, dtype=pl.Int128)}),
     ):
         with pytest.raises(
-            DataError, match=r"column 'user' cannot be read, .* too long for an int64; give them as text"
+            DataError, match=r"column 'user' cannot be read, .* too large for an int64; give them as text"
         ):
             open_table(data)
     short = pl.DataFrame({"user": pl.Series([5, None, 7], dtype=pl.Int128)})

@@ -116,7 +116,7 @@ def _unreadable(column: str, error: Exception) -> DataError:
         return DataError(f"{column} holds text that is not valid Unicode ({one_line(error)}); replace such characters")
     if isinstance(error, OverflowError):
         return DataError(
-            f"{column} cannot be read, for it holds whole numbers too long for an int64; give them as text"
+            f"{column} cannot be read, for it holds whole numbers too large for an int64; give them as text"
         )
     why = re.sub(r"; Conversion failed for column .*| at 0x[0-9a-f]+", "", one_line(error))
     return DataError(f"{column} cannot be read as one type ({why}); make its values all text or all numbers")
