@@ -56,6 +56,9 @@ def test_a_number_behind_the_label_of_a_small_table_is_told(rows: int) -> None:
     for values in (score, -score, np.where(rng.random(rows) < 0.2, np.nan, score), label + rng.normal(size=rows) / 99):
         (reason,) = found(values, label)
         assert reason.startswith("alone predicts task 'y' with AUC ")
+    rare, seen = rng.normal(size=ROWS), np.full(ROWS, np.nan)
+    seen[:rows] = rare[:rows] > 0.4
+    assert len(found(rare, seen)) == 1
     assert found(score + rng.normal(size=rows), label) == []
     assert found(rng.permutation(rows), label) == []
     if rows >= 400:

@@ -61,14 +61,14 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
     """Why the column looks like a leak, once for every label it gives away.
 
     Binary: AUC of the label's mean over rows with the same value, taken from the other half of the rows (numbers in
-    quantile bins), or of the numbers themselves in a small table. Multiclass: the mean of that over the classes, each
-    against the rest. Regression: R2 of the same, or the squared correlation of values or of ranks. Any kind: every
-    value of the column goes with one value of the label and the reverse.
+    quantile bins), or of the numbers themselves where few labels are known. Multiclass: the mean of that over the
+    classes, each against the rest. Regression: R2 of the same, or the squared correlation of values or of ranks. Any
+    kind: every value of the column goes with one value of the label and the reverse.
     """
     codes, x = _codes(array, column)
     binned = codes if x is None else _binned(x)
-    amounts = any(target.kind == "regression" for target in targets)
-    ranks = _ranks(x) if amounts and x is not None and not np.isnan(x).any() else None
+    ordered = len(codes) < _IN_BIN * _BINS or any(target.kind == "regression" for target in targets)
+    ranks = _ranks(x) if ordered and x is not None and not np.isnan(x).any() else None
     for target in targets:
         known, y, rows = target.known, target.y, len(target.y)
         if rows < FEWEST or target.distinct == 1:
@@ -84,7 +84,7 @@ def leaks(array: pa.Array, column: str, targets: Sequence[Target]) -> Iterator[s
             elif target.kind == "binary":
                 found = _auc(shares, y, target)
                 if x is not None and rows < _IN_BIN * _BINS:
-                    found = max(found, _auc_of_order(x[known], y))
+                    found = max(found, _auc_of_order(x[known], y, ranks if rows == len(known) else None))
             else:
                 found = _mean_auc(shares, target)
             if found > most:
@@ -135,13 +135,16 @@ def _r2(codes: np.ndarray, x: np.ndarray | None, target: Target, ranks: np.ndarr
     return max(found, _squared_correlation(x, y), _squared_correlation(_ranks(x), _ranks(y)))
 
 
-def _auc_of_order(x: np.ndarray, y: np.ndarray) -> float:
-    """Of the numbers that are there, whichever way they go."""
+def _auc_of_order(x: np.ndarray, y: np.ndarray, ranks: np.ndarray | None) -> float:
+    """Of the numbers that are there, whichever way they go; ``ranks`` are theirs, where they are known already."""
     there = ~np.isnan(x)
-    x, y = x[there], y[there]
-    if min(y.sum(), len(y) - y.sum()) < FEWEST or 2 * len(x) < len(there):
+    if 2 * np.count_nonzero(there) < len(x):
         return 0.0
-    found = auc(x, y)
+    y = y[there]
+    positives = float(y.sum())
+    if min(positives, len(y) - positives) < FEWEST:
+        return 0.0
+    found = _area(float(((_ranks(x[there]) if ranks is None else ranks) * y).sum()), positives, len(y))
     return max(found, 1 - found)
 
 
