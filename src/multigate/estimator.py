@@ -21,8 +21,8 @@ from multigate.data.files import open_table
 from multigate.data.infer import infer_schema, infer_tasks
 from multigate.data.meaning import FEW
 from multigate.data.missingness import weights_of
-from multigate.data.survey import is_text
 from multigate.data.tasks import Tasks, read_tasks
+from multigate.data.types import is_text
 from multigate.errors import DataError, ExperimentError, MultigateError, nearest
 from multigate.evaluate import Monitor, Scored, forward, scores, spaces
 from multigate.experiment import Experiment, make_experiment

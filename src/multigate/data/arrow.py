@@ -29,7 +29,7 @@ from multigate.data.cells import (
     text,
 )  # fmt: skip
 from multigate.data.float32 import LARGEST
-from multigate.data.types import is_text, value_type
+from multigate.data.types import is_list, is_moment, is_text, value_type
 
 
 def codes(array: pa.Array, column: str) -> tuple[np.ndarray, pa.Array]:
@@ -124,7 +124,7 @@ def _spelled(found: list[str | None], kind: pa.DataType, spell: Spell | None) ->
 
 
 def _python(values: pa.Array) -> list[Any]:
-    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+    if is_moment(values.type):
         if pa.types.is_timestamp(values.type) and values.type.unit == "ns":
             values = values.cast(pa.timestamp("us", values.type.tz), safe=False)
         read = (_micros(values) != NO_MOMENT) & (moments(values, "") != NO_MOMENT)  # here and in its zone
@@ -197,18 +197,13 @@ def distinct_numbers(array: pa.Array, column: str) -> tuple[np.ndarray | None, n
     return index, np.append(values.astype(np.float64), np.nan)
 
 
-def is_number(kind: pa.DataType) -> bool:
-    """Whether it is of whole or fractional numbers."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
 def refused(kind: pa.DataType, column: str, wanted: str) -> ColumnError:
     """The error for a column of a type that is not read as what was wanted."""
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+    if is_moment(kind):
         advice = "declare it a time, or write it as numbers"
     elif pa.types.is_temporal(kind):
         advice = "write it as a number of seconds"
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    elif is_list(kind):
         advice = "only bags and vectors read lists"
     else:
         advice = "give its fields columns of their own, or leave it out"
@@ -222,7 +217,7 @@ def moments(array: pa.Array, column: str, zone: str | None = None) -> np.ndarray
     """``moment`` of every row in ``zone``, (R,) int64 microseconds with ``NO_MOMENT`` where missing."""
     array = plain(array)
     kind = array.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+    if is_moment(kind):
         _check_zone(kind, column)
         if zone is not None and pa.types.is_timestamp(kind) and kind.tz is not None:
             kind = pa.timestamp(kind.unit, zone)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from multigate.data.arrow import codes, texts
 from multigate.data.buffers import filled, plain
 from multigate.data.cells import text
+from multigate.data.types import is_list
 from multigate.data.vocabulary import MISSING, Lookup, add_counts
 
 
@@ -46,7 +47,7 @@ def _items(array: pa.Array, separator: str, column: str) -> tuple[np.ndarray, pa
     """Index of every item into the distinct values (null: one past them), those values, items per row (R,)."""
     array = plain(array)
     kind = array.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         lengths = filled(pc.list_value_length(array), 0)
         index, values = codes(array.flatten(), column)
         return index, values, lengths.astype(np.int64)

@@ -10,7 +10,16 @@ import pyarrow.csv
 
 from multigate.data.beginnings import PACKED, check_text, unpacked
 from multigate.data.cells import MISSING, short
-from multigate.data.types import are_codes, are_local, are_thousands, check_names, guessed_type, is_text, value_type
+from multigate.data.types import (
+    are_codes,
+    are_local,
+    are_thousands,
+    check_names,
+    guessed_type,
+    is_number,
+    is_text,
+    value_type,
+)
 from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
@@ -51,7 +60,7 @@ class CsvFile:
         self._delimiter = told[2] if told else "\t" if name.suffix.lower() == ".tsv" else _delimiter(names)
         self._check_comment(lines)
         self._decimal, self._points = ".", set[str]()
-        self._numbers = {column for column, kind in trained.items() if _is_number(kind)}
+        self._numbers = {column for column, kind in trained.items() if is_number(kind)}
         self.schema = self._infer({column: _csv_type(kind) for column, kind in frozen.items()})
 
     def _head(self) -> str:
@@ -122,7 +131,7 @@ class CsvFile:
                 raise DataError(f"{self.name}: column {column!r} is not UTF-8 text; save the file as UTF-8")
         pointed = self._points - frozen.keys()
         unsure = [column for column, kind in found.items() if pa.types.is_null(kind) or column in pointed]
-        codes = [column for column, kind in found.items() if _is_number(kind) and column not in frozen]
+        codes = [column for column, kind in found.items() if is_number(kind) and column not in frozen]
         zoned = [at for at, kind in found.items() if pa.types.is_timestamp(kind) and kind.tz and at not in frozen]
         if unsure or codes or zoned:
             found |= self._looked_at(unsure, codes, zoned)
@@ -267,10 +276,6 @@ def _there(texts: pa.Array) -> pa.Array:
 def _inferred(kind: pa.DataType) -> pa.DataType:
     """The type that a column gets of which the reader infers this one: times of day stay the text that they are."""
     return pa.string() if pa.types.is_time(kind) else kind
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _nulls_where_missing(texts: pa.Array) -> pa.Array:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multigate.data import arrow, buffers, cells
+from multigate.data.types import is_list
 from multigate.data.vocabulary import FIRST, MISSING
 from multigate.errors import DataError, nearest
 from multigate.schema import Time, Vector
@@ -45,7 +46,7 @@ def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
     # pandas has NaN where nothing is known
     if pa.types.is_null(kind) or (pa.types.is_floating(kind) and pc.all(pc.is_null(array, nan_is_null=True)).as_py()):
         return np.full((feature.size, len(array)), np.nan)
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    if not is_list(kind):
         raise cells.ColumnError(feature.source, f"wanted lists of {feature.size} numbers, found {kind}; give lists")
     known = buffers.known(array)
     lengths = buffers.filled(pc.list_value_length(array), feature.size)

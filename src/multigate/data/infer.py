@@ -13,9 +13,9 @@ from multigate.data import arrow, cells
 from multigate.data.files import Source, open_table
 from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_id, is_readable, judge, unsupported, words_of
-from multigate.data.survey import Column, Progress, Survey, is_list, is_text, survey
+from multigate.data.survey import Column, Progress, Survey, survey
 from multigate.data.tasks import Tasks, check_label, completed, read_tasks
-from multigate.data.types import are_codes, type_name
+from multigate.data.types import are_codes, is_list, is_text, type_name, value_type
 from multigate.data.vocabulary import own_tables
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
@@ -210,8 +210,7 @@ def _group(features: Sequence[Feature], seen: Survey) -> str | None:
 
 def _frozen(kind: pa.DataType) -> pa.DataType:
     """How text of the column is to be read: wide enough for values that this table does not hold."""
-    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = value_type(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind)
     if pa.types.is_integer(kind):
         return pa.uint64() if kind == pa.uint64() else pa.int64()
     if pa.types.is_floating(kind):

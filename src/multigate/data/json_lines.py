@@ -14,7 +14,7 @@ import pyarrow.json
 
 from multigate.data.beginnings import check_text, unpacked
 from multigate.data.damage import DAMAGED, told
-from multigate.data.types import check_names, common_type, type_name
+from multigate.data.types import check_names, common_type, is_list, type_name
 from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
@@ -298,8 +298,7 @@ def _readable(kind: pa.DataType) -> pa.DataType:
     """What JSON has for values of a type."""
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return kind
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return pa.list_(_readable(kind.value_type)) if lists else pa.string()
+    return pa.list_(_readable(kind.value_type)) if is_list(kind) else pa.string()
 
 
 def _is_whole(name: str, block: bytes) -> bool:

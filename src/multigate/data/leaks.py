@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from multigate.data import arrow
-from multigate.data.survey import is_moment, is_number
+from multigate.data.types import is_moment, is_number
 
 MOST_AUC, MOST_R2 = 0.99, 0.98
 FEWEST = 10

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multigate.data import arrow, cells
-from multigate.data.survey import Column, Survey, is_list, is_moment, is_number, is_scalar, is_text
-from multigate.data.types import type_name
+from multigate.data.survey import Column, Survey
+from multigate.data.types import is_list, is_moment, is_number, is_scalar, is_text, type_name
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Time, Vector
 
 FEW = 50

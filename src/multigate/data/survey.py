@@ -10,6 +10,7 @@ import xxhash
 
 from multigate.data import arrow, buffers, cells, float32
 from multigate.data.files import Source
+from multigate.data.types import is_list, is_moment, is_number, is_scalar, is_text, value_type
 
 COUNTED = 2_000
 """Columns with up to so many different values have each of them counted."""
@@ -67,7 +68,7 @@ class Column:
         self.name = name
         self.declared_category = bool(pa.types.is_dictionary(kind)) and not is_text(kind)
         """An Arrow dictionary of something other than text."""
-        self.kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        self.kind = value_type(kind)
         self.rows = self.known = 0
         """``known`` leaves out nulls, NaN, infinities and empty text; of a list column it counts the items."""
         self.counts: dict[Any, int] | None = None if is_moment(self.kind) else {}
@@ -196,36 +197,8 @@ class Sample:
         return self._parts[0]
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Strings, also as a dictionary."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Integers, floats and decimals."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def is_moment(kind: pa.DataType) -> bool:
-    """Timestamps and dates."""
-    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Lists of any length."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def is_scalar(kind: pa.DataType) -> bool:
-    """What a single cell of a feature or label may hold."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return is_text(kind) or is_number(kind) or is_moment(kind) or bool(pa.types.is_boolean(kind))
-
-
 def _decoded(kind: pa.DataType) -> pa.DataType:
-    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return value_type(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind)
 
 
 def _is_iso(text: str) -> bool:

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from multigate.data import cells
 from multigate.data.meaning import FEW, QUANTITIES, heavy_tailed, only_value, words_of
-from multigate.data.survey import Column, Survey, is_moment, is_number, is_scalar
-from multigate.data.types import are_thousands, guessed_type, type_name, value_type
+from multigate.data.survey import Column, Survey
+from multigate.data.types import are_thousands, guessed_type, is_moment, is_number, is_scalar, type_name, value_type
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
 from multigate.schema import Task, Value

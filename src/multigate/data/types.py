@@ -60,6 +60,27 @@ def value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Whether it is of integers, floats or decimals."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def is_moment(kind: pa.DataType) -> bool:
+    """Whether it is of timestamps or dates."""
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is of lists, of any or of one length."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_scalar(kind: pa.DataType) -> bool:
+    """Whether its cells are what a single cell of a feature or label may hold."""
+    kind = value_type(kind)
+    return is_text(kind) or is_number(kind) or is_moment(kind) or bool(pa.types.is_boolean(kind))
+
+
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type without views, run ends and narrow decimals, which few kernels know; UUIDs are text."""
     if is_uuid(value_type(kind)):
@@ -68,7 +89,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
         return pa.dictionary(kind.index_type, plain_type(kind.value_type), kind.ordered)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return _list_of(plain_type(kind.value_type), kind)
     return _plain_value(kind)
 
