@@ -7,9 +7,9 @@ from typing import Any
 
 from multigate.data.files import open_table
 from multigate.data.infer import Findings, Note, inspect_table
-from multigate.data.survey import Progress
 from multigate.errors import ExperimentError
 from multigate.experiment import TYPES, changed, make_experiment
+from multigate.progress import Progress
 from multigate.schema import Task
 from multigate.yaml_text import dump_yaml
 

@@ -18,11 +18,11 @@ from multigate.data.types import type_name
 from multigate.errors import DataError, SettingError, one_line
 from multigate.evaluate import forward, intervals, scores, spaces
 from multigate.folders import at_home
+from multigate.progress import Progress
 from multigate.run import bundle_of, open_run
 from multigate.unscored import listed_reasons, unscored
 from multigate.writing import writing
 
-Progress = Callable[[str, int, int | None], None]
 Tell = Callable[[str], None]
 Metrics = dict[str, float]
 Intervals = dict[str, tuple[float, float]]

@@ -1,7 +1,5 @@
 """Permutation importance: what predictions lose when a feature tells them nothing."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from multigate.errors import ExperimentError
 from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.options import Options
+from multigate.progress import Progress
 
 MOST, LEAST, RUN = 20_000, 1_000, 6_000_000
 """Rows that are shuffled: the most, the least, and as many as go through the model for all features and shuffles."""
@@ -22,8 +21,6 @@ ROWS = 1024
 """Rows that go through the model together; more do not fit into the cache."""
 FEATURES = 200
 """Features that are shuffled at most."""
-
-Progress = Callable[[str, int, int | None], None]
 
 
 class Importance(Options):

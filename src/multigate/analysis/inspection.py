@@ -1,6 +1,6 @@
 """An inspection: why a model predicts as it does, from its gates, its units, and rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 
 import numpy as np
@@ -19,10 +19,9 @@ from multigate.errors import DataError
 from multigate.formats import listed
 from multigate.nn.defaults import defaults
 from multigate.options import Options
+from multigate.progress import Progress
 
 __all__ = ["Finding", "Importance", "Inspection", "LevelGates", "Served", "Units", "inspect_model"]
-
-Progress = Callable[[str, int, int | None], None]
 
 NAMED = 6
 """Features that a sentence names at most."""

@@ -11,9 +11,10 @@ import torch
 
 from multigate.analysis.search import BEAT, Objective, Search, Tell, Trial, Valued, finished, try_one
 from multigate.analysis.workers import Workers
-from multigate.data.prepared import Prepared, Progress
+from multigate.data.prepared import Prepared
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
+from multigate.progress import Progress
 from multigate.training.loop import fit
 from multigate.training.progress import Reporter
 

@@ -13,12 +13,13 @@ from multigate.data import arrow, cells
 from multigate.data.files import Source, open_table
 from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_id, is_readable, judge, unsupported, words_of
-from multigate.data.survey import Column, Progress, Survey, survey
+from multigate.data.survey import Column, Survey, survey
 from multigate.data.tasks import Tasks, check_label, completed, read_tasks
 from multigate.data.types import are_codes, is_list, is_text, type_name, value_type
 from multigate.data.vocabulary import own_tables
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
+from multigate.progress import Progress
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Task
 
 _ID = "_?(id|no|nr|number)"

@@ -28,6 +28,7 @@ from multigate.data.rows import pick
 from multigate.data.shards import Part, ShardWriter, checksum, shard_path
 from multigate.data.split import PARTS, Split, Splitter
 from multigate.errors import DataError, MultigateError, RunError
+from multigate.progress import Progress, silent
 from multigate.schema import Schema
 from multigate.sealed import sealed, unsealed
 from multigate.writing import writing
@@ -39,9 +40,6 @@ MANIFEST = "manifest.json"
 """What says which rows a folder holds, and that they are whole."""
 KEPT = 1 << 30
 """Bytes that a training table may take on disk from the fit to the encoding; a larger one is parsed twice."""
-
-Progress = Callable[[str, int, int | None], None]
-"""Told the stage, the rows done and, where known, the rows in all."""
 
 
 class Table(Protocol):
@@ -189,7 +187,7 @@ def prepare(
     temporary.mkdir(parents=True)
     try:
         with Kept(temporary, KEPT) as kept:
-            _write(schema, tables, split, base, temporary, keys, shard_rows, kept, progress or _silent)
+            _write(schema, tables, split, base, temporary, keys, shard_rows, kept, progress or silent)
         for table in tables.values():  # read twice, and known by what they held before: rows of both would go together
             table.check_unchanged()
         _put_in_place(temporary, folder)
@@ -307,9 +305,6 @@ def _read_manifest(folder: Path) -> Any:
     """What stands in the file of that. Raises ``ValueError`` where it is damaged."""
     found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return unsealed(found) if isinstance(found, dict) else found
-
-
-def _silent(stage: str, done: int, total: int | None) -> None: ...
 
 
 class _Rows:

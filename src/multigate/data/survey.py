@@ -1,6 +1,6 @@
 """One pass over a table in bounded memory: what is in each column, and a sample of whole rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import xxhash
 from multigate.data import arrow, buffers, cells, float32
 from multigate.data.files import Source
 from multigate.data.types import is_list, is_moment, is_number, is_scalar, is_text, value_type
+from multigate.progress import Progress
 
 COUNTED = 2_000
 """Columns with up to so many different values have each of them counted."""
@@ -37,10 +38,6 @@ class Survey(NamedTuple):
     def sampled(self, name: str) -> pa.Array:
         """A column of the sample, without its extension type."""
         return buffers.plain(self.sample[name].combine_chunks())
-
-
-Progress = Callable[[str, int, int | None], None]
-"""Told the stage, the rows done and, where known, the rows in all."""
 
 
 def survey(source: Source, columns: Sequence[str], progress: Progress | None = None) -> Survey:

@@ -16,7 +16,6 @@ import io
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,11 +27,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from multigate.errors import DataError
+from multigate.progress import Progress, silent
 from multigate.schema import Category, Feature, Number, Schema, Task
 from multigate.writing import writing
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is done, and the total where it is known."""
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 _CODE = pa.int8()
@@ -214,7 +211,7 @@ def write_census(source: Path, out: Path, seed: int = 0, progress: Progress | No
     ``default_rng(seed).permutation(99_762)`` are valid and the others test, both in the order of the file. Rows and
     values are compared with the published ones: ``DataError`` where they differ.
     """
-    report = progress or _silent
+    report = progress or silent
     steps = 5
     if out.resolve() == _folder(source).resolve():
         raise DataError(f"writing to {str(out)!r} would overwrite the data it is made from; choose another folder")
@@ -341,7 +338,3 @@ def _with_nulls(table: pa.Table) -> pa.Table:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """Tells nobody."""

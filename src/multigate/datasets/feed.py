@@ -29,7 +29,7 @@ Randomness is drawn in blocks of 65,536 rows, each from a generator of its own k
 range of rows is the same whether it is asked for alone, in pieces or with the rest.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -42,11 +42,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from multigate.options import Options
+from multigate.progress import Progress
 from multigate.schema import Bag, Category, Number, Schema, Task, Time
 from multigate.writing import writing
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is done, and the total where it is known."""
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -10,9 +10,9 @@ from urllib.request import Request, urlopen
 
 from multigate.cache import cache_folder
 from multigate.datasets import census_income, kuairand
-from multigate.datasets.census_income import Progress
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.folders import at_home
+from multigate.progress import Progress
 from multigate.writing import told, writing
 
 PIECE = 1 << 18

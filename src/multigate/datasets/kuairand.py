@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from multigate.datasets.census_income import Progress
 from multigate.errors import DataError
+from multigate.progress import Progress, silent
 from multigate.schema import Bag, Category, Number, Schema, Task
 from multigate.writing import write_text, writing
 
@@ -215,7 +215,7 @@ def write_kuairand(source: Path, out: Path, seed: int = 0, progress: Progress | 
     ``source`` is what ``open_kuairand`` takes; ``seed`` changes nothing, for days split the rows. Rows and positive
     labels are counted first and compared with the published ones: ``DataError`` where they differ.
     """
-    report = progress or _silent
+    report = progress or silent
     steps = 5
     report("reading KuaiRand-Pure", 0, steps)
     published = open_kuairand(source)
@@ -311,7 +311,3 @@ def _same(found: int, wanted: int, what: str, source: Path) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """Tells nobody."""

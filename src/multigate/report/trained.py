@@ -1,6 +1,6 @@
 """What a report is about: a run, or a comparison and its joint model, with what analyses find, each looked at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from multigate.data.encoder import Encoder
 from multigate.data.prepared import Prepared
 from multigate.experiment import Experiment, make_experiment, with_balance
 from multigate.folders import at_home
+from multigate.progress import Progress
 from multigate.run import Run, open_run, stored_values
 from multigate.training.train import PREPARED
 
-Progress = Callable[[str, int, int | None], None]
 Source = str | Path | Run | Comparison
 """A run or a comparison, or its folder."""
 

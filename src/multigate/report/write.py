@@ -13,9 +13,10 @@ from multigate.errors import MultigateError, RunError
 from multigate.folders import at_home
 from multigate.formats import listed
 from multigate.nn.defaults import defaults
+from multigate.progress import Progress, silent
 from multigate.report.blocks import Block, Part, Section, Text
 from multigate.report.page import Chapter, render, require_extra
-from multigate.report.trained import Progress, Source, Trained, open_trained
+from multigate.report.trained import Source, Trained, open_trained
 from multigate.writing import write_text
 
 
@@ -42,7 +43,7 @@ def write_report(
     trained = open_trained(paths, table, progress)
     if not trained:
         raise RunError("a report wants a run or a comparison to be about, found none; name their folders")
-    chapters = _made(sections(trained), progress or (lambda stage, done, total: None))
+    chapters = _made(sections(trained), progress or silent)
     names = listed(one.name for one in trained)
     folders = listed(str(one.folder) for one in trained)
     about = f"multigate {version('multigate')}, {datetime.now():%d %B %Y}, from {folders}."

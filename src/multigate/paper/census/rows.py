@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file, save_file
 
 from multigate.data.files import open_table
-from multigate.data.prepared import Prepared, Progress, prepare, write_manifest
+from multigate.data.prepared import Prepared, prepare, write_manifest
 from multigate.data.shards import checksum
 from multigate.data.split import Split
 from multigate.datasets.census_income import census_schema, is_written
 from multigate.errors import DataError
 from multigate.paper.census.one_hot import AS_ONE, ONE_HOT, OneHot
 from multigate.paper.numbers import binned
+from multigate.progress import Progress
 from multigate.schema import Bag, Category, Number, Schema
 from multigate.writing import remove
 

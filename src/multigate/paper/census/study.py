@@ -13,7 +13,7 @@ from multigate.analysis.search import Point, Search, Trial, begin, best, finishe
 from multigate.analysis.trials import Sought, make_trials
 from multigate.analysis.workers import Job, Workers
 from multigate.cores import usable_cores
-from multigate.data.prepared import Prepared, Progress
+from multigate.data.prepared import Prepared
 from multigate.errors import MultigateError, nearest
 from multigate.options import Options
 from multigate.paper.account import Account
@@ -38,6 +38,7 @@ from multigate.paper.census.training import CHANCE, Choices, Ground, run_one_hot
 from multigate.paper.ledger import Row
 from multigate.paper.parts import run_parts, run_together
 from multigate.paper.study import Site, Study
+from multigate.progress import Progress
 from multigate.writing import remove
 
 DATA = "census-income"
