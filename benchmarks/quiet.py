@@ -158,11 +158,11 @@ def spread(runs: Iterable[Taken[T]], figure: Callable[[T], float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values), disturbed, len(values))
 
 
-def options(doc: str, *, rounds: int = 3, threads: int | None = None) -> argparse.ArgumentParser:
+def options(doc: str, *, rounds: int = 3) -> argparse.ArgumentParser:
     """The options all scripts have."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side, taken in turn")
-    parser.add_argument("--threads", type=int, default=threads or os.cpu_count(), help="threads of torch")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds spent at most on a machine not quiet")
     return parser
 

@@ -275,15 +275,15 @@ def test_what_is_saved_is_traced_from_the_same_step_on(monkeypatch: pytest.Monke
             assert torch.equal(one, other)
 
 
+def to_zero(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    losses = module(x).square().mean(0)
+    return losses, losses.sum()
+
+
 def test_a_single_run_and_inputs_alone() -> None:
     """A loss of one's own over tensors; outputs in evaluation mode; the module that comes back is a copy."""
     modules = [nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)) for _ in range(2)]
-
-    def squares(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        losses = module(x).square().mean(0)
-        return losses, losses.sum()
-
-    replicas = Replicas(modules, squares, PLAIN)
+    replicas = Replicas(modules, to_zero, PLAIN)
     x = torch.randn(2, 6, 4)
     assert replicas.step(x).shape == (2, 3)
     out = replicas.outputs(lambda module, rows: module(rows), x)
@@ -314,11 +314,6 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.l2(torch.tanh(self.l1(x))) * self.scale
-
-
-def to_zero(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    losses = module(x).square().mean(0)
-    return losses, losses.sum()
 
 
 @pytest.mark.parametrize("changes", [{}, {"clip": 0.05}, {"average": 0.7}], ids=["plain", "clipped", "averaged"])

@@ -86,18 +86,18 @@ def resampled(
     return float(low), float(high)
 
 
-def share_interval(share: Floats, rows: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
-    """The score interval of a share seen in so many rows or runs (Wilson 1927): it has a width at 0 and at 1 too."""
-    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+def share_interval(share: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """The score interval at 95 % of a share seen in so many rows or runs (Wilson 1927): wide at 0 and at 1 too."""
+    z = statistics.NormalDist().inv_cdf(0.975)
     centre = share + z**2 / (2 * rows)
     half = z * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
     scale = 1 + z**2 / rows
     return np.clip((centre - half) / scale, 0, share), np.clip((centre + half) / scale, share, 1)
 
 
-def mtl_gain(multi: Sequence[float], single: Sequence[float], higher_is_better: bool, level: float = 0.95) -> Summary:
+def mtl_gain(multi: Sequence[float], single: Sequence[float], higher_is_better: bool) -> Summary:
     """What a task gains from being trained with others, paired by seed (Tang et al. 2020, PLE, Eq. 11).
 
     ``multi - single`` of a metric, reversed for one of which less is better: positive is always a gain.
     """
-    return paired_difference(multi, single, level) if higher_is_better else paired_difference(single, multi, level)
+    return paired_difference(multi, single) if higher_is_better else paired_difference(single, multi)

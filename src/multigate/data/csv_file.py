@@ -23,6 +23,8 @@ from multigate.data.types import (
 from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
+BLOCKS = 16
+"""That are looked at for values of a column which begins with none."""
 """Bytes of a CSV file read at a time; column types are inferred from the first of them."""
 _QUOTED = re.compile(r'(?<![^,;\t|\n])"(?:[^"]|"")*"')
 """A field in quotes, which may hold what else separates."""
@@ -159,9 +161,7 @@ class CsvFile:
         """Whether these numbers are codes, or may be thousands where no 1.5 tells what points are."""
         return are_codes(numbers) or (self._unsure_of_points and are_thousands(numbers))
 
-    def _looked_at(
-        self, unsure: list[str], codes: list[str], zoned: list[str], blocks: int = 16
-    ) -> dict[str, pa.DataType]:
+    def _looked_at(self, unsure: list[str], codes: list[str], zoned: list[str]) -> dict[str, pa.DataType]:
         """Types by the text itself: of columns the reader knows nothing of, of codes such as 007 and thousands such as
         1.234, which stay text, and of times of other zones than UTC, which are read as they stand."""
         found: dict[str, pa.DataType] = {}
@@ -175,7 +175,7 @@ class CsvFile:
                 if len(values):
                     found[column] = guessed_type(values)
                     unsure.remove(column)
-            if not unsure or index + 1 == blocks:
+            if not unsure or index + 1 == BLOCKS:
                 break
         return found
 

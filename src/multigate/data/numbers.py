@@ -13,6 +13,9 @@ BLOCK, BLOCK_VALUES = 65_536, 1 << 24
 SAMPLE, SAMPLE_VALUES = 200_000, 1 << 26
 """Rows of a sample, fewer of a wide table: at most so many values (512 MB)."""
 KNOTS = 1001
+"""Of a quantile scale, at most."""
+TIMES = 5
+"""That a value of a binned number is seen at least, to have an id of its own."""
 CLIP = 10.0
 """Encoded values stay within +-10 deviations: one absurd value at predict time must not saturate a network."""
 
@@ -95,14 +98,14 @@ class Ranks:
         return self.scores[at] + self._rise[at] * ((x - self.knots[at]) / self._gap[at])
 
 
-def fit_ranks(values: np.ndarray, most: int = KNOTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``most`` knots of a sample (any order, no NaN) and the normal scores of their middle ranks."""
+def fit_ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``KNOTS`` knots of a sample (any order, no NaN) and the normal scores of their middle ranks."""
     distinct, counts = counted(values)
     if len(distinct) < 2:
         return distinct, np.zeros(len(distinct))
     share = (np.cumsum(counts) - counts / 2) / counts.sum()
-    if len(distinct) > most:
-        kept = np.unique(np.searchsorted(share, np.linspace(share[0], share[-1], most)))
+    if len(distinct) > KNOTS:
+        kept = np.unique(np.searchsorted(share, np.linspace(share[0], share[-1], KNOTS)))
         distinct, share = distinct[kept], share[kept]
     normal = NormalDist()
     return distinct, np.array([normal.inv_cdf(float(one)) for one in share])
@@ -143,9 +146,9 @@ def edges_of(distinct: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
     return distinct[cuts]
 
 
-def frequent_values(distinct: np.ndarray, counts: np.ndarray, bins: int, most: int, times: int = 5) -> np.ndarray:
-    """The values seen at least ``times`` times, rising; none where bins tell them apart or there are too many."""
-    return distinct[counts >= times] if bins < len(distinct) <= most else distinct[:0]
+def frequent_values(distinct: np.ndarray, counts: np.ndarray, bins: int, most: int) -> np.ndarray:
+    """The values seen at least ``TIMES`` times, rising; none where bins tell them apart or there are too many."""
+    return distinct[counts >= TIMES] if bins < len(distinct) <= most else distinct[:0]
 
 
 def value_ids(x: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -143,17 +143,17 @@ def _drop(path: Path) -> None:
         remove(path)
 
 
-def build(compiler: str, sources: Path, made: Path, flags: Sequence[str] = FLAGS) -> None:
+def build(compiler: str, sources: Path, made: Path) -> None:
     """Make a library of all files in a folder, side by side."""
 
     def compiled(source: Path) -> str:
         made_of_it = str(made.with_suffix(f".{source.stem}.o"))
-        _run(compiler, *flags, "-c", str(source), "-o", made_of_it)
+        _run(compiler, *FLAGS, "-c", str(source), "-o", made_of_it)
         return made_of_it
 
     longest_first = sorted(sources.glob("*.cpp"), key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        _run(compiler, *flags, *pool.map(compiled, longest_first), "-o", str(made))
+        _run(compiler, *FLAGS, *pool.map(compiled, longest_first), "-o", str(made))
 
 
 def _name(key: str, content: bytes) -> str:

@@ -9,8 +9,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-CITED = "Ma et al., Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts, KDD 2018"
-
 
 class Figure2(NamedTuple):
     """Label correlation by cosine of the weights: the mean of 100 trials, and two standard deviations either way."""
