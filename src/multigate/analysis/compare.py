@@ -84,7 +84,40 @@ def compare(
     scikit-learn is there.
     """
     experiment, chosen = as_experiment(experiment), choose_device(device)
-    structures = ALL if structures == "all" else listed(structures)
+    names = _checked(experiment, ALL if structures == "all" else listed(structures), seeds)
+    folder = folder_named(out)
+    sources = open_sources(experiment, tables)
+    with (
+        interruptible(lambda: "the same command goes on from here"),
+        claimed(folder, experiment, resume=True, progress=MEMBERS),
+        Reporter(quiet=quiet, detail=False) as report,
+    ):
+        fresh = not (folder / MEMBERS).is_dir()
+        prepared = prepare_sources(experiment, sources, folder / PREPARED, report, replace=fresh)
+        reached = None
+        if BASELINE in names and any(task.given and not task.where for task in experiment.schema.tasks):
+            reached = prepare_sources(_reached(experiment), sources, folder / REACHED, report, replace=fresh)
+        report.lines(experiment.set_in_vain())
+        budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
+        ground = Ground(experiment, budget, prepared, reached, folder, chosen, report)
+        apart: dict[str, str] = {}
+        rows: list[Row] = []
+        for seed in range(seeds):
+            # boosting does not depend on the seed: the rows are the same
+            for name in (*names, *([BOOSTING] if seed == 0 and boosting and available() else [])):
+                if remembered(_place(folder, name, seed)) is None:
+                    due = [seed] if name == BOOSTING else _due(ground, name, range(seed, seeds), apart)
+                    found = [_boost(prepared, experiment, seed)] if name == BOOSTING else _train(ground, name, due)
+                    _keep(ground, name, dict(zip(due, found, strict=True)))
+                row = remembered(_place(folder, name, seed))
+                assert row is not None, name  # it was just written
+                rows.append(row)
+        _write_rows(folder)  # a process killed after its last result had no time to
+    return Comparison(folder, experiment.schema, rows)
+
+
+def _checked(experiment: Experiment, structures: Sequence[str], seeds: int) -> tuple[str, ...]:
+    """The structures, each once. Raises ``ExperimentError`` where they, seeds or experiment cannot be compared."""
     if isinstance(seeds, bool) or not isinstance(seeds, Integral) or seeds < 1:
         raise ExperimentError(
             f"seeds={seeds!r}: a comparison wants one at least, a whole number, and two or more for intervals"
@@ -101,7 +134,6 @@ def compare(
         if name not in known:
             raise ExperimentError(f"there is no structure {name!r}; {nearest(name, known)}")
         experiment.with_(sharing=structure_named(name) or experiment.sharing)  # refused now, not when its turn comes
-    structures = tuple(dict.fromkeys(structures))
     for task in experiment.schema.task_names if BASELINE in structures else ():
         if len(task.encode()) > LONGEST:
             raise ExperimentError(
@@ -110,35 +142,7 @@ def compare(
             )
     if experiment.warm_start is not None:
         raise ExperimentError("a comparison trains every model from the start; leave warm_start out")
-    folder = folder_named(out)
-    sources = open_sources(experiment, tables)
-    with (
-        interruptible(lambda: "the same command goes on from here"),
-        claimed(folder, experiment, resume=True, progress=MEMBERS),
-        Reporter(quiet=quiet, detail=False) as report,
-    ):
-        fresh = not (folder / MEMBERS).is_dir()
-        prepared = prepare_sources(experiment, sources, folder / PREPARED, report, replace=fresh)
-        reached = None
-        if BASELINE in structures and any(task.given and not task.where for task in experiment.schema.tasks):
-            reached = prepare_sources(_reached(experiment), sources, folder / REACHED, report, replace=fresh)
-        report.lines(experiment.set_in_vain())
-        budget = multiply_adds(experiment.sharing, experiment, prepared.encoder)
-        ground = Ground(experiment, budget, prepared, reached, folder, chosen, report)
-        apart: dict[str, str] = {}
-        rows: list[Row] = []
-        for seed in range(seeds):
-            # boosting does not depend on the seed: the rows are the same
-            for name in (*structures, *([BOOSTING] if seed == 0 and boosting and available() else [])):
-                if remembered(_place(folder, name, seed)) is None:
-                    due = [seed] if name == BOOSTING else _due(ground, name, range(seed, seeds), apart)
-                    found = [_boost(prepared, experiment, seed)] if name == BOOSTING else _train(ground, name, due)
-                    _keep(ground, name, dict(zip(due, found, strict=True)))
-                row = remembered(_place(folder, name, seed))
-                assert row is not None, name  # it was just written
-                rows.append(row)
-        _write_rows(folder)  # a process killed after its last result had no time to
-    return Comparison(folder, experiment.schema, rows)
+    return tuple(dict.fromkeys(structures))
 
 
 class Ground(NamedTuple):

@@ -102,16 +102,7 @@ def tune(
     monitor = Monitor(given.monitor, given.schema)  # refused before any table is read
     if given.warm_start is not None:
         raise ExperimentError("every trial starts anew; leave warm_start out")
-    wholes = (trials, 1 if workers is None else workers)
-    if (
-        any(isinstance(one, bool) for one in (*wholes, share))
-        or not all(isinstance(one, Integral) and one >= 1 for one in wholes)
-        or not (isinstance(share, Real) and 0 < share <= 1)
-    ):
-        raise ExperimentError(
-            f"trials and workers are 1 or more, share is above 0 and at most 1; found {trials!r}, "
-            f"{workers!r} and {share!r}"
-        )
+    _check(trials, workers, share)
     tried = usual_space(given) if space is None else read_space(given, space)
     if not tried:
         raise ExperimentError("there is nothing to try; name a field and its values, or leave 'space' out")
@@ -152,6 +143,19 @@ def tune(
         tuning = _tuning(folder, given, tried, plan, done)
         _keep(tuning)
         return tuning
+
+
+def _check(trials: int, workers: int | None, share: float) -> None:
+    wholes = (trials, 1 if workers is None else workers)
+    if (
+        any(isinstance(one, bool) for one in (*wholes, share))
+        or not all(isinstance(one, Integral) and one >= 1 for one in wholes)
+        or not (isinstance(share, Real) and 0 < share <= 1)
+    ):
+        raise ExperimentError(
+            f"trials and workers are 1 or more, share is above 0 and at most 1; found {trials!r}, "
+            f"{workers!r} and {share!r}"
+        )
 
 
 def try_point(ground: Ground, point: Point, tell: Tell) -> Valued:

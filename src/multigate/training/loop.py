@@ -107,13 +107,7 @@ def fit(
         else:
             (folder / METRICS).unlink(missing_ok=True)
             if start is not None:
-                start_from(fitting.model, start)
-                if fitting.average is not None:
-                    fitting.average.begin()
-                scored = fitting.evaluate()
-                fitting.start_value = fitting.best_value
-                tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
-                report.detail(line_of(fitting, scored))
+                _begin_with(start, fitting, report)
         board: Board | None = None
         opened, cores = False, Cores.of(threading.get_native_id())
         fitting.model.train()
@@ -152,6 +146,17 @@ def _tell_of_idle(fitting: Fit, report: Reporter) -> None:
         report.detail(told)
     if fitting.experiment.optimizer.embedding_rate is not None and not fitting.tables.weights:
         report.detail("optimizer.embedding_rate moves nothing: all tables are dense; set optimizer.embedding")
+
+
+def _begin_with(start: Bundle, fitting: Fit, report: Reporter) -> None:
+    """Take weights over; how good they are is told as epoch 0, which later epochs have to be better than."""
+    start_from(fitting.model, start)
+    if fitting.average is not None:
+        fitting.average.begin()
+    scored = fitting.evaluate()
+    fitting.start_value = fitting.best_value
+    tell(fitting, {"epoch": 0, "step": 0, "seconds": 0.0, "train": {}, "valid": named(scored)})
+    report.detail(line_of(fitting, scored))
 
 
 @flushed()
