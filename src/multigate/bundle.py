@@ -207,7 +207,10 @@ class Bundle:
         return _joined([self._named(self.engines.table(read), some, gates=gates) for read, some in self._read(rows)])
 
     def predict_batches(self, rows: Any) -> Iterator[tuple[Predictions, pa.RecordBatch]]:
-        """Predictions and the rows' key columns, a few thousand rows at a time: for tables of any length."""
+        """Predictions and the rows' key columns, a few thousand rows at a time: for tables of any length.
+
+        Raises as ``predict`` does, when the rows that are at fault are reached.
+        """
         for answers, record in self.engines.table.over(self.batches(rows, carried=self.schema.keys)):
             yield self._named(answers, record), record.select(list(self.schema.keys))
 

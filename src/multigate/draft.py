@@ -20,6 +20,9 @@ def draft(
     """The text of an experiment file for a table: its features, the tasks named, and what was left out and why.
 
     A task ``buy|click`` is ``buy`` given ``click``. ``changes`` are ``key.inner=value`` settings of the experiment.
+
+    Raises ``ExperimentError`` without tasks and for tasks or changes that cannot be, ``DataError`` for a table that
+    cannot be read.
     """
     if not tasks:
         raise ExperimentError("init wants the label columns: --set tasks=click,buy")

@@ -347,7 +347,10 @@ KINDS = ("schema.features.", "schema.tasks.")
 
 def changed(data: Mapping[str, Any], changes: str | Sequence[str]) -> dict[str, Any]:
     """Values with ``key.inner=value`` settings applied, which are read as YAML; options among them become plain where
-    a key of theirs is set, those of a structure of one's own stay its."""
+    a key of theirs is set, those of a structure of one's own stay its.
+
+    Raises ``ExperimentError`` for a change of another form, and for one within something that has no keys.
+    """
     result: dict[str, Any] = dict(data)
     for change in [changes] if isinstance(changes, str) else changes:
         key, found, text = change.partition("=")

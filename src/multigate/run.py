@@ -104,7 +104,10 @@ def open_run(path: str | PathLike[str], *, structures: Structures = ()) -> Run:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics file; a last line that a killed process left torn is none."""
+    """The entries of a metrics file; a last line that a killed process left torn is none.
+
+    Raises ``RunError`` where it cannot be read or another line is damaged.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -187,7 +190,10 @@ def _claim(folder: Path, experiment: Experiment, *, resume: bool, progress: str)
 
 
 def stored_values(folder: Path) -> dict[str, Any]:
-    """The plain values of the experiment a run was started with, every default spelled out."""
+    """The plain values of the experiment a run was started with, every default spelled out.
+
+    Raises ``RunError`` where its file is missing or damaged.
+    """
     try:
         data = read_yaml(folder / EXPERIMENT)
     except ExperimentError as error:

@@ -82,6 +82,9 @@ def compare(
     rows alone. Outputs are scored as they were trained, without curves. Called again with the same folder it goes on
     where it stopped; ``runs.parquet`` there has one row per run. A gradient-boosting row per task is added where
     scikit-learn is there.
+
+    Raises ``ExperimentError`` for structures, seeds or an experiment that cannot be compared, ``DataError`` for tables
+    that cannot be read, ``RunError`` where the folder holds something else.
     """
     experiment, chosen = as_experiment(experiment), choose_device(device)
     names = _checked(experiment, ALL if structures == "all" else listed(structures), seeds)

@@ -45,7 +45,7 @@ def permutation_importance(
     fewer of more than 100 features. Of more than ``FEATURES`` those are shuffled that move predictions most to first
     order (``shuffle_effects``), and the others are left out. For each target the features by falling loss; a target
     whose metric is undefined on these rows is left out, and so are features that only bias a task: predictions do not
-    read them.
+    read them. Raises ``ExperimentError`` for ``repeats`` below 1.
     """
     if repeats < 1:
         raise ExperimentError(f"repeats={repeats}: importance wants one shuffle of each feature at least")

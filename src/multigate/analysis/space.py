@@ -66,7 +66,10 @@ def read_space(experiment: Experiment, wanted: Mapping[str, Spec]) -> Space:
 
 
 def read_try(text: str) -> tuple[str, str]:
-    """Field and values of ``KEY=VALUES``."""
+    """Field and values of ``KEY=VALUES``.
+
+    Raises ``ExperimentError`` for text of another form.
+    """
     key, found, values = text.partition("=")
     if not found or not key:
         raise ExperimentError(

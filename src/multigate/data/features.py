@@ -40,7 +40,10 @@ def missing(name: str, there: Iterable[str]) -> DataError:
 
 
 def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
-    """(size, R) float64, NaN where missing."""
+    """(size, R) float64, NaN where missing.
+
+    Raises ``ColumnError`` for what is no list of ``size`` numbers.
+    """
     array = buffers.plain(array)
     kind = array.type
     # pandas has NaN where nothing is known

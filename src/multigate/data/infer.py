@@ -79,7 +79,10 @@ class Findings(NamedTuple):
 
 
 def infer_schema(data: Any, tasks: Tasks, types: Mapping[str, str] = {}) -> Schema:
-    """The schema that ``inspect_table`` proposes for whatever ``open_table`` reads (``types`` as there)."""
+    """The schema that ``inspect_table`` proposes for whatever ``open_table`` reads (``types`` as there).
+
+    Raises ``DataError`` for a table that cannot be read, and what ``inspect_table`` raises for tasks that cannot be.
+    """
     return inspect_table(open_table(data, types), tasks).schema
 
 

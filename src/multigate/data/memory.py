@@ -204,7 +204,10 @@ def _as_time(value: Any) -> Any:
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """Without views and run ends, which few kernels know, and without metadata."""
+    """Without views and run ends, which few kernels know, and without metadata.
+
+    Raises ``DataError`` where there are no columns, or one cannot be read.
+    """
     check_names(table.column_names, "table")
     if not table.num_columns:
         raise DataError("the table has no columns; give at least one feature and one label")

@@ -27,7 +27,10 @@ Tasks = Task | str | Sequence[Task | str] | Mapping[str, Any]
 
 
 def read_tasks(given: Tasks, columns: Sequence[str] = ()) -> list[Task]:
-    """Tasks as the user gave them, one by itself among them."""
+    """Tasks as the user gave them, one by itself among them.
+
+    Raises ``ExperimentError`` for what is no task.
+    """
     if isinstance(given, Mapping):
         return [Task(name, kind=kind) for name, kind in given.items()]
     if not isinstance(given, str | Task | Iterable):
@@ -38,7 +41,10 @@ def read_tasks(given: Tasks, columns: Sequence[str] = ()) -> list[Task]:
 
 
 def read_labels(text: str) -> list[Task | str]:
-    """Labels as they stand behind ``tasks=``: names and ``buy|click``, or blocks where a name alone cannot say it."""
+    """Labels as they stand behind ``tasks=``: names and ``buy|click``, or blocks where a name alone cannot say it.
+
+    Raises ``ExperimentError`` for blocks that are no tasks.
+    """
     if not re.search(r"\{\s*\w+\s*:", text):
         return [name.strip() for name in text.strip("[] ").split(",") if name.strip()]
     found = parse_yaml(text if text.strip().startswith("[") else f"[{text}]", f"tasks={text}")
@@ -49,7 +55,10 @@ def read_labels(text: str) -> list[Task | str]:
 
 
 def read_task(given: Task | str, columns: Sequence[str] = ()) -> Task:
-    """A task as the user gave it: ``"buy|click"`` is ``buy`` given ``click``. Blanks around names may be left out."""
+    """A task as the user gave it: ``"buy|click"`` is ``buy`` given ``click``. Blanks around names may be left out.
+
+    ``columns`` are those of the table, where it is known. Raises ``ExperimentError`` for what is no task.
+    """
     if isinstance(given, Task):
         return given
     if not isinstance(given, str):

@@ -196,7 +196,11 @@ def _built_in(experiment: Experiment) -> bool:
 
 
 def open_sources(experiment: Experiment, tables: Mapping[str, Any] | None) -> dict[str, Source]:
-    """The tables of an experiment, opened; the missing ones are left out. Rows to go on from are later rows."""
+    """The tables of an experiment, opened; the missing ones are left out. Rows to go on from are later rows.
+
+    Raises ``ExperimentError`` where there is none to train on or ``tables`` names another part, ``DataError`` where one
+    cannot be read.
+    """
     tables = {} if tables is None else tables
     if not isinstance(tables, Mapping):
         raise ExperimentError(

@@ -43,7 +43,10 @@ def check_start(bundle: Bundle, experiment: Experiment) -> None:
 
 
 def start_from(model: Model, bundle: Bundle) -> None:
-    """Put the bundle's weights into ``model``; ids that are new to it begin as what was learnt for unseen ones."""
+    """Put the bundle's weights into ``model``; ids that are new to it begin as what was learnt for unseen ones.
+
+    Raises ``ExperimentError`` where their widths differ.
+    """
     old = bundle.model
     grown = {name: module for name, module in model.named_modules() if isinstance(module, StackedTables)}
     weights, there = old.state_dict(), model.state_dict()
