@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from numbers import Integral
@@ -39,6 +39,7 @@ from multigate.evaluate import Scored, forward, scores, spaces
 from multigate.experiment import Experiment, as_experiment
 from multigate.folders import MEMBERS, folder_named
 from multigate.run import claimed, strict
+from multigate.schema import Task
 from multigate.sealed import sealed
 from multigate.sharing import Structure, known_as, listed, structure_named
 from multigate.training.cohort import fit_cohort
@@ -284,23 +285,37 @@ def _train(ground: Ground, name: str, seeds: Sequence[int]) -> list[Row]:
         if places is None:
             about["sharing"] = json.dumps(structure.to_dict(full=True))
         if ground.reached is not None and task is not None and task.given and not task.where:
-            conditional = f"{task.name}|{task.given}"
-            if not ground.reached.valid.labelled(experiment.schema.task_names.index(task.name)):
-                without[conditional] = UNCHOSEN
-                continue
-            runs = [_reached(one) for one in runs]
-            folders = [folder / "given" for folder in folders]
-            checkpoint = checkpoint.parent / "given" / checkpoint.name
-            for at, (_, found, reasons) in enumerate(_fit(ground, runs, ground.reached, places, folders, checkpoint)):
-                if task.name in reasons:
-                    without[conditional] = reasons[task.name]
-                metrics[at] |= {f"{conditional}/{name.rpartition('/')[2]}": value for name, value in found.items()}
+            for at, (found, reasons) in enumerate(_given(ground, ground.reached, task, runs, folders, checkpoint)):
+                metrics[at] |= found
+                without |= reasons
     about |= _left_blank(without)
     rows = []
     for spent, values in zip(costs, metrics, strict=True):
         speed = prepared.train.rows * spent["epochs"] / max(spent["seconds"], 1e-9) / max(models, 1)
         rows.append(about | spent | {"rows_per_second": speed} | strict(values))
     return rows
+
+
+def _given(
+    ground: Ground,
+    reached: Prepared,
+    task: Task,
+    experiments: Sequence[Experiment],
+    folders: Sequence[Path],
+    checkpoint: Path,
+) -> Iterator[tuple[dict[str, float], dict[str, str]]]:
+    """Of each seed the metrics of ``task|parent``, by a model of rows where the parent is 1, and why it has none."""
+    name = f"{task.name}|{task.given}"
+    place = ground.experiment.schema.task_names.index(task.name)
+    if not reached.valid.labelled(place):
+        yield {}, {name: UNCHOSEN}
+        return
+    experiments = [_reached(one) for one in experiments]
+    folders = [folder / "given" for folder in folders]
+    checkpoint = checkpoint.parent / "given" / checkpoint.name
+    for _, found, reasons in _fit(ground, experiments, reached, [place], folders, checkpoint):
+        because = {name: reasons[task.name]} if task.name in reasons else {}
+        yield {f"{name}/{metric.rpartition('/')[2]}": value for metric, value in found.items()}, because
 
 
 def _fit(
