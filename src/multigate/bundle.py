@@ -57,7 +57,7 @@ from multigate.precision import PRECISIONS, Precision, choose_precision
 from multigate.schema import Output, Schema
 from multigate.sealed import sealed, unsealed
 from multigate.sharing import Structure, Structures, known_as
-from multigate.writing import held_apart, told, writing
+from multigate.writing import disk_errors, held_apart, writing
 
 FORMAT = 1
 ABOUT, WEIGHTS, GRAPH, ROW_GRAPH = "bundle.json", "model.safetensors", "model.onnx", "row.onnx"
@@ -581,7 +581,7 @@ def _plain(tensor: Tensor) -> NDArray[Any]:
 
 def _check_replaceable(folder: Path) -> None:
     """Raise ``BundleError`` where a folder holds more than a bundle, for all in it goes when one takes its place."""
-    with told(folder):
+    with disk_errors(folder):
         there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) if folder.is_dir() else []
     if there and not (folder / ABOUT).is_file():
         raise BundleError(f"{folder} is not empty and holds no bundle; choose another folder")

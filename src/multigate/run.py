@@ -16,7 +16,7 @@ from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, a
 from multigate.lock import LOCK, locked
 from multigate.options import Options
 from multigate.sharing import Structures, listed
-from multigate.writing import is_leftover, remove, remove_leftovers, told, write_text
+from multigate.writing import disk_errors, is_leftover, remove, remove_leftovers, write_text
 from multigate.yaml_text import read_yaml
 
 METRICS = "metrics.jsonl"
@@ -146,7 +146,7 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool, progress: str
         raise RunError(f"{folder} is a file; a run wants a folder of its own, so choose another name")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     fresh = False
-    with told(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder):

@@ -38,7 +38,7 @@ def writing(path: Path) -> Iterator[Path]:
     are made. Of several threads that write one path at once the last one's is kept. Raises ``DiskError`` where the disk
     refuses.
     """
-    with told(path):
+    with disk_errors(path):
         path = path.resolve()
         missing = [parent for parent in path.parents if not parent.exists()]
         own = _beside(path, "writing")  # a folder, for safetensors makes a temporary file beside the one it writes
@@ -80,7 +80,7 @@ def held_apart(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """What the disk says while ``path`` is written, as one sentence: ``DiskError``."""
     try:
         yield

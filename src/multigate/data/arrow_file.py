@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from multigate.data.beginnings import check_arrow
-from multigate.data.damage import DAMAGED, told
+from multigate.data.damage import DAMAGED, file_errors
 from multigate.data.types import check_names, plain_column, plain_type
 
 
@@ -22,18 +22,18 @@ class ArrowFile:
         self.name = str(path)
         self.rows: int | None = None
         self._streamed = check_arrow(path)
-        with told(self.name, "is not a whole Arrow file, perhaps cut off while it was written"):
+        with file_errors(self.name, "is not a whole Arrow file, perhaps cut off while it was written"):
             with pa.OSFile(self.name) as file:
                 stored = (pa.ipc.open_stream if self._streamed else pa.ipc.open_file)(file).schema
             self._names: list[str] = stored.names
             check_names(self._names, self.name)
             self.schema = pa.schema([(field.name, plain_type(field.type)) for field in stored])
         if self._names and not self._streamed:
-            with told(self.name, DAMAGED):
+            with file_errors(self.name, DAMAGED):
                 self.rows = sum(batch.num_rows for batch in self._stored(self._names[:1]))
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        with told(self.name, DAMAGED):
+        with file_errors(self.name, DAMAGED):
             for stored in self._stored(wanted.names or self._names[:1]):
                 stored.validate(full=True)  # nothing else tells that a text or a code points beside its values
                 columns = [plain_column(stored.column(name)) for name in wanted.names]

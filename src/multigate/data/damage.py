@@ -11,7 +11,7 @@ DAMAGED = "is damaged and cannot be read to its end"
 
 
 @contextlib.contextmanager
-def told(name: str, what: str) -> Iterator[None]:
+def file_errors(name: str, what: str) -> Iterator[None]:
     """Raise ``DataError`` for what is raised of the file ``name``; ``what`` is said where nothing better is known."""
     try:
         yield

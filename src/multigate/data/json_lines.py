@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from multigate.data.beginnings import check_text, unpacked
-from multigate.data.damage import DAMAGED, told
+from multigate.data.damage import DAMAGED, file_errors
 from multigate.data.types import check_names, common_type, is_list, type_name
 from multigate.errors import DataError, one_line
 
@@ -75,7 +75,7 @@ class JsonLinesFile:
     def _blocks(self) -> Iterator[bytes]:
         """Whole lines, some 4 MB at a time."""
         rest = b""
-        with told(self.name, DAMAGED), unpacked(self._path) as stream:
+        with file_errors(self.name, DAMAGED), unpacked(self._path) as stream:
             while chunk := stream.read(BLOCK):
                 end = chunk.rfind(b"\n") + 1
                 if end:
@@ -156,7 +156,7 @@ class JsonLinesFile:
         try:
             found = _read(block, None, "infer")
             guessed = found.schema
-            kinds = [(field.name, _told(field.type)) for field in guessed]
+            kinds = [(field.name, _declared(field.type)) for field in guessed]
             unlike = [one for one in kinds if pa.types.is_nested(one[1]) or one[1] != guessed.field(one[0]).type]
             found = _read(block, pa.schema(unlike), "infer") if unlike else found
             found.validate(full=True)  # nothing else tells that text is not UTF-8
@@ -272,17 +272,17 @@ def _plain(array: pa.Array) -> pa.Array:
     return array.cast(pa.string()) if pa.types.is_decimal(array.type) else array
 
 
-def _told(kind: pa.DataType) -> pa.DataType:
+def _declared(kind: pa.DataType) -> pa.DataType:
     """The type without the times that Arrow sees in texts. It has to be told of lists: of those that begin with a null
     it loses a value by itself, and of those of nothing but nulls also where they are called so.
     """
     if pa.types.is_timestamp(kind):
         return pa.string()
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_told(field.type)) for field in kind])
+        return pa.struct([field.with_type(_declared(field.type)) for field in kind])
     if not pa.types.is_list(kind):
         return kind
-    return pa.list_(pa.string() if pa.types.is_null(kind.value_type) else _told(kind.value_type))
+    return pa.list_(pa.string() if pa.types.is_null(kind.value_type) else _declared(kind.value_type))
 
 
 def _has_objects(kind: pa.DataType) -> bool:

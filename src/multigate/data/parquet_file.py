@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multigate.data.beginnings import check_parquet
-from multigate.data.damage import DAMAGED, told
+from multigate.data.damage import DAMAGED, file_errors
 from multigate.data.types import check_names, is_text, plain_column, plain_type
 
 
@@ -21,7 +21,7 @@ class ParquetFile:
         self._path = path
         self._dictionaries: list[str] = []
         check_parquet(path)
-        with told(self.name, "is not a whole Parquet file, perhaps cut off while it was written"):
+        with file_errors(self.name, "is not a whole Parquet file, perhaps cut off while it was written"):
             with self._open() as file:
                 self._dictionaries = _dictionary_columns(file)
             with self._open() as file:
@@ -37,7 +37,7 @@ class ParquetFile:
         )
 
     def read(self, wanted: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        with told(self.name, DAMAGED), self._open() as file:
+        with file_errors(self.name, DAMAGED), self._open() as file:
             for batch in file.iter_batches(batch_size=rows, columns=wanted.names):
                 chosen = batch.select(wanted.names)  # 'a.b' also names the field b of a struct a
                 for column in chosen.columns:

@@ -13,7 +13,7 @@ from multigate.datasets import census_income, kuairand
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.folders import at_home
 from multigate.progress import Progress
-from multigate.writing import told, writing
+from multigate.writing import disk_errors, writing
 
 PIECE = 1 << 18
 
@@ -95,7 +95,7 @@ def fetch(
 
 def _download(url: str, path: Path, name: str, timeout: float, progress: Progress | None) -> None:
     """The file at ``url`` as ``path``, which appears whole or not at all."""
-    with told(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary, temporary.open("wb") as file:
         for piece in _pieces(url, name, timeout, progress):

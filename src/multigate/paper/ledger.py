@@ -12,7 +12,7 @@ from multigate.folders import EXPERIMENT
 from multigate.lock import LOCK
 from multigate.options import Options
 from multigate.run import completed, difference
-from multigate.writing import told, write_text, writing
+from multigate.writing import disk_errors, write_text, writing
 from multigate.yaml_text import dump_yaml, read_yaml
 
 SETTINGS, PARTS, RESULTS = "settings.yaml", "parts", "results.parquet"
@@ -42,7 +42,7 @@ class Ledger:
             raise RunError(f"{folder} holds results, but no {SETTINGS} that tells what of; choose another --out")
         elif (folder / EXPERIMENT).is_file():
             raise RunError(f"{folder} holds trainings of an experiment; choose another --out")
-        with told(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(kept, dump_yaml(now))
 

@@ -24,7 +24,7 @@ from multigate.report.blocks import Table
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
-from multigate.writing import told
+from multigate.writing import disk_errors
 
 ADDRESS = re.compile(r"://(?P<all>\S*\?\S*@\S*)|://(?P<user>[^\s?]*)@|\?\S*")
 """User and password within the URL of a database, and what is asked of it, which may be a password too: all of it where
@@ -63,7 +63,7 @@ def reproduce(
     settings = _settings(study, quick, runs, changes)
     report = report or Reporter(quiet=True)
     out, data = at_home(out), at_home(data)
-    with told(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     # locked before the settings are looked at: results of one process must not go under those of another
     with locked(out), interruptible(lambda: f"the same command goes on from what {out} holds"), report:

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from multigate.writing import told
+from multigate.writing import disk_errors
 
 VERSION = "brain.Event:2"
 """Of the format of the file, which its first event names."""
@@ -32,7 +32,7 @@ class Board:
         self._event, self._summary = Event, Summary
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self.path = folder / name
-        with told(self.path):
+        with disk_errors(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("wb")
             self._writer = RecordWriter(self._file)
@@ -52,6 +52,6 @@ class Board:
             self._file.close()
 
     def _add(self, **content: Any) -> None:
-        with told(self.path):
+        with disk_errors(self.path):
             self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
             self._writer.flush()

@@ -14,7 +14,7 @@ from multigate.training.contention import Cores
 from multigate.training.fit import Fit
 from multigate.training.progress import Reporter
 from multigate.unscored import listed_reasons
-from multigate.writing import told
+from multigate.writing import disk_errors
 
 JUDGED, WORTH_TELLING = 2.0, 0.15
 """Seconds of a training before anything is said of how it waits for cores, and the share of them that is told of. Alone
@@ -41,7 +41,7 @@ def named(metrics: dict[str, float]) -> dict[str, float | None]:
 def tell(fitting: Fit, entry: dict[str, Any]) -> None:
     """Add a line to ``metrics.jsonl``."""
     path = fitting.folder / METRICS
-    with told(path), path.open("a", encoding="utf-8") as file:
+    with disk_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 

@@ -34,7 +34,7 @@ from multigate.training.loop import choose_device, fit
 from multigate.training.progress import Reporter
 from multigate.training.recalibrate import fit_curves, sampling_curves
 from multigate.training.warm_start import check_start
-from multigate.writing import remove, told, write_text
+from multigate.writing import disk_errors, remove, write_text
 
 PREPARED, BUNDLE = "prepared", "bundle"
 
@@ -240,7 +240,7 @@ def prepare_sources(
 
     Without ``replace`` rows that models were trained on already must still be those of the tables.
     """
-    with told(folder):
+    with disk_errors(folder):
         prepared = prepare(
             experiment.schema,
             sources["train"],
