@@ -46,14 +46,6 @@ def found() -> Kernels:
     return one
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", NEAR)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mixtures_are_sums_over_sources(

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -56,14 +55,6 @@ def found() -> Kernels:
     if one is None:
         pytest.skip("no compiled code here")
     return one
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def rows(layout: Layout = UNGATED, many: int = ROWS) -> tuple[Tensor, Tensor, list[BagIds]]:

@@ -1,8 +1,6 @@
 """Features for gates, and features that bias one task: from the table to the prediction, and through every analysis."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from resumed import resumed
 from safetensors.torch import load_file
-from torch import Tensor
 
 from multigate.analysis.boosting import boosting_baseline
 from multigate.analysis.inspection import inspect_model
@@ -29,8 +27,6 @@ from multigate.run import Run
 from multigate.schema import Number, Schema, Time, Vector
 from multigate.score import score_table
 from multigate.sharing import SharedBottom
-from multigate.training.fit import Fit
-from multigate.training.interrupts import Interrupted
 from multigate.training.train import PREPARED, train
 
 
@@ -110,18 +106,7 @@ def test_what_biases_a_task_has_no_worth_to_tell(run: Run, tmp_path: Path) -> No
 def test_interrupted_and_resumed_it_is_bit_equal(
     run: Run, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Fit.step
-
-    def stopping(fit: Fit, batch: Batch) -> Tensor:
-        if fit.step_done == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(fit, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Fit, "step", stopping)
-        with pytest.raises(Interrupted):
-            train(experiment, tmp_path / "run", quiet=True)
-    again = train(experiment, tmp_path / "run", resume=True, quiet=True)
+    again = resumed(experiment, tmp_path / "run", monkeypatch)
     whole, pieces = (load_file(one.folder / "bundle" / "model.safetensors") for one in (run, again))
     assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
 

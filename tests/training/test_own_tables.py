@@ -1,20 +1,19 @@
 """Tables of the tasks' own: tasks that share nothing else then share nothing at all, from the file to the bundle."""
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from resumed import resumed
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multigate.analysis.compare import compare
 from multigate.analysis.relatedness import relatedness
 from multigate.analysis.subject import find_subject
-from multigate.batch import BagIds, Batch, IdColumn, Layout, NumberColumn, TaskColumn
+from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.errors import ExperimentError
 from multigate.experiment import Experiment, Optimizer
 from multigate.model import Model, Tower
@@ -22,8 +21,6 @@ from multigate.nn.embed import Embedding
 from multigate.objective import Objective
 from multigate.run import Run
 from multigate.sharing import MMoE, SingleTask
-from multigate.training.fit import Fit
-from multigate.training.interrupts import Interrupted
 from multigate.training.optimizers import build_optimizer
 from multigate.training.train import train
 
@@ -130,18 +127,7 @@ def test_a_bundle_has_a_table_for_every_task_and_predicts_alike_when_loaded(run:
 def test_interrupted_and_resumed_it_is_bit_equal(
     run: Run, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Fit.step
-
-    def stopping(fit: Fit, batch: Batch) -> Tensor:
-        if fit.step_done == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(fit, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Fit, "step", stopping)
-        with pytest.raises(Interrupted):
-            train(experiment, tmp_path / "run", quiet=True)
-    again = train(experiment, tmp_path / "run", resume=True, quiet=True)
+    again = resumed(experiment, tmp_path / "run", monkeypatch)
     whole, pieces = (load_file(one.folder / "bundle" / "model.safetensors") for one in (run, again))
     assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
 

@@ -1,8 +1,6 @@
 """Warm start: ids keep their rows, new ones begin as unseen, and training goes on from exactly what was there."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from resumed import resumed
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
-from torch import Tensor
 
 from multigate.analysis.compare import compare
-from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
 from multigate.calibration import Curve
 from multigate.data.infer import infer_schema
@@ -27,8 +24,6 @@ from multigate.report.trained import open_trained
 from multigate.run import Run, open_run
 from multigate.schema import Category, Number, Schema, Task
 from multigate.sharing import MMoE, OMoE
-from multigate.training.fit import Fit
-from multigate.training.interrupts import Interrupted
 from multigate.training.train import train
 from multigate.training.warm_start import check_start, start_from
 
@@ -137,18 +132,7 @@ def test_an_average_begins_with_the_bundles_weights(late: Experiment, early: Run
 def test_interrupted_and_resumed_it_is_bit_equal(
     run: Run, late: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Fit.step
-
-    def stopping(fit: Fit, batch: Batch) -> Tensor:
-        if fit.step_done == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(fit, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Fit, "step", stopping)
-        with pytest.raises(Interrupted):
-            train(late, tmp_path / "run", quiet=True)
-    again = train(late, tmp_path / "run", resume=True, quiet=True)
+    again = resumed(late, tmp_path / "run", monkeypatch, after=4)
     whole, pieces = (load_file(one.folder / "bundle" / "model.safetensors") for one in (run, again))
     assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
     assert [entry["valid"] for entry in again.history] == [entry["valid"] for entry in run.history]

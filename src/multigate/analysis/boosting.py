@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from multigate.batch import BagIds, Batch, IdColumn, Layout, NumberColumn, TaskColumn
 from multigate.data.rows import pick
+from multigate.data.vocabulary import MISSING
 from multigate.errors import MultigateError
 from multigate.schema import BIAS
 
@@ -19,7 +20,6 @@ CATEGORIES = 254
 """Values of a category kept apart, all others together: scikit-learn's trees take 255."""
 ITEMS = 32
 """Items of a bag with a column of their own."""
-MISSING = 1
 UNSEEN_CLASS = -30.0
 """Logit of a class without training rows."""
 
