@@ -324,7 +324,21 @@ class Schema(Options):
         twice = _twice(self.keys)
         if twice:
             raise ValueError(f"key {twice[0]!r} is named twice among the keys; name each column once")
-        labels = {task.source: task.name for task in self.tasks}
+        self._check_features({task.source: task.name for task in self.tasks})
+        for one in predicted:
+            if one.name in self.keys:
+                kind = "a task" if isinstance(one, Task) else "an output"
+                raise ValueError(
+                    f"key {one.name!r} has the name of {kind}, whose predictions stand in a column of that name; "
+                    "leave it out of the keys, or give that another name"
+                )
+        self._check_parents()
+        self.order()
+        self._check_outputs()
+        return self
+
+    def _check_features(self, labels: Mapping[str, str]) -> None:
+        """Raise ``ValueError`` where a feature is a label (a column, and its task), or ``use`` leaves it to nobody."""
         for feature in self.features:
             if feature.source in labels:
                 raise ValueError(
@@ -340,13 +354,9 @@ class Schema(Options):
             raise ValueError(
                 "every feature is kept from the tasks by its 'use'; leave it out of those they should read"
             )
-        for one in predicted:
-            if one.name in self.keys:
-                kind = "a task" if isinstance(one, Task) else "an output"
-                raise ValueError(
-                    f"key {one.name!r} has the name of {kind}, whose predictions stand in a column of that name; "
-                    "leave it out of the keys, or give that another name"
-                )
+
+    def _check_parents(self) -> None:
+        """Raise ``ValueError`` where the ``given`` or ``where`` of a task is not another binary task."""
         kinds = {task.name: task.kind for task in self.tasks}
         for task in self.tasks:
             for word in ("given", "where"):
@@ -358,9 +368,6 @@ class Schema(Options):
                     raise ValueError(
                         f"task {task.name!r}: {word} {parent!r} is not another binary task{found}; {advice}"
                     )
-        self.order()
-        self._check_outputs()
-        return self
 
     def _check_outputs(self) -> None:
         """Raise ``ValueError`` where an output is made of what is no number of a prediction or a row."""

@@ -246,8 +246,47 @@ class LabelFit:
         return float(rate + beside / known * (positives / known - rate))
 
     def _finish(self, at: int, task: Task, known: int, mean: float, sd: float, average: float) -> LabelStats:
-        counts = self._counts[at]
-        constant = sd == 0 if task.kind == "regression" else int((counts > 0).sum()) < 2
+        self._check_known(at, task, known, sd)
+        mean, average = (mean, average) if known else (0.0, 0.0)
+        if task.kind == "binary":
+            positives, violations = int(self._counts[at][1]), int(self._violations[at])
+            self._check_funnel(task, violations, positives)
+            return LabelStats(
+                name=task.name, known=known, positives=positives, violations=violations, average=average,
+                values=self._values(at, task),
+            )  # fmt: skip
+        if task.kind == "multiclass":
+            return self._of_classes(at, task, known)
+        if self._base is not None:
+            return self._base[at].with_(known=known)
+        if task.transform == "none":
+            if abs(mean) + sd > MOST_TARGET:
+                raise cells.ColumnError(
+                    task.source,
+                    f"labels of task {task.name!r} are too large to be fitted as they are "
+                    f"(mean {mean:.3g}, deviation {sd:.3g}); use transform: standard",
+                )
+            return LabelStats(name=task.name, known=known, average=average)
+        return LabelStats(name=task.name, known=known, mean=mean, sd=sd, average=(average - mean) / sd)
+
+    def _of_classes(self, at: int, task: Task, known: int) -> LabelStats:
+        """Of a multiclass task: its classes, and the rows and the weight of each."""
+        counts, index = self._counts[at], self._reader.classes[task.name]
+        classes = tuple(index) if task.classes or self._base is not None else tuple(sorted(index))
+        held = [int(counts[index[one]]) if index[one] < len(counts) else 0 for one in classes]
+        average = sum(index * many for index, many in enumerate(held)) / max(known, 1)
+        shares: tuple[float, ...] = ()
+        if task.sample_weight is not None and known:
+            of = self._shares[at] / self._shares[at].sum()
+            # rounded, for sums depend a little on how the rows came
+            shares = tuple(round(float(of[index[one]]), 12) if index[one] < len(of) else 0.0 for one in classes)
+        return LabelStats(
+            name=task.name, known=known, average=average, classes=classes, counts=tuple(held), shares=shares
+        )
+
+    def _check_known(self, at: int, task: Task, known: int, sd: float) -> None:
+        """Raise ``ColumnError`` where there is nothing to learn: labels none or all alike, or without weight."""
+        constant = sd == 0 if task.kind == "regression" else int((self._counts[at] > 0).sum()) < 2
         if self._base is None and (known == 0 or constant):
             clause = f" on the rows where {task.where!r} is 1" if task.where else ""
             wanted = "known values" if known == 0 else "different values"
@@ -266,38 +305,6 @@ class LabelFit:
                 f"wanted a weight above 0 on some training row with a label of task {task.name!r}, found none; "
                 "correct the weights, or leave sample_weight out",
             )
-        mean, average = (mean, average) if known else (0.0, 0.0)
-        violations = int(self._violations[at])
-        if task.kind == "binary":
-            self._check_funnel(task, violations, int(counts[1]))
-            return LabelStats(
-                name=task.name, known=known, positives=int(counts[1]), violations=violations, average=average,
-                values=self._values(at, task),
-            )  # fmt: skip
-        if task.kind == "multiclass":
-            index = self._reader.classes[task.name]
-            classes = tuple(index) if task.classes or self._base is not None else tuple(sorted(index))
-            held = [int(counts[index[one]]) if index[one] < len(counts) else 0 for one in classes]
-            average = sum(index * many for index, many in enumerate(held)) / max(known, 1)
-            shares: tuple[float, ...] = ()
-            if task.sample_weight is not None and known:
-                of = self._shares[at] / self._shares[at].sum()
-                # rounded, for sums depend a little on how the rows came
-                shares = tuple(round(float(of[index[one]]), 12) if index[one] < len(of) else 0.0 for one in classes)
-            return LabelStats(
-                name=task.name, known=known, average=average, classes=classes, counts=tuple(held), shares=shares
-            )
-        if self._base is not None:
-            return self._base[at].with_(known=known)
-        if task.transform == "none":
-            if abs(mean) + sd > MOST_TARGET:
-                raise cells.ColumnError(
-                    task.source,
-                    f"labels of task {task.name!r} are too large to be fitted as they are "
-                    f"(mean {mean:.3g}, deviation {sd:.3g}); use transform: standard",
-                )
-            return LabelStats(name=task.name, known=known, average=average)
-        return LabelStats(name=task.name, known=known, mean=mean, sd=sd, average=(average - mean) / sd)
 
     def _values(self, at: int, task: Task) -> tuple[str, ...]:
         """Labels there are, with those of earlier rows; empty where they are not kept."""
