@@ -23,9 +23,9 @@ from multigate.data.types import (
 from multigate.errors import DataError, one_line
 
 BLOCK = 4 << 20
+"""Bytes of a CSV file read at a time; column types are inferred from the first of them."""
 BLOCKS = 16
 """That are looked at for values of a column which begins with none."""
-"""Bytes of a CSV file read at a time; column types are inferred from the first of them."""
 _QUOTED = re.compile(r'(?<![^,;\t|\n])"(?:[^"]|"")*"')
 """A field in quotes, which may hold what else separates."""
 _SEPARATOR = re.compile(r'("?)sep=([\x01-\x7f])\1[^\S\n]*(?:\n|$)')
