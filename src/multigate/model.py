@@ -15,6 +15,7 @@ from multigate.chain import fold
 from multigate.errors import ExperimentError
 from multigate.nn.chance import chance
 from multigate.nn.embed import Embed, Embedding, OwnEmbeds
+from multigate.nn.eager import multiplied_in
 from multigate.nn.layout import lies_last
 from multigate.nn.parallel import ParallelMLP
 from multigate.options import Options
@@ -182,7 +183,7 @@ class Model(nn.Module):
                 f"{name} wants to return z of ({f'{rows} ' if self.training else ''}rows, {tasks} tasks, d_out "
                 f"{self.sharing.d_out}), found a tensor of {tuple(shared.z.shape)}"
             )
-        if shared.z.dtype not in (x.dtype, torch.float32, torch.bfloat16):  # autocast makes one of the other
+        if shared.z.dtype not in (x.dtype, multiplied_in(x), torch.float32):
             raise ExperimentError(
                 f"{name} wants to return z of the type of x, found {shared.z.dtype}; add .to(x.dtype)"
             )

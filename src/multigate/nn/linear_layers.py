@@ -5,7 +5,7 @@ backwards, is one call on memory that lies as it should, and the copies that rea
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,65 +91,93 @@ class LinearLayers(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         read, first, *saved = ctx.saved_tensors
         weights, layers, looked_up = saved[: ctx.many], saved[ctx.many : 2 * ctx.many + 1], saved[2 * ctx.many + 1 :]
-        (n, d_out, d_in), rows = ctx.shape, layers[-1].shape[2]
-        beside = ctx.beside
-        flat = layers[0].new_empty((n * d_out + beside, rows))
-        below = flat[: n * d_out].view(layers[0].shape)  # of what the first layer makes; the rest of what is beside it
-        at, pull = torch.empty_like(layers[-1]) if weights else below, gradients[0].permute(1, 2, 0)
-        if ctx.relu:
-            torch.ops.aten.threshold_backward.grad_input(pull, layers[-1], 0, grad_input=at)
-        else:
-            at.copy_(pull)
-        found: list[Tensor | None] = []
         wants_x = ctx.needs_input_grad[0]
         x_alone = wants_x and ctx.parts is None and ctx.weights_are_leaves and inputs_alone()
-        for i in range(len(weights) - 1, -1, -1):
-            if not x_alone:
-                found = [torch.bmm(at, layers[i].transpose(1, 2)).to(ctx.kept), at.sum(2).to(ctx.kept), *found]
-            out = below if i == 0 else torch.empty_like(layers[i])
-            at = torch.bmm(weights[i].transpose(1, 2), at, out=out)
-            _mask_(at, layers[i])
-        if beside:
-            flat[n * d_out :] = gradients[1]
-        if not ctx.padded:
-            u = len(read)
-            flat = flat.view(u, n * d_out // u, rows)
+        flat, later = _behind_first(ctx, gradients, weights, layers, x_alone)
         if x_alone:
-            of_x = (flat.t() @ first)[:, :d_in] if ctx.padded else _of_inputs(read, first, flat, ctx.of_rows)
+            of_x = (flat.t() @ first)[:, : ctx.shape[2]] if ctx.padded else _of_inputs(ctx, read, first, flat)
             return of_x, *[None] * (len(ctx.needs_input_grad) - 1)
         if not ctx.padded:
-            of_weight = torch.bmm(flat, read.transpose(1, 2)).to(ctx.kept)
-            found = [of_weight.view(ctx.shape), at.sum(2).to(ctx.kept), *found]
-            return _of_inputs(read, first, flat, ctx.of_rows) if wants_x else None, None, None, None, None, *found
-        parts, width = ctx.parts, read.shape[1]
-        if parts is not None and parts.few:
-            read_by = looked_up[: 2 if beside else 1]
-            of_read_by = [torch.empty_like(weight) for weight in read_by]
-            of_bias = read_by[0].new_empty(n * d_out)
-            of_tables = _of_tables(parts, flat, looked_up, of_read_by, read, of_bias)
-            first = torch.cat([parts.dense_of(weight) for weight in read_by]).to(flat.dtype) if wants_x else None
+            found = _of_apart(ctx, flat, read, first, wants_x)
+        elif ctx.parts is not None and ctx.parts.few:
+            found = _of_few(ctx, flat, read, looked_up, wants_x)
         else:
-            runs = ((0, d_in),) if parts is None else parts.runs
-            width = sum(end - start for start, end in runs)
-            of_first = flat @ read
-            halves = torch.split(of_first, [n * d_out, *([beside] if beside else [])])
-            kept = ctx.kept if parts is None else torch.float32
-            of_read_by = [_placed(half, runs, d_in).to(kept) for half in halves]
-            of_tables = _of_tables(parts, flat, looked_up, of_read_by)
-            of_bias = of_first[: n * d_out, width].to(ctx.kept)
-        of_x = (flat.t() @ first)[:, :width] if wants_x else None
-        of_beside = of_read_by[1] if beside else None
-        return (
-            of_x,
-            None,
-            None,
-            of_beside,
-            None,
-            *of_tables,
-            of_read_by[0].view(ctx.shape),
-            of_bias.view(n, d_out),
-            *found,
-        )
+            found = _of_padded(ctx, flat, read, first, looked_up, wants_x)
+        weight, bias = found.weight.view(ctx.shape), found.bias.view(ctx.shape[:2])
+        return found.x, None, None, found.beside, None, *found.tables, weight, bias, *later
+
+
+class _OfFirst(NamedTuple):
+    """Gradients of the first layer's weight (n H, D) and bias (n H,), of the weights beside it, of tables, and of x."""
+
+    weight: Tensor
+    bias: Tensor
+    x: Tensor | None
+    beside: Tensor | None = None
+    tables: Sequence[Tensor] = ()
+
+
+def _behind_first(
+    ctx: Any, gradients: Sequence[Tensor], weights: Sequence[Tensor], layers: Sequence[Tensor], x_alone: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The gradient of all that the first matmul makes (m, B), and those of the weights and biases behind it; none of
+    these where that of x alone is wanted."""
+    n, d_out, _ = ctx.shape
+    flat = layers[0].new_empty((n * d_out + ctx.beside, layers[0].shape[2]))
+    below = flat[: n * d_out].view(layers[0].shape)
+    at, pull = torch.empty_like(layers[-1]) if weights else below, gradients[0].permute(1, 2, 0)
+    if ctx.relu:
+        torch.ops.aten.threshold_backward.grad_input(pull, layers[-1], 0, grad_input=at)
+    else:
+        at.copy_(pull)
+    found: list[Tensor | None] = []
+    for i in range(len(weights) - 1, -1, -1):
+        if not x_alone:
+            found = [torch.bmm(at, layers[i].transpose(1, 2)).to(ctx.kept), at.sum(2).to(ctx.kept), *found]
+        out = below if i == 0 else torch.empty_like(layers[i])
+        at = torch.bmm(weights[i].transpose(1, 2), at, out=out)
+        _mask_(at, layers[i])
+    if ctx.beside:
+        flat[n * d_out :] = gradients[1]
+    return flat, found
+
+
+def _of_apart(ctx: Any, flat: Tensor, read: Tensor, first: Tensor, wants_x: bool) -> _OfFirst:
+    """Of copies that read inputs of their own, read (u, D, B) and first (u, n / u H, D)."""
+    by_input = flat.view(*first.shape[:2], read.shape[2])
+    weight = torch.bmm(by_input, read.transpose(1, 2)).to(ctx.kept)
+    bias = flat.view(*ctx.shape[:2], read.shape[2]).sum(2).to(ctx.kept)
+    return _OfFirst(weight, bias, _of_inputs(ctx, read, first, flat) if wants_x else None)
+
+
+def _of_few(ctx: Any, flat: Tensor, dense: Tensor, looked_up: Sequence[Tensor], wants_x: bool) -> _OfFirst:
+    """Of rows that are looked up but for a few ``dense`` columns (B, K), which no matmul reads."""
+    read_by = looked_up[: 2 if ctx.beside else 1]
+    of_read_by = [torch.empty_like(weight) for weight in read_by]
+    bias = read_by[0].new_empty(len(read_by[0]))
+    tables = _of_tables(ctx.parts, flat, looked_up, of_read_by, dense, bias)
+    of_x = None
+    if wants_x:
+        of_x = flat.t() @ torch.cat([ctx.parts.dense_of(weight) for weight in read_by]).to(flat.dtype)
+        of_x = of_x[:, : dense.shape[1]]
+    return _OfFirst(of_read_by[0], bias, of_x, of_read_by[1] if ctx.beside else None, tables)
+
+
+def _of_padded(
+    ctx: Any, flat: Tensor, read: Tensor, first: Tensor, looked_up: Sequence[Tensor], wants_x: bool
+) -> _OfFirst:
+    """Of rows with a 1 and zeros beside them, read (B, K) and first (m, K); some columns may be looked up."""
+    parts, (n, d_out, d_in) = ctx.parts, ctx.shape
+    runs = ((0, d_in),) if parts is None else parts.runs
+    width = sum(end - start for start, end in runs)
+    of_first = flat @ read
+    halves = torch.split(of_first, [n * d_out, *([ctx.beside] if ctx.beside else [])])
+    kept = ctx.kept if parts is None else torch.float32
+    of_read_by = [_placed(half, runs, d_in).to(kept) for half in halves]
+    tables = _of_tables(parts, flat, looked_up, of_read_by)
+    bias = of_first[: n * d_out, width].to(ctx.kept)
+    of_x = (flat.t() @ first)[:, :width] if wants_x else None
+    return _OfFirst(of_read_by[0], bias, of_x, of_read_by[1] if ctx.beside else None, tables)
 
 
 def _placed(x: Tensor, runs: Sequence[tuple[int, int]], width: int) -> Tensor:
@@ -213,13 +241,14 @@ def _padded(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return padded
 
 
-def _of_inputs(read: Tensor, first: Tensor, flat: Tensor, of_rows: bool) -> Tensor:
+def _of_inputs(ctx: Any, read: Tensor, first: Tensor, flat: Tensor) -> Tensor:
     """The gradient of inputs read as (u, D, B), which lies as they do: (B, u, D), or (B, D)."""
+    flat = flat.view(*first.shape[:2], read.shape[2])
     if read.stride(2) == 1:
         of_x = torch.bmm(first.transpose(1, 2), flat).permute(2, 0, 1)
     else:
         of_x = torch.bmm(flat.transpose(1, 2), first).transpose(0, 1)
-    return of_x.squeeze(1) if of_rows else of_x
+    return of_x.squeeze(1) if ctx.of_rows else of_x
 
 
 def _relu_(x: Tensor) -> Tensor:
