@@ -17,10 +17,19 @@ from multigate.analysis.reliability import Reliability
 from multigate.formats import interval, listed, number, share, signed
 from multigate.report.blocks import Chart, Figure
 from multigate.report.calibration import _told
-from multigate.report.charts import dot_chart, gate_chart, heat_chart, line_chart, reliability_axes, reliability_chart
+from multigate.report.charts import (
+    bar_chart,
+    dot_chart,
+    gate_chart,
+    heat_chart,
+    line_chart,
+    reliability_axes,
+    reliability_chart,
+)
 from multigate.report.gates import weights
 from multigate.report.image import picture
 from multigate.report.importance import worth
+from multigate.report.labels import labels
 from multigate.report.origin import _described
 from multigate.sharing import Level, MMoE
 
@@ -173,6 +182,44 @@ def test_gates_keep_the_order_of_experts_and_name_what_is_no_expert() -> None:
     assert [row["place"] for row in values(numbered.spec)] == ["10", "9"]
     named = gate_chart("t", "d", ["shared 0", "own of t 0"], [0.6, 0.4], q, (0.0, 1.0), 0)
     assert [row["place"] for row in values(named.spec)] == ["shared 0", "own of t 0"]
+
+
+def test_names_that_begin_alike_are_told_apart() -> None:
+    names = [f"patient_readmitted_within_{days}_days" for days in (7, 30, 90)]
+    rows = [{"name": name, "series": name, "value": 0.5, "low": 0.4, "high": 0.6} for name in names]
+    curves = [{"epoch": 1, "value": 0.5, "series": f"runs_of_the_last_week_{name}", "best": False} for name in names]
+    grid = [[0.1, 0.2, 0.3]] * 3
+    for chart, sides in (
+        (heat_chart("t", "d", names, names, grid), 2),
+        (dot_chart("t", "d", [row | {"series": "mean"} for row in rows], "x"), 1),
+        (bar_chart("t", "d", rows, "x"), 1),
+        (line_chart("t", "d", curves, "y"), 1),
+    ):
+        svg = vl_convert.vegalite_to_svg(chart.spec | {"width": 280}, ".".join(altair.SCHEMA_VERSION.split(".")[:2]))
+        shown = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg) if "…" in text]
+        assert len(shown) == sides * len(names)
+        assert all(any(text.endswith(f"{days}_days") for text in shown) for days in (7, 30, 90))
+
+
+def test_a_dot_without_an_interval_keeps_its_place() -> None:
+    names, nan = ["single_task", "mmoe", "ple"], math.nan
+    rows = [
+        {"name": name, "series": part, "value": 0.5, "low": low, "high": low + 0.2}
+        for name in names
+        for part, low in (("validation", nan if name == "mmoe" else 0.4), ("test", 0.4))
+        if (name, part) != ("mmoe", "test")
+    ]
+    spec = dot_chart("t", "d", rows, "x").spec | {"width": 280}
+    svg = vl_convert.vegalite_to_svg(spec, ".".join(altair.SCHEMA_VERSION.split(".")[:2]))
+    assert [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg) if text in names] == names
+
+
+def test_a_name_that_is_cut_keeps_what_it_alone_has() -> None:
+    assert labels(["short", "constructor"], 18) == {"short": "short", "constructor": "constructor"}
+    assert list(labels(["measure_of_heart_in_hospital", "measure_of_lungs_in_hospital"], 18).values()) == [
+        "measure_of_heart_…",
+        "measure_of_lungs_…",
+    ]
 
 
 def test_numbers_for_people() -> None:

@@ -5,7 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from multigate.report.wiring import THICKEST, how_to_read, shortened, wiring_drawing
+from multigate.report.labels import shortened
+from multigate.report.wiring import LETTERS, THICKEST, how_to_read, wiring_drawing
 from multigate.sharing import Level
 
 BAD = "</svg><script>alert(1)</script>"
@@ -81,7 +82,7 @@ def test_levels_with_many_lines_have_thin_ones() -> None:
     ],
 )
 def test_long_names_keep_both_ends(name: str, shown: str) -> None:
-    assert shortened(name) == shown
+    assert shortened(name, LETTERS) == shown
     assert shortened(name, 6).count("…") == 1
 
 

@@ -1,7 +1,8 @@
 """Pictures as Vega-Lite specifications: colours of the page, as wide as their place, readable without colour."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import mul
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from multigate.analysis.reliability import Reliability
 from multigate.report.blocks import Chart
+from multigate.report.labels import labels
 
 INK, PAPER = "currentColor", "var(--paper)"
 COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--five)", "var(--six)")
@@ -26,6 +28,8 @@ RARE = 0.1
 """Rate below which a calibration curve may have logarithmic axes."""
 WORDS = ("name", "series", "source", "down", "across")
 """Fields that are words; the others are numbers."""
+BESIDE, BELOW = 18, 32
+"""Letters of a name beside an axis, and in a legend."""
 STRONGEST = 0.55
 """Opacity of a cell's colour at most: text on it keeps its contrast, on light paper and on dark."""
 CONFIG: dict[str, Any] = {
@@ -44,7 +48,7 @@ CONFIG: dict[str, Any] = {
         "labelFontSize": 12,
         "titleFontSize": 12,
         "titleFontWeight": "normal",
-        "labelLimit": 130,
+        "labelLimit": 160,
     },
     "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 240},
 }
@@ -82,16 +86,17 @@ def dot_chart(
     ``at`` draws a line to compare with; with ``hollow`` a dot is filled only where the row is ``clear``.
     """
     series = list(dict.fromkeys(row["series"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
     several = len(series) > 1
     base = _base(rows).encode(
-        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False)),
+        y=alt.Y("name:N", sort=names, title=None, axis=_names(names, domain=False)),
         color=_coloured(series),
         tooltip=[_shown(key) for key in ("name", "series", "value", "low", "high")],
     )
     if several:
-        base = base.encode(yOffset=alt.YOffset("series:N", sort=None))
+        base = base.encode(yOffset=alt.YOffset("series:N", sort=series))
     scale = _around([row[key] for row in rows for key in ("value", "low", "high")] + ([] if at is None else [at]), 8)
-    value = alt.X("value:Q", title=x, scale=scale, axis=alt.Axis(tickCount=5))
+    value = alt.X("value:Q", title=x, scale=scale, axis=alt.Axis(tickCount=5, labelOverlap=True))
     layers = [
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x, scale=scale), x2="high"),
         base.mark_point(size=70, opacity=1, strokeWidth=2).encode(
@@ -105,8 +110,7 @@ def dot_chart(
     if at is not None:
         rule = _base([{"at": at}]).mark_rule(color=INK, strokeDash=[4, 3], opacity=0.6)
         layers.insert(0, rule.encode(x=alt.X("at:Q", title=x, scale=scale)))
-    names = len({row["name"] for row in rows})
-    return _chart(title, description, alt.layer(*layers), height=names * (16 * len(series) + 12))
+    return _chart(title, description, alt.layer(*layers), height=len(names) * (16 * len(series) + 12))
 
 
 def reliability_chart(curve: Reliability) -> Chart:
@@ -191,7 +195,7 @@ def gate_chart(
             type="nominal",
             sort=None,
             title="expert" if counted else None,
-            axis=alt.Axis(labelAngle=0 if counted else -40, labelOverlap=counted, ticks=False),
+            axis=_names((str(row["place"]) for row in rows), labelAngle=0 if counted else -40, labelOverlap=counted),
         ),
         tooltip=[_shown(key) for key in ("source", "mean", "p05", "p25", "p50", "p75", "p95")],
     )
@@ -238,13 +242,13 @@ def heat_chart(
         for name, line in zip(down, values, strict=True)
         for other, value in zip(across, line, strict=True)
     ]
-    labels, cell = 30 + 6 * min(max(map(len, down)), 20), max(CELL, 8 + 7 * max(map(len, across)))
-    level = labels + cell * len(across) <= PHONE
+    beside, cell = 30 + 6 * min(max(map(len, down)), 20), max(CELL, 8 + 7 * max(map(len, across)))
+    level = beside + cell * len(across) <= PHONE
     cell = cell if level else CELL
-    axis = alt.Axis(orient="top", labelAngle=0 if level else 40, labelAlign="center" if level else "right", ticks=False)
+    turned = {"labelAngle": 0, "labelAlign": "center"} if level else {"labelAngle": 40, "labelAlign": "right"}
     base = _base(rows).encode(
-        x=alt.X("across:N", sort=None, title=None, axis=axis),
-        y=alt.Y("down:N", sort=None, title=None, axis=alt.Axis(ticks=False)),
+        x=alt.X("across:N", sort=None, title=None, axis=_names(across, orient="top", **turned)),
+        y=alt.Y("down:N", sort=None, title=None, axis=_names(down)),
         tooltip=[_shown("down"), _shown("across"), _shown("value")],
     )
     hue = alt.condition("datum.value < 0", alt.value(COLOURS[1]), alt.value(COLOURS[0]))
@@ -255,7 +259,7 @@ def heat_chart(
         ),
         base.mark_text(color=INK, fontSize=12).encode(text=alt.Text("text:N")),
     )
-    least, most = labels + cell * len(across), labels + max(cell, 2 * CELL) * len(across)
+    least, most = beside + cell * len(across), beside + max(cell, 2 * CELL) * len(across)
     return _chart(title, description, picture, height=26 * len(down), least=least, most=most)
 
 
@@ -272,7 +276,7 @@ def _largest(values: Sequence[Sequence[float | None]], *, square: bool) -> tuple
 def bar_chart(title: str, description: str, rows: Sequence[Row], x: str) -> Chart:
     """Horizontal bars with one standard deviation either way: rows of ``name``, ``value``, ``low`` and ``high``."""
     base = _base(rows).encode(
-        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(ticks=False)),
+        y=alt.Y("name:N", sort=None, title=None, axis=_names(row["name"] for row in rows)),
         tooltip=[_shown(key) for key in ("name", "value", "low", "high")],
     )
     picture = alt.layer(
@@ -317,7 +321,7 @@ def scatter_chart(
     """A dot per row of ``x``, a number or a word, ``value`` and ``series``."""
     series = list(dict.fromkeys(row["series"] for row in rows))
     if words:
-        across = alt.X("x:N", sort=None, title=x, axis=alt.Axis(labelAngle=-40, ticks=False))
+        across = alt.X("x:N", sort=None, title=x, axis=_names((row["x"] for row in rows), labelAngle=-40))
     else:
         scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=8)
         across = alt.X("x:Q", title=x, scale=scale, axis=alt.Axis(tickCount=5, format="~g", labelOverlap=True))
@@ -395,7 +399,22 @@ def _shaped(series: Sequence[str]) -> Any:
 
 def _legend(series: Sequence[str]) -> Any:
     """One for colour and shape together, below the chart; none for a single series."""
-    return alt.Legend(title=None, orient="bottom", columns=1) if len(series) > 1 else None
+    if len(series) == 1:
+        return None
+    return alt.Legend(title=None, orient="bottom", columns=1, **_labelled(series, BELOW))
+
+
+def _names(names: Iterable[str], **options: Any) -> Any:
+    """An axis of names."""
+    return alt.Axis(ticks=False, **_labelled(names, BESIDE), **options)
+
+
+def _labelled(names: Iterable[str], letters: int) -> dict[str, str]:
+    """What an axis or a legend writes for names that are too long: Vega cuts off their ends, where names that begin
+    alike differ."""
+    short = labels(names, letters)
+    cut = any(name != label for name, label in short.items())
+    return {"labelExpr": f"{json.dumps(short)}[datum.label]"} if cut else {}
 
 
 def _shown(field: str) -> Any:

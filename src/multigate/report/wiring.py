@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from itertools import accumulate
 from typing import NamedTuple
-from unicodedata import east_asian_width
 
 from multigate.report.blocks import Block, Drawing
 from multigate.report.charts import COLOURS
+from multigate.report.labels import shortened
 from multigate.report.trained import Trained
 from multigate.sharing import Level
 
@@ -138,23 +137,8 @@ def _box(x: float, middle: float, name: str) -> str:
     return (
         f'<g><title>{escape(name)}</title><rect x="{x + 0.5:g}" y="{middle - HEIGHT / 2:g}" width="{BOX - 1}" '
         f'height="{HEIGHT}" rx="3"/><text x="{x + BOX / 2:g}" y="{middle + 4:g}" text-anchor="middle">'
-        f"{escape(shortened(name))}</text></g>"
+        f"{escape(shortened(name, LETTERS))}</text></g>"
     )
-
-
-def shortened(name: str, letters: int = LETTERS) -> str:
-    """A name that fits into so many letters: both its ends, for names often differ in their last letters."""
-    if _wide(name) <= letters:
-        return name
-    room = letters - 1
-    head = sum(1 for wide in accumulate(map(_wide, name)) if wide <= (room + 1) // 2)
-    tail = sum(1 for wide in accumulate(map(_wide, reversed(name))) if wide <= room // 2)
-    return f"{name[:head]}…{name[len(name) - tail :]}"
-
-
-def _wide(text: str) -> int:
-    """Letters of the Latin script that would take as much room."""
-    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _told(levels: Sequence[Level]) -> str:
