@@ -108,3 +108,17 @@ def test_a_table_is_the_same_for_the_terminal(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
     assert [row["goal"] for row in rows] == [0.5, None, 0.3, 0.4, 0.45]
     assert [row["sharing.experts"] for row in rows] == [8, 7, None, 5, 4]
+
+
+def test_a_goal_of_many_tasks_has_a_name_that_can_be_read(tmp_path: Path) -> None:
+    tasks = [{"name": f"readmitted_within_{days}_days"} for days in range(1, 13)]
+    given = make_experiment({"schema": {"features": [{"name": "x", "kind": "number"}], "tasks": tasks}})
+    aucs = {f"{task['name']}/auc": 0.6 for task in tasks}
+    point = {"optimizer.learning_rate": 0.002, "sharing": "mmoe", "sharing.experts": 8}
+    tuning = Tuning(tmp_path, given, SPACE, [Trial(0, point, 0.6, {}, False, 2.0, aucs, "")])
+    assert tuning.goal.name == (
+        "mean of readmitted_within_1_days/auc, readmitted_within_2_days/auc, readmitted_within_3_days/auc and 9 more"
+    )
+    page = Html(write_tuning(tuning, tmp_path / "tune.html").read_text(encoding="utf-8"))
+    titles = {layer["encoding"]["y"]["title"] for spec in page.specs for layer in spec.get("layer", [spec])}
+    assert titles == {"mean of readm…c and 9 more"}

@@ -16,11 +16,14 @@ from multigate.analysis.space import applied, experiment_at, own_value
 from multigate.errors import RunError
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
+from multigate.formats import listed
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.writing import writing
 from multigate.yaml_text import dump_yaml
 
 RESULTS = "trials.parquet"
+NAMED = 3
+"""Metrics that a goal names: of tens of tasks it would be no name."""
 
 
 class Goal:
@@ -31,7 +34,8 @@ class Goal:
 
     def __init__(self, monitor: Monitor, metrics: Mapping[str, float]) -> None:
         names = monitor.counted(metrics) or monitor.main
-        self.name = names[0] if len(names) == 1 else f"mean of {' and '.join(names)}"
+        several = " and ".join(names) if len(names) <= NAMED else listed(names, NAMED)
+        self.name = names[0] if len(names) == 1 else f"mean of {several}"
         self.rises = HIGHER_IS_BETTER[names[0].rpartition("/")[2]]
         """Whether a higher one is better."""
 

@@ -7,14 +7,10 @@ from unicodedata import east_asian_width
 
 
 def labels(names: Iterable[str], letters: int) -> dict[str, str]:
-    """What stands for each of the names: of those that are too long both ends, or where more of them differ so, the
-    beginning or the end."""
+    """What stands for each of the names: of those that are too long the beginning, or where more of them differ so,
+    both ends, or the end."""
     several = list(dict.fromkeys(names))
-    cuts = (
-        [shortened(name, letters) for name in several],
-        [shortened(name, letters, 1) for name in several],
-        [shortened(name, letters, 0) for name in several],
-    )
+    cuts = [[shortened(name, letters, begins) for name in several] for begins in (1, 0.5, 0)]
     chosen = max(cuts, key=lambda cut: len(set(cut)))  # the first of those that are as good
     return dict(zip(several, chosen, strict=True))
 

@@ -11,8 +11,12 @@ from multigate.analysis.tuning import Tried, Tuning, shown
 from multigate.folders import at_home
 from multigate.formats import number
 from multigate.report.blocks import Block, Chart, Figure, Table, Text
+from multigate.report.labels import shortened
 from multigate.report.page import Chapter, render, require_extra
 from multigate.writing import write_text
+
+UPRIGHT = 26
+"""Letters beside an axis that is as high as a chart."""
 
 
 def write_tuning(tuning: Tuning, out: str | Path) -> Path:
@@ -49,7 +53,7 @@ def _best(tuning: Tuning) -> Iterator[Block]:
         if reached is not None:
             path.append({"epoch": at, "value": reached, "series": "best so far", "best": one is best})
     described = f"The best {tuning.goal.name} on validation rows after each trial"
-    chart = line_chart("Best so far", described, path, tuning.goal.name, x="trial")
+    chart = line_chart("Best so far", described, path, _upright(tuning), x="trial")
     yield Figure("Trial 1 is the experiment as given; a ring marks the trial that is best of all.", (chart,), True)
 
 
@@ -79,7 +83,7 @@ def _charts(tuning: Tuning) -> Iterator[Chart]:
         described = f"{tuning.goal.name} of each trial by its {key}"
         own = own_value(tuning.given, key)
         log = not isinstance(kind, Choice) and kind.log and (own is None or own > 0)
-        yield scatter_chart(key, described, rows, key, tuning.goal.name, words=words, log=log)
+        yield scatter_chart(key, described, rows, key, _upright(tuning), words=words, log=log)
 
 
 def _series(tuning: Tuning, one: Tried) -> str:
@@ -99,11 +103,16 @@ def _trials(tuning: Tuning) -> Iterator[Block]:
         )
         for at, one in enumerate(tuning.trials, 1)
     )
-    yield Table("Every trial", ("trial", *tuning.space, tuning.goal.name, "seconds", ""), rows, words=0)
+    yield Table("Every trial", ("trial", *tuning.space, tuning.goal.name, "seconds", ""), rows)
 
 
 def _state(one: Tried) -> str:
     return f"failed: {one.failed}" if one.failed else "stopped" if one.stopped else ""
+
+
+def _upright(tuning: Tuning) -> str:
+    """The goal as the title of an axis, no longer than the axis is high."""
+    return shortened(tuning.goal.name, UPRIGHT)
 
 
 def _is_better(tuning: Tuning, one: float, other: float) -> bool:
