@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -182,6 +183,9 @@ def test_where_new_tensors_are_by_default_changes_nothing(feed_experiment: Exper
     assert related.gradients == relatedness(find_subject(tmp_path / "a")).gradients
     with pytest.raises(RunError, match=r"no joint model 'mmoe' of seed 7; it has seeds 0$"):
         second.bundle("mmoe", 7)
+    rmtree(tmp_path / "b" / "runs" / "mmoe-0")
+    with pytest.raises(RunError, match=r"mmoe-0 is gone or not whole; run multigate compare again$"):
+        second.bundle("mmoe", 0)
 
 
 def test_a_variant_goes_by_its_name_and_models_know_what_sampling_took(

@@ -105,6 +105,8 @@ class Comparison:
             names = sorted({one["structure"] for one in self.rows} - {BASELINE, BOOSTING})
             found = f"{self.folder} holds no joint model {structure!r} of seed {seed}"
             seeds = sorted(self.values(structure, "seed")) if structure in names else []
+            if seed in seeds:  # its scores are in the table of the comparison
+                raise RunError(f"{place} is gone or not whole; run multigate compare again")
             advice = f"it has seeds {', '.join(map(str, seeds))}" if seeds else nearest(structure, names)
             raise RunError(f"{found}; {advice}")
         sharing = json.loads(row["sharing"])
