@@ -1,16 +1,20 @@
 """The epoch that is marked is the one whose weights were kept."""
 
 import math
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 from reading import Trainings, values
 
 from multigate.analysis.comparison import BASELINE, Comparison
+from multigate.errors import RunError
 from multigate.experiment import Experiment
-from multigate.report.blocks import Figure
+from multigate.report.blocks import Figure, Text
 from multigate.report.contents import sections
-from multigate.report.curves import _figure, best_epoch, of_comparison
+from multigate.report.curves import _figure, best_epoch, of_comparison, of_runs
 from multigate.report.trained import Trained
+from multigate.run import METRICS, open_run
 
 
 def test_the_marked_epoch_has_the_metrics_of_the_kept_weights(trainings: Trainings) -> None:
@@ -45,6 +49,20 @@ def test_what_no_epoch_defines_is_said_and_not_drawn() -> None:
     assert figure.says == "Metrics. Undefined after every epoch: b/auc."
     (chart,) = figure.charts
     assert [row["value"] for row in values(chart.spec)] == [0.6931]
+
+
+def test_a_run_without_curves_takes_none_from_the_others(trainings: Trainings, tmp_path: Path) -> None:
+    copytree(trainings.run.folder, tmp_path / "lost")
+    (tmp_path / "lost" / METRICS).unlink()
+    trained = [Trained(trainings.run, "kept"), Trained(open_run(tmp_path / "lost"), "lost")]
+    note, *figures = of_runs(trained)
+    assert isinstance(note, Text)
+    assert note.text.startswith(f"The curves of lost are missing: cannot read {tmp_path / 'lost' / METRICS}")
+    charts = [chart for figure in figures if isinstance(figure, Figure) for chart in figure.charts]
+    assert charts
+    assert {row["series"] for chart in charts for row in values(chart.spec)} == {"kept"}
+    with pytest.raises(RunError, match="cannot read"):
+        list(of_runs(trained[1:]))
 
 
 def test_single_task_models_alone_have_no_curves(trainings: Trainings) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
+from multigate.errors import RunError
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.formats import listed, number
-from multigate.report.blocks import Block, Chart, Figure
+from multigate.report.blocks import Block, Chart, Figure, Text
 from multigate.report.charts import line_chart
 from multigate.report.trained import Trained
 from multigate.run import METRICS, read_history
@@ -20,7 +22,9 @@ Histories = Mapping[str, Sequence[Entry]]
 
 def of_runs(trained: Sequence[Trained]) -> Iterator[Block]:
     """Curves of one run, or of several over each other."""
-    histories = {one.name: read_history(one.folder / METRICS) for one in trained}
+    histories, lost = _read({one.name: one.folder for one in trained})
+    yield from lost
+    trained = [one for one in trained if one.name in histories]
     best = {one.name: best_epoch(histories[one.name], one.experiment) for one in trained}
     losses = dict.fromkeys(f"train/{task}/loss" for one in trained for task in one.experiment.schema.task_names)
     metrics = dict.fromkeys(f"valid/{metric}" for one in trained for metric in one.main_metrics)
@@ -38,13 +42,29 @@ def of_comparison(one: Trained) -> Iterator[Block]:
     """Validation metrics of the joint structures' runs with seed 0, where there are such structures."""
     if not one.joint:
         return
-    histories = {name: read_history(one.folder / "runs" / f"{name}-0" / METRICS) for name in one.joint}
+    histories, lost = _read({name: one.folder / "runs" / f"{name}-0" for name in one.joint})
+    yield from lost
     best = {name: best_epoch(history, one.experiment) for name, history in histories.items()}
     told = (
         "Main metrics on the validation rows after each epoch, for the run with seed 0 of each structure that trains "
         f"all tasks together{_ring(best)}"
     )
     yield from _figure(told, [f"valid/{metric}" for metric in one.main_metrics], histories, best)
+
+
+def _read(folders: Mapping[str, Path]) -> tuple[Histories, list[Block]]:
+    """The histories that can be read, and notes on the others. Raises ``RunError`` where none can."""
+    histories, errors = {}, {}
+    for name, folder in folders.items():
+        try:
+            histories[name] = read_history(folder / METRICS)
+        except RunError as error:
+            errors[name] = error
+    if errors and not histories:
+        raise next(iter(errors.values()))
+    return histories, [
+        Text(f"The curves of {name} are missing: {error}", kind="note") for name, error in errors.items()
+    ]
 
 
 def best_epoch(history: Sequence[Entry], experiment: Experiment) -> int:
