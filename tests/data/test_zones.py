@@ -75,6 +75,25 @@ def test_counted_numbers_are_moments_that_a_zone_has_on_its_clock(unit: int) -> 
         assert _row(encoder, 20260105) == read(encoder, {"at": [20260105], "c": ["a"]})[0] == (0, 0)
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Sydney"])
+def test_clocks_have_summers_after_2037_too_at_every_door(zone: str, tmp_path: Path) -> None:
+    encoder = fitted(f"timestamp[us, tz={zone}]")
+    at = [datetime(year, month, 1, 12, tzinfo=UTC) for year in (2037, 2038, 2050, 2099, 9998) for month in (1, 7)]
+    there = [one.astimezone(ZoneInfo(zone)) for one in at]
+    wanted = [(one.hour, one.weekday()) for one in there]
+    standing = [str(one.replace(tzinfo=None)) for one in there]
+    assert [_row(encoder, one) for one in at] == wanted
+    for unit in ("s", "ms", "us"):
+        table = pa.table({"at": pa.array([*at, None], pa.timestamp(unit, "UTC")), "c": ["a"] * 11})
+        assert read(encoder, table) == [*wanted, (-1, -1)]
+    for texts in ([one.isoformat() for one in there], standing):
+        (tmp_path / "later.csv").write_text("at,c\n" + "".join(f"{one},a\n" for one in texts))
+        assert read(encoder, tmp_path / "later.csv") == wanted
+        assert read(encoder, {"at": [*texts, None], "c": ["a"] * 11}) == [*wanted, (-1, -1)]
+    latest = "9999-12-31 23:00"
+    assert read(encoder, {"at": [latest], "c": ["a"]}) == [_row(encoder, latest)] == [(23, 4)]
+
+
 def _row(encoder: Encoder, value: object) -> tuple[int, int]:
     hour, day = encoder.row({"at": value, "c": "a"}).categories[0, :2].tolist()
     return hour - 2, day - 2

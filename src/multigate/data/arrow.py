@@ -18,6 +18,7 @@ from multigate.data.cells import (
     FIRST,
     FURTHEST,
     LAST,
+    LATE,
     BadCell,
     ColumnError,
     Spell,
@@ -25,6 +26,7 @@ from multigate.data.cells import (
     exact_text,
     moment,
     number,
+    on_clock,
     spelling,
     text,
 )  # fmt: skip
@@ -223,7 +225,9 @@ def moments(array: pa.Array, column: str, zone: str | None = None) -> np.ndarray
             kind = pa.timestamp(kind.unit, zone)
             _check_zone(kind, column)
             array = array.cast(kind)
-        return _micros(pc.local_timestamp(array) if pa.types.is_timestamp(kind) and kind.tz is not None else array)
+        if not pa.types.is_timestamp(kind) or kind.tz is None:
+            return _micros(array)
+        return late_by_python(_micros(pc.local_timestamp(array)), _micros(array), partial(on_clock, zone=kind.tz))
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         count = numbers(array, column)
         size = np.abs(count)
@@ -243,6 +247,16 @@ def moments(array: pa.Array, column: str, zone: str | None = None) -> np.ndarray
         return micros
     index, answers = through_distinct(array, partial(moment, zone=zone), column)
     return np.array([NO_MOMENT if one is None else one for one in answers], dtype=np.int64)[index]
+
+
+def late_by_python(found: np.ndarray, micros: np.ndarray, read: Callable[[int], int | None]) -> np.ndarray:
+    """What Arrow has made of ``micros`` (R,), with what ``read`` makes of those where its time zones end."""
+    late = np.flatnonzero(micros >= LATE)
+    if len(late):
+        distinct, index = np.unique(micros[late], return_inverse=True)
+        answers = [read(one) for one in distinct.tolist()]
+        found[late] = np.array([NO_MOMENT if one is None else one for one in answers], dtype=np.int64)[index]
+    return found
 
 
 def _micros(array: pa.Array) -> np.ndarray:

@@ -27,6 +27,8 @@ EXACT = 2**53
 """Up to here a float64 holds every whole number."""
 DIGITS = 15
 """Of whole numbers that are below it."""
+LATE = (datetime(2037, 1, 1) - _EPOCH) // _MICROSECOND
+"""From then on Arrow's time zones have no summer, Python's do."""
 FIRST, LAST = (datetime.min - _EPOCH) // _MICROSECOND, (datetime.max - _EPOCH) // _MICROSECOND
 """The moments that are read, of the years 1 to 9999; others are taken as missing."""
 DAYS = 19000101, 21001231
@@ -325,7 +327,19 @@ def _counted(count: float, zone: str | None) -> int | None:
     micros = math.floor(count * _tick(abs(count))) if abs(count) <= FURTHEST else None
     if micros is None or not FIRST <= micros <= LAST:
         return None
-    return micros if zone is None else moment((_EPOCH + micros * _MICROSECOND).replace(tzinfo=UTC), zone)
+    return micros if zone is None else on_clock(micros, zone)
+
+
+def on_clock(micros: int, zone: str) -> int | None:
+    """Microseconds since 1970 UTC as those on the clock of a zone, None where that is not of the years 1 to 9999."""
+    return moment((_EPOCH + micros * _MICROSECOND).replace(tzinfo=UTC), zone)
+
+
+def from_clock(micros: int, zone: str) -> int:
+    """Those on the clock of a zone as microseconds since 1970 UTC; of two the earlier."""
+    standing = _EPOCH + micros * _MICROSECOND
+    ahead = standing.replace(tzinfo=_zone(zone)).utcoffset() or timedelta()
+    return (standing - _EPOCH - ahead) // _MICROSECOND
 
 
 def day_number(count: float) -> datetime | None:

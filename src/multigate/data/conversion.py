@@ -1,12 +1,14 @@
 """A column read as another type."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multigate.data.arrow import NO_MOMENT, moments, numbers
+from multigate.data.arrow import NO_MOMENT, late_by_python, moments, numbers
 from multigate.data.buffers import as_arrow, known
-from multigate.data.cells import EXACT, short
+from multigate.data.cells import EXACT, LATE, from_clock, short
 from multigate.data.types import is_text, type_name
 from multigate.errors import DataError, one_line
 
@@ -89,6 +91,11 @@ def _on_the_clock(texts: pa.Array, kind: pa.DataType) -> pa.Array:
     zoned = pc.match_substring_regex(texts, ZONED)
     standing = _clock(pc.if_else(zoned, None, texts), naive)
     found = pc.assume_timezone(standing, kind.tz, ambiguous="earliest", nonexistent="earliest")
+    micros = moments(standing, "")
+    late = micros >= LATE
+    if late.any():
+        instants = late_by_python(np.zeros_like(micros), micros, partial(from_clock, zone=kind.tz))
+        found = pc.if_else(as_arrow(late), as_arrow(instants).cast(pa.timestamp("us", "UTC")).cast(kind), found)
     return pc.if_else(zoned, _instants(pc.if_else(zoned, texts, None), kind), found)
 
 
