@@ -255,6 +255,9 @@ def test_rows_that_others_sent_are_rows_whatever_they_hold(bundle: Bundle, table
     for other in (rows[0], pa.Table.from_pylist(rows), (row for row in rows)):
         with pytest.raises(DataError, match=r"a list of rows is wanted, found \w+; give \[row, ...\]"):
             bundle.predict_rows(other)  # type: ignore[arg-type]
+    for other in (None, rows, path):
+        with pytest.raises(DataError, match=r"^wanted a dict of values, found \w+; give the row as one"):
+            bundle.predict_row(other)  # type: ignore[arg-type]
     with pytest.raises(BundleError, match="the folder of a run or a bundle is wanted, found Bundle"):
         load(bundle)  # type: ignore[arg-type]
 

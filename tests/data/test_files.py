@@ -652,6 +652,27 @@ def test_damage_that_arrow_hands_on_is_explained(tmp_path: Path) -> None:
         list(altered(["a", "b", "c"] * 16, codes, b"\xff" * 12).batches(as_read=True))
 
 
+@pytest.mark.parametrize("given", [pa.Table, pa.RecordBatch, pa.RecordBatchReader])
+def test_arrow_in_memory_that_points_beside_its_values_is_refused(given: type) -> None:
+    """As Arrow hands on a damaged stream: to read such a text would end the process."""
+
+    def opened(array: pa.Array) -> Source:
+        batch = pa.record_batch({"a": array, "b": range(3)})
+        table = pa.Table.from_batches([batch])
+        return open_table({pa.Table: table, pa.RecordBatch: batch}.get(given, table.to_reader()))
+
+    far, two = np.array([0, 2, 1 << 30, 3], np.int32).tobytes(), pa.array(["mauve", "olive"])
+    texts = pa.StringArray.from_buffers(3, pa.py_buffer(far), pa.py_buffer(b"abc"))
+    lists = pa.Array.from_buffers(pa.list_(pa.int64()), 3, [None, pa.py_buffer(far)], children=[pa.array([1, 2, 3])])
+    for array in (texts, lists, pa.DictionaryArray.from_arrays(pa.array([0, 9, 1]), two, safe=False)):
+        with pytest.raises(DataError, match=r"column 'a' of the table is damaged \(.+\); write or fetch it again"):
+            opened(array)
+    latin = pa.StringArray.from_buffers(3, pa.py_buffer(np.arange(4, dtype=np.int32)), pa.py_buffer(b"\xe4\xf6\xfc"))
+    times = pa.array([1, 2, 3]).cast(pa.timestamp("ms")).view(pa.date64())
+    for array in (latin, times):  # nothing of them lies elsewhere
+        assert rows_of(opened(array), ["b"]) == [{"b": at} for at in range(3)]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_arrow_files_damaged_anywhere_are_refused_or_read(stream: bool, tmp_path: Path) -> None:
     """Never a crash: of codes and text that point beside their values nothing else would tell."""

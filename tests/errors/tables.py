@@ -591,6 +591,10 @@ PYTHON_CASES = [
          ("has no column where its schema has column 'click'",)),
     Case(PYTHON, "Arrow: a reader whose source ends in an error", described(lambda: streamed(None)),
          ("the reader cannot be read to its end (the line is dead)",)),
+    Case(PYTHON, "Arrow: a table with a code of no value", described(lambda: pa.table({
+        "a": pa.DictionaryArray.from_arrays(pa.array([0, 9] * (ROWS // 2)), pa.array(["x", "y"]), safe=False),
+        "click": HALVES})),
+         ("column 'a' of the table is damaged",)),
     Case(PYTHON, "Arrow: unions", described(lambda: {"b": RISING, "a": UNION, "click": HALVES}), (), 0,
          "Read; the column is left out, and `inspect_table` tells why."),
     Case(PYTHON, "Arrow: run ends and views", described(lambda: {

@@ -202,6 +202,10 @@ class Encoder:
                 raise missing(column, named) from None
             except cells.BadCell as bad:
                 raise bad.error(column) from None
+            except TypeError:
+                if isinstance(row, Mapping):
+                    raise
+                raise DataError(f"wanted a dict of values, found {type(row).__name__}; give the row as one") from None
         return Arrays(
             self._scales.row(raw),
             np.array([ids], dtype=np.int32),

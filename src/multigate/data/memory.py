@@ -40,14 +40,14 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
     if isinstance(data, Mapping):
         return _from_lists(data)
     if isinstance(data, pa.Table):
-        return data, {}
+        return _whole(data), {}
     if isinstance(data, pa.RecordBatch):
-        return pa.Table.from_batches([data]), {}
+        return _whole(pa.Table.from_batches([data])), {}
     try:
         try:
             frame = nw.from_native(data, eager_only=True)
         except TypeError:
-            return _from_capsule(data), {}
+            return _whole(_from_capsule(data)), {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The DataFrame has column names of mixed type")  # all become text
             if nw.dependencies.is_pandas_dataframe(data):
@@ -61,6 +61,23 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
         twice = re.search(r"'(.+)' \d+ times", str(error))
         which = f"are named {twice[1]!r}" if twice else "have one name"
         raise DataError(f"two columns of the table {which}; rename one") from error
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """The table, once nothing in it points beside its values: Arrow reads what a damaged stream holds as it lies there,
+    and what such a text or code points at would end the process."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.validate(full=not pa.types.is_date64(column.type))  # of which there are some with a time of day
+        except pa.ArrowInvalid as error:
+            # text that nobody reads may be of any encoding
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or "UTF8" not in str(
+                error
+            ):
+                raise DataError(
+                    f"column {name!r} of the table is damaged ({one_line(error)}); write or fetch it again"
+                ) from error
+    return table
 
 
 def _arrow_ready(frame: Any) -> Any:
