@@ -652,14 +652,22 @@ def test_damage_that_arrow_hands_on_is_explained(tmp_path: Path) -> None:
         list(altered(["a", "b", "c"] * 16, codes, b"\xff" * 12).batches(as_read=True))
 
 
-@pytest.mark.parametrize("given", [pa.Table, pa.RecordBatch, pa.RecordBatchReader])
+@pytest.mark.parametrize("given", [pa.Table, pa.RecordBatch, pa.RecordBatchReader, dict, pd.DataFrame])
 def test_arrow_in_memory_that_points_beside_its_values_is_refused(given: type) -> None:
     """As Arrow hands on a damaged stream: to read such a text would end the process."""
 
     def opened(array: pa.Array) -> Source:
         batch = pa.record_batch({"a": array, "b": range(3)})
         table = pa.Table.from_batches([batch])
-        return open_table({pa.Table: table, pa.RecordBatch: batch}.get(given, table.to_reader()))
+        columns = {"a": array, "b": list(range(3))}
+        arrow = pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([array])))
+        ways = {
+            pa.Table: table,
+            pa.RecordBatch: batch,
+            dict: columns,
+            pd.DataFrame: pd.DataFrame({**columns, "a": arrow}),
+        }
+        return open_table(ways.get(given, table.to_reader()))
 
     far, two = np.array([0, 2, 1 << 30, 3], np.int32).tobytes(), pa.array(["mauve", "olive"])
     texts = pa.StringArray.from_buffers(3, pa.py_buffer(far), pa.py_buffer(b"abc"))

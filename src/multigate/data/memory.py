@@ -40,14 +40,14 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
     if isinstance(data, Mapping):
         return _from_lists(data)
     if isinstance(data, pa.Table):
-        return _whole(data), {}
+        return data, {}
     if isinstance(data, pa.RecordBatch):
-        return _whole(pa.Table.from_batches([data])), {}
+        return pa.Table.from_batches([data]), {}
     try:
         try:
             frame = nw.from_native(data, eager_only=True)
         except TypeError:
-            return _whole(_from_capsule(data)), {}
+            return _from_capsule(data), {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The DataFrame has column names of mixed type")  # all become text
             if nw.dependencies.is_pandas_dataframe(data):
@@ -61,23 +61,6 @@ def in_memory(data: Any) -> tuple[pa.Table, dict[str, DataError]]:
         twice = re.search(r"'(.+)' \d+ times", str(error))
         which = f"are named {twice[1]!r}" if twice else "have one name"
         raise DataError(f"two columns of the table {which}; rename one") from error
-
-
-def _whole(table: pa.Table) -> pa.Table:
-    """The table, once nothing in it points beside its values: Arrow reads what a damaged stream holds as it lies there,
-    and what such a text or code points at would end the process."""
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        try:
-            column.validate(full=not pa.types.is_date64(column.type))  # of which there are some with a time of day
-        except pa.ArrowInvalid as error:
-            # text that nobody reads may be of any encoding
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or "UTF8" not in str(
-                error
-            ):
-                raise DataError(
-                    f"column {name!r} of the table is damaged ({one_line(error)}); write or fetch it again"
-                ) from error
-    return table
 
 
 def _arrow_ready(frame: Any) -> Any:
@@ -228,12 +211,29 @@ def plain_table(table: pa.Table) -> pa.Table:
     check_names(table.column_names, "table")
     if not table.num_columns:
         raise DataError("the table has no columns; give at least one feature and one label")
+    _check_whole(table)
     try:
         return pa.table([plain_column(column) for column in table.columns], names=table.column_names)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"a column of the table cannot be read ({one_line(error)}); write it as another type"
         ) from error
+
+
+def _check_whole(table: pa.Table) -> None:
+    """Raise ``DataError`` where something points beside its values: Arrow takes what a damaged stream holds as it lies
+    there, and to read what such a text or code points at would end the process."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.validate(full=not pa.types.is_date64(column.type))  # of which there are some with a time of day
+        except pa.ArrowInvalid as error:
+            # text that nobody reads may be of any encoding
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or "UTF8" not in str(
+                error
+            ):
+                raise DataError(
+                    f"column {name!r} of the table is damaged ({one_line(error)}); write or fetch it again"
+                ) from error
 
 
 def content_hash(table: pa.Table) -> str:
