@@ -14,8 +14,8 @@ from multigate.calibration import Calibration
 from multigate.chain import fold
 from multigate.errors import ExperimentError
 from multigate.nn.chance import chance
-from multigate.nn.embed import Embed, Embedding, OwnEmbeds
 from multigate.nn.eager import multiplied_in
+from multigate.nn.embed import Embed, Embedding, OwnEmbeds
 from multigate.nn.layout import lies_last
 from multigate.nn.parallel import ParallelMLP
 from multigate.options import Options
