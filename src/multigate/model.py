@@ -183,7 +183,7 @@ class Model(nn.Module):
                 f"{name} wants to return z of ({f'{rows} ' if self.training else ''}rows, {tasks} tasks, d_out "
                 f"{self.sharing.d_out}), found a tensor of {tuple(shared.z.shape)}"
             )
-        if shared.z.dtype not in (x.dtype, multiplied_in(x), torch.float32):
+        if shared.z.dtype not in (x.dtype, torch.float32) and shared.z.dtype != multiplied_in(x):
             raise ExperimentError(
                 f"{name} wants to return z of the type of x, found {shared.z.dtype}; add .to(x.dtype)"
             )
