@@ -216,11 +216,6 @@ class Task(Named):
         return self
 
 
-def _are_exact(classes: tuple[str, ...]) -> bool:
-    """Whether they are declared and none is a whole number that a float64 does not hold."""
-    return bool(classes) and all(len(one) <= 15 for one in classes)
-
-
 def _cell_text(value: Any) -> str:
     """A class as the text that a cell of it has: 1.0 is 1, True is true."""
     if isinstance(value, bool):
@@ -254,6 +249,41 @@ class Output(Named):
 def _twice(names: Iterable[str]) -> list[str]:
     """Those that are there more than once, sorted."""
     return sorted(name for name, many in Counter(names).items() if many > 1)
+
+
+_Role = Literal["key", "name", "bag", "number", "truth", "other"]
+"""What a column is there for: to be carried along, to be known by its text, as items, as a quantity, as a label of 0
+and 1 or of truth values, or for anything else that reads it by its type."""
+_FEATURE_ROLES: Mapping[str, _Role] = {
+    "category": "name", "hashed": "name", "bag": "bag", "number": "number", "time": "number", "vector": "other",
+}  # fmt: skip
+
+
+def _label_role(task: Task) -> _Role:
+    if task.kind == "multiclass":
+        return "number" if _are_exact(task.classes) else "other"
+    return "truth" if task.kind == "binary" and task.positive is None else "number"
+
+
+def _are_exact(classes: tuple[str, ...]) -> bool:
+    """Whether they are declared and none is a whole number that a float64 does not hold."""
+    return bool(classes) and all(len(one) <= 15 for one in classes)
+
+
+def _later_type(kind: str, roles: set[_Role]) -> str:
+    """What a column of a type that is there for all of these is read as once a model is there."""
+    whole, decimal = kind.startswith(("int", "uint")), kind.startswith("decimal")
+    if not roles or "key" in roles:
+        return kind
+    if roles == {"name"}:
+        return "string"
+    if roles == {"truth"} and (whole or decimal or kind == "bool"):
+        return "string"
+    if roles & {"number", "truth"} and (whole or (decimal and "name" not in roles)):
+        return "double"
+    if kind.startswith("date") and "bag" not in roles:  # the text of items is that of the type
+        return "timestamp[us]"
+    return kind
 
 
 class Risk(NamedTuple):
@@ -457,23 +487,20 @@ class Schema(Options):
         fractional ones, as a null makes them in pandas, decimals longer ones, and days times. Labels of 0 and 1 or of
         truth values are text as well, since later they may be the other.
         """
-        named = {one.source for one in self.features if isinstance(one, Category | Hashed)} | {self.group}
-        read = {one.source for one in self.features if not isinstance(one, Category | Hashed)} | {self.time}
-        read |= {name for task in self.tasks for name in (task.source, task.sample_weight)} | set(self.keys)
-        counted = {one.source for one in self.features if isinstance(one, Number | Time)}
-        counted |= {task.source for task in self.tasks if task.kind != "multiclass" or _are_exact(task.classes)}
-        counted |= {task.sample_weight for task in self.tasks if task.sample_weight is not None}
-        types = {name: "string" if name in named - read else kind for name, kind in self.read_types().items()}
-        whole = {name for name, kind in types.items() if kind.startswith(("int", "uint")) and name in counted}
-        whole |= {name for name, kind in types.items() if kind.startswith("decimal") and name in counted - named}
-        truths = {one.source for one in self.tasks if one.kind == "binary" and one.positive is None}
-        truths &= whole | {name for name, kind in types.items() if kind == "bool"}
-        truths -= {one.source for one in self.tasks if one.kind != "binary" or one.positive is not None}
-        truths -= {one.sample_weight for one in self.tasks} | {self.time, self.group}
-        bags = {one.source for one in self.features if isinstance(one, Bag)}  # whose text is that of the type
-        days = {name for name, kind in types.items() if kind.startswith("date") and name in read - bags}
-        later = dict.fromkeys(whole, "double") | dict.fromkeys(days, "timestamp[us]") | dict.fromkeys(truths, "string")
-        return types | {name: kind for name, kind in later.items() if name not in self.keys}
+        roles = self._roles()
+        return {name: _later_type(kind, roles.get(name, set())) for name, kind in self.read_types().items()}
+
+    def _roles(self) -> dict[str, set[_Role]]:
+        """What each column is there for."""
+        found: list[tuple[str | None, _Role]] = [(one.source, _FEATURE_ROLES[one.kind]) for one in self.features]
+        for task in self.tasks:
+            found += [(task.source, _label_role(task)), (task.sample_weight, "number")]
+        found += [(self.group, "name"), (self.time, "other"), *((name, "key") for name in self.keys)]
+        roles: dict[str, set[_Role]] = {}
+        for name, role in found:
+            if name is not None:
+                roles.setdefault(name, set()).add(role)
+        return roles
 
     def raw_numbers(self) -> dict[str, str]:
         """The columns of features of kind ``number`` by the features' names; none has the name of a prediction."""
