@@ -52,7 +52,8 @@ class LabelStats(Options):
     shares: tuple[float, ...] = ()
     """Of each class in the weights of known labels; none without weights."""
     followed: float | None = None
-    """Share of the rows where the ``given`` parent is 1 that have a known label; none if that makes no difference."""
+    """Share of the rows where the ``given`` parent is 1 that have a known label, which make up for the others there
+    (``missingness``); none if that makes no difference."""
     beside: float | None = None
     """Then the share of the rows where the parent is unknown that have one; none if there are none."""
     values: tuple[str, ...] = ()
@@ -224,26 +225,20 @@ class LabelFit:
         of_weights, of_products = np.split(self._weighed.finish()[1], 2)
         average = np.divide(of_products, of_weights, out=mean.copy(), where=self._by_weight & (of_weights > 0))
         followed, beside = self._followed.shares(), self._followed.beside()
-        of_all = average.copy()  # also where a sample_weight is left to make up for the unknown
+        made_up = average.copy()  # for the unknown; where a sample_weight does so itself, only their children read it
         for child, parent in chains(self.schema):
             if child in followed:
-                of_all[child] = self._made_up(child, of_all[parent])
+                made_up[child] = self._followed.mean(
+                    child, made_up[parent], self._counts[child], self._violations[child]
+                )
                 if self.schema.tasks[child].sample_weight is None:
-                    average[child] = of_all[child]
+                    average[child] = made_up[child]
         return tuple(
             self._finish(at, task, int(count[at]), float(mean[at]), float(sd[at]), float(average[at])).with_(
                 followed=followed.get(at), beside=beside.get(at)
             )
             for at, task in enumerate(self.schema.tasks)
         )
-
-    def _made_up(self, child: int, parent: float) -> float:
-        """Mean label of a child whose known labels speak for the unknown ones, from that of its parent."""
-        known, positives = self._counts[child].sum(), self._counts[child][1]
-        reached, beside, strays = self._followed.known[child], self._followed.strays[child], self._violations[child]
-        others = max(known - reached - beside, 1)
-        rate = parent * self._followed.positives[child] / reached + (1 - parent) * strays / others
-        return float(rate + beside / known * (positives / known - rate))
 
     def _finish(self, at: int, task: Task, known: int, mean: float, sd: float, average: float) -> LabelStats:
         self._check_known(at, task, known, sd)
@@ -429,13 +424,13 @@ class Labels:
     def layout(self) -> tuple[TaskColumn, ...]:
         """What a model must know of each task."""
         rates = [max(one.known, 1) / max(self._rows, 1) for one in self.stats]
-        of_all = list(rates)
+        made_up = list(rates)  # with the rows that known labels speak for; see ``LabelFit.finish``
         for child, parent in chains(self.schema):
-            if self.stats[child].followed is not None:  # the known labels speak for the unknown
+            if self.stats[child].followed is not None:
                 beside = self.stats[child].beside or 0.0
-                of_all[child] = (1 - beside) * of_all[parent] + beside
+                made_up[child] = (1 - beside) * made_up[parent] + beside
                 if self.schema.tasks[child].sample_weight is None:
-                    rates[child] = of_all[child]
+                    rates[child] = made_up[child]
         return tuple(
             TaskColumn(
                 name=one.name,
