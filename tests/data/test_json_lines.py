@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from multigate.data import json_lines
+from multigate.data import json_lines, json_reader
 from multigate.data.files import open_table
 from multigate.data.infer import inspect_table
 from multigate.data.json_lines import JsonLinesFile
@@ -252,8 +252,8 @@ def test_what_columns_a_batch_has_is_asked_once(tmp_path: Path, monkeypatch: pyt
         def to_batches(self, max_chunksize: int) -> list[Batch]:
             return [Batch(one) for one in self._table.to_batches(max_chunksize)]
 
-    parsed, often = json_lines._parsed, []
-    monkeypatch.setattr(json_lines, "_parsed", lambda block, kinds: Table(parsed(block, kinds)))
+    parsed, often = json_lines.parsed, []
+    monkeypatch.setattr(json_lines, "parsed", lambda block, kinds: Table(parsed(block, kinds)))
     for columns in (2, 30):
         path = write(tmp_path, {f"c{at}": at for at in range(columns)})
         asked.clear()
@@ -266,13 +266,13 @@ def test_many_keys_of_which_rows_have_few_are_read_in_parts(tmp_path: Path, monk
     rows = [{"x": at, f"k{at % 40}": {"of": [at, None]}} for at in range(300)]
     path = write(tmp_path, *rows)
     whole, named = rows_of(path), open_table(path).schema
-    made, read = [], json_lines._read
+    made, read = [], json_reader._read
 
     def counted(*given: Any) -> pa.Table:
         made.append(read(*given))
         return made[-1]
 
-    monkeypatch.setattr(json_lines, "_read", counted)
+    monkeypatch.setattr(json_reader, "_read", counted)
     monkeypatch.setattr(json_lines, "CELLS", 41 * 64)
     assert rows_of(path) == whole
     assert open_table(path).schema == named

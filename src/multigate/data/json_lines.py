@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.json
 
 from multigate.data.beginnings import check_text, unpacked
 from multigate.data.damage import DAMAGED, file_errors
+from multigate.data.json_reader import as_text, inferred, is_long, is_open, parsed
 from multigate.data.types import check_names, common_type, is_list, type_name
 from multigate.errors import DataError, one_line
 
@@ -25,10 +24,6 @@ CELLS = 1 << 22
 """Rows times columns that are made of a block at once: fewer than this where rows have all columns."""
 LONGEST = 64 << 20
 """Bytes of a line at most."""
-_LONG = pa.decimal128(38, 0)
-_LONGS = pa.list_(_LONG)
-"""What reads whole numbers of more digits than an int64, and lists of them; they are text then, as in CSV files."""
-
 OBJECTS = pa.struct([])
 """The type of a column of objects, and of what else stands beside them, that have nothing in common."""
 _KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:')
@@ -62,7 +57,7 @@ class JsonLinesFile:
         for piece in chain.from_iterable(_pieces(block, len(kinds)) for block in self._blocks()):
             tables: Iterable[pa.Table]
             try:
-                tables = [_parsed(piece, kinds)]
+                tables = [parsed(piece, kinds)]
             except pa.ArrowInvalid:  # a column is of another type here, of which its reader says what becomes
                 tables = self._typed_parts(piece, before)
             for found in tables:
@@ -107,10 +102,10 @@ class JsonLinesFile:
             self.rows = 0
         if self.unreadable.keys() >= found.keys() > set():
             raise next(iter(self.unreadable.values()))
-        self._long = {name: kind for name, kind in found.items() if kind in (_LONG, _LONGS)}
-        found |= {name: pa.string() if kind == _LONG else pa.list_(pa.string()) for name, kind in self._long.items()}
+        self._long = {name: kind for name, kind in found.items() if is_long(kind)}
+        found |= {name: as_text(kind) for name, kind in self._long.items()}
         for name in found.keys() & frozen.keys():
-            if _is_open(found[name]):
+            if is_open(found[name]):
                 found[name] = _readable(frozen[name])
             elif pa.types.is_integer(found[name]) and pa.types.is_floating(frozen[name]):
                 found[name] = frozen[name]
@@ -154,29 +149,12 @@ class JsonLinesFile:
     def _inferred(self, block: bytes, before: int) -> pa.Table:
         """``_typed`` where every column has one type. Raises ``_Changed`` where one has not."""
         try:
-            found = _read(block, None, "infer")
-            guessed = found.schema
-            kinds = [(field.name, _declared(field.type)) for field in guessed]
-            unlike = [one for one in kinds if pa.types.is_nested(one[1]) or one[1] != guessed.field(one[0]).type]
-            found = _read(block, pa.schema(unlike), "infer") if unlike else found
-            found.validate(full=True)  # nothing else tells that text is not UTF-8
+            return inferred(block)
         except (pa.ArrowInvalid, UnicodeError) as error:
             told = self._explained(error, before)
             if change := _CHANGE.search(one_line(error)):
                 raise _Changed(change[1], {change[2], change[3]}, told) from error
             raise told from error
-        for at, name in enumerate(found.schema.names):
-            field = guessed.field(name)
-            if pa.types.is_list(field.type) and _is_open(field.type):
-                found = found.set_column(at, field, pa.array(found.column(at).to_pylist(), field.type))
-            if _may_be_long(found.column(at)) and _is_whole(name, block):
-                kind = _LONGS if pa.types.is_list(field.type) else _LONG
-                try:
-                    column = _parsed(block, pa.schema([(name, kind)])).column(name)
-                except pa.ArrowInvalid:
-                    continue  # fractional
-                found = found.set_column(at, name, column)
-        return found
 
     def _explained(self, error: Exception, before: int) -> DataError:
         text = one_line(error)
@@ -250,48 +228,12 @@ def _pieces(block: bytes, columns: int) -> Iterator[bytes]:
         yield block[start:end]
 
 
-def _parsed(block: bytes, kinds: pa.Schema) -> pa.Table:
-    """These columns of a block. Raises ``pa.ArrowInvalid`` where rows are none, or a column not of its kind."""
-    found = _read(block, kinds, "ignore")
-    found.validate(full=True)
-    return found
-
-
-def _read(block: bytes, kinds: pa.Schema | None, others: str) -> pa.Table:
-    return pyarrow.json.read_json(
-        pa.BufferReader(block),
-        # without threads errors know their row
-        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-        parse_options=pyarrow.json.ParseOptions(explicit_schema=kinds, unexpected_field_behavior=others),
-    )
-
-
 def _plain(array: pa.Array) -> pa.Array:
-    if array.type == _LONGS:
-        return array.cast(pa.list_(pa.string()))
-    return array.cast(pa.string()) if pa.types.is_decimal(array.type) else array
-
-
-def _declared(kind: pa.DataType) -> pa.DataType:
-    """The type without the times that Arrow sees in texts. It has to be told of lists: of those that begin with a null
-    it loses a value by itself, and of those of nothing but nulls also where they are called so.
-    """
-    if pa.types.is_timestamp(kind):
-        return pa.string()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_declared(field.type)) for field in kind])
-    if not pa.types.is_list(kind):
-        return kind
-    return pa.list_(pa.string() if pa.types.is_null(kind.value_type) else _declared(kind.value_type))
+    return array.cast(as_text(array.type)) if is_long(array.type) else array
 
 
 def _has_objects(kind: pa.DataType) -> bool:
     return bool(pa.types.is_struct(kind) or (pa.types.is_list(kind) and _has_objects(kind.value_type)))
-
-
-def _is_open(kind: pa.DataType) -> bool:
-    """Whether nothing but nulls, or empty lists, was seen."""
-    return bool(pa.types.is_null(kind.value_type if pa.types.is_list(kind) else kind))
 
 
 def _readable(kind: pa.DataType) -> pa.DataType:
@@ -299,15 +241,3 @@ def _readable(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return kind
     return pa.list_(_readable(kind.value_type)) if is_list(kind) else pa.string()
-
-
-def _is_whole(name: str, block: bytes) -> bool:
-    """Whether a number of a column, or in its lists, stands there with all of its many digits, not as 9.3e+18."""
-    key = re.escape(json.dumps(name, ensure_ascii=False).encode())
-    return re.search(key + rb"\s*:\s*(?:\[(?:[^\]]*[\s,])?)?-?\d{19,}(?![\d.eE])", block) is not None
-
-
-def _may_be_long(column: pa.ChunkedArray) -> bool:
-    column = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-    largest = pc.max(pc.abs(column)).as_py() if pa.types.is_floating(column.type) else None
-    return largest is not None and 2.0**63 <= largest < 1e38
