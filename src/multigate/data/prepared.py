@@ -169,13 +169,13 @@ def prepare(
     split = split.without(valid=valid is not None, test=test is not None)
     if valid is None and "valid" not in split.parts:
         raise DataError("the split leaves no valid rows: its valid is 0 and there is no valid table; give one of them")
-    keyed = partial(_key, schema, split, shard_rows, base)
-    keys = {"key": keyed({name: table.fingerprint for name, table in tables.items()})}
+    recipe = _Recipe(schema, tables, split, base, shard_rows)
+    keys = {"key": recipe.key({name: table.fingerprint for name, table in tables.items()})}
     found = _manifest_in(folder)
     same = found is not None and found["key"] == keys["key"]
     opened = open_prepared(folder) if same else None
     if opened is None:
-        keys["content"] = keyed({name: table.content() for name, table in tables.items()})
+        keys["content"] = recipe.key({name: table.content() for name, table in tables.items()})
     if found is not None and not same and found.get("content") == keys["content"]:
         same, opened = True, open_prepared(folder)
     if opened is not None:
@@ -187,7 +187,8 @@ def prepare(
     temporary.mkdir(parents=True)
     try:
         with Kept(temporary, KEPT) as kept:
-            _write(schema, tables, split, base, temporary, keys, shard_rows, kept, progress or silent)
+            written = _write(recipe, temporary, kept, progress or silent)
+            write_manifest(temporary, {"format": FORMAT, **keys, **written})
         for table in tables.values():  # read twice, and known by what they held before: rows of both would go together
             table.check_unchanged()
         _put_in_place(temporary, folder)
@@ -236,17 +237,31 @@ def thinned(prepared: Prepared, share: float, folder: Path) -> Prepared:
     return Prepared(folder)
 
 
-def _write(
-    schema: Schema,
-    tables: dict[str, Table],
-    split: Split,
-    base: Encoder | None,
-    folder: Path,
-    keys: dict[str, str],
-    shard_rows: int,
-    kept: Kept,
-    progress: Progress,
-) -> None:
+class _Recipe(NamedTuple):
+    """What prepared rows are made of, and how."""
+
+    schema: Schema
+    tables: Mapping[str, Table]
+    split: Split
+    base: Encoder | None
+    shard_rows: int
+
+    def key(self, tables: Mapping[str, str]) -> str:
+        """What says that rows are these, given what says it of their tables."""
+        content = {
+            "format": FORMAT,
+            "shard_rows": self.shard_rows,
+            "schema": self.schema.model_dump(mode="json", exclude={"outputs"}),  # made of predictions, not of rows
+            "split": self.split.model_dump(mode="json"),
+            "tables": tables,
+            "base": None if self.base is None else self.base.fingerprint,
+        }
+        return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))
+
+
+def _write(recipe: _Recipe, folder: Path, kept: Kept, progress: Progress) -> dict[str, Any]:
+    """Fit the encoder and encode all rows into a folder; what its manifest says of them."""
+    schema, tables, split, base, shard_rows = recipe
     splitter = split.resolve(tables["train"], schema)
     why = _why_empty(tables["train"], split, splitter)
     rows = _Rows(schema, tables["train"], splitter.columns, kept)
@@ -254,29 +269,17 @@ def _write(
     with placed(tables["train"].name, training):
         encoder = Encoder.fit(schema, training) if base is None else base.grown(schema, training)
     encoder.save(folder / "encoder")
+    sources = {name: rows if name == "train" else _Rows(schema, table) for name, table in tables.items()}
     shard_rows = max(1, min(shard_rows, SHARD_BYTES // _row_bytes(encoder.layout)))
     writers = {name: ShardWriter(folder, name, shard_rows, schema) for name in (*split.parts, *tables)}
-    sources = {name: rows if name == "train" else _Rows(schema, table) for name, table in tables.items()}
-    done = dict.fromkeys(tables, 0)
-    for name, batch, parts in worked(partial(_encoded, encoder, splitter), _numbered(sources, encoder)):
-        if parts is None or not parts.any():
-            writers[name].add(batch)
-        else:
-            for at, part in enumerate(PARTS):
-                chosen = torch.from_numpy(np.flatnonzero(parts == at))
-                if len(chosen):
-                    writers[part].add(pick(batch, chosen))
-        done[name] += batch.rows
-        progress(f"encode {name}", done[name], tables[name].rows)
+    _encode(sources, encoder, splitter, writers, progress)
     sizes = {name: writers[name].close() for name in PARTS if name in writers}
     for name, shards in sizes.items():
         if not shards:
             own = f"the {name} table {tables[name].name} has no rows; give one with rows" if name in tables else None
             raise DataError(own or why.format(part=name))
     checksums = {path.name: checksum(path) for path in (folder / "encoder").iterdir()}
-    manifest = {
-        "format": FORMAT,
-        **keys,
+    return {
         "encoder": encoder.fingerprint,
         "parts": sizes,
         "rows": {name: sum(one) for name, one in sizes.items()},
@@ -288,7 +291,27 @@ def _write(
         "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
         "labels": {one.name: {"known": one.known, "violations": one.violations} for one in encoder.stats},
     }
-    write_manifest(folder, manifest)
+
+
+def _encode(
+    sources: Mapping[str, "_Rows"],
+    encoder: Encoder,
+    splitter: Splitter,
+    writers: Mapping[str, ShardWriter],
+    progress: Progress,
+) -> None:
+    """Encode the rows of all tables, each into the part that it belongs to."""
+    done = dict.fromkeys(sources, 0)
+    for name, batch, parts in worked(partial(_encoded, encoder, splitter), _numbered(sources, encoder)):
+        if parts is None or not parts.any():
+            writers[name].add(batch)
+        else:
+            for at, part in enumerate(PARTS):
+                chosen = torch.from_numpy(np.flatnonzero(parts == at))
+                if len(chosen):
+                    writers[part].add(pick(batch, chosen))
+        done[name] += batch.rows
+        progress(f"encode {name}", done[name], sources[name].table.rows)
 
 
 def _told(parts: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -364,7 +387,7 @@ class _Numbered(NamedTuple):
     first_row: int
 
 
-def _numbered(sources: dict[str, _Rows], encoder: Encoder) -> Iterator[_Numbered]:
+def _numbered(sources: Mapping[str, _Rows], encoder: Encoder) -> Iterator[_Numbered]:
     for name, rows in sources.items():
         spelling = None if name == "train" else Spelling(encoder.schema, encoder.stats)
         first_row = 0
@@ -395,19 +418,6 @@ def _read_rows(schema: Schema) -> int:
 def _row_bytes(layout: Layout) -> int:
     """Of a row in a shard, its bags left out."""
     return 4 * (len(layout.numbers) + len(layout.categories)) + 9 * len(layout.tasks) + 8
-
-
-def _key(schema: Schema, split: Split, shard_rows: int, base: Encoder | None, tables: dict[str, str]) -> str:
-    """What says that rows are these, given what says it of their tables."""
-    content = {
-        "format": FORMAT,
-        "shard_rows": shard_rows,
-        "schema": schema.model_dump(mode="json", exclude={"outputs"}),  # made of predictions, not of rows
-        "split": split.model_dump(mode="json"),
-        "tables": tables,
-        "base": None if base is None else base.fingerprint,
-    }
-    return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))
 
 
 def _manifest_in(folder: Path) -> dict[str, Any] | None:
