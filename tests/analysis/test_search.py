@@ -21,25 +21,12 @@ from hypothesis import strategies as st
 from optuna.storages._rdb.models import BaseModel
 from sqlalchemy import event
 
-from multigate.analysis.search import (
-    KILLS,
-    RETRIES,
-    STARTUP,
-    Choice,
-    Hopeless,
-    Point,
-    Range,
-    Search,
-    Tell,
-    Valued,
-    _again,
-    _study,
-    begin,
-    best,
-    finished,
-    in_file,
-    try_one,
-)
+from multigate.analysis.database import in_file
+from multigate.analysis.ranges import Choice, Point, Range
+from multigate.analysis.retries import KILLS, RETRIES, Hopeless, lose
+from multigate.analysis.sampling import STARTUP
+from multigate.analysis.search import Search, Valued, _study, begin, best, finished, try_one
+from multigate.analysis.stopping import Tell
 from multigate.errors import DiskError, MultigateError, RunError
 from multigate.training.interrupts import Interrupted
 from processes import fast
@@ -242,7 +229,7 @@ def test_a_point_whose_process_is_killed_again_and_again_counts_as_hopeless(tmp_
             assert trial.params == lost
             if shared:  # as another machine does, which has waited for a sign of life
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                _again(one, study, study.trials[trial.number])
+                lose(one.hopeless, study, study.trials[trial.number])
             else:
                 assert begin(one) == ([lost] if killed == KILLS else [])
     (told,) = finished(one)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multigate.analysis.search import Choice, Range
+from multigate.analysis.ranges import Choice, Range
 from multigate.analysis.space import (
     applied,
     combinations,

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from multigate.analysis.search import Point, Stopped, Trial
+from multigate.analysis.ranges import Point
+from multigate.analysis.search import Trial
 from multigate.analysis.space import read_space
+from multigate.analysis.stopping import Stopped
 from multigate.analysis.tune import Ground, try_point, tune
 from multigate.analysis.tuning import Tuning
 from multigate.data.prepared import Prepared, thinned

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from multigate.analysis.search import Choice, Point, Range, Stopped
+from multigate.analysis.ranges import Choice, Point, Range
+from multigate.analysis.stopping import Stopped
 from multigate.data.prepared import Prepared
 from multigate.datasets.census_income import open_census, write_census
 from multigate.errors import DataError, RunError

@@ -6,7 +6,8 @@ import altair as alt
 import pytest
 from reading import BAD, Html, values
 
-from multigate.analysis.search import Choice, Point, Range, Space, Trial
+from multigate.analysis.ranges import Choice, Point, Range, Space
+from multigate.analysis.search import Trial
 from multigate.analysis.space import point_of, read_space
 from multigate.analysis.tuning import Tuning
 from multigate.experiment import make_experiment

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from multigate.analysis.search import Choice, Point, Range, Space, Value
+from multigate.analysis.ranges import Choice, Point, Range, Space, Value
 from multigate.errors import ExperimentError, nearest
 from multigate.experiment import Experiment, as_balance, as_optimizer, as_structure
 from multigate.options import Options, refusal

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from multigate.analysis.search import BEAT, Objective, Search, Tell, Trial, Valued, finished, try_one
+from multigate.analysis.database import BEAT
+from multigate.analysis.search import Objective, Search, Trial, Valued, finished, try_one
+from multigate.analysis.stopping import Tell
 from multigate.analysis.workers import Workers
 from multigate.data.prepared import Prepared
 from multigate.evaluate import Monitor

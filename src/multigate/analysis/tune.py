@@ -9,20 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multigate.analysis.chance import chance, constants
-from multigate.analysis.search import (
-    Hopeless,
-    Point,
-    Search,
-    Space,
-    Stopped,
-    Tell,
-    Trial,
-    Valued,
-    begin,
-    finished,
-    in_file,
-    require_extra,
-)
+from multigate.analysis.database import in_file, require_extra
+from multigate.analysis.ranges import Point, Space
+from multigate.analysis.retries import Hopeless
+from multigate.analysis.search import Search, Trial, Valued, begin, finished
 from multigate.analysis.space import (
     RATE,
     Spec,
@@ -36,6 +26,7 @@ from multigate.analysis.space import (
     read_space,
     usual_space,
 )
+from multigate.analysis.stopping import Stopped, Tell
 from multigate.analysis.trials import Sought, make_trials, opened, trained
 from multigate.analysis.tuning import Goal, Tuning, shown
 from multigate.analysis.workers import Workers

@@ -11,7 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from multigate.analysis.search import Choice, Space, Trial
+from multigate.analysis.ranges import Choice, Space
+from multigate.analysis.search import Trial
 from multigate.analysis.space import applied, experiment_at, own_value
 from multigate.errors import RunError
 from multigate.evaluate import Monitor

@@ -5,7 +5,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from multigate.analysis.search import Choice
+from multigate.analysis.ranges import Choice
 from multigate.analysis.space import own_value
 from multigate.analysis.tuning import Tried, Tuning, shown
 from multigate.folders import at_home

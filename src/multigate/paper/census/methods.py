@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from multigate.analysis.search import Choice, Point, Range, Space
+from multigate.analysis.ranges import Choice, Point, Range, Space
 from multigate.sharing import CGC, PLE, CrossStitch, MMoE, OMoE, SharedBottom, SingleTask, Soft, Structure, TensorFactor
 
 TASKS = 2

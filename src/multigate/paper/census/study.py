@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from multigate.analysis.boosting import available
-from multigate.analysis.search import Point, Search, Trial, begin, best, finished, in_file, require_extra
+from multigate.analysis.database import in_file, require_extra
+from multigate.analysis.ranges import Point
+from multigate.analysis.search import Search, Trial, begin, best, finished
 from multigate.analysis.trials import Sought, make_trials
 from multigate.analysis.workers import Job, Workers
 from multigate.cores import usable_cores

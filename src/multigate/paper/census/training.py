@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from multigate.analysis.boosting import boosting_baseline
-from multigate.analysis.search import Point, Tell
+from multigate.analysis.ranges import Point
+from multigate.analysis.stopping import Tell
 from multigate.analysis.trials import opened, trained
 from multigate.batch import Batch
 from multigate.bundle import ROWS
