@@ -22,7 +22,8 @@ from multigate.experiment import Optimizer
 from multigate.model import Heads
 from multigate.nn.parallel import ParallelMLP
 from multigate.sharing import MMoE
-from multigate.training.replicas import TRACE_AFTER, Replicas
+from multigate.training.replicas import Replicas
+from multigate.training.traced import TRACE_AFTER
 from quiet import LEGEND, Spread, Watch, options, spread
 from results import show, table
 from roofline import adam_bytes, best, limit, measure, step_work, told

@@ -209,7 +209,7 @@ def test_stopped_and_gone_on_with_is_bit_equal(
     experiment = feed_experiment.with_(
         batch_size=480, epochs=4, patience=1, balance=balance, optimizer={"average": 0.9, "clip": 1.0}
     )
-    monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 6)
+    monkeypatch.setattr("multigate.training.traced.TRACE_AFTER", 6)
     monkeypatch.setattr("multigate.training.traced.MANY", 0)
     experiments = [
         experiment.with_(seed=seed, optimizer={"average": 0.9, "clip": 1.0, "learning_rate": rate})

@@ -141,9 +141,9 @@ def test_traced_steps_are_plain_ones_but_for_rounding(name: str, monkeypatch: py
     batches[1] = batches[1]._replace(bags=batches[0].bags)
     found = []
     for after in (3, 1_000):
-        monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", after)
+        monkeypatch.setattr("multigate.training.traced.TRACE_AFTER", after)
         traced = []
-        monkeypatch.setattr("multigate.training.replicas.make_fx", lambda f, t=traced: t.append(f) or make_fx(f))
+        monkeypatch.setattr("multigate.training.traced.make_fx", lambda f, t=traced: t.append(f) or make_fx(f))
         replicas = Replicas(wholes, loss, PLAIN)
         torch.manual_seed(5)
         losses = [replicas.step(batches[at]) for at in (0, 1, 2, 0, 1, 2, 0)]
@@ -156,10 +156,10 @@ def test_traced_steps_are_plain_ones_but_for_rounding(name: str, monkeypatch: py
 
 
 def test_a_gradient_read_by_one_of_several_copies_is_not_laid_among_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 1)
+    monkeypatch.setattr("multigate.training.traced.TRACE_AFTER", 1)
     replicas = Replicas([Whole(make_model(small(ALL["shared_bottom"]))) for _ in range(2)], loss, PLAIN)
     replicas.step(stack_batches([draw(), draw()]))
-    (graph,) = replicas._graphs.values()
+    (graph,) = replicas._tracings.graphs.values()
     nodes = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.select_backward.default)  # heads have some
     assert torch.ops.aten.sum.dim_IntList not in {user.target for node in nodes for user in node.users}
 
@@ -258,7 +258,7 @@ def test_what_is_saved_goes_on_bit_by_bit() -> None:
 
 
 def test_what_is_saved_is_traced_from_the_same_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 4)
+    monkeypatch.setattr("multigate.training.traced.TRACE_AFTER", 4)
     monkeypatch.setattr("multigate.training.traced.MANY", 0)
     wholes = [Whole(make_model(MMoE(experts=3, hidden=(8,)))) for _ in range(2)]
     batches = [stack_batches([draw(), draw()]) for _ in range(7)]
@@ -270,7 +270,7 @@ def test_what_is_saved_is_traced_from_the_same_step_on(monkeypatch: pytest.Monke
         on = Replicas(wholes, loss, PLAIN)
         on.restore(pieces.tensors(), pieces.active, pieces.step_done, pieces.seen)
         found += [on.step(batch) for batch in batches[stop:]]
-        assert len(on._graphs) == 1
+        assert len(on._tracings.graphs) == 1
         for one, other in zip(losses, found, strict=True):
             assert torch.equal(one, other)
 
@@ -321,7 +321,7 @@ def test_weights_that_are_frozen_stay_and_numbers_alone_are_weights(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As each run alone has it, through a stop, a save and traced steps; decay, too, leaves frozen weights alone."""
-    monkeypatch.setattr("multigate.training.replicas.TRACE_AFTER", 4)
+    monkeypatch.setattr("multigate.training.traced.TRACE_AFTER", 4)
     options, rates = PLAIN.with_(weight_decay=0.5, **changes), [0.01, 0.01, 0.02]
     wholes = [Small() for _ in rates]
     for whole in wholes:

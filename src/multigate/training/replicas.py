@@ -2,18 +2,13 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
 
 from multigate.batch import BagIds, Batch
 from multigate.data.rows import join
@@ -24,10 +19,8 @@ from multigate.nn.embedding_tables import StackedTables
 from multigate.training.optimizers import Average, Rate, build_optimizer, rate_at
 from multigate.training.recorded import Recordings, may_be_recorded
 from multigate.training.stacking import Stacking
-from multigate.training.traced import lean
+from multigate.training.traced import Losses, Tracings
 
-TRACE_AFTER = 100
-"""Steps of one shape of batch after which they are traced: that takes .1 to .5 s and saves 1 to 4 ms a step."""
 Loss = Callable[..., tuple[Tensor, Tensor]]
 """(module, *batch) -> the losses of its tasks (T,), and what it is trained down, a scalar."""
 
@@ -89,19 +82,18 @@ class Replicas:
         """Weights that are frozen among them."""
         self._constant = {name: buffer for name, buffer in buffers[0].items() if name not in moving}
         self.average: Average | None = None
-        self.seen: dict[str, int] = {}
-        """How many batches of each shape came. They belong to what is saved: traced steps round otherwise than plain
-        ones, so that what goes on is to trace from the same step on."""
-        self._graphs: dict[str, Callable[..., tuple[Tensor, list[Tensor | None]]]] = {}
-        self._recordings: Recordings | None = None
-        """Of steps on a GPU, where they are recorded as they are in place of being traced."""
+        self._tracings = Tracings()
+        self._steps: Recordings | _AsItIs
+        """How a whole step is called: recorded, on a GPU and where that can be."""
+        self._passes: Tracings | _AsItIs
+        """How the pass forward and back in it is called: traced, where the step is not recorded."""
         self._build()
 
     def step(self, *batch: Any) -> Tensor:
         """One step of every run in the stack. Tensors (R, B, ...), nested as you like -> losses (R, T)."""
         for bucket in self._buckets:
             bucket.set_rate(self.step_done, self.steps)
-        (losses,) = self._down(*batch) if self._recordings is None else self._recordings.call(self._down, *batch)
+        (losses,) = self._steps.call(self._down, *batch)
         if self.average is not None:
             self.average.update()
         self.step_done += 1
@@ -110,11 +102,18 @@ class Replicas:
     @property
     def recorded(self) -> bool:
         """Whether steps were recorded, as they are on a GPU."""
-        return self._recordings is not None and self._recordings.done
+        return isinstance(self._steps, Recordings) and self._steps.done
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """How many batches of each shape came. They belong to what is saved: traced steps round otherwise than plain
+        ones, so that what goes on is to trace from the same step on."""
+        return self._tracings.seen
 
     def _down(self, *batch: Any) -> tuple[Tensor]:
         """Move all weights; returns the losses (R, T)."""
-        losses, gradients = self._graph(batch)(list(self.parameters.values()), self.buffers, batch)
+        weights = list(self.parameters.values())
+        losses, gradients = self._passes.call(self._gradients, weights, self.buffers, batch)
         for leaf, gradient in zip(self.parameters.values(), gradients, strict=True):
             leaf.grad = gradient
         if self.options.clip is not None:
@@ -123,27 +122,7 @@ class Replicas:
             bucket.update(self.parameters)
         return (losses,)
 
-    def _graph(self, batch: tuple[Any, ...]) -> Callable[..., tuple[Tensor, list[Tensor | None]]]:
-        """``_gradients``; traced once so many batches of the same shapes have come that tracing pays."""
-        if self._recordings is not None:
-            return self._gradients
-        leaves = [(tuple(leaf.shape), leaf.stride(), leaf.dtype) for leaf in tree_leaves(batch)]
-        shapes = str((len(self.active), *leaves))
-        self.seen[shapes] = self.seen.get(shapes, 0) + 1
-        if self.seen[shapes] < TRACE_AFTER:
-            return self._gradients
-        if shapes not in self._graphs:
-            weights = [leaf.detach().requires_grad_() for leaf in self.parameters.values()]
-            buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}  # tracing runs what it traces
-            shapes_alone = FakeTensorMode(allow_fallback_kernels=True)  # else torch makes one for each operation
-            with torch.no_grad(), torch.random.fork_rng(_cuda(weights[0])), tracing(TracingContext(shapes_alone)):
-                traced = make_fx(partial(self._gradients))(weights, buffers, batch)
-            self._graphs[shapes] = lean(traced)
-        return self._graphs[shapes]
-
-    def _gradients(
-        self, weights: Sequence[Tensor], buffers: Mapping[str, Tensor], batch: tuple[Any, ...]
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    def _gradients(self, weights: Sequence[Tensor], buffers: Mapping[str, Tensor], batch: tuple[Any, ...]) -> Losses:
         """Losses (R, T) and the gradients of all weights, by calls of torch's operations and nothing else."""
         with torch.enable_grad():
             parameters = dict(zip(self.parameters, weights, strict=True))
@@ -215,7 +194,7 @@ class Replicas:
     ) -> None:
         """Put back what ``tensors`` gave when these runs were in the stack, and ``seen``; of runs that had stopped it
         knows none."""
-        self.active, self.step_done, self.seen = list(active), step_done, dict(seen or {})
+        self.active, self.step_done, self._tracings.seen = list(active), step_done, dict(seen or {})
         if self.active:
             with torch.no_grad():
                 self._put(tensors)
@@ -232,7 +211,7 @@ class Replicas:
             bucket.put(state)
 
     def _build(self) -> None:
-        """Optimisers and average for the leaves as they are now."""
+        """Optimisers, average and ways to step for the leaves as they are now."""
         self._buckets = []
         start = 0
         for rate, runs in groupby(self._rates[run] for run in self.active):
@@ -242,7 +221,10 @@ class Replicas:
         if self.options.average:
             self.average = Average(self.parameters.values(), self.options.average)
         on_a_gpu = next(iter(self.parameters.values())).is_cuda
-        self._recordings = Recordings() if on_a_gpu and may_be_recorded(self._plain) else None
+        if on_a_gpu and may_be_recorded(self._plain):
+            self._steps, self._passes = Recordings(), _AsItIs()
+        else:
+            self._steps, self._passes = _AsItIs(), self._tracings
 
     def _stacked(
         self,
@@ -275,8 +257,11 @@ class Replicas:
             one.mul_(scale.view(-1, *[1] * (one.dim() - 1)))
 
 
-def _cuda(tensor: Tensor) -> list[torch.device]:
-    return [tensor.device] if tensor.is_cuda else []
+class _AsItIs:
+    """Calls a function neither recorded nor traced."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
 
 def _check_untied(module: nn.Module) -> None:
