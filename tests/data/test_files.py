@@ -681,6 +681,19 @@ def test_arrow_in_memory_that_points_beside_its_values_is_refused(given: type) -
         assert rows_of(opened(array), ["b"]) == [{"b": at} for at in range(3)]
 
 
+def test_of_what_slices_share_only_what_they_hold_is_looked_at() -> None:
+    """A table read slice by slice would take the square of its time; days in lists and dictionaries are as others."""
+    latin = pa.StringArray.from_buffers(3, pa.py_buffer(np.arange(4, dtype=np.int32)), pa.py_buffer(b"ab\xfc"))
+    tags = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), latin)
+    assert rows_of(open_table(pa.table({"a": tags.slice(0, 2)})), ["a"]) == [{"a": ["a"]}, {"a": ["b"]}]
+    with pytest.raises(DataError, match=r"column 'a' of the table is damaged"):
+        open_table(pa.table({"a": tags.slice(1)}))
+    times = pa.array([1, 2, 3]).cast(pa.timestamp("ms")).view(pa.date64())
+    within = [pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), times), pa.DictionaryArray.from_arrays([0, 1, 2], times)]
+    for array in within:
+        assert open_table(pa.table({"a": array})).rows == 3
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_arrow_files_damaged_anywhere_are_refused_or_read(stream: bool, tmp_path: Path) -> None:
     """Never a crash: of codes and text that point beside their values nothing else would tell."""

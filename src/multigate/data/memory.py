@@ -13,7 +13,7 @@ import narwhals as nw
 import pyarrow as pa
 import xxhash
 
-from multigate.data.types import check_names, plain_column
+from multigate.data.types import check_names, plain_column, plain_type
 from multigate.errors import DataError, one_line
 
 UNREADABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -224,8 +224,10 @@ def _check_whole(table: pa.Table) -> None:
     """Raise ``DataError`` where something points beside its values: Arrow takes what a damaged stream holds as it lies
     there, and to read what such a text or code points at would end the process."""
     for name, column in zip(table.column_names, table.columns, strict=True):
+        checked: set[tuple[int, ...]] = set()
         try:
-            column.validate(full=not pa.types.is_date64(column.type))  # of which there are some with a time of day
+            for chunk in column.chunks:
+                _validate(chunk, checked)
         except pa.ArrowInvalid as error:
             # text that nobody reads may be of any encoding
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or "UTF8" not in str(
@@ -234,6 +236,32 @@ def _check_whole(table: pa.Table) -> None:
                 raise DataError(
                     f"column {name!r} of the table is damaged ({one_line(error)}); write or fetch it again"
                 ) from error
+
+
+def _validate(array: pa.Array, checked: set[tuple[int, ...]]) -> None:
+    """Raise ``ArrowInvalid`` where an array is not whole. Arrow looks at all items behind every slice of lists, and at
+    all values of a dictionary for each of its chunks; here at those of the slice, and once: ``checked`` are known."""
+    kind = array.type
+    array.validate()
+    if pa.types.is_dictionary(kind):
+        values = array.dictionary
+        pa.DictionaryArray.from_arrays(array.indices, pa.nulls(len(values)), safe=False).validate(full=True)
+        place = (values.offset, len(values), *(0 if one is None else one.address for one in values.buffers()))
+        if place not in checked:
+            _validate(values, checked)
+            checked.add(place)
+    elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and plain_type(kind) == kind:  # others are cast whole
+        items, empty = array.values, pa.large_list if pa.types.is_large_list(kind) else pa.list_
+        held = [pa.nulls(len(items))]
+        lists = pa.Array.from_buffers(
+            empty(pa.null()), len(array), array.buffers()[:2], offset=array.offset, children=held
+        )
+        lists.validate(full=True)
+        if len(array):
+            start, end = lists.offsets[0].as_py(), lists.offsets[-1].as_py()
+            _validate(items.slice(start, end - start), checked)
+    else:
+        array.validate(full=not pa.types.is_date64(kind))  # of which there are some with a time of day
 
 
 def content_hash(table: pa.Table) -> str:
