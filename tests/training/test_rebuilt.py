@@ -36,7 +36,10 @@ class PlainSharing(nn.Module):
         self.kept, self.tasks, self.d_out, self.calls = options.kept, len(tasks), options.hidden[-1], 0
         lazy = self.kept == "lazy"
         layers = [nn.LazyLinear(self.d_out) if lazy else nn.Linear(d_in, self.d_out) for _ in range(2)]
+        if self.kept == "spectral":
+            layers = [nn.utils.spectral_norm(layer) for layer in layers]
         self.layers = layers if self.kept == "list" else nn.ModuleList(layers)
+        self.centre: Tensor | None = None
         self.norm = nn.BatchNorm1d(self.d_out)
         self.order = np.random.permutation(d_in) if self.kept == "numpy" else np.arange(d_in)
         self.factor = random.random() if self.kept == "python" else 1.0
@@ -45,14 +48,18 @@ class PlainSharing(nn.Module):
         self.calls += 1
         warm = self.calls if self.kept == "count" or (self.kept == "warm-up" and self.training) else 1
         made = sum(layer(x[:, self.order]) for layer in self.layers)
-        z = torch.relu(self.norm(made) * self.factor / warm).unsqueeze(1).expand(-1, self.tasks, -1)
+        if self.kept == "centre":
+            self.centre = made.detach().mean(0) if self.training else self.centre
+            made = made - cast(Tensor, self.centre)
+        many = self.tasks + (self.kept == "grown" and self.calls > 2)
+        z = torch.relu(self.norm(made) * self.factor / warm).unsqueeze(1).expand(-1, many, -1)
         return Shared(z, gates=(), penalty=x.new_zeros(()))
 
     def multiply_adds(self) -> int:
         return 2 * self.norm.num_features
 
 
-@pytest.mark.parametrize("kept", ["numpy", "python", "list", "count"])
+@pytest.mark.parametrize("kept", ["numpy", "python", "list", "count", "centre", "grown"])
 def test_what_its_state_does_not_hold_is_refused(feed_experiment: Experiment, tmp_path: Path, kept: str) -> None:
     experiment = feed_experiment.with_(sharing=Plain(hidden=(8,), kept=kept), epochs=1, seed=3)
     with pytest.raises(ExperimentError, match=HELD):
@@ -65,7 +72,7 @@ def test_what_has_no_size_yet_is_refused(feed_experiment: Experiment, tmp_path: 
         train(experiment, tmp_path / "run", quiet=True)
 
 
-@pytest.mark.parametrize("kept", ["modules", "warm-up"])
+@pytest.mark.parametrize("kept", ["modules", "warm-up", "spectral"])
 def test_what_its_state_holds_trains_and_nothing_is_drawn_for_it(
     feed_experiment: Experiment, tmp_path: Path, kept: str
 ) -> None:

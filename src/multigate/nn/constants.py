@@ -13,10 +13,10 @@ def constants(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def differing(module: nn.Module, other: nn.Module) -> str:
-    """The name of a constant that is not the same in both; empty where there is none."""
+def differing(module: nn.Module, other: nn.Module) -> list[str]:
+    """The names of the constants that are not the same in both."""
     ours, theirs = constants(module), constants(other)
-    return next((name for name in ours if name not in theirs or not _same(ours[name], theirs[name])), "")
+    return [name for name in ours if name not in theirs or not _same(ours[name], theirs[name])]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from multigate.errors import ExperimentError
 from multigate.model import Model
-from multigate.nn.constants import constants, differing
+from multigate.nn.constants import differing
 from multigate.nn.embed import OwnEmbeds
 from multigate.sharing import STRUCTURES, Shared, Structure
 from multigate.training.randomness import devices
@@ -28,7 +28,8 @@ def check_rebuilt(model: Model, structure: Structure, device: torch.device) -> N
     """Raise ``ExperimentError`` where a structure of one's own draws or counts what no bundle or checkpoint keeps.
 
     It is built twice, for nothing that the model holds is to change; one is run as in training, the other takes its
-    state. What it raises when it is run, training tells of.
+    state. What it raises when it is run, training tells of. Tensors beside the state may differ as long as nothing is
+    run, as the weight does that ``spectral_norm`` computes from others each time.
     """
     if type(structure) in STRUCTURES.values():
         return
@@ -41,15 +42,16 @@ def check_rebuilt(model: Model, structure: Structure, device: torch.device) -> N
             )
     with torch.random.fork_rng(devices=devices(device)), _draws_put_back():  # in states that the model has moved on
         first, second = (cast(nn.Module, model.build_sharing(structure)).float() for _ in range(2))
-        name = differing(sharing, first) if constants(sharing) else ""
-        if name:
+        drawn = differing(sharing, first)
+        one = _tensors(sharing) & _tensors(first)  # one module, whenever it is built: what it holds would move
+        alike = one or _alike(first.to(device), second.to(device), _inputs(model, structure, device))
+        drawn = [name for name in drawn if one or name in differing(first, second)]  # spectral_norm has made the others
+        if drawn:
             raise ExperimentError(
-                f"structure {structure.name!r} makes {name!r} anew each time it is built, and {KEEP}; keep it by "
+                f"structure {structure.name!r} makes {drawn[0]!r} anew each time it is built, and {KEEP}; keep it by "
                 "register_buffer, not with persistent=False"
             )
-        if _tensors(sharing) & _tensors(first):  # one module, whenever it is built: what it holds would move
-            return
-        if not _alike(first.to(device), second.to(device), _inputs(model, structure, device)):
+        if not alike:
             raise ExperimentError(
                 f"structure {structure.name!r} predicts otherwise when it is built again and given its state_dict, and "
                 f"{KEEP}; hold layers as modules (ModuleList, not a list), and what it draws or counts by "
@@ -80,9 +82,11 @@ def _alike(first: nn.Module, second: nn.Module, inputs: tuple[Tensor, ...]) -> b
         return True
     try:
         second.load_state_dict(first.state_dict())
-    except RuntimeError:  # it has grown
+        theirs = _z(second.eval(), inputs)
+    except Exception:  # it has grown, or wants what training left beside its state
         return False
-    theirs = _z(second.eval(), inputs)
+    if ours.shape != theirs.shape:
+        return False
     apart = (ours - theirs).abs().nan_to_num()
     return bool(apart.max() <= NEAR * ours.abs().nan_to_num().max())
 

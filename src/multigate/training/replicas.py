@@ -285,11 +285,11 @@ def _check_alike(modules: Sequence[Mapping[str, Tensor]]) -> None:
 
 def _check_constants(modules: Sequence[nn.Module]) -> None:
     for run, module in enumerate(modules):
-        name = differing(modules[0], module)
-        if name:
+        names = differing(modules[0], module)
+        if names:
             raise ExperimentError(
-                f"replicas want the same of what is in no state_dict; {name!r} differs between the first and module "
-                f"{run}; keep it by register_buffer"
+                f"replicas want the same of what is in no state_dict; {names[0]!r} differs between the first and "
+                f"module {run}; keep it by register_buffer"
             )
 
 
