@@ -91,6 +91,19 @@ def test_a_value_alone_has_ticks_around_it(chart: Chart) -> None:
     assert max(ticks) - min(ticks) < 0.02
 
 
+@pytest.mark.parametrize("other", ["driver", "the_driver_who_starts_the_race"])
+def test_names_that_javascript_has_itself_are_drawn(other: str) -> None:
+    """Vega drew no chart of which a column was called so."""
+    rows = [
+        {"name": name, "series": series, "value": 0.5, "low": 0.4, "high": 0.6}
+        for name, series in (("constructor", "toString"), (other, "valueOf"))
+    ]
+    for chart in (dot_chart("", "", rows, ""), bar_chart("", "", rows, "")):
+        svg = vl_convert.vegalite_to_svg(picture(Figure("", (chart,))), ".".join(altair.SCHEMA_VERSION.split(".")[:2]))
+        assert "constructor" in svg
+        assert other[:6] in svg
+
+
 def test_a_source_that_few_rows_read_is_within_the_picture() -> None:
     rows, sources = 400, tuple(f"expert {at}" for at in range(40))
     gate = np.eye(40, dtype=np.float32)[np.arange(rows) % 40][:, None]  # each reads one source: 95 % read another

@@ -30,6 +30,18 @@ WORDS = ("name", "series", "source", "down", "across")
 """Fields that are words; the others are numbers."""
 BESIDE, BELOW = 18, 32
 """Letters of a name beside an axis, and in a legend."""
+JOINER = "\u2060"
+"""Which is not seen: a word joiner."""
+OF_OBJECTS = (
+    "constructor",
+    "hasOwnProperty",
+    "isPrototypeOf",
+    "propertyIsEnumerable",
+    "toLocaleString",
+    "toString",
+    "valueOf",
+)
+"""What each object of JavaScript has, and some columns are called: the makers of racing cars are its constructors."""
 STRONGEST = 0.55
 """Opacity of a cell's colour at most: text on it keeps its contrast, on light paper and on dark."""
 CONFIG: dict[str, Any] = {
@@ -370,7 +382,17 @@ def _base(rows: Sequence[Row]) -> Any:
 
 def _chart(title: str, description: str, picture: Any, *, height: int, least: int = 0, most: int = 0) -> Chart:
     whole = picture.properties(width="container", height=height, description=description)
-    return Chart(title, whole.to_dict(validate=False), least, most)
+    return Chart(title, _apart(whole.to_dict(validate=False)), least, most)
+
+
+def _apart(spec: Any) -> Any:
+    """A specification without words that JavaScript has itself: Vega takes them for what it has seen already, and draws
+    nothing. What keeps them apart is not seen."""
+    if isinstance(spec, dict):
+        return {key: _apart(value) for key, value in spec.items()}
+    if isinstance(spec, list):
+        return [_apart(one) for one in spec]
+    return f"{spec}{JOINER}" if isinstance(spec, str) and spec in OF_OBJECTS else spec
 
 
 def _around(values: Sequence[float | None], padding: int = 0) -> Any:
@@ -412,9 +434,8 @@ def _names(names: Iterable[str], **options: Any) -> Any:
 def _labelled(names: Iterable[str], letters: int) -> dict[str, str]:
     """What an axis or a legend writes for names that are too long: Vega cuts off their ends, where names that begin
     alike differ."""
-    short = labels(names, letters)
-    cut = any(name != label for name, label in short.items())
-    return {"labelExpr": f"{json.dumps(short)}[datum.label]"} if cut else {}
+    cut = {name: label for name, label in labels(names, letters).items() if name != label}
+    return {"labelExpr": f"{json.dumps(cut)}[datum.label] || datum.label"} if cut else {}
 
 
 def _shown(field: str) -> Any:
