@@ -197,6 +197,15 @@ def test_what_a_folder_holds_in_place_of_a_run_is_told(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
+def test_a_folder_that_trainings_are_in_is_no_comparison(tmp_path: Path) -> None:
+    """Commands write into folders within ``runs``, of wherever they are called."""
+    (tmp_path / "runs" / "train").mkdir(parents=True)
+    with pytest.raises(RunError, match="there is no run in"):
+        open_run(tmp_path)
+    with pytest.raises(BundleError, match="is no bundle"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("made", "told"),
     [
@@ -237,8 +246,7 @@ def test_the_first_difference_is_named(before: object, now: object, told: str) -
 def test_a_command_that_is_advised_can_be_pasted_whatever_the_name_of_the_folder(tmp_path: Path, made: str) -> None:
     folder = tmp_path / "my runs; 100% (new)"
     (folder / made).mkdir(parents=True) if made == "runs" else folder.mkdir()
-    if made != "runs":
-        (folder / made).write_text("{")
+    (folder / (EXPERIMENT if made == "runs" else made)).write_text("{")
     with pytest.raises(RunError) as told:
         open_run(folder)
     assert shlex.split(str(told.value).rpartition("multigate ")[2])[-1] == str(folder)

@@ -44,7 +44,7 @@ def made_anew(folder: Path) -> str:
 def other_than_a_model(folder: Path) -> str | None:
     """What a folder without a whole run is, and which command suits, in one sentence; None where it is unknown."""
     quoted = quote(str(folder))  # as a shell reads it
-    if (folder / MEMBERS).is_dir():
+    if (folder / MEMBERS).is_dir() and (folder / EXPERIMENT).is_file():  # trainings stand in a folder of that name too
         return f"{folder} holds a comparison, not one model; show it with: multigate report {quoted}"
     if (folder / TRAININGS).is_dir():
         return f"{folder} holds related tasks, not one model; see relations.html there, by multigate relate"
