@@ -446,6 +446,32 @@ def test_without_a_compiler_it_says_what_to_install(
     assert anew() == (None, "no C++ compiler found; install g++")
 
 
+def test_a_compiler_that_hangs_is_given_up_with_all_that_it_has_started(
+    anew: Callable[[], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the time for one file, whatever their number; nothing of it goes on."""
+    left = tmp_path / "left"
+    compiler = tmp_path / "g++"
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\nsleep 60 &\necho $! >> {left}\nwait\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(module, "SECONDS", 2)
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
+    began = time.monotonic()
+    assert anew() == (None, f"{compiler} was not done after 2 s")
+    assert time.monotonic() - began < 3.9, "the files that wait have no time of their own"
+    started = left.read_text(encoding="utf-8").split()
+    time.sleep(0.2)
+    assert started
+    assert not [one for one in started if is_at_work(one)]
+
+
+def is_at_work(process: str) -> bool:
+    told = subprocess.run(["ps", "-o", "stat=", "-p", process], capture_output=True, text=True, check=False).stdout
+    return bool(told.strip()) and not told.startswith("Z")
+
+
 def test_where_it_cannot_be_kept_it_is_built_once_and_used(
     anew: Callable[[], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import NamedTuple
 
 import torch
@@ -35,7 +37,7 @@ OFF = "MULTIGATE_KERNELS"
 SOURCES = Path(__file__).with_name("cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 SECONDS = 120
-"""After which a compiler is given up."""
+"""After which a compiler is given up, however many files are left."""
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -103,7 +105,7 @@ def _key(compiler: str) -> str:
     sources = [
         part for path in sorted(SOURCES.glob("*.[ch]*")) for part in (path.name, path.read_text(encoding="utf-8"))
     ]
-    version = _run(compiler, "--version")
+    version = _run([], monotonic() + SECONDS, compiler, "--version")
     return _digest("\0".join((*sources, compiler, version, _processor(), *FLAGS)).encode())
 
 
@@ -145,15 +147,23 @@ def _drop(path: Path) -> None:
 
 def build(compiler: str, sources: Path, made: Path) -> None:
     """Make a library of all files in a folder, side by side."""
+    until = monotonic() + SECONDS
+    at_work: list[subprocess.Popen[str]] = []
 
     def compiled(source: Path) -> str:
         made_of_it = str(made.with_suffix(f".{source.stem}.o"))
-        _run(compiler, *FLAGS, "-c", str(source), "-o", made_of_it)
+        _run(at_work, until, compiler, *FLAGS, "-c", str(source), "-o", made_of_it)
         return made_of_it
 
     longest_first = sorted(sources.glob("*.cpp"), key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        _run(compiler, *FLAGS, *pool.map(compiled, longest_first), "-o", str(made))
+        try:
+            _run(at_work, until, compiler, *FLAGS, *pool.map(compiled, longest_first), "-o", str(made))
+        except BaseException:  # a signal too; leaving the pool would wait for the others
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in at_work:
+                _end(process)
+            raise
 
 
 def _name(key: str, content: bytes) -> str:
@@ -165,9 +175,33 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
-    return done.stdout
+def _run(at_work: list[subprocess.Popen[str]], until: float, *command: str) -> str:
+    """What a compiler prints; one that is not done in time is ended, and with it all that it has started."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        at_work.append(process)
+        try:
+            printed, told = process.communicate(timeout=max(until - monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            raise RunError(f"{command[0]} was not done after {SECONDS} s") from None
+        finally:
+            _end(process)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, printed, told)
+    return printed
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """A compiler that is still at work, and the processes it has started: they would go on for ever without it."""
+    if process.poll() is not None:
+        return
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
 
 
 def _processor() -> str:
