@@ -71,6 +71,19 @@ def test_a_part_that_is_dropped_is_in_no_table(tmp_path: Path) -> None:
     assert pq.read_table(ledger.gather())["part"].to_pylist() == ["run-0.5", "trap-0.1"]
 
 
+@pytest.mark.parametrize("kept", ["another", "no rows", "no names"])
+def test_a_file_that_holds_another_part_is_no_result(tmp_path: Path, kept: str) -> None:
+    """A copy would count one run twice."""
+    ledger = Ledger(tmp_path, "toy", Settings())
+    ledger.keep("run-0.5", [{"loss": 0.1}])
+    table = pq.read_table(ledger.place("run-0.5"))
+    held = {"another": table, "no rows": table.slice(0, 0), "no names": table.select(["loss"])}[kept]
+    pq.write_table(held, ledger.place("run-1.5"))
+    for read in (lambda: ledger.rows("run-1.5"), ledger.gather):
+        with pytest.raises(RunError, match=r"run-1\.5\.parquet does not hold the part.*delete it"):
+            read()
+
+
 def test_a_damaged_part_is_told_of(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "toy", Settings())
     ledger.keep("one", [{"loss": 1.0}])

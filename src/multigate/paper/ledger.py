@@ -91,7 +91,11 @@ def _fixed(settings: Any, may_change: Collection[str]) -> Any:
 
 
 def _read(path: Path) -> pa.Table:
+    again = "delete it, and the same command runs it again"
     try:
-        return pq.read_table(path)
+        table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it, and the same command runs it again") from None
+        raise RunError(f"{path} cannot be read ({error}); {again}") from None
+    if "part" not in table.column_names or set(table["part"].to_pylist()) != {path.stem}:
+        raise RunError(f"{path} does not hold the part that it is named after; {again}")
+    return table
