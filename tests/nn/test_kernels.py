@@ -458,18 +458,21 @@ def test_a_compiler_that_hangs_is_given_up_with_all_that_it_has_started(
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setattr(module, "SECONDS", 2)
     monkeypatch.setattr(module, "usable_cores", lambda: 2)
-    began = time.monotonic()
     assert anew() == (None, f"{compiler} was not done after 2 s")
-    assert time.monotonic() - began < 3.9, "the files that wait have no time of their own"
     started = left.read_text(encoding="utf-8").split()
-    time.sleep(0.2)
-    assert started
-    assert not [one for one in started if is_at_work(one)]
+    assert 1 <= len(started) <= 2, "the files that wait have no time of their own"
+    for _ in range(300):
+        if any(map(is_at_work, started)):
+            time.sleep(0.01)
+    assert not any(map(is_at_work, started))
 
 
 def is_at_work(process: str) -> bool:
-    told = subprocess.run(["ps", "-o", "stat=", "-p", process], capture_output=True, text=True, check=False).stdout
-    return bool(told.strip()) and not told.startswith("Z")
+    """Whether there is such a process, and it has not ended with nobody to wait for it."""
+    try:
+        return Path("/proc", process, "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_where_it_cannot_be_kept_it_is_built_once_and_used(

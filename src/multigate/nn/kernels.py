@@ -177,6 +177,9 @@ def _digest(content: bytes) -> str:
 
 def _run(at_work: list[subprocess.Popen[str]], until: float, *command: str) -> str:
     """What a compiler prints; one that is not done in time is ended, and with it all that it has started."""
+    late = RunError(f"{command[0]} was not done after {SECONDS} s")
+    if monotonic() >= until:
+        raise late
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
@@ -185,7 +188,7 @@ def _run(at_work: list[subprocess.Popen[str]], until: float, *command: str) -> s
         try:
             printed, told = process.communicate(timeout=max(until - monotonic(), 0))
         except subprocess.TimeoutExpired:
-            raise RunError(f"{command[0]} was not done after {SECONDS} s") from None
+            raise late from None
         finally:
             _end(process)
     if process.returncode:
