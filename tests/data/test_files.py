@@ -679,6 +679,8 @@ def test_arrow_in_memory_that_points_beside_its_values_is_refused(given: type) -
     times = pa.array([1, 2, 3]).cast(pa.timestamp("ms")).view(pa.date64())
     for array in (latin, times):  # nothing of them lies elsewhere
         assert rows_of(opened(array), ["b"]) == [{"b": at} for at in range(3)]
+    with pytest.raises(DataError, match="column 'a' of the table is damaged"):
+        open_table(pa.table({"a": pa.chunked_array([latin, texts])}))
 
 
 def test_of_what_slices_share_only_what_they_hold_is_looked_at() -> None:
