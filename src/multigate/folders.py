@@ -41,10 +41,15 @@ def made_anew(folder: Path) -> str:
     return f"make it anew with: multigate train --resume --out {quote(str(folder))}"
 
 
+def holds_members(folder: Path) -> bool:
+    """Whether the runs of a comparison are there: trainings of their own stand in a folder of that name too."""
+    return (folder / MEMBERS).is_dir() and (folder / EXPERIMENT).is_file()
+
+
 def other_than_a_model(folder: Path) -> str | None:
     """What a folder without a whole run is, and which command suits, in one sentence; None where it is unknown."""
     quoted = quote(str(folder))  # as a shell reads it
-    if (folder / MEMBERS).is_dir() and (folder / EXPERIMENT).is_file():  # trainings stand in a folder of that name too
+    if holds_members(folder):
         return f"{folder} holds a comparison, not one model; show it with: multigate report {quoted}"
     if (folder / TRAININGS).is_dir():
         return f"{folder} holds related tasks, not one model; see relations.html there, by multigate relate"

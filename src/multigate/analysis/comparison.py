@@ -19,7 +19,7 @@ from multigate.data.prepared import Prepared
 from multigate.engine import CPU
 from multigate.errors import ExperimentError, RunError, nearest
 from multigate.experiment import make_experiment, unknown_structure, with_balance, with_structures
-from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, at_home
+from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, at_home, holds_members
 from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
 from multigate.nn.blank import Blank
 from multigate.options import explain
@@ -212,7 +212,7 @@ class Comparison:
 
 def is_comparison(folder: Path) -> bool:
     """Whether a folder holds one, and be it that none of its runs is finished."""
-    begun = (folder / MEMBERS).is_dir() and (folder / EXPERIMENT).is_file() and not (folder / SUMMARY).is_file()
+    begun = holds_members(folder) and not (folder / SUMMARY).is_file()
     return begun or (folder / RUNS).is_file()
 
 
