@@ -301,8 +301,8 @@ PLANTED = {
     "moments that nothing is learnt through": ("next[i] - whole[i] - normal * along[i]", "next[i]"),
     "scales not learnt": ("of_scale[unit] += by_scale", "of_scale[unit] += all"),
     "shifts learnt of one share": (
-        "dshift[unit] += grown[(share * 2 + 1) * units + unit][lane]",
-        "dshift[unit] = 0.0f",
+        "dshift[unit] += total<LANES>",
+        "dshift[unit] += 0.0f * total<LANES>",
     ),
     "a gate's slope without its own": ("gate * (1.0f + u * (1.0f - gate))", "gate"),
     "a tail of the other side": ("chosen((Words)(u < 0.0f), tail, 1.0f - tail)", "1.0f - tail"),

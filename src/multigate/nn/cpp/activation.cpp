@@ -114,8 +114,7 @@ struct Span {
     // Of sums over tiles, those that moments are made of: each row's own, or one of all rows; divided by their number
     void averaged(Vector* sums) const {
         if (of.norm == BATCH) {
-            float sum = 0.0f;
-            for (int64_t i = 0; i < TILE; ++i) sum += reinterpret_cast<float*>(sums)[i];
+            const float sum = total<TILE>(reinterpret_cast<float*>(sums));
             std::fill(sums, sums + VECTORS, Vector{} + sum);
         }
         for (int64_t i = 0; i < VECTORS; ++i) sums[i] /= float(of.norm == LAYER ? of.h : of.b);
@@ -235,10 +234,8 @@ void of_activated(const Layers& of, const T* z, const T* dy, T* dz, float* dscal
     if (of.norm == NONE) return;
     for (int64_t share = 0; share < shares; ++share)
         for (int64_t unit = 0; unit < units; ++unit) {
-            for (int lane = 0; lane < LANES; ++lane) {
-                dscale[unit] += grown[share * 2 * units + unit][lane];
-                dshift[unit] += grown[(share * 2 + 1) * units + unit][lane];
-            }
+            dscale[unit] += total<LANES>(reinterpret_cast<float*>(&grown[share * 2 * units + unit]));
+            dshift[unit] += total<LANES>(reinterpret_cast<float*>(&grown[(share * 2 + 1) * units + unit]));
         }
 }
 

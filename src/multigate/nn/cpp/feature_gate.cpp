@@ -15,16 +15,6 @@ template <int64_t TERMS> inline std::array<float, TERMS> taken(const float* w, i
     return by;
 }
 
-template <int MANY> inline float total(const float* x) { // halves are added, and halves of those
-    typedef float Half __attribute__((vector_size(MANY / 2 * sizeof(float))));
-    Half one, other;
-    std::memcpy(&one, x, sizeof one);
-    std::memcpy(&other, x + MANY / 2, sizeof other);
-    one += other;
-    return total<MANY / 2>(reinterpret_cast<const float*>(&one));
-}
-template <> inline float total<2>(const float* x) { return x[0] + x[1]; }
-
 // Of tiles of rows x[0] to x[terms - 1], by weights that lie ``next`` apart: row += sum_t w[t] x[t], and
 // w[t] += x[t] row, summed over the tile
 struct Gather {

@@ -17,15 +17,35 @@ inline Vector chosen(Words where, Vector one, Vector other) {
 // Rows as vectors of a tile; what it has no rows for are zeros, or as ``rest`` says
 template <typename T> inline void take(const T* from, int64_t many, Vector* to, const Vector* rest = nullptr) {
     float* number = reinterpret_cast<float*>(to);
-    if (many < TILE && rest) std::copy_n(rest, VECTORS, to);
-    if (many < TILE && !rest) std::fill(to, to + VECTORS, Vector{});
+    if (many == TILE) { // of most tiles: that many is known when this is compiled
+        for (int64_t i = 0; i < TILE; ++i) number[i] = wide(from[i]);
+        return;
+    }
+    if (rest)
+        std::copy_n(rest, VECTORS, to);
+    else
+        std::fill(to, to + VECTORS, Vector{});
     for (int64_t i = 0; i < many; ++i) number[i] = wide(from[i]);
 }
 
 template <typename T> inline void give(const Vector* from, int64_t many, T* to) {
     const float* number = reinterpret_cast<const float*>(from);
-    for (int64_t i = 0; i < many; ++i) narrow(number[i], to[i]);
+    if (many == TILE)
+        for (int64_t i = 0; i < TILE; ++i) narrow(number[i], to[i]);
+    else
+        for (int64_t i = 0; i < many; ++i) narrow(number[i], to[i]);
 }
+
+// The sum of numbers that lie one after the other
+template <int MANY> inline float total(const float* x) { // halves are added, and halves of those
+    typedef float Half __attribute__((vector_size(MANY / 2 * sizeof(float))));
+    Half one, other;
+    std::memcpy(&one, x, sizeof one);
+    std::memcpy(&other, x + MANY / 2, sizeof other);
+    one += other;
+    return total<MANY / 2>(reinterpret_cast<const float*>(&one));
+}
+template <> inline float total<2>(const float* x) { return x[0] + x[1]; }
 
 // e^x to 2e-7 of it, of x from -87 to 88: 2^n times a polynomial of what is left; what is no number stays none
 inline Vector exponential(Vector x) {
