@@ -77,6 +77,17 @@ def test_a_bundle_pickles_as_its_files(run_folder: Path, table: pa.Table, curves
         assert again.model is not bundle.model
 
 
+@pytest.mark.parametrize("rows", [1, 50])
+def test_predictions_are_those_of_a_trained_model_whatever_mode_it_is_in(
+    run_folder: Path, bundle: Bundle, table: pa.Table, rows: int
+) -> None:
+    touched = load(run_folder)
+    touched.model.train()
+    given: Any = table.to_pylist()[0] if rows == 1 else table
+    expected, found = bundle.predict(given), touched.predict(given)
+    assert all(np.array_equal(found[name], values) for name, values in expected.items())
+
+
 def test_every_kind_of_table_gives_the_same(bundle: Bundle, table: pa.Table) -> None:
     expected = bundle.predict(table)
     assert {"click", "buy", "buy|click", "like", "watch"} == expected.keys()

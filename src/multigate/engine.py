@@ -71,6 +71,8 @@ class Torch:
 
     def __call__(self, rows: Arrays) -> Answers:
         bags = [BagIds(torch.from_numpy(values), torch.from_numpy(offsets)) for values, offsets in rows.bags]
+        if self.model.training:  # by whoever trained it further: dropout would be drawn, and moments of rows learnt
+            self.model.eval()
         with torch.inference_mode(), multiplying(self.precision, CPU):
             out = self.model(torch.from_numpy(rows.numbers), torch.from_numpy(rows.categories), bags)
         logits = out.logits.float().numpy()
