@@ -1,7 +1,7 @@
 """How good each model is: every metric with its interval, on validation rows and on test rows."""
 
 from collections.abc import Iterator, Sequence
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 from multigate.evaluate import forward, intervals, scores, spaces
@@ -55,7 +55,9 @@ def _chart(metric: str, names: Sequence[str], found: Found) -> Chart:
 
 def _row(name: str, found: Found) -> tuple[str, ...]:
     task, _, metric = name.rpartition("/")
-    cells = [cell for values, bounds in found.values() for cell in (number(values[name]), interval(*bounds[name]))]
+    cells = []
+    for values, bounds in found.values():  # calibration of a regression is there where its labels are amounts
+        cells += [number(values.get(name, nan)), interval(*bounds.get(name, (nan, nan)))]
     return task, directed(metric), *cells
 
 
