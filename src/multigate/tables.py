@@ -23,14 +23,14 @@ Intervals = Mapping[str, tuple[float, float]]
 
 WIDTH = 120
 """Of what is printed elsewhere than on a terminal."""
-MOST_SOURCES = 12
-MOST_READERS = 12
+MOST_SOURCES = 10
+MOST_READERS = 10
 MOST_FEATURES = 12
 SIDE_BY_SIDE = 3
 MOST_STRUCTURES = 4
 BESIDE = 2
-"""What fits into 100 columns: sources of a level, readers both ways, features of a target, targets, structures, and
-structures beside other evidence."""
+"""What fits into 80 columns, no number of it folded: sources of a level, readers both ways. What fits into 100:
+features of a target, targets, structures, and structures beside other evidence."""
 MOST_PAIRS = 50
 """Pairs of tasks that are printed: of 60 tasks there are 1,770."""
 SMALLEST = 0.00005

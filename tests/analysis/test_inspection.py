@@ -188,7 +188,7 @@ def test_tables_fit_into_a_hundred_columns():
         shown = text_of(found)
         assert max(map(len, shown.splitlines())) <= 100
         assert "…" not in shown, "nothing is cut"
-        assert ("the 12 largest of 40 sources" in shown) == (experts == 40)
+        assert ("the 10 largest of 40 sources" in shown) == (experts == 40)
 
 
 def test_of_many_tasks_those_that_are_furthest_apart_are_printed():
@@ -200,12 +200,28 @@ def test_of_many_tasks_those_that_are_furthest_apart_are_printed():
     bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
     found = inspect_model(Subject("one", bundle, (encoder.columns(record),), "1,000 rows"), importance=False)
     shown = text_of(found).partition("How far")[2]
-    assert "the 12 furthest of 40 readers" in shown
+    assert "the 10 furthest of 40 readers" in shown
     divergence = np.array(found.levels[0].row_divergence)
     i, _ = np.unravel_index(np.argmax(divergence), divergence.shape)
     (line,) = re.findall(rf"^t{i} .*$", shown, re.MULTILINE)
     assert f"{divergence[i].max():.3f}" in line.split()
-    assert len(line.split()) == 13, "every divergence is one word"
+    assert len(line.split()) == 11, "every divergence is one word"
+
+
+def test_numbers_of_many_tasks_and_experts_are_whole_on_a_terminal_of_80_columns():
+    tasks = tuple(Task(f"a_rather_long_name_of_task_{i}") for i in range(30))
+    record = pa.RecordBatch.from_pydict(TABLE | {task.name: TABLE["click"] for task in tasks})
+    schema = Schema(features=(Number("x"),), tasks=tasks)
+    encoder = Encoder.fit(schema, [record])
+    experiment = Experiment(schema=schema, train="rows.parquet", sharing=MMoE(experts=16, hidden=(4,)))
+    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
+    found = inspect_model(Subject("one", bundle, (encoder.columns(record),), "1,000 rows"), importance=False)
+    shown = text_of(found, width=80)
+    (level,) = found.levels
+    gates, _, apart = shown.partition("How far")
+    spreads = [f"{value:.2f}" for pair in zip(level.entropy, level.row_entropy, strict=True) for value in pair]
+    assert re.findall(r"\b[01]\.\d\d\b", gates) == spreads
+    assert len(re.findall(r"\b0\.\d{3}\b", apart)) == 10 * 9
 
 
 def test_sparse_gates_show_how_often_each_source_is_chosen():
