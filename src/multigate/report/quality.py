@@ -33,6 +33,8 @@ def metrics(one: Trained) -> Iterator[Block]:
     )
     head = ("task", "metric", *(cell for rows in found for cell in (rows, "95 % interval")))
     names = list(dict.fromkeys(name for values, _ in found.values() for name in values))
+    tasks = [name.rpartition("/")[0] for name in names]
+    names.sort(key=lambda name: tasks.index(name.rpartition("/")[0]))  # a metric that only test rows have, by its task
     yield Table("Every metric (↑ higher is better, ↓ lower)", head, tuple(_row(name, found) for name in names), words=2)
 
 
