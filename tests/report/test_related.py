@@ -93,6 +93,13 @@ def test_every_pair_and_group_is_told(page: Html) -> None:
     assert any("2 of 4 intervals leave out 0" in text for text in page.texts["p"])
 
 
+def test_every_task_of_a_large_group_is_named(tmp_path: Path) -> None:
+    names = tuple(f"task_{at}" for at in range(20))
+    relations = RELATIONS.with_(groups=(Group(tasks=names, advice="share apart"),))
+    path = write_relations(relations, tmp_path / "relations.html")
+    assert f"{', '.join(names[:-1])} and {names[-1]}:" in Html(path.read_text(encoding="utf-8")).texts["strong"]
+
+
 def test_names_are_text(page: Html) -> None:
     assert len(page.scripts) == 2, "the charts' data and the page's own script"
 

@@ -41,7 +41,7 @@ def _advice(relations: Relations) -> Iterator[Block]:
         else "No pair was trained: this is a guess from what each task reads of x."
     )
     yield Text(f"Share: one network for both. Share apart: experts that each task weighs by itself. {told}")
-    yield Listing(tuple((f"{listed(one.tasks)}:", one.advice) for one in relations.groups))
+    yield Listing(tuple((f"{listed(one.tasks, most=len(one.tasks))}:", one.advice) for one in relations.groups))
     yield Table(
         "Every pair, the most related first",
         ("pair", "advice", "with", "why"),
