@@ -317,6 +317,19 @@ def test_one_task_has_no_pair(feed_experiment: Experiment, tmp_path: Path) -> No
         relate(one, tmp_path / "r", quiet=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"structures": "mmoe"}, {"train": False}])
+def test_features_for_gates_are_refused_without_naming_structures_that_would_not_help(
+    feed_experiment: Experiment, tmp_path: Path, options: dict
+) -> None:
+    first, *others = feed_experiment.schema.features
+    gated = feed_experiment.with_(
+        schema=feed_experiment.schema.with_(features=(first.with_(use="gate"), *others)), sharing=MMoE(experts=2)
+    )
+    with pytest.raises(ExperimentError, match=f"no gates to read feature {first.name!r}.*; leave 'use' out$"):
+        relate(gated, tmp_path / "r", quiet=True, **options)
+    assert not (tmp_path / "r").exists()
+
+
 def test_pairs_are_read_from_words() -> None:
     assert read_pairs("a+b, c + d") == [("a", "b"), ("c", "d")]
     for wrong in ("a", "a+", "a+b,,c+d", "+b", ""):

@@ -68,6 +68,12 @@ def relate(
     Raises ``ExperimentError`` for an experiment of one task, or names that there are not.
     """
     experiment, chosen = as_experiment(experiment), choose_device(device)
+    gates = [feature.name for feature in experiment.schema.features if feature.use == "gate"]
+    if gates and side_by_side == "single_task":  # no choice of structures would help
+        raise ExperimentError(
+            "relate trains networks side by side, which have no gates to read feature "
+            f"{gates[0]!r}, whose use is 'gate'; leave 'use' out"
+        )
     tried = _structures(listed(structures), experiment)
     (beside,) = _structures([side_by_side], experiment).values()
     names = experiment.schema.task_names
