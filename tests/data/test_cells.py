@@ -1,6 +1,7 @@
 """Whole columns against the same cells read one at a time."""
 
 import math
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,16 @@ def integers(draw):
     values = draw(st.lists(st.none() | near | st.sampled_from([start, low, high]), min_size=1, max_size=60))
     array = pa.array([None, *values, start], kind)
     return array.slice(draw(st.integers(0, 2)), len(values))
+
+
+def test_errors_of_cells_reach_other_processes() -> None:
+    """A pool that cannot read the error of a worker waits for ever, or is broken."""
+    with pytest.raises(cells.ColumnError) as caught:
+        arrow.numbers(pa.array(["1", "x"]), "price")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is cells.ColumnError
+    assert str(again) == str(caught.value)
+    assert (again.column, again.why, again.row) == ("price", caught.value.why, 1)
 
 
 def test_whole_numbers_that_a_float_cannot_hold_are_refused_or_rounded_as_in_training() -> None:

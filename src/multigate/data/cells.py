@@ -44,6 +44,9 @@ class ColumnError(DataError):
         super().__init__(f"column {column!r}: {why}")
         self.column, self.why, self.row = column, why, row
 
+    def __reduce__(self) -> tuple[type["ColumnError"], tuple[str, str, int | None]]:
+        return type(self), (self.column, self.why, self.row)  # else a process that receives it fails to read it
+
 
 class Numbers(Protocol):
     """The number in its table of each row at hand, both from 0."""
