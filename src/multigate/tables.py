@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
+from numbers import Real
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -52,9 +53,9 @@ def show(found: Any) -> None:
             table = relation_tables(found)
         case Run():
             table = run_table(f"{found.folder}: validation, best weights", found)
-        case (Mapping() as metrics, Mapping() as intervals):
+        case (Mapping() as metrics, Mapping() as intervals) if _are_metrics(metrics):
             table = metric_table("", metrics, intervals)
-        case Mapping():
+        case Mapping() if _are_metrics(found):
             table = metric_table("", found)
         case _:
             raise ExperimentError(
@@ -63,6 +64,11 @@ def show(found: Any) -> None:
             )
     console = Console()
     Console(width=None if console.is_terminal or console.is_jupyter else WIDTH).print(table)
+
+
+def _are_metrics(found: Mapping[Any, Any]) -> bool:
+    """Whether these are numbers by name, and not arrays, as predictions are."""
+    return all(isinstance(name, str) and isinstance(value, Real) for name, value in found.items())
 
 
 def run_table(title: str, run: Run) -> Table:

@@ -75,3 +75,6 @@ def test_a_comparison(trainings: Trainings, capsys: pytest.CaptureFixture[str]) 
 def test_what_has_no_table_is_told() -> None:
     with pytest.raises(ExperimentError, match="there is no table of int; show a run, a comparison"):
         mg.show(3)
+    for predictions in ({"click": np.zeros(2)}, {"click": ["a"]}, {1: 0.5}):
+        with pytest.raises(ExperimentError, match="there is no table of dict; show a run, a comparison"):
+            mg.show(predictions)
