@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +25,21 @@ def square(number: int) -> tuple[int, int]:
 
 def fail() -> None:
     raise DataError("no rows")
+
+
+class Misfit(Exception):
+    """One of somebody's own, which pickle cannot make again."""
+
+    def __init__(self, width: int, wanted: int) -> None:
+        super().__init__(f"{width} is not {wanted}")
+
+
+def misfit() -> None:
+    raise Misfit(3, 4)
+
+
+def hold_a_lock() -> None:
+    raise ValueError("held", threading.Lock())
 
 
 def die() -> None:
@@ -64,6 +81,12 @@ def test_every_job_is_done_once_by_two_processes_that_are_then_gone() -> None:
     for one in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(one, 0)
+
+
+@pytest.mark.parametrize(("job", "told"), [(misfit, "Misfit: 3 is not 4"), (hold_a_lock, "ValueError: .'held'")])
+def test_errors_that_cannot_be_sent_are_told_in_their_words(job: Callable[[], None], told: str) -> None:
+    with Workers(2) as workers, pytest.raises(RuntimeError, match=told):
+        list(workers.run([job, job]))
 
 
 def test_one_worker_is_the_process_itself() -> None:

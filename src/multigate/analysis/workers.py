@@ -1,6 +1,7 @@
 """Processes of this machine that share out work: as many jobs at a time, each with its part of the cores."""
 
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -152,11 +153,20 @@ def _work(pipe: "Connection[Any, Any]") -> None:
             try:
                 answer = job(), None
             except BaseException as error:
-                pipe.send((None, error))
+                pipe.send((None, _readable(error)))
                 if isinstance(error, Interrupted) or not isinstance(error, Exception):
                     return  # a signal asked for it, and the parent waits for the end
             else:
                 pipe.send(answer)
+
+
+def _readable(error: BaseException) -> BaseException:
+    """The error, or its words where the parent could not make one of its class, as of a structure of one's own."""
+    try:
+        pickle.loads(ForkingPickler.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with_parent() -> None:
