@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from multigate.batch import Batch
 from multigate.bundle import Bundle, build_model, load
@@ -243,6 +245,17 @@ def test_a_file_that_is_no_graph_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"ONNX Runtime refuses .*model\.onnx .*; export the bundle again"):
         Onnx(tmp_path / "model.onnx")
+
+
+def test_weights_that_are_written_over_change_nothing_that_was_loaded(exported: Path, tmp_path: Path) -> None:
+    row = dict.fromkeys(load(exported).schema.columns(labels=False, carried=False)) | {"price": 9.5}
+    shutil.copytree(exported, tmp_path / "served")
+    bundle = load(tmp_path / "served", engine="onnx")
+    before = bundle.predict(row)
+    path = tmp_path / "served" / "model.safetensors"
+    weights = load_file(path)
+    path.write_bytes(save({name: 2 * one for name, one in weights.items()}))  # as cp does: the file stays the same one
+    assert bundle.predict(row) == before
 
 
 def test_predictions_are_those_of_torch(bundle: Bundle) -> None:

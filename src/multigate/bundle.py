@@ -480,11 +480,11 @@ def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -
             raise BundleError(f"bundle {folder} has no graph for engine 'onnx'; write one with Bundle.export")
         if about.get("graph_of") != _model_of(about):
             raise BundleError(f"bundle {folder}: {GRAPH} was written for another model; export it again")
-        onnx = Onnx(folder / GRAPH)
+        onnx = Onnx(folder / GRAPH, bundle.model)
         _check_agreement(onnx, bundle, folder)
         if ROW_GRAPH in about["files"]:
             with suppress(BundleError):  # the first graph computes single rows too
-                of_one = Onnx(folder / ROW_GRAPH)
+                of_one = Onnx(folder / ROW_GRAPH, bundle.model)
                 _check_agreement(of_one, bundle, folder)
                 onnx.of_one = of_one
         by_graph = Engines(onnx, onnx)

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Barrier, Lock
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -84,7 +84,10 @@ class Torch:
 
 
 class Onnx:
-    """A graph that ``export_graph`` wrote, run by ONNX Runtime; it maps the weights that lie beside it into memory.
+    """A graph that ``export_graph`` wrote, run by ONNX Runtime.
+
+    It shares the weights of ``model``; without one it maps those that lie beside the graph into memory, and computes
+    with others once that file is written over.
 
     ``of_one``, where it is set, computes a row that is alone. Raises ``BundleError`` where ONNX Runtime is missing or
     broken, or refuses the graph or its rows.
@@ -92,7 +95,7 @@ class Onnx:
 
     name = "onnx"
 
-    def __init__(self, graph: Path) -> None:
+    def __init__(self, graph: Path, model: Model | None = None) -> None:
         self.of_one: Onnx | None = None
         try:
             import onnxruntime
@@ -105,6 +108,9 @@ class Onnx:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
             options.log_severity_level = 4
+            self._held = {} if model is None else _values(onnxruntime.OrtValue, model)
+            for name, value in self._held.items():
+                options.add_initializer(name, value)
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own errors have no public parent
             raise BundleError(f"ONNX Runtime refuses {graph} ({_short(error)}); export the bundle again") from error
@@ -133,6 +139,13 @@ class Onnx:
 
     def over(self, batches: Iterable[tuple[Batch, More]]) -> Iterator[tuple[Answers, More]]:
         return _spread(self, batches, BLOCK)
+
+
+def _values(kind: Any, model: Model) -> dict[str, Any]:
+    """A model's weights by their names in its graph, in the memory that they have."""
+    return {
+        f"model.{name}": kind.ortvalue_from_numpy(one.contiguous().numpy()) for name, one in model.state_dict().items()
+    }
 
 
 def _short(error: Exception) -> str:
