@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -372,6 +373,25 @@ def test_a_folder_of_metrics_that_is_none_is_told_before_requests_end_there(
     told = rf"PROMETHEUS_MULTIPROC_DIR is '{named}', which is no folder to write metrics in; make it one, or unset it"
     with pytest.raises(RunError, match=told):
         serve([folder / "shop"], port=0, engine="torch")
+
+
+def test_metrics_that_processes_share_have_their_room_before_the_disk_is_full(tmp_path: Path) -> None:
+    program = """
+from pathlib import Path
+from multigate.serve.shared_metrics import take_room
+take_room()
+from multigate.serve.metrics import Metrics
+metrics = Metrics()
+for model in range(60):
+    metrics.add(f"model {model}", "predict", 200, 1, 0.01)
+for path in Path().glob("*.db"):
+    here = path.stat()
+    print(path.name.partition("_")[0], here.st_blocks * 512 >= here.st_size)
+print(sum(line.startswith("multigate_rows_total") for line in metrics.page().decode().splitlines()))
+"""
+    named = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=named, stdout=subprocess.PIPE, check=True)
+    assert sorted(said.stdout.decode().splitlines()) == ["60", "counter True", "histogram True"]
 
 
 def test_of_two_that_start_at_once_one_gets_the_port(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from multigate.bundle import Bundle
 from multigate.errors import MultigateError, RunError
 from multigate.serve.models import load_models
-from multigate.serve.shared_metrics import shared_metrics
+from multigate.serve.shared_metrics import shared_metrics, take_room
 from multigate.training.interrupts import handled
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def _work(job: Job, listening: socket.socket, pipe: "Connection[Any, Any]") -> N
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is the parent's
     try:
+        take_room()
         bundles = _load(job)
     except MultigateError as error:
         pipe.send(RunError(str(error)))

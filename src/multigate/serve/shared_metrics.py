@@ -6,12 +6,18 @@ It must be known before ``metrics`` is imported, so that this module imports not
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from multigate.errors import RunError
+from multigate.writing import writing
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """Names it."""
+KINDS = "counter", "histogram"
+"""Of metrics: Prometheus has a file of each for every process, and maps it into memory."""
+ROOM = 1 << 18
+"""Bytes of a file: the numbers of a hundred models."""
 
 
 def check_shared_metrics() -> None:
@@ -33,3 +39,16 @@ def shared_metrics() -> Iterator[None]:
             yield
         finally:
             del os.environ[SHARED]
+
+
+def take_room() -> None:
+    """Have this process's files whole on the disk before they are mapped: on one that is full by then, the first number
+    on a page of theirs would end the process.
+
+    Raises ``DiskError`` where the disk is full already.
+    """
+    for kind in KINDS:
+        path = Path(os.environ[SHARED], f"{kind}_{os.getpid()}.db")
+        if not path.exists():
+            with writing(path) as temporary:
+                temporary.write_bytes(bytes(ROOM))
