@@ -191,14 +191,18 @@ def test_tables_fit_into_a_hundred_columns():
         assert ("the 10 largest of 40 sources" in shown) == (experts == 40)
 
 
-def test_of_many_tasks_those_that_are_furthest_apart_are_printed():
-    tasks = tuple(Task(f"t{i}") for i in range(40))
-    record = pa.RecordBatch.from_pydict(TABLE | {task.name: TABLE["click"] for task in tasks})
-    schema = Schema(features=(Number("x"),), tasks=tasks)
+def of_many_tasks(names: list[str], experts: int) -> Inspection:
+    """An untrained model's, on rows that all tasks label alike."""
+    record = pa.RecordBatch.from_pydict(TABLE | {name: TABLE["click"] for name in names})
+    schema = Schema(features=(Number("x"),), tasks=tuple(Task(name) for name in names))
     encoder = Encoder.fit(schema, [record])
-    experiment = Experiment(schema=schema, train="rows.parquet", sharing=MMoE(experts=4, hidden=(4,)))
+    experiment = Experiment(schema=schema, train="rows.parquet", sharing=MMoE(experts=experts, hidden=(4,)))
     bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
-    found = inspect_model(Subject("one", bundle, (encoder.columns(record),), "1,000 rows"), importance=False)
+    return inspect_model(Subject("one", bundle, (encoder.columns(record),), "1,000 rows"), importance=False)
+
+
+def test_of_many_tasks_those_that_are_furthest_apart_are_printed():
+    found = of_many_tasks([f"t{i}" for i in range(40)], experts=4)
     shown = text_of(found).partition("How far")[2]
     assert "the 10 furthest of 40 readers" in shown
     divergence = np.array(found.levels[0].row_divergence)
@@ -209,13 +213,7 @@ def test_of_many_tasks_those_that_are_furthest_apart_are_printed():
 
 
 def test_numbers_of_many_tasks_and_experts_are_whole_on_a_terminal_of_80_columns():
-    tasks = tuple(Task(f"a_rather_long_name_of_task_{i}") for i in range(30))
-    record = pa.RecordBatch.from_pydict(TABLE | {task.name: TABLE["click"] for task in tasks})
-    schema = Schema(features=(Number("x"),), tasks=tasks)
-    encoder = Encoder.fit(schema, [record])
-    experiment = Experiment(schema=schema, train="rows.parquet", sharing=MMoE(experts=16, hidden=(4,)))
-    bundle = Bundle(experiment, encoder, build_model(experiment, encoder))
-    found = inspect_model(Subject("one", bundle, (encoder.columns(record),), "1,000 rows"), importance=False)
+    found = of_many_tasks([f"a_rather_long_name_of_task_{i}" for i in range(30)], experts=16)
     shown = text_of(found, width=80)
     (level,) = found.levels
     gates, _, apart = shown.partition("How far")
