@@ -193,7 +193,7 @@ def test_tables_fit_into_a_hundred_columns():
 
 def of_many_tasks(names: list[str], experts: int) -> Inspection:
     """An untrained model's, on rows that all tasks label alike."""
-    record = pa.RecordBatch.from_pydict(TABLE | {name: TABLE["click"] for name in names})
+    record = pa.RecordBatch.from_pydict(TABLE | dict.fromkeys(names, TABLE["click"]))
     schema = Schema(features=(Number("x"),), tasks=tuple(Task(name) for name in names))
     encoder = Encoder.fit(schema, [record])
     experiment = Experiment(schema=schema, train="rows.parquet", sharing=MMoE(experts=experts, hidden=(4,)))
