@@ -233,6 +233,12 @@ def test_aligned_gradients_are_orthogonal_and_of_one_length(length: Literal["lea
     torch.testing.assert_close(step, aligned.sum(0), atol=1e-4, rtol=1e-4)
 
 
+def test_the_median_length_of_two_is_midway_between_theirs() -> None:
+    found = torch.tensor([[3.0, 0.0], [0.0, 1.0]]).double()
+    step = weigh(AlignedMTL(length="median"), found) @ found
+    torch.testing.assert_close(step, torch.tensor([2.0, 2.0]).double(), atol=1e-5, rtol=0)
+
+
 @MANY
 @given(found=gradients(), alpha=st.sampled_from([0.5, 1.0, 2.0, 5.0]))
 def test_bargains_solve_their_equation(found: Tensor, alpha: float) -> None:

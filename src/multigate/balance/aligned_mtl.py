@@ -21,5 +21,10 @@ class AlignedMTL(GramianBalance):
         values, vectors = np.linalg.eigh(gramian)
         real = values > SMALLEST * values[-1]
         values, vectors = values[real], vectors[:, real]
-        square = {"least": values.min, "median": lambda: np.median(values), "mean": values.mean}[self.length]()
-        return vectors @ (np.sqrt(square / values) * vectors.sum(0))
+        lengths = np.sqrt(values)
+        sigma = {
+            "least": lengths.min,
+            "median": lambda: np.median(lengths),
+            "mean": lambda: np.sqrt(values.mean()),
+        }[self.length]()
+        return vectors @ (sigma / lengths * vectors.sum(0))
