@@ -457,6 +457,20 @@ def test_rows_prepared_anew_at_another_place_are_those_of_the_checkpoint(
     assert train(experiment, "run", resume=True, quiet=True).best
 
 
+def test_a_run_goes_on_once_its_tables_are_changed_back(feed_experiment: Experiment, tmp_path: Path) -> None:
+    """Its prepared rows are gone, and none are made of the tables that are not its own."""
+    experiment, folder = feed_experiment.with_(epochs=1, valid=None, test=None), tmp_path / "run"
+    table = pq.read_table(feed_experiment.train)
+    with StopAt(5), pytest.raises(Interrupted):
+        train(experiment, folder, tables={"train": table}, quiet=True)
+    whole = train(experiment, tmp_path / "whole", tables={"train": table}, quiet=True)
+    shutil.rmtree(folder / "prepared")
+    with pytest.raises(RunError, match="tables changed"):
+        train(experiment, folder, tables={"train": table.slice(1)}, resume=True, quiet=True)
+    assert not (folder / "prepared").exists()
+    assert train(experiment, folder, tables={"train": table}, resume=True, quiet=True).best == whole.best
+
+
 def test_a_run_that_another_process_finishes_meanwhile_is_not_trained_again(
     feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,8 +47,9 @@ from multigate.training.fit import CHECKPOINT
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import Fitted, choose_device, fit
 from multigate.training.progress import Reporter
+from multigate.training.same_rows import prepare_same
 from multigate.training.stackable import FEWEST, why_apart
-from multigate.training.train import PREPARED, open_sources, prepare_sources
+from multigate.training.train import open_sources, prepare_sources
 from multigate.unscored import unscored
 from multigate.writing import remove, write_text, writing
 
@@ -97,7 +98,7 @@ def compare(
         Reporter(quiet=quiet, detail=False) as report,
     ):
         fresh = not (folder / MEMBERS).is_dir()
-        prepared = prepare_sources(experiment, sources, folder / PREPARED, report, replace=fresh)
+        prepared = prepare_same(experiment, sources, folder, report, fresh=fresh)
         reached = None
         if BASELINE in names and any(task.given and not task.where for task in experiment.schema.tasks):
             reached = prepare_sources(_reached(experiment), sources, folder / REACHED, report, replace=fresh)

@@ -28,7 +28,8 @@ from multigate.sharing import STRUCTURES, VARIANTS, Structure, known_as, listed,
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
-from multigate.training.train import PREPARED, open_sources, prepare_sources
+from multigate.training.same_rows import prepare_same
+from multigate.training.train import open_sources
 from multigate.writing import write_text
 
 RELATIONS = "relations.json"
@@ -95,7 +96,7 @@ def relate(
         Reporter(quiet=quiet, detail=False) as report,
     ):
         fresh = not (folder / TRAININGS).is_dir()
-        prepared = prepare_sources(experiment, sources, folder / PREPARED, report, replace=fresh)
+        prepared = prepare_same(experiment, sources, folder, report, fresh=fresh)
         labelled = [prepared.valid.labelled(place) for place in range(len(names))]
         trained = [pair for pair in trained if any(labelled[place] for place in pair)]
         single = [place for place in single if labelled[place]]

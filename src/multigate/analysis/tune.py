@@ -42,7 +42,8 @@ from multigate.training.diverged import Diverged
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device
 from multigate.training.progress import Reporter
-from multigate.training.train import PREPARED, open_sources, prepare_sources
+from multigate.training.same_rows import prepare_same
+from multigate.training.train import open_sources
 from multigate.unscored import listed_reasons, unscored
 from multigate.writing import remove, write_text
 
@@ -105,7 +106,7 @@ def tune(
         Reporter(quiet=quiet) as report,
     ):
         fresh = not (folder / TRIALS).is_file()
-        prepared = prepare_sources(given, sources, folder / PREPARED, report, replace=fresh)
+        prepared = prepare_same(given, sources, folder, report, fresh=fresh)
         if share < 1:
             prepared = thinned(prepared, share, folder / SAMPLE)
         remove(folder / WORK)  # what killed trials left

@@ -152,6 +152,7 @@ def prepare(
     *,
     base: Encoder | None = None,
     replace: bool = True,
+    known: str | None = None,
     shard_rows: int = SHARD,
 ) -> Prepared:
     """Fit the encoder on the training rows (or grow ``base`` by them), encode every row into ``folder``, and open it.
@@ -159,7 +160,8 @@ def prepare(
     Validation and test rows are split off ``train`` unless they have a table of their own. A folder prepared before
     from the same schema, split and tables is opened at once, unless files are missing; one prepared from others is
     replaced once the new one is whole, or, without ``replace``, refused. Files of another place or time are the same
-    tables where their bytes are, which are read to know it.
+    tables where their bytes are, which are read to know it. Where it is ``known`` which rows are wanted, by their
+    ``content``, others are refused, whether or not any are there.
 
     Raises:
         DataError: a column or cell is not what the schema says, or a part has no rows.
@@ -178,9 +180,10 @@ def prepare(
         keys["content"] = recipe.key({name: table.content() for name, table in tables.items()})
     if found is not None and not same and found.get("content") == keys["content"]:
         same, opened = True, open_prepared(folder)
-    if opened is not None:
+    if opened is not None and (known is None or opened.is_known_as(known)):
         return opened
-    if found is not None and not same and not replace:
+    others = found is not None and not same and not replace if known is None else known not in keys.values()
+    if others:
         raise RunError(f"the tables changed since {folder} was prepared; change them back, or use another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -34,6 +34,16 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"checkpoint {path} cannot be read ({error}); delete it and --resume trains anew") from None
 
 
+def rows_of_checkpoint(path: Path) -> str | None:
+    """The prepared rows that a training was on, by their ``content``; None where it does not tell, or is torn."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})["state"])
+        return str(state["prepared"])
+    except UNREADABLE:
+        return None
+
+
 def save_weights(path: Path, weights: dict[str, Tensor], step: int = 0, *, matched: bool = False) -> None:
     """Write a model's weights after so many steps to a file of their own, as ``save_checkpoint`` does; ``matched``
     where their intercepts were."""

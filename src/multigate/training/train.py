@@ -27,7 +27,7 @@ from multigate.nn.blank import Blank
 from multigate.nn.defaults import defaults
 from multigate.run import Run, claimed, open_run, strict
 from multigate.sharing import STRUCTURES
-from multigate.training.checkpoint import load_weights
+from multigate.training.checkpoint import load_weights, rows_of_checkpoint
 from multigate.training.fit import BEST, CHECKPOINT
 from multigate.training.interrupts import interruptible
 from multigate.training.loop import choose_device, fit
@@ -99,7 +99,8 @@ def _train(
             f"the curves that calibrate {experiment.warm_start} are left behind; set recalibrate to fit new ones"
         )
     begun = (folder / CHECKPOINT).is_file()
-    prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=not begun)
+    known = rows_of_checkpoint(folder / CHECKPOINT) if begun else None
+    prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=not begun, known=known)
     for table, many in prepared.manifest.get("left_out", {}).items():
         report.detail(f"{table}: {many:,} values are read as unseen (too rare, or beyond max_size)")
     fitted = fit(experiment, prepared, folder, device=device, report=report, start=start, resume=resume)
@@ -235,10 +236,12 @@ def prepare_sources(
     base: Encoder | None = None,
     *,
     replace: bool = True,
+    known: str | None = None,
 ) -> Prepared:
     """The experiment's rows, split, encoded and on disk; reused where they are there already.
 
-    Without ``replace`` rows that models were trained on already must still be those of the tables.
+    Without ``replace`` rows that models were trained on already must still be those of the tables; which these are may
+    be ``known``, by their ``content``.
     """
     with disk_errors(folder):
         prepared = prepare(
@@ -251,6 +254,7 @@ def prepare_sources(
             report,
             base=base,
             replace=replace,
+            known=known,
         )
     for part, share in copies(prepared).items():
         advice = "keep them out of one of the two" if part in sources else "keep each row once in the table"
