@@ -817,6 +817,24 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert len(prints) == 3
 
 
+def test_the_fingerprint_of_a_table_in_memory_is_that_of_its_rows_however_they_are_chunked() -> None:
+    """polars and others cut the same rows otherwise from one reading to the next."""
+    some = np.random.default_rng(0).integers(0, 9, 70_000)
+    columns = {
+        "x": pa.array([None if one == 3 else one / 7 for one in some.tolist()]),
+        "text": pa.array([None if one == 5 else "é" * one for one in some.tolist()]),
+        "codes": pa.array([f"c{one}" for one in some.tolist()]).dictionary_encode(),
+        "tags": pa.array([["t"] * one for one in some.tolist()]),
+        "yes": pa.array([one > 4 for one in some.tolist()]),
+    }
+    whole = pa.table(columns)
+    for size in (1_000, 9_999, 65_536):
+        pieces = pa.concat_tables([whole.slice(at, size) for at in range(0, whole.num_rows, size)])
+        assert pieces.column("x").num_chunks > 1
+        assert open_table(pieces).fingerprint == open_table(whole).fingerprint
+    assert open_table(whole.slice(1)).fingerprint != open_table(whole).fingerprint
+
+
 def test_census_comes_as_it_is_stored(shared_data: Path) -> None:
     source = open_table(shared_data / "census-income" / "train.parquet")
     assert source.rows == 199_523
