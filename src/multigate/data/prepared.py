@@ -182,7 +182,10 @@ def prepare(
         same, opened = True, open_prepared(folder)
     if opened is not None and (known is None or opened.is_known_as(known)):
         return opened
-    others = found is not None and not same and not replace if known is None else known not in keys.values()
+    if known is not None:
+        others = known not in keys.values()
+    else:
+        others = found is not None and not same and not replace
     if others:
         raise RunError(f"the tables changed since {folder} was prepared; change them back, or use another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
