@@ -215,10 +215,13 @@ class Looks(nn.Module):
         return self.inner(x * 2 if x.max().item() > 1 else x)
 
 
-def test_a_model_that_is_no_graph_is_told(tmp_path: Path) -> None:
+def test_a_model_that_is_no_graph_is_told_in_a_sentence_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, encoder = model_of(PLAIN, Fickle(experts=2, hidden=(4,)))
     with pytest.raises(BundleError, match=r"cannot be written as a graph \(.*\); predict with engine 'torch'"):
         exported(model, encoder, tmp_path)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("package", ["onnx_ir", "onnxscript"])

@@ -1,11 +1,12 @@
 """A trained model as an ONNX graph, whose weights stay in the file of weights beside it."""
 
+import io
 import json
 import logging
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,12 @@ def _places(weights: Path) -> dict[str, tuple[int, int]]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what an exporter says of packages that are not there and of its own future."""
+    """Without what an exporter says of packages that are not there and of its own future, and without what it had
+    traced of a model that is no graph, which it prints."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
