@@ -182,11 +182,8 @@ def prepare(
         same, opened = True, open_prepared(folder)
     if opened is not None and (known is None or opened.is_known_as(known)):
         return opened
-    if known is not None:
-        others = known not in keys.values()
-    else:
-        others = found is not None and not same and not replace
-    if others:
+    others = found is not None and not same and not replace
+    if others if known is None else known not in keys.values():
         raise RunError(f"the tables changed since {folder} was prepared; change them back, or use another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
