@@ -262,6 +262,16 @@ def test_amounts_that_are_three_times_as_large_on_validation_rows_are_among_the_
         assert f"{name} is predicted {times:.2f} times as {told} on validation rows." in limits
 
 
+def test_a_task_that_nothing_was_learnt_for_is_among_the_limits(tmp_path: Path) -> None:
+    at = np.arange(200)
+    tasks = [mg.Task("click"), mg.Task("buy", weight=0)]
+    table = {"x": at % 7, "click": at % 5 < 1, "buy": at % 3 < 1}
+    experiment = mg.Experiment(schema=mg.Schema(features=[mg.Number("x")], tasks=tasks), epochs=1)
+    run = mg.train(experiment, tmp_path / "run", tables={"train": table}, quiet=True)
+    limits = mg.write_card(run, tmp_path / "card.md").read_text(encoding="utf-8").partition("## Limitations")[2]
+    assert re.findall(r"(\w+) had weight 0: no loss of it was learnt from", limits) == ["buy"]
+
+
 def test_what_chose_the_weights_is_what_the_rows_could_tell(tmp_path: Path) -> None:
     """No validation row is a click, which leaves their loss."""
     at = np.arange(400)

@@ -242,6 +242,8 @@ def _limits(one: _Card) -> Iterator[str]:
         told = "calibration there flatters it" if one.seen else "the metrics here are from before that"
         yield f"Its probabilities were recalibrated on the validation rows, so {told}."
     for task, stats in zip(experiment.schema.tasks, encoder.stats, strict=True):
+        if task.weight == 0:
+            yield f"{task.name} had weight 0: no loss of it was learnt from, and its predictions are of no use."
         if task.where:
             yield f"{task.name} was learnt only where {task.where} is 1; elsewhere its predictions are untested."
         elif stats.known < encoder.rows:
