@@ -318,6 +318,7 @@ from threading import Thread
 from urllib.request import urlopen
 from multigate.bundle import load
 from multigate.serve import process
+from multigate.serve.shared_metrics import shared_metrics
 
 process.PATIENCE = 1
 here, there = Pipe()
@@ -335,7 +336,9 @@ def ask():
 asking = Thread(target=ask)
 asking.start()
 shop = Path({str(folder / "shop")!r})
-process._work(process.Job({{"shop": shop}}, {{"shop": "torch"}}, {{"shop": load(shop).loaded_as}}), listening, there)
+job = process.Job({{"shop": shop}}, {{"shop": "torch"}}, {{"shop": load(shop).loaded_as}})
+with shared_metrics():
+    process._work(job, listening, there)
 asking.join()
 """,
         tmp_path,

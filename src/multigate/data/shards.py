@@ -102,7 +102,10 @@ class Part:
         Of few rows the batches are smaller than ``size``, for a single one would be the first rows alone.
         """
         apart = max(1, math.ceil(self.rows / most))
-        size = size if apart == 1 else min(size, max(1, self.rows // apart // PIECES))
+        if apart > 1:
+            size = min(size, max(1, most // PIECES))
+            if self.rows <= size * apart * (PIECES - 1):  # so little is left out that fewer pieces would be left
+                size = max(1, self.rows // apart // PIECES)
         return islice(self.batches(size), 0, None, apart)
 
     def labelled(self, place: int) -> bool:
