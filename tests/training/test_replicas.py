@@ -15,7 +15,8 @@ from multigate.nn.embed import Embedding
 from multigate.objective import Objective
 from multigate.sharing import STRUCTURES, VARIANTS, HoME, MMoE, Structure
 from multigate.training.optimizers import Average, build_optimizer, rate_at
-from multigate.training.replicas import Replicas, stack_batches
+from multigate.training.replicas import Replicas
+from multigate.training.stacked_batches import stack_batches
 
 ALL = {name: kind() for name, kind in STRUCTURES.items()} | VARIANTS
 SETTLED = [name for name, options in ALL.items() if not options.stochastic]

@@ -32,8 +32,9 @@ from multigate.training.interrupts import Interrupted, Interrupts
 from multigate.training.loop import CHECK_EVERY, Fitted
 from multigate.training.progress import Reporter
 from multigate.training.randomness import random_state, set_random_state
-from multigate.training.replicas import Replicas, in_front, stack_batches
+from multigate.training.replicas import Replicas
 from multigate.training.sleeping import asleep_beside_others
+from multigate.training.stacked_batches import in_front, stack_batches
 from multigate.training.subnormal import flushed
 from multigate.training.undisturbed import undisturbed
 

@@ -5,19 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from multigate.batch import BagIds, Batch
-from multigate.data.rows import join
 from multigate.errors import ExperimentError
 from multigate.experiment import Optimizer
-from multigate.nn.constants import differing
-from multigate.nn.embedding_tables import StackedTables
-from multigate.training.optimizers import Average, Rate, build_optimizer, rate_at
+from multigate.training.alike import check_alike, check_in_place, held
+from multigate.training.bucket import Bucket
+from multigate.training.optimizers import Average
 from multigate.training.recorded import Recordings, may_be_recorded
+from multigate.training.stacked_batches import rectangular
 from multigate.training.stacking import Stacking
 from multigate.training.traced import Losses, Tracings
 
@@ -62,16 +60,13 @@ class Replicas:
         """The runs in the stack, in order: those of the axis in front."""
         self.step_done = 0
         self._plain = copy.deepcopy(modules[0]).to("meta")
-        self._template = _Call(_rectangular(copy.deepcopy(self._plain)))
+        self._template = _Call(rectangular(copy.deepcopy(self._plain)))
         self._rates = dict(enumerate(rates))
         self._stopped: dict[int, dict[str, Tensor]] = {}
         weights = [{name: p for name, p in module.named_parameters() if p.requires_grad} for module in modules]
         frozen = [{name: p for name, p in module.named_parameters() if not p.requires_grad} for module in modules]
         buffers = [kept | dict(module.named_buffers()) for kept, module in zip(frozen, modules, strict=True)]
-        _check_untied(modules[0])
-        for tensors in (weights, buffers):
-            _check_alike(tensors)
-        _check_constants(modules)
+        check_alike(modules, weights, buffers)
         moving = modules[0].state_dict().keys()
         self.parameters = {
             name: torch.stack([each[name].detach() for each in weights]).requires_grad_() for name in weights[0]
@@ -216,7 +211,7 @@ class Replicas:
         start = 0
         for rate, runs in groupby(self._rates[run] for run in self.active):
             stop = start + len(list(runs))
-            self._buckets.append(_Bucket(self._plain, self.parameters, start, stop, self.options, rate))
+            self._buckets.append(Bucket(self._plain, self.parameters, start, stop, self.options, rate))
             start = stop
         if self.options.average:
             self.average = Average(self.parameters.values(), self.options.average)
@@ -264,82 +259,6 @@ class _AsItIs:
         return function(*arguments)
 
 
-def _check_untied(module: nn.Module) -> None:
-    names: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        other = names.setdefault(id(parameter), name)
-        if other != name:
-            raise ExperimentError(f"replicas want weights of their own; {name!r} is the same tensor as {other!r}")
-
-
-def _check_alike(modules: Sequence[Mapping[str, Tensor]]) -> None:
-    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in modules]
-    for run, found in enumerate(shapes):
-        other = next((name for name in {**shapes[0], **found} if shapes[0].get(name) != found.get(name)), None)
-        if other is not None:
-            raise ExperimentError(
-                f"replicas want modules of one kind; {other!r} is {shapes[0].get(other)} in the first and "
-                f"{found.get(other)} in module {run}"
-            )
-
-
-def _check_constants(modules: Sequence[nn.Module]) -> None:
-    for run, module in enumerate(modules):
-        names = differing(modules[0], module)
-        if names:
-            raise ExperimentError(
-                f"replicas want the same of what is in no state_dict; {names[0]!r} differs between the first and "
-                f"module {run}; keep it by register_buffer"
-            )
-
-
-def stack_batches(batches: Sequence[Batch]) -> Batch:
-    """Batches of as many rows each, of R runs, as one with an axis in front."""
-    return in_front(join(batches), len(batches))
-
-
-def in_front(batch: Batch, runs: int) -> Batch:
-    """The rows of R runs, as many of each, one run after the other (R * B, ...) -> (R, B, ...).
-
-    Bags become rectangles: values (R, B * L), each bag filled up to L, a power of two that the longest fits into, and
-    offsets (R, B + 1) as if it were not.
-    """
-    numbers, categories, bags, *rest = batch
-    rows = batch.rows // runs
-    apart = [tensor.reshape(runs, rows, *tensor.shape[1:]) for tensor in (numbers, categories, *rest)]
-    return Batch(apart[0], apart[1], tuple(_rectangle(bag, runs) for bag in bags), *apart[2:])
-
-
-def _rectangle(bag: BagIds, runs: int) -> BagIds:
-    lengths = bag.offsets.numpy()[1:] - bag.offsets.numpy()[:-1]  # numpy's copies: this runs beside the training
-    width = 1 << int(lengths.max(initial=1) - 1).bit_length()  # few shapes, so that batches are alike
-    there = np.arange(width) < lengths[:, None]  # (R * B, L)
-    values = np.zeros(there.shape, dtype=bag.values.numpy().dtype)
-    values[there] = bag.values.numpy()
-    offsets = np.zeros((runs, len(lengths) // runs + 1), dtype=lengths.dtype)
-    np.cumsum(lengths.reshape(runs, -1), axis=1, out=offsets[:, 1:])
-    return BagIds(torch.from_numpy(values.reshape(runs, -1)), torch.from_numpy(offsets))
-
-
-class _Rectangle(StackedTables):
-    """Tables that read bags as ``in_front`` lays them out: vmap has no rule for bags of any length."""
-
-    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        if offsets is None:
-            return super().forward(ids)
-        lengths = offsets.diff()
-        ids = ids.view(len(lengths), -1)
-        there = (torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
-        return (super().forward(ids) * there).sum(1) / lengths.unsqueeze(-1)
-
-
-def _rectangular(module: nn.Module) -> nn.Module:
-    for part in module.modules():
-        if type(part) is StackedTables:
-            part.__class__ = _Rectangle
-    return module
-
-
 class _Call(nn.Module):
     """Calls a function with its module: what ``functional_call``, which knows modules alone, needs to run a loss."""
 
@@ -351,69 +270,8 @@ class _Call(nn.Module):
     def forward(self, function: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
         if self._looked_at or not self.training:
             return function(self.module, *batch)
-        before = _held(self.module)
+        before = held(self.module)
         result = function(self.module, *batch)
-        _check_in_place(before, _held(self.module))
+        check_in_place(before, held(self.module))
         self._looked_at = True
         return result
-
-
-def _held(module: nn.Module) -> dict[str, Any]:
-    """Buffers, and whatever else the modules within hold in Python, by name."""
-    held: dict[str, Any] = dict(module.named_buffers())
-    for place, one in module.named_modules():
-        held |= {f"{place}.{name}" if place else name: value for name, value in vars(one).items()}
-    return held
-
-
-def _check_in_place(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raise ``ExperimentError`` where a step changed what the next one, or a traced one, would find as it was."""
-    for name, value in after.items():
-        if name not in before or before[name] is not value:
-            raise ExperimentError(
-                f"{name!r} is set anew in a step, and replicas keep what is changed in place, in buffers, alone; write "
-                "it by copy_, or mul_ and add_"
-            )
-
-
-class _Bucket:
-    """Neighbouring runs of one learning rate, start to stop of the stack, and their optimiser.
-
-    Fused Adam takes one rate for all it updates; what it updates here are slices of the stacked weights.
-    """
-
-    def __init__(
-        self, plain: nn.Module, leaves: Mapping[str, Tensor], start: int, stop: int, options: Optimizer, rate: float
-    ) -> None:
-        self.start, self.stop = start, stop
-        self.options = options.with_(learning_rate=rate)
-        slices = copy.deepcopy(plain)  # for the names alone, by which weights decay or not
-        for name, leaf in leaves.items():
-            owner, _, own = name.rpartition(".")
-            setattr(slices.get_submodule(owner), own, nn.Parameter(leaf.detach()[start:stop]))
-        named = dict(slices.named_parameters())
-        self.weights = {name: named.pop(name) for name in leaves}
-        self.optimizer = build_optimizer(slices, nn.Module(), self.options, but=named.values())
-        self.rate = Rate(self.optimizer, next(iter(leaves.values())).device)
-
-    def set_rate(self, step: int, steps: int) -> None:
-        self.rate.set(rate_at(self.options, step, steps))
-
-    def update(self, leaves: Mapping[str, Tensor]) -> None:
-        for name, weight in self.weights.items():
-            gradient = leaves[name].grad
-            weight.grad = None if gradient is None else gradient[self.start : self.stop]
-        self.optimizer.step()
-
-    def state(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{key}": value
-            for name, weight in self.weights.items()
-            for key, value in self.optimizer.state[weight].items()
-        }
-
-    def put(self, state: Mapping[str, Tensor]) -> None:
-        for key, value in state.items():
-            name, _, kind = key.rpartition("/")
-            own = value[self.start : self.stop] if value.dim() else value
-            self.optimizer.state[self.weights[name]][kind] = own.clone()

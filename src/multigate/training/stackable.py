@@ -14,7 +14,8 @@ from multigate.experiment import Experiment
 from multigate.objective import Objective
 from multigate.training.cohort import Replica, replica_loss
 from multigate.training.recorded import keeps_more_than_tensors
-from multigate.training.replicas import Replicas, stack_batches
+from multigate.training.replicas import Replicas
+from multigate.training.stacked_batches import stack_batches
 from multigate.training.tables import large_tables
 from multigate.training.undisturbed import undisturbed
 
