@@ -275,6 +275,34 @@ def test_a_trial_that_cannot_be_is_hopeless_at_once_and_says_why(tmp_path: Path)
     assert try_one(one, hill).point != trial.point
 
 
+def test_points_that_come_to_the_same_are_tried_once(tmp_path: Path) -> None:
+    tried: list[str] = []
+
+    def known_by(point: Point) -> str:
+        return "a" if point["kind"] == "a" else repr(sorted(point.items()))
+
+    def counted(point: Point, tell: Tell) -> Valued:
+        tried.append(known_by(point))
+        if point["kind"] == "a":
+            raise Hopeless("a does not go with anything")
+        return Valued(hill(point, lambda step, value: None), {"auc": 0.5})
+
+    one = search(tmp_path)._replace(hopeless=-100.0, known_by=known_by)
+    again: Point = {"rate": 1e-3, "units": 32, "kind": "b"}
+    begin(one, [again])
+    trials = [try_one(one, counted) for _ in range(STARTUP)]
+    begin(one)
+    with opened(one) as study:
+        study.enqueue_trial(again)
+    trials.append(try_one(one, counted))
+    alike = [trial for trial in trials if trial.point["kind"] == "a"]
+    assert len(alike) > 1
+    assert tried.count("a") == 1
+    assert {(trial.value, trial.hopeless) for trial in alike} == {(-100.0, "a does not go with anything")}
+    assert (trials[-1].value, trials[-1].metrics) == (trials[0].value, trials[0].metrics) == (1.0, {"auc": 0.5})
+    assert len(tried) == len(set(tried)) == len(trials) - len(alike)
+
+
 def test_what_else_a_trial_came_to_is_kept_beside_its_value(tmp_path: Path) -> None:
     one = search(tmp_path)
     begin(one)

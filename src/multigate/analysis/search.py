@@ -62,6 +62,8 @@ class Search(NamedTuple):
     shared: bool = False
     hopeless: float | None = None
     """The value of a point that raises ``Hopeless`` or fails again and again; None where it is tried for ever."""
+    known_by: Callable[[Point], str] | None = None
+    """The same text for points that come to the same, of which one alone is tried; None where no two do."""
 
 
 def begin(search: Search, first: Sequence[Point] = ()) -> list[Point]:
@@ -86,6 +88,8 @@ def begin(search: Search, first: Sequence[Point] = ()) -> list[Point]:
 
 def try_one(search: Search, objective: Objective, most: int | None = None) -> Trial | None:
     """One more trial, at the point that promises most; None where ``most`` trials are over or under way elsewhere.
+
+    A point that comes to what one before it did has that one's value.
 
     A trial is stopped where the best it has told so far is below the median of the trials before it at the same step.
     Its value is then what it had, and what trials that were not stopped gained from there to their end, in the median:
@@ -125,6 +129,11 @@ def best(trials: list[Trial]) -> Trial:
 def _value(study: Any, trial: Any, search: Search, objective: Objective) -> float:
     """Run a trial: its value, or what it would have come to."""
     point = {name: one.suggested(trial, name) for name, one in search.space.items()}
+    same = _same(study, search, point)
+    if same is not None:
+        for name, one in ((METRICS, same.metrics), (SECONDS, 0.0), (HOPELESS, same.hopeless)):
+            trial.set_user_attr(name, one)
+        return same.value
     before, course = Attempts.before(trial), Course(trial)
     began = time.perf_counter()
     try:
@@ -145,6 +154,15 @@ def _value(study: Any, trial: Any, search: Search, objective: Objective) -> floa
         raise
     finally:
         trial.set_user_attr(SECONDS, time.perf_counter() - began)
+
+
+def _same(study: Any, search: Search, point: Point) -> Trial | None:
+    """A trial that went to its end at a point that comes to the same."""
+    if search.known_by is None:
+        return None
+    known = search.known_by(point)
+    over = (trial for trial in _finished(study, search) if not trial.stopped)
+    return next((trial for trial in over if search.known_by(trial.point) == known), None)
 
 
 def _finished(study: Any, search: Search) -> list[Trial]:

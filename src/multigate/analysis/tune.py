@@ -198,6 +198,7 @@ def _plan(ground: Ground, space: Space, trials: int, about: str, hopeless: float
         about=about,
         seed=ground.experiment.seed,
         hopeless=hopeless,
+        known_by=partial(known_by, ground.experiment),
     )
     inside = partial(try_point, ground if given is None else ground._replace(given=given))
     every = combinations(ground.experiment, space, trials) or []
