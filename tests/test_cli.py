@@ -16,7 +16,8 @@ import pytest
 
 import processes
 from multigate import cli
-from multigate.bundle import Bundle, build_model
+from multigate.assembly import build_model
+from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.errors import DataError

@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from multigate.assembly import build_model
 from multigate.batch import Batch
-from multigate.bundle import Bundle, build_model, load
+from multigate.bundle import Bundle, load
 from multigate.data.encoder import Arrays, Encoder
 from multigate.engine import BLOCK, Answers, Engine, Engines, Onnx, Torch, arrays, disagreement, faster, made_up
 from multigate.errors import BundleError

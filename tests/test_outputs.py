@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import multigate as mg
-from multigate.bundle import Bundle, build_model, load
+from multigate.assembly import build_model
+from multigate.bundle import Bundle, load
 from multigate.data.encoder import Encoder
 from multigate.errors import ExperimentError, SettingError
 from multigate.schema import Category, Number, Output, Schema, Task

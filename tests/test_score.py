@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from multigate import precision
-from multigate.bundle import Bundle, build_model, load
+from multigate.assembly import build_model
+from multigate.bundle import Bundle, load
 from multigate.cli import app
 from multigate.data.encoder import Encoder
 from multigate.datasets.feed import Feed, feed_schema, write_feed

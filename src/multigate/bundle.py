@@ -1,8 +1,6 @@
 """A bundle: weights, schema and fitted encoder in one folder, which predicts from raw rows. No pickle anywhere."""
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -20,7 +18,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from multigate.assembly import build_model, check_names
 from multigate.batch import Batch
+from multigate.bundle_files import (
+    ABOUT,
+    FILES,
+    FORMAT,
+    GRAPH,
+    ROW_GRAPH,
+    WEIGHTS,
+    check_files,
+    check_replaceable,
+    checksum,
+    model_of,
+    read_about,
+)
 from multigate.calibration import Calibration, Curve
 from multigate.data.cells import placed
 from multigate.data.encoder import Arrays, Encoder
@@ -34,7 +46,6 @@ from multigate.engine import (
     Answers,
     Engine,
     Engines,
-    Floats,
     Onnx,
     Torch,
     arrays,
@@ -44,81 +55,27 @@ from multigate.engine import (
     made_up,
     together,
 )
-from multigate.errors import BundleError, DamagedBundleError, DataError, ExperimentError, MultigateError, nearest
+from multigate.errors import BundleError, DataError, MultigateError, nearest
 from multigate.experiment import Experiment, make_experiment, unknown_structure, with_balance, with_structures
 from multigate.first_layers import FirstLayers, worth_reading
-from multigate.folders import SUMMARY, at_home, made_anew, other_than_a_model
+from multigate.folders import at_home
 from multigate.graph import export_graph
 from multigate.model import Model
+from multigate.naming import Predictions, name_outputs
 from multigate.nn.blank import Blank
 from multigate.nn.defaults import defaults
 from multigate.outputs import DeclaredOutputs, Rows
 from multigate.precision import PRECISIONS, Precision, choose_precision
-from multigate.schema import Output, Schema
-from multigate.sealed import sealed, unsealed
+from multigate.schema import Output
+from multigate.sealed import sealed
 from multigate.sharing import Structure, Structures, known_as
-from multigate.writing import disk_errors, held_apart, writing
+from multigate.writing import held_apart, writing
 
-FORMAT = 1
-ABOUT, WEIGHTS, GRAPH, ROW_GRAPH = "bundle.json", "model.safetensors", "model.onnx", "row.onnx"
-FILES = (WEIGHTS, "encoder/encoder.json", "encoder/vocabularies.parquet")
-LARGEST = 64 << 20
-"""Bytes that ``bundle.json`` may have."""
 ROWS = 8192
 """Rows that go through the model together."""
 
-Predictions = dict[str, NDArray[Any]]
 EngineName = Literal["torch", "onnx", "auto"]
 ENGINES = ("torch", "onnx", "auto")
-
-
-def build_model(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] | None = None) -> Model:
-    """The experiment's model, freshly initialised from torch's global generator, for all tasks or some."""
-    layout = encoder.layout
-    schema, structure = experiment.schema, experiment.sharing
-    _check_names(schema, encoder)
-    if tasks is not None:
-        structure = structure.for_tasks(tuple(schema.tasks[i].name for i in tasks))
-        schema = schema.only([schema.tasks[i].name for i in tasks])
-        layout = layout.with_(tasks=tuple(layout.tasks[i] for i in tasks))
-    model = Model(
-        layout,
-        structure,
-        embedding=experiment.embedding,
-        tower=experiment.tower,
-        parents=schema.parents(),
-        order=schema.order(),
-        risks=schema.risks(),
-    )
-    return model.float()  # whatever torch's default is: rows are float32
-
-
-def outline(experiment: Experiment, encoder: Encoder, tasks: Sequence[int] | None = None) -> Model:
-    """The same without memory for weights; with it where a structure of one's own looks at values as it is built."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return build_model(experiment, encoder, tasks)
-        except RuntimeError:
-            with torch.device("cpu"):
-                return build_model(experiment, encoder, tasks)
-
-
-def _check_names(schema: Schema, encoder: Encoder) -> None:
-    """Raise ``ExperimentError`` where predictions would have the name of a key or of one another, or an output is made
-    of a class that there is not."""
-    classes = [f"{task.name}={one}" for t, task in enumerate(schema.tasks) for one in encoder.classes(t)]
-    names = [*schema.keys, *schema.task_names, *(output.name for output in schema.outputs)]
-    names += [f"{task.name}|{task.given}" for task in schema.tasks if task.kind == "binary" and task.given is not None]
-    names += classes
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ExperimentError(f"two columns of the predictions would be named {name!r}; give a task another name")
-    for output in schema.outputs:
-        for name in output.compiled().names:
-            if name not in (*names, *schema.raw_numbers()):
-                told = nearest(name, classes)
-                raise ExperimentError(f"output {output.name!r}: {name!r} is no class of the training rows; {told}")
 
 
 class Bundle:
@@ -271,7 +228,7 @@ class Bundle:
         Raises ``SettingError`` where one cannot be computed.
         """
         experiment = self.experiment.with_(schema=self.schema.with_(outputs=outputs))
-        _check_names(experiment.schema, self.encoder)
+        check_names(experiment.schema, self.encoder)
         bundle = Bundle(experiment, self.encoder, self.model, self.curves, self.precision)
         bundle.engines = self.engines
         return bundle
@@ -294,7 +251,7 @@ class Bundle:
         self._write(at_home(folder), compiled=True)
 
     def _write(self, folder: Path, *, compiled: bool) -> None:
-        _check_replaceable(folder)
+        check_replaceable(folder)
         weights = held_apart(self.model.state_dict())
         with writing(folder) as temporary:
             temporary.mkdir()
@@ -305,13 +262,13 @@ class Bundle:
                 "multigate": version("multigate"),
                 "experiment": self.experiment.to_dict(full=True),
                 "calibration": {name: curve.to_dict(full=True) for name, curve in self.curves.items()},
-                "files": {name: _checksum(temporary / name) for name in FILES},
+                "files": {name: checksum(temporary / name) for name in FILES},
             }
             if compiled:
-                about["graph_of"] = _model_of(about)
+                about["graph_of"] = model_of(about)
                 with defaults(CPU):  # a graph traced within autocast would have bfloat16 in it
                     graphs = self._write_graphs(temporary, folder)
-                about["files"] |= {name: _checksum(temporary / name) for name in graphs}
+                about["files"] |= {name: checksum(temporary / name) for name in graphs}
             text = json.dumps(sealed(about), indent=1, ensure_ascii=False)
             (temporary / ABOUT).write_text(text, encoding="utf-8")
 
@@ -371,7 +328,7 @@ def load(
     while True:
         before = _identity(folder)
         try:
-            bundle = _load(folder, _read_about(folder), structures, engine, multiplied_in)
+            bundle = _load(folder, read_about(folder), structures, engine, multiplied_in)
         except BundleError:
             if _identity(folder) == before:
                 raise
@@ -393,9 +350,9 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 def _load(folder: Path, about: dict[str, Any], structures: Structures, engine: EngineName, precision: str) -> Bundle:
     """The bundle in a folder, as long as that stays as it is."""
     try:
-        _check_files(folder, about["files"])
+        check_files(folder, about["files"])
         bundle = _restored(folder, about, structures, precision)
-        bundle.loaded_as = _model_of(about)
+        bundle.loaded_as = model_of(about)
         bundle.engines = _engines(engine, bundle, folder, about)
         return bundle
     except (BundleError, MemoryError):
@@ -407,35 +364,6 @@ def _load(folder: Path, about: dict[str, Any], structures: Structures, engine: E
     except Exception as error:  # whole files, but written by hand or by something else: anything may be wrong in them
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise BundleError(f"bundle {folder} does not fit together ({reason}); save or copy it again") from error
-
-
-def is_damaged(folder: Path) -> bool:
-    """Whether a bundle lacks a file, or one is not what was written; one of a newer version is not known to be."""
-    try:
-        _check_files(folder, _read_about(folder)["files"])
-    except DamagedBundleError:
-        return True
-    except (BundleError, OSError):
-        return False
-    return False
-
-
-def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
-    for name, checksum in checksums.items():
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
-            advice = _again(folder, "save or copy it again")
-            raise DamagedBundleError(f"bundle {folder} lacks its file {name!r}; {advice}")
-        if _checksum(file) != checksum:
-            raise DamagedBundleError(
-                f"bundle {folder}: {name!r} was altered or damaged after it was written; {_again(folder)}"
-            )
-
-
-def _again(folder: Path, advice: str = "copy it again") -> str:
-    """How a bundle that is not whole is had again; that of a finished run is made from the weights beside it."""
-    run = folder.parent
-    return made_anew(run) if folder.name == "bundle" and (run / SUMMARY).is_file() else advice
 
 
 def _unpickled(structure: type[Structure], files: dict[str, bytes], precision: Precision = "float32") -> Bundle:
@@ -478,7 +406,7 @@ def _engines(engine: str, bundle: Bundle, folder: Path, about: dict[str, Any]) -
     try:
         if GRAPH not in about["files"]:
             raise BundleError(f"bundle {folder} has no graph for engine 'onnx'; write one with Bundle.export")
-        if about.get("graph_of") != _model_of(about):
+        if about.get("graph_of") != model_of(about):
             raise BundleError(f"bundle {folder}: {GRAPH} was written for another model; export it again")
         onnx = Onnx(folder / GRAPH, bundle.model)
         _check_agreement(onnx, bundle, folder)
@@ -502,54 +430,6 @@ def _check_agreement(engine: Engine, bundle: Bundle, folder: Path) -> None:
             f"bundle {folder}: the outputs of engine {engine.name!r} are up to {apart:.1e} away from those of torch; "
             "predict with engine 'torch'"
         )
-
-
-def _model_of(about: dict[str, Any]) -> str:
-    """Checksum of all that makes a model what it is."""
-    files = {name: about["files"][name] for name in FILES}
-    parts = [about["experiment"], about.get("calibration"), files]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def name_outputs(schema: Schema, encoder: Encoder, answers: Answers) -> Predictions:
-    """From logits to what people read: the one place where probabilities are made.
-
-    Without torch, whose threads a process that was forked waits for in vain.
-    """
-    named: Predictions = {}
-    chances = sigmoid(answers.logits)
-    given = chances if answers.conditionals is answers.logits else sigmoid(answers.conditionals)
-    start = 0
-    for t, (task, column) in enumerate(zip(schema.tasks, encoder.layout.tasks, strict=True)):
-        end = start + column.outputs
-        if task.kind == "binary":
-            named[task.name] = chances[:, start]
-            if task.given is not None:
-                named[f"{task.name}|{task.given}"] = given[:, start]
-        elif task.kind == "regression":
-            named[task.name] = encoder.decode(t, answers.logits[:, start])
-        else:
-            classes = encoder.classes(t)
-            logits = answers.logits[:, start:end]
-            named[task.name] = np.asarray(classes, dtype=object)[logits.argmax(1)]
-            probabilities = softmax(logits)
-            named |= {f"{task.name}={name}": probabilities[:, i] for i, name in enumerate(classes)}
-        start = end
-    return named
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """1 / (1 + e^-logit), taken in float64, where it neither overflows nor loses the tail."""
-    from scipy.special import expit
-
-    return expit(logits.astype(np.float64)).astype(np.float32)
-
-
-def softmax(logits: Floats) -> Floats:
-    """e^logit over their sum, by row; (R, classes) of at least one class."""
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite logits have no probabilities, as in torch
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
@@ -577,64 +457,3 @@ def _is_column(value: Any) -> bool:
 def _plain(tensor: Tensor) -> NDArray[Any]:
     """A tensor as an array, of which numpy has no half-width floats but its own."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Raise ``BundleError`` where a folder holds more than a bundle, for all in it goes when one takes its place."""
-    with disk_errors(folder):
-        there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) if folder.is_dir() else []
-    if there and not (folder / ABOUT).is_file():
-        raise BundleError(f"{folder} is not empty and holds no bundle; choose another folder")
-    own = {ABOUT, GRAPH, ROW_GRAPH, *FILES, *(Path(name).parent.as_posix() for name in FILES)}
-    for name in there:
-        if name not in own:
-            raise BundleError(
-                f"{folder} holds {name!r} beside its bundle, which a new one would not keep; choose another folder, or "
-                "move that away"
-            )
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    """What ``bundle.json`` says, each part of the kind it should be."""
-    path = folder / ABOUT
-    if not path.is_file():
-        raise BundleError(_missing(folder))
-    try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST >> 20} MB")
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(about, dict) or type(about.get("format")) is not int:
-            raise ValueError("it names no format")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedBundleError(f"bundle {folder}: {ABOUT} cannot be read ({error}); {_again(folder)}") from None
-    if about["format"] > FORMAT:
-        raise BundleError(
-            f"bundle {folder} has format {about['format']}, this multigate reads up to {FORMAT}; install a newer one"
-        )
-    try:
-        about = unsealed(about)
-    except ValueError:
-        raise DamagedBundleError(
-            f"bundle {folder}: {ABOUT!r} was altered or damaged after it was written; {_again(folder)}"
-        ) from None
-    files = about.get("files")
-    if not isinstance(files, dict) or not set(FILES) <= files.keys() or not isinstance(about.get("experiment"), dict):
-        raise DamagedBundleError(
-            f"bundle {folder}: {ABOUT} lacks its experiment or files; {_again(folder, 'save or copy it again')}"
-        )
-    return about
-
-
-def _missing(folder: Path) -> str:
-    """What a folder without ``bundle.json`` is, and which command suits."""
-    if not folder.exists():
-        return f"there is no folder {folder}; name that of a run or a bundle"
-    return (
-        other_than_a_model(folder)
-        or f"{folder} is no bundle (and no finished run): it has no {ABOUT}; name the --out folder of a training"
-    )
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

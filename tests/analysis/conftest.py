@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from multigate.analysis.subject import Subject
-from multigate.bundle import Bundle, build_model
+from multigate.assembly import build_model
+from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.experiment import Experiment
 from multigate.model import Tower

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from multigate.analysis.affinity import Watch, look
+from multigate.assembly import build_model
 from multigate.batch import Batch
-from multigate.bundle import build_model
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.data.prepared import Prepared, prepare

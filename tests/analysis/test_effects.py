@@ -9,7 +9,8 @@ from torch import nn
 from multigate.analysis import importance as module
 from multigate.analysis.effects import most_moving, shuffle_effects
 from multigate.analysis.importance import permutation_importance
-from multigate.bundle import Bundle, build_model
+from multigate.assembly import build_model
+from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.data.names import feature_columns
 from multigate.data.rows import join, pick

@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from multigate.analysis import importance as module
 from multigate.analysis.importance import Importance, permutation_importance
-from multigate.bundle import Bundle, build_model
+from multigate.assembly import build_model
+from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.data.rows import join
 from multigate.experiment import Experiment

@@ -17,7 +17,8 @@ from torch import nn
 from multigate.analysis import importance
 from multigate.analysis.inspection import Inspection, inspect_model
 from multigate.analysis.subject import Subject, find_subject
-from multigate.bundle import Bundle, build_model
+from multigate.assembly import build_model
+from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.errors import DataError, ExperimentError
 from multigate.experiment import Experiment

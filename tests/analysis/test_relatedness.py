@@ -13,8 +13,9 @@ from numpy.testing import assert_allclose
 from multigate.analysis import relatedness as module
 from multigate.analysis.relatedness import Directions, label_correlations, relatedness
 from multigate.analysis.subject import Subject
+from multigate.assembly import build_model
 from multigate.batch import TaskColumn
-from multigate.bundle import Bundle, build_model
+from multigate.bundle import Bundle
 from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
 from multigate.data.rows import cut, join

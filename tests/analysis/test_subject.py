@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 import multigate as mg
 from multigate.analysis.subject import _thinned, find_subject
+from multigate.assembly import build_model
 from multigate.batch import Batch
-from multigate.bundle import Bundle, build_model
+from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.experiment import Experiment
 from multigate.schema import Number, Schema, Task

@@ -15,8 +15,8 @@ from sklearn.metrics import log_loss, r2_score, roc_auc_score
 from multigate.analysis.intervals import summary
 from multigate.analysis.trials import opened
 from multigate.analysis.workers import Workers
+from multigate.assembly import build_model
 from multigate.batch import Batch
-from multigate.bundle import build_model
 from multigate.data.prepared import Prepared
 from multigate.datasets.kuairand import OUTCOMES, kuairand_schema
 from multigate.errors import DataError

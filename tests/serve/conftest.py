@@ -10,7 +10,8 @@ import pytest
 import torch
 from serving import SCHEMA, Rows, Serving, serving
 
-from multigate.bundle import Bundle, build_model, load
+from multigate.assembly import build_model
+from multigate.bundle import Bundle, load
 from multigate.data.encoder import Encoder
 from multigate.experiment import Experiment
 from multigate.sharing import MMoE

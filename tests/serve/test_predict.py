@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from serving import SCHEMA, Rows, Serving, read
 
-from multigate.bundle import Bundle, build_model
+from multigate.assembly import build_model
+from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.errors import DataError
 from multigate.experiment import Experiment

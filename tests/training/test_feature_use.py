@@ -15,8 +15,9 @@ from multigate.analysis.boosting import boosting_baseline
 from multigate.analysis.inspection import inspect_model
 from multigate.analysis.relatedness import relatedness
 from multigate.analysis.subject import find_subject
+from multigate.assembly import build_model
 from multigate.batch import Batch
-from multigate.bundle import build_model, load
+from multigate.bundle import load
 from multigate.data.names import feature_columns
 from multigate.data.prepared import Prepared
 from multigate.data.rows import join, pick

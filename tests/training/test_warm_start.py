@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 
 from multigate.analysis.compare import compare
-from multigate.bundle import Bundle, build_model, load
+from multigate.assembly import build_model
+from multigate.bundle import Bundle, load
 from multigate.calibration import Curve
 from multigate.data.infer import infer_schema
 from multigate.errors import BundleError, ExperimentError

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from multigate.bundle import outline
+from multigate.assembly import outline
 from multigate.data.encoder import Encoder
 from multigate.experiment import Experiment
 from multigate.sharing import Structure

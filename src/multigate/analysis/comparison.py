@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from multigate.analysis.intervals import Summary, mtl_gain, summary
-from multigate.bundle import Bundle, build_model
+from multigate.assembly import build_model
+from multigate.bundle import Bundle
 from multigate.data.prepared import Prepared
 from multigate.engine import CPU
 from multigate.errors import ExperimentError, RunError, nearest

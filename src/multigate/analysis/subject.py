@@ -9,7 +9,8 @@ from typing import Any
 
 from multigate.analysis.comparison import is_comparison, open_comparison
 from multigate.batch import Batch
-from multigate.bundle import ABOUT, ROWS, Bundle, load
+from multigate.bundle import ROWS, Bundle, load
+from multigate.bundle_files import ABOUT
 from multigate.data.prepared import Prepared
 from multigate.data.rows import cuts
 from multigate.data.shards import PIECES

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multigate.assembly import build_model
 from multigate.balance import task_gramian
 from multigate.batch import Batch
-from multigate.bundle import ROWS, build_model
+from multigate.bundle import ROWS
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import pick_tasks, to_device

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from multigate.bundle import build_model, outline
+from multigate.assembly import build_model, outline
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import cut, pick_tasks

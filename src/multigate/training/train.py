@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from multigate.assembly import build_model
 from multigate.balance import BALANCES
-from multigate.bundle import ABOUT, FILES, GRAPH, ROW_GRAPH, WEIGHTS, Bundle, build_model, is_damaged, load
+from multigate.bundle import Bundle, load
+from multigate.bundle_files import ABOUT, FILES, GRAPH, ROW_GRAPH, WEIGHTS, is_damaged
 from multigate.data.copies import copies
 from multigate.data.encoder import Encoder
 from multigate.data.files import Source, open_table

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from multigate.analysis.trials import opened
-from multigate.bundle import ROWS, sigmoid
+from multigate.bundle import ROWS
 from multigate.data.rows import pick_tasks
 from multigate.evaluate import forward, spaces
 from multigate.experiment import Experiment
 from multigate.metrics import auc, bootstrap, normalised_entropy, r2
 from multigate.model import Model
+from multigate.naming import sigmoid
 from multigate.paper.ledger import Row
 from multigate.paper.recommender.points import train_to_points
 from multigate.paper.recommender.sources import Source
