@@ -206,6 +206,15 @@ def test_large_logits_lose_nothing():
     assert score_task("binary", np.array([math.inf, -math.inf]), [1, 0])["log_loss"] == 0
 
 
+def test_heavy_ones_do_not_blur_auc():
+    """Zeros that weigh 1e-16 of the ones: the same AUC as where all weigh 1."""
+    logits, labels, _, _ = binary(0, ties=True)
+    weights = np.where(labels == 1, 1e8 / 3, 1e-8 / 3)
+    found = score_task("binary", logits, labels, weights)
+    assert found["auc"] == pytest.approx(reference.roc_auc_score(labels, logits), rel=1e-9)
+    assert found["pr_auc"] == pytest.approx(1)
+
+
 def test_labels_of_no_weight_do_not_blur_r2():
     """Most lie far from those that count, as 0 where a time is not known: centred there, squares would cancel."""
     random = np.random.default_rng(0)

@@ -66,8 +66,10 @@ class _Curve:
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:
         """Weights (..., R) -> weight of positives and of negatives at or above each distinct score, (..., G) both."""
         weights = weights[..., self.order]
-        positives = np.cumsum(weights * self.positive, axis=-1)[..., self.ends]
-        return positives, np.cumsum(weights, axis=-1)[..., self.ends] - positives
+        of_ones = weights * self.positive
+        positives = np.cumsum(of_ones, axis=-1)[..., self.ends]
+        # summed by themselves: beside far heavier positives they would be what is left of rounding
+        return positives, np.cumsum(weights - of_ones, axis=-1)[..., self.ends]
 
 
 def _auc(positives: Floats, negatives: Floats) -> Floats:
