@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pyarrow.feather import write_feather
 
 from multigate.data.encoder import Encoder
 from multigate.draft import draft
@@ -53,21 +54,26 @@ def test_numbers_written_for_people_are_told(tmp_path: Path) -> None:
     assert "such as '1,000.50'; write plain numbers" in said["unique"]
 
 
-def test_labels_that_are_mostly_zero_are_told_where_their_logarithm_is_fitted(tmp_path: Path) -> None:
+def test_labels_whose_predictions_are_too_low_in_total_are_told_where_their_logarithm_is_fitted(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     buy = draw.random(2000) < 0.05
     spent = np.where(buy, draw.lognormal(3, size=2000), 0.0)
-    columns = {"x": draw.normal(size=2000), "buy": buy, "revenue": spent, "seconds": draw.lognormal(3, 2, size=2000)}
+    seconds = draw.lognormal(3, 2, size=2000)
+    level = np.append(draw.normal(100, 5, size=1999), 400)  # one is far off, and the logarithm says the total
+    columns = {"x": draw.normal(size=2000), "buy": buy, "revenue": spent, "seconds": seconds, "level": level}
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(columns), path)
-    said = draft(path, ["buy", "revenue", "seconds"])
-    assert said.count("transform: log1p") == 2
+    said = draft(path, ["buy", "revenue", "seconds", "level"])
+    assert said.count("transform: log1p") == 3
     assert "% of the labels are 0; set transform: standard or recalibrate: platt" in said
     assert "#   revenue: 9" in said
-    assert "#   seconds:" not in said
-    declared = {"name": "revenue", "kind": "regression", "transform": "log1p"}
-    for task in (declared, {"name": "revenue", "kind": "regression", "where": "buy"}):
-        assert "labels are 0" not in draft(path, ["buy", Task.model_validate(task)])
+    share = np.expm1(np.log1p(seconds).mean()) / seconds.mean()
+    assert f"#   seconds: the mean of the logarithm stands for {share:.0%} of the mean of the labels; set" in said
+    assert "#   level:" not in said
+    for name in ("revenue", "seconds"):
+        for more in ({"transform": "log1p"}, {"where": "buy"}):
+            task = Task.model_validate({"name": name, "kind": "regression"} | more)
+            assert f"#   {name}:" not in draft(path, ["buy", task])
 
 
 def test_numbers_in_text_are_told(tmp_path: Path) -> None:
@@ -175,6 +181,25 @@ def test_labels_that_are_numbers_to_people_are_told(tmp_path: Path, values: list
     header = draft(path, ["amount"]).partition("\nschema:\n")[0]
     assert ("#   amount: " in header) == bool(told)
     assert told in header
+
+
+def test_many_whole_numbers_that_are_classes_are_told(tmp_path: Path) -> None:
+    """Test scores and counts look like codes."""
+    draw = np.random.default_rng(0)
+    scores = 320 + 9 * draw.binomial(36, 0.5, size=2000)
+    columns = {"x": np.arange(2000) % 13, "maths": scores, "stars": draw.integers(1, 6, 2000)}
+    columns |= {"grade": [f"{one}" for one in scores], "tested": pa.array(scores.tolist()).dictionary_encode()}
+    path = tmp_path / "rows.feather"
+    write_feather(pa.table(columns), path)
+    text = draft(path, ["maths", "stars", "tested"])
+    assert text.count("kind: multiclass") == 3
+    many = len(set(scores.tolist()))
+    assert f"#   maths: holds {many} whole numbers, a class each, whose order is not learnt; set kind: reg" in text
+    assert "#   stars:" not in text
+    assert "#   tested:" not in text, "declared as categories"
+    for kind in ("regression", "multiclass"):
+        assert "#   maths:" not in draft(path, [Task("maths", kind=kind)]), "the advice works"
+    assert "whole numbers" not in draft(path, ["grade"])
 
 
 @pytest.mark.parametrize("other", [-1, 9, 99, 1500, 2])

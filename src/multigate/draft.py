@@ -60,11 +60,8 @@ def _render(name: str, data: dict[str, Any], findings: Findings) -> str:
     for title, notes in (
         ("Look at these first: they tell a label suspiciously well.", findings.leaks),
         ("Numbers, days and lists to people, text here:", findings.written),
-        (
-            "Labels fitted through log1p though most are 0, whose predictions are too low in total:",
-            findings.mostly_zero,
-        ),
-        ("Labels whose classes may be fewer:", findings.doubtful),
+        ("Labels fitted through log1p, whose predictions are too low in total:", findings.too_low),
+        ("Labels whose classes may be fewer, or none:", findings.doubtful),
         ("Left out of the features:", findings.left_out),
     ):
         if notes:

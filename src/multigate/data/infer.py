@@ -15,7 +15,7 @@ from multigate.data.leaks import Target, leaks
 from multigate.data.meaning import FEW, Verdict, is_id, is_readable, judge, unsupported, words_of
 from multigate.data.survey import Column, Survey, survey
 from multigate.data.tasks import Tasks, check_label, completed, read_tasks
-from multigate.data.types import are_codes, is_list, is_text, type_name, value_type
+from multigate.data.types import are_codes, is_list, is_number, is_text, type_name, value_type
 from multigate.data.vocabulary import own_tables
 from multigate.errors import DataError, ExperimentError, nearest
 from multigate.options import explain
@@ -54,6 +54,9 @@ a time of day that is not, such as 05:30 PM."""
 _ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}.*)?)?$"
 _ABSENT = {word.lower() for word in cells.MISSING} | {"-", "--", ".", "n.a.", "<na>", "nat", "unknown", "missing"}
 """What people write in place of what they do not know."""
+_SHARE, _CLASSES = 2 / 3, 10
+"""What the mean of a logarithm stands for, of the mean itself, below which it is told; and numbers that are classes,
+above which."""
 _PRINTED = r"""^\[(['"].*['"]|\s*-?\d+(\.\d*)?([,\s]+-?\d+(\.\d*)?(e[-+]\d+)?)+\s*)?\]$"""
 """A list as Python and NumPy print it: ['a', 'b'] or [0.5 1.5]."""
 
@@ -67,13 +70,14 @@ class Note(NamedTuple):
 
 class Findings(NamedTuple):
     """What ``inspect_table`` says: the schema, the columns it leaves out, those that may be leaks, those that hold
-    numbers as text, labels whose logarithm is 0 in most rows, those whose classes may be fewer, rows read."""
+    numbers as text, labels whose logarithm says little of their total, those whose classes may be fewer or none, rows
+    read."""
 
     schema: Schema
     left_out: tuple[Note, ...]
     leaks: tuple[Note, ...]
     written: tuple[Note, ...]
-    mostly_zero: tuple[Note, ...]
+    too_low: tuple[Note, ...]
     doubtful: tuple[Note, ...]
     rows: int
 
@@ -122,10 +126,10 @@ def inspect_table(source: Source, tasks: Tasks, *, progress: Progress | None = N
         verdicts[name] = Verdict(reason=f"holds the same values as {twin.source!r}, the label of task {twin.name!r}")
     schema = _schema(source, seen, labels, verdicts)
     left_out = tuple(Note(name, verdict.reason) for name, verdict in verdicts.items() if verdict.feature is None)
-    written, mostly_zero = tuple(_written(verdicts, labels, seen)), tuple(_mostly_zero(wanted, labels, seen))
+    written, too_low = tuple(_written(verdicts, labels, seen)), tuple(_too_low(wanted, labels, seen))
     told = {note.column for note in written}
-    doubtful = tuple(note for note in _doubtful(wanted, labels) if note.column not in told)
-    return Findings(schema, left_out, tuple(_leaks(schema, seen)), written, mostly_zero, doubtful, seen.rows)
+    doubtful = tuple(note for note in _doubtful(wanted, labels, seen) if note.column not in told)
+    return Findings(schema, left_out, tuple(_leaks(schema, seen)), written, too_low, doubtful, seen.rows)
 
 
 def _wanted(source: Source, tasks: Tasks) -> list[Task]:
@@ -244,8 +248,9 @@ def _twins(verdicts: dict[str, Verdict], labels: Sequence[Task], seen: Survey) -
                 break
 
 
-def _mostly_zero(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
-    """Labels that are to be fitted through ``log1p`` without having been declared so, though most are 0."""
+def _too_low(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
+    """Labels that are to be fitted through ``log1p`` without having been declared so, though most are 0, or though the
+    mean of their logarithm stands for far less than their own mean."""
     for asked, task in zip(wanted, labels, strict=True):
         if (
             task.kind != "regression"
@@ -254,19 +259,26 @@ def _mostly_zero(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -
             or "transform" in asked.model_fields_set
         ):
             continue
-        known = pc.drop_null(seen.sampled(task.source))
-        zero = pc.mean(pc.equal(known.cast(pa.float64(), safe=False), 0.0).cast(pa.int8())).as_py() or 0.0
+        known = arrow.numbers(seen.sampled(task.source), task.source)
+        known = known[np.isfinite(known)]
+        zero = float(np.mean(known == 0)) if len(known) else 0.0
+        share = float(np.expm1(np.log1p(known).mean()) / known.mean()) if known.any() else 1.0
+        remedy = "set transform: standard or recalibrate: platt for totals that are true"
         if zero > 0.5:
             yield Note(
                 task.source,
-                f"{zero:.0%} of the labels are 0; set transform: standard or recalibrate: platt for totals that are "
-                "true, or name in 'where' a task of 0 and 1 that says where there is more",
+                f"{zero:.0%} of the labels are 0; {remedy}, or name in 'where' a task of 0 and 1 that says where there "
+                "is more",
+            )
+        elif share < _SHARE:
+            yield Note(
+                task.source, f"the mean of the logarithm stands for {share:.0%} of the mean of the labels; {remedy}"
             )
 
 
-def _doubtful(wanted: Sequence[Task], labels: Sequence[Task]) -> Iterator[Note]:
+def _doubtful(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
     """Labels of classes that nobody declared, some of which are none more often than not: a number beside 0 and 1 that
-    stands for unknown or is a sum, a class spelled in two ways, a word for missing."""
+    stands for unknown or is a sum, many whole numbers, a class spelled in two ways, a word for missing."""
     for asked, task in zip(wanted, labels, strict=True):
         if {"kind", "classes"} & asked.model_fields_set or task.kind != "multiclass":
             continue
@@ -274,6 +286,14 @@ def _doubtful(wanted: Sequence[Task], labels: Sequence[Task]) -> Iterator[Note]:
         other = min(others) if len(task.classes) == 3 and len(others) == 1 else ""
         if re.fullmatch(r"-\d+|9|[1-9]\d+", other):
             yield Note(task.source, f"holds 0, 1 and {other}; leave such cells empty to have it binary")
+            continue
+        column = seen.columns[task.source]
+        if len(task.classes) > _CLASSES and is_number(column.kind) and not column.declared_category:
+            yield Note(
+                task.source,
+                f"holds {len(task.classes)} whole numbers, a class each, whose order is not learnt; set kind: "
+                "regression if they count or measure",
+            )
             continue
         spelled: dict[str, list[str]] = {}
         for one in task.classes:
