@@ -204,6 +204,12 @@ def test_a_patient_number_names_a_patient(name: str) -> None:
         assert schema.group is None
 
 
+@pytest.mark.parametrize("name", ["patient", "subject", "person", "firm", "Company", "hospital", "nr"])
+def test_numbers_of_whom_or_what_a_panel_follows_are_ids(name: str) -> None:
+    """Rows of neighbouring numbers have nothing in common."""
+    assert Category(name) in inspect(**{name: np.repeat(np.arange(ROWS // 8 + 1) * 7 + 13, 8)[:ROWS]}).schema.features
+
+
 PICKED = Task("one", column="y", positive="a")
 RAW = Task("y", transform="none")
 GRADES = Task("y", kind="multiclass", classes=("2", "9", "10"))

@@ -40,6 +40,7 @@ _IDS = {
 }
 _THINGS = {
     *("user", "customer", "member", "visitor", "account", "author", "creator", "seller", "publisher", "advertiser"),
+    *("patient", "subject", "person", "firm", "company", "hospital"),
     *("item", "product", "article", "video", "movie", "song", "track", "book", "post", "ad", "campaign", "creative"),
     *(
         "shop",
@@ -58,7 +59,7 @@ _THINGS = {
 }
 """A column of whole numbers that is called by the name of a thing names things."""
 _NUMBER, _NUMBERED = {"no", "nr", "number"}, {"user", "customer", "patient", "member", "visitor", "account"}
-"""What numbers are given to: a patient number, or Patient No., names a patient."""
+"""What numbers are given to: a patient number, or Patient No., names a patient. ``nr`` by itself names one too."""
 QUANTITIES = {
     *("age", "num", "count", "cnt", "amount", "amt", "qty", "quantity", "total", "sum", "avg", "mean", "rate", "ratio"),
     *("price", "cost", "fee", "wage", "income", "salary", "revenue", "spend", "balance", "gain", "gains", "loss"),
@@ -289,7 +290,7 @@ def is_id(column: Column) -> bool:
     """By its name, or by whole numbers too large to be told apart as quantities, and not larger than ids are; one or
     two, such as the least int64, stand for missing among counts."""
     words = words_of(column.name)
-    numbered = len(words) > 1 and words[-1] in _NUMBER and words[-2] in _NUMBERED
+    numbered = words == ["nr"] or (len(words) > 1 and words[-1] in _NUMBER and words[-2] in _NUMBERED)
     named = bool(words) and ("id" in words or words[-1] in _IDS | _THINGS or numbered)
     return named or (column.long > 2 and column.integral and max(-column.low, column.high) <= 2**64)
 
