@@ -107,6 +107,14 @@ def test_a_column_becomes_the_feature_it_looks_like(case: str) -> None:
     assert feature(values, name) == want
 
 
+def test_counts_that_become_rare_steeply_are_numbers() -> None:
+    """Visits of many people: half as many have one more, over more than fifty values; codes are no such curve."""
+    random = np.random.default_rng(0)
+    visits = np.concatenate([random.poisson(random.gamma(0.7, 6, 20_000)), np.arange(60)])
+    assert feature(visits).kind == "number"
+    assert feature(random.permutation(90)[visits % 90]) == Category("x")
+
+
 def test_very_many_values_are_hashed_into_a_power_of_two() -> None:
     ids = [f"u{n}" for n in RNG.integers(0, 150_000, 400_000)]
     kept = feature(ids, "user_id")
