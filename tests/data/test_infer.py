@@ -107,6 +107,14 @@ def test_a_column_becomes_the_feature_it_looks_like(case: str) -> None:
     assert feature(values, name) == want
 
 
+@pytest.mark.parametrize("name", ["id", "PatientID", "Unnamed: 0", "rownames", "row_id", "index"])
+def test_ids_and_numbers_of_rows_are_keys_in_short_tables(name: str) -> None:
+    """A number of its own in each row is no feature where its name says so; one that comes back is."""
+    assert "kept as a key" in str(feature(np.arange(1, 401), name))
+    assert not isinstance(feature(np.arange(400) // 2, name), str)
+    assert feature(np.arange(1, 401), "day") == Number("day")
+
+
 def test_counts_that_become_rare_steeply_are_numbers() -> None:
     """Visits of many people: half as many have one more, over more than fifty values; codes are no such curve."""
     random = np.random.default_rng(0)

@@ -20,7 +20,8 @@ adds nothing."""
 HASHED = 100_000
 """Categories with more different values than this are hashed."""
 MANY_ROWS = 1_000
-"""Only in tables longer than this does a value of its own in every row say that a column is a key."""
+"""Only in tables longer than this does a value of its own in every row say that a column is a key, unless its name says
+so too."""
 
 _IDS = {
     "id",
@@ -58,6 +59,8 @@ _THINGS = {
     ),
 }
 """A column of whole numbers that is called by the name of a thing names things."""
+_ROWS = {"unnamed", "rownames", "rowname", "row", "index", "obs"}
+"""What the number of a row is called: Unnamed: 0 by pandas, rownames by R."""
 _NUMBER, _NUMBERED = {"no", "nr", "number"}, {"user", "customer", "patient", "member", "visitor", "account"}
 """What numbers are given to: a patient number, or Patient No., names a patient. ``nr`` by itself names one too."""
 QUANTITIES = {
@@ -275,7 +278,16 @@ def _is_day_number(column: Column) -> bool:
 
 
 def _one_per_row(column: Column) -> bool:
-    return column.rows > MANY_ROWS and column.distinct.estimate > 0.95 * column.known
+    different = column.distinct.estimate
+    if column.rows > MANY_ROWS:
+        return different > 0.95 * column.known
+    return different == column.rows > FEW and (is_id(column) or _numbers_rows(column))
+
+
+def _numbers_rows(column: Column) -> bool:
+    """By its name, and all whole numbers from 0 or 1 on."""
+    words = words_of(column.name)
+    return bool(words) and words[0] in _ROWS and column.low in (0, 1) and column.high - column.low + 1 == column.rows
 
 
 def _buckets(different: int) -> int:
