@@ -117,4 +117,6 @@ def test_few_rows_are_enough_and_training_tells(tmp_path: Path, capsys: pytest.C
     mg.train(experiment, tmp_path / "other", tables={"train": train, "valid": table(1, 60)})
     assert "copies" not in capsys.readouterr().err
     mg.train(experiment, tmp_path / "split", tables={"train": pa.concat_tables([train, train])})
-    assert "so keep each row once in the table" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "so keep each row once in the table" in told
+    assert "unless they are rows of their own" in told, "the maker of a plane follows from its model"

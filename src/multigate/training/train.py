@@ -262,7 +262,8 @@ def prepare_sources(
         advice = "keep them out of one of the two" if part in sources else "keep each row once in the table"
         report.once(
             f"{part}: {share:.0%} of the rows are copies of training rows, beyond those that are alike by chance; "
-            f"scores on them reward what was learnt by heart, so {advice}"
+            f"scores on them reward what was learnt by heart, so {advice} (unless they are rows of their own, whose "
+            "labels follow from features that are alike)"
         )
     for task, one in zip(experiment.schema.tasks, prepared.encoder.stats, strict=True):
         if task.sample_weight is None and one.followed is not None and one.followed < SELDOM:
