@@ -439,6 +439,23 @@ def test_scores_are_scikit_learns(bundle: Bundle) -> None:
     assert low < metrics["click/auc"] < high
 
 
+@pytest.mark.parametrize("place", ["load_file", "Encoder.load"])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't allocate memory: you tried"), pa.ArrowException("Failed to launch worker thread")],
+    ids=str,
+)
+def test_a_bundle_is_not_called_damaged_where_the_machine_has_too_little(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    def refused(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"multigate.bundle.{place}", refused)
+    with pytest.raises(type(error), match=str(error)):
+        load(run_folder)
+
+
 @pytest.mark.parametrize(
     "damage", ["missing", "altered", "newer", "climbing", "a link", "not JSON", "deep", "huge", "a folder"]
 )

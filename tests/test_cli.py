@@ -151,6 +151,9 @@ def raising(error: BaseException) -> Callable[[], object]:
             "error: there is not",
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, "error: there is not enough memory; "),
+        (RuntimeError("std::bad_alloc"), 2, "error: there is not enough memory; "),
+        (OSError(24, "Too many open files", "x"), 2, "error: too many files are open; raise the limit"),
+        (RuntimeError("can't start new thread"), 2, "error: no more threads can be started; raise the limit of"),
         (pa.ArrowNotImplementedError("no such cast"), 2, "error: a table cannot be handled: no such cast; write it"),
         (
             ModuleNotFoundError("No module named 'scipy.stats'", name="scipy.stats"),

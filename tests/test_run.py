@@ -40,15 +40,16 @@ def test_an_error_before_anything_is_reached_leaves_nothing(
         (folder / f".{EXPERIMENT}.1-0.writing").write_text("sch")
         before = names(tmp_path)[:1]
 
-    def work() -> None:
+    def work(error: Exception) -> None:
         with claimed(folder, feed_experiment, resume=False, progress="model"):
             assert sorted(path.name for path in folder.iterdir()) == [LOCK, EXPERIMENT]
             (folder / "half").mkdir()
-            raise RunError("no luck")
+            raise error
 
-    with pytest.raises(RunError, match="no luck"):
-        work()
-    assert names(tmp_path) == before
+    for error in (RunError("no luck"), MemoryError("no luck"), RuntimeError("can't start new thread: no luck")):
+        with pytest.raises(type(error), match="no luck"):
+            work(error)
+        assert names(tmp_path) == before
 
 
 def test_what_was_reached_is_kept_and_so_is_what_an_interrupt_or_a_fault_ends(

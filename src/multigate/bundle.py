@@ -55,7 +55,7 @@ from multigate.engine import (
     made_up,
     together,
 )
-from multigate.errors import BundleError, DataError, MultigateError, nearest
+from multigate.errors import BundleError, DataError, MultigateError, nearest, shortage
 from multigate.experiment import Experiment, make_experiment, unknown_structure, with_balance, with_structures
 from multigate.first_layers import FirstLayers, worth_reading
 from multigate.folders import at_home
@@ -355,13 +355,15 @@ def _load(folder: Path, about: dict[str, Any], structures: Structures, engine: E
         bundle.loaded_as = model_of(about)
         bundle.engines = _engines(engine, bundle, folder, about)
         return bundle
-    except (BundleError, MemoryError):
+    except BundleError:
         raise
     except MultigateError as error:
         raise BundleError(str(error)) from error
     except OSError as error:
         raise BundleError(f"bundle {folder} cannot be read ({error.strerror}: {error.filename}); mend that") from error
     except Exception as error:  # whole files, but written by hand or by something else: anything may be wrong in them
+        if shortage(error) is not None:
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise BundleError(f"bundle {folder} does not fit together ({reason}); save or copy it again") from error
 
@@ -389,6 +391,8 @@ def _restored(folder: Path, about: dict[str, Any], structures: Structures, preci
         weights = load_file(folder / WEIGHTS)
         model.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
+        if shortage(error) is not None:
+            raise
         raise BundleError(f"bundle {folder}: its weights do not fit its experiment; save or copy it again") from error
     for name, tensor in weights.items():
         # the sum is read at the speed of memory, and is finite wherever all are but for the largest of numbers

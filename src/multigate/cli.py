@@ -525,7 +525,7 @@ def _tell(error: BaseException) -> int:
 
 def _sentence(error: BaseException) -> str | None:
     """What people can do something about, in one sentence; None for a fault of this program."""
-    from multigate.errors import MultigateError, is_memory_gone
+    from multigate.errors import MultigateError, shortage
     from multigate.writing import reason
 
     arrow = sys.modules.get("pyarrow")  # not imported for the sake of an error
@@ -536,12 +536,12 @@ def _sentence(error: BaseException) -> str | None:
             told = text
         case KeyboardInterrupt():
             told = "stopped; run the same command again"
+        case _ if (short := shortage(error)) is not None:
+            told = short
         case OSError():
             told = f"{error.filename}: {reason(error)}" if error.filename else reason(error)
         case ImportError(name=str(name)) if name.partition(".")[0] != "multigate":
             told = f"the package {name.partition('.')[0]} is broken or incomplete ({text}); install it again"
-        case _ if is_memory_gone(error):
-            told = "there is not enough memory; lower batch_size or the sizes in sharing, or free some memory"
         case _ if arrow is not None and isinstance(error, arrow.ArrowException):
             told = f"a table cannot be handled: {text}; write it again, or in another format"
     return told

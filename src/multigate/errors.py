@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-NO_MEMORY = re.compile(r"can't allocate memory|out of memory")
+NO_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc")
 """How torch says it."""
+NO_THREAD = re.compile(r"can't start new thread|launch worker thread|^Resource temporarily unavailable")
+"""How Python, Arrow and the C++ library say that no more threads are allowed."""
 
 
 class MultigateError(Exception):
@@ -60,3 +62,15 @@ def is_memory_gone(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory."""
     text = " ".join(str(error).split())
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(text)))
+
+
+def shortage(error: BaseException) -> str | None:
+    """What there is too little of and what helps, where an error says that: no file is at fault then."""
+    text = "" if isinstance(error, MultigateError) else str(error)
+    if is_memory_gone(error) or "Cannot allocate memory" in text:  # the latter of what is mapped into it
+        return "there is not enough memory; lower batch_size or the sizes in sharing, or free some memory"
+    if "Too many open files" in text:
+        return "too many files are open; raise the limit (ulimit -n), or close some"
+    if NO_THREAD.search(text) and not isinstance(error, OSError):
+        return "no more threads can be started; raise the limit of processes (ulimit -u, or the container's)"
+    return None

@@ -10,7 +10,7 @@ from shlex import quote
 from typing import Any
 
 from multigate.bundle import Bundle, load
-from multigate.errors import ExperimentError, MultigateError, RunError
+from multigate.errors import ExperimentError, MultigateError, RunError, shortage
 from multigate.experiment import Experiment, make_experiment, with_balance, with_structures
 from multigate.folders import EXPERIMENT, MEMBERS, SUMMARY, TRAININGS, TRIALS, at_home, other_than_a_model
 from multigate.lock import LOCK, locked
@@ -153,8 +153,9 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool, progress: str
             fresh = _claim(folder, experiment, resume=resume, progress=progress)
             try:
                 yield
-            except MultigateError:
-                if fresh and not (folder / progress).exists():
+            except Exception as error:
+                told = isinstance(error, MultigateError) or shortage(error) is not None  # a fault is looked into
+                if told and fresh and not (folder / progress).exists():
                     for path in {*folder.iterdir()} - {folder / LOCK}:
                         remove(path)
                 raise

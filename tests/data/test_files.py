@@ -628,6 +628,42 @@ def test_damage_inside_a_parquet_file_is_explained(tmp_path: Path) -> None:
         rows_of(open_table(tmp_path / "a.parquet"))
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.arrow"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            pa.ArrowMemoryError("malloc failed"),
+            "needs more memory than there is, or is .*; free some memory first",
+        ),
+        (
+            pa.ArrowException("Failed to launch worker thread: no"),
+            "cannot be read: no more threads can be started; raise",
+        ),
+    ],
+    ids=["memory", "threads"],
+)
+def test_a_file_is_not_called_damaged_alone_where_the_machine_may_have_too_little(
+    name: str, error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"a": [1, 2]})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    elif name == "a.arrow":
+        with pa.ipc.new_file(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        (tmp_path / name).write_text("a\n1\n2\n")
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise error
+
+    for place in ("csv.open_csv", "parquet.ParquetFile", "ipc.open_file", "ipc.open_stream"):
+        monkeypatch.setattr(f"pyarrow.{place}", refused)
+    with pytest.raises(DataError, match=f"{name} {told}"):
+        rows_of(open_table(tmp_path / name))
+
+
 def test_damage_that_arrow_hands_on_is_explained(tmp_path: Path) -> None:
     """Bytes changed in pages that are not packed: Arrow reads other numbers, text of no letters, codes of no value."""
     path = tmp_path / "a.parquet"

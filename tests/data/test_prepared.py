@@ -16,7 +16,7 @@ import torch
 
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
-from multigate.data.prepared import prepare
+from multigate.data.prepared import Prepared, prepare
 from multigate.data.rows import cut, join
 from multigate.data.split import Split
 from multigate.errors import DataError, RunError
@@ -307,6 +307,28 @@ def test_rows_that_may_not_be_read_are_not_called_damaged(tmp_path, monkeypatch)
     monkeypatch.setattr("multigate.data.shards.checksum", refused)
     with pytest.raises(RunError, match=r"safetensors cannot be read \(Permission denied\)"):
         prepared.train.shards[0]
+
+
+SHORT = [
+    pa.ArrowMemoryError("malloc of size 64 failed"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    OSError(errno.EMFILE, "Too many open files"),
+    RuntimeError("can't start new thread"),
+]
+
+
+@pytest.mark.parametrize("error", SHORT, ids=str)
+@pytest.mark.parametrize("place", ["shards", "prepared"])
+def test_rows_are_not_called_damaged_where_the_machine_has_too_little(tmp_path, monkeypatch, place, error):
+    """Who deletes them as told loses what models were trained on."""
+
+    def refused(*_):
+        raise error
+
+    prepared = make(tmp_path / "p")
+    monkeypatch.setattr(f"multigate.data.{place}.checksum", refused)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        prepared.train.shards[0] if place == "shards" else Prepared(tmp_path / "p")
 
 
 @pytest.mark.parametrize("name", ["encoder.json", "vocabularies.parquet"])

@@ -11,6 +11,7 @@ import pyarrow.csv
 from multigate.data.beginnings import unpacked
 from multigate.data.cells import MISSING, short
 from multigate.data.csv_dialect import Dialect
+from multigate.data.damage import DAMAGED, too_little
 from multigate.data.types import guessed_type
 from multigate.errors import DataError, one_line
 
@@ -45,7 +46,7 @@ class CsvReader(NamedTuple):
             ) as reader:
                 yield from reader
         except (pa.ArrowException, OSError) as error:
-            raise self._explained(error) from error
+            raise (too_little(str(self.path), error, DAMAGED) or self._explained(error)) from error
 
     def first(self, types: Mapping[str, pa.DataType]) -> pa.RecordBatch | None:
         """The first rows, None where there are none."""

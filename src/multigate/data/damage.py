@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from multigate.errors import DataError, one_line
+from multigate.errors import DataError, one_line, shortage
 
 DAMAGED = "is damaged and cannot be read to its end"
 
@@ -16,7 +16,15 @@ def file_errors(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise _explained(name, error, what) from error
+        raise (too_little(name, error, what) or _explained(name, error, what)) from error
+
+
+def too_little(name: str, error: Exception, what: str) -> DataError | None:
+    """The error for a file at which the machine was short of something; None where it was not."""
+    if isinstance(error, MemoryError):  # a damaged one may ask for any amount
+        return DataError(f"{name} needs more memory than there is, or {what}; free some memory first")
+    short = shortage(error)
+    return None if short is None else DataError(f"{name} cannot be read: {short}")
 
 
 def _explained(name: str, error: Exception, what: str) -> DataError:

@@ -27,7 +27,7 @@ from multigate.data.missingness import weighed
 from multigate.data.rows import pick
 from multigate.data.shards import Part, ShardWriter, checksum, shard_path
 from multigate.data.split import PARTS, Split, Splitter
-from multigate.errors import DataError, MultigateError, RunError
+from multigate.errors import DataError, MultigateError, RunError, shortage
 from multigate.progress import Progress, silent
 from multigate.schema import Schema
 from multigate.sealed import sealed, unsealed
@@ -81,6 +81,8 @@ class Prepared:
         except MultigateError:
             raise
         except Exception as error:  # damaged files: anything may be wrong in them
+            if shortage(error) is not None:
+                raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise RunError(
                 f"prepared rows {folder} are damaged ({reason}); delete the folder to prepare anew"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from multigate.batch import BagIds, Batch
 from multigate.data.missingness import Followed
 from multigate.data.rows import cut, join
-from multigate.errors import RunError
+from multigate.errors import RunError, shortage
 from multigate.schema import Schema
 from multigate.writing import show
 
@@ -186,6 +186,8 @@ def _read_shard(path: Path, wanted: str | None) -> Batch:
     except PermissionError as error:
         raise RunError(f"prepared rows {path} cannot be read ({error.strerror}); ask their owner for them") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if shortage(error) is not None:
+            raise
         raise RunError(
             f"prepared rows {path} are damaged ({error}); delete the folder {path.parent}, and going on with the "
             "training prepares them anew"

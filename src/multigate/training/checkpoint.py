@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multigate.errors import RunError
+from multigate.errors import RunError, shortage
 from multigate.writing import held_apart, writing
 
 UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
@@ -31,6 +31,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except PermissionError as error:
         raise RunError(f"checkpoint {path} cannot be read ({error.strerror}); ask its owner for it") from None
     except UNREADABLE as error:
+        if shortage(error) is not None:
+            raise
         raise RunError(f"checkpoint {path} cannot be read ({error}); delete it and --resume trains anew") from None
 
 
@@ -57,6 +59,8 @@ def load_weights(path: Path, device: torch.device) -> dict[str, Tensor]:
     except PermissionError as error:
         raise RunError(f"weights {path} cannot be read ({error.strerror}); ask their owner for them") from None
     except UNREADABLE as error:
+        if shortage(error) is not None:
+            raise
         raise RunError(f"weights {path} cannot be read ({error}); train again in another folder") from None
 
 

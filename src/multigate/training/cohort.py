@@ -16,7 +16,7 @@ from multigate.data.ahead import ahead
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import cut, join, pick, pick_tasks, to_device
-from multigate.errors import ExperimentError, RunError
+from multigate.errors import ExperimentError, RunError, shortage
 from multigate.evaluate import Scored
 from multigate.experiment import Experiment
 from multigate.model import Model
@@ -261,6 +261,8 @@ class Cohort:
                 run.check_best()
             set_random_state(tensors, self.device)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            if shortage(error) is not None:
+                raise
             if isinstance(error, RunError):
                 raise
             reason = " ".join(str(error).split())[:120]

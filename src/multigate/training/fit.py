@@ -15,7 +15,7 @@ from multigate.bundle import ROWS
 from multigate.data.loader import Loader
 from multigate.data.prepared import Prepared
 from multigate.data.rows import pick_tasks, to_device
-from multigate.errors import RunError
+from multigate.errors import RunError, shortage
 from multigate.evaluate import Monitor, Scored, forward, scores, spaces
 from multigate.experiment import Experiment
 from multigate.objective import Objective
@@ -286,6 +286,8 @@ class Fit:
             self._put_back(tensors, state)
             self.check_best()
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            if shortage(error) is not None:
+                raise
             reason = " ".join(str(error).split())[:120]
             raise RunError(
                 f"checkpoint {self.folder / CHECKPOINT} does not fit its run ({reason}); start again in another folder"
