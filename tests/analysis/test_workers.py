@@ -64,6 +64,15 @@ def save(folder: Path) -> None:
         raise Interrupted("stopped")
 
 
+def fail_once_asked(folder: Path) -> None:
+    """Work until a signal asks to stop, and fail at saving."""
+    with Interrupts() as interrupts:
+        (folder / "begun").touch()
+        while not interrupts.asked:
+            time.sleep(0.01)
+        raise DataError("no room")
+
+
 def fail_once_begun(folder: Path) -> None:
     while not (folder / "begun").exists():
         time.sleep(0.01)
@@ -110,6 +119,17 @@ def test_what_a_job_raises_is_raised_and_the_others_are_ended() -> None:
     with pytest.raises(DataError, match="no rows"), Workers(2) as workers:
         list(workers.run([sleep, fail]))
     # a job of an hour was not waited for
+
+
+def test_what_fails_while_it_is_asked_to_stop_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multigate.analysis.workers.PATIENCE", 20)
+    with Workers(2) as workers:
+        with pytest.raises(DataError, match="no rows"):
+            list(workers.run([partial(fail_once_asked, tmp_path), partial(fail_once_begun, tmp_path)]))
+        busy = [worker.process for worker, _ in workers._busy.values()]
+    assert [process.exitcode for process in busy] == [0], "it did not have to be killed"
 
 
 def test_what_is_being_trained_is_saved_and_its_process_ends_by_itself(

@@ -49,12 +49,12 @@ class Workers:
         workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
         for worker in workers:
             worker.process.terminate()
+            worker.pipe.close()  # or one whose training fails in place of heeding it would wait for another job
         for worker in workers:
             worker.process.join(PATIENCE)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
-            worker.pipe.close()
         self._idle, self._busy = [], {}
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Any]]:
