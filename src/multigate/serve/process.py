@@ -72,11 +72,12 @@ def _run(server: "Server", listening: socket.socket) -> None:
 
 
 def _server(bundles: Mapping[str, Bundle]) -> "Server":
-    from uvicorn import Config, Server
+    from uvicorn import Config
 
     from multigate.serve.app import application
+    from multigate.serve.stopping import Stopping
 
-    return Server(
+    return Stopping(
         Config(
             application(bundles),
             log_level="warning",
