@@ -307,6 +307,33 @@ def children(server: Serving) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_several_processes_asked_to_stop_twice(folder: Path, tmp_path: Path, rows: Rows, again: int) -> None:
+    """A second Ctrl-C ends the wait for half of a request; other signals leave it the time that it has."""
+    with serving(tmp_path, folder / "shop", "--workers", 2, "--engine", "torch") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps(rows[0]).encode()
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n{" % len(body))
+            time.sleep(0.5)
+            server.signal(signal.SIGINT)
+            with suppress(ConnectionError):
+                while True:  # until none of them takes any
+                    socket.create_connection((host, int(port)), timeout=60).close()
+                    time.sleep(0.05)
+            server.signal(again)
+            time.sleep(0.5)
+            if again != signal.SIGINT:
+                connection.sendall(body[1:])
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
+        end = server.end()
+    assert answer.startswith("HTTP/1.1 503 " if again == signal.SIGINT else "HTTP/1.1 200 ")
+    assert end.code == 130
+    assert "Traceback" not in end.told
+    assert end.told.splitlines()[-1] == "stopped; requests in flight were answered"
+
+
 def test_one_of_several_processes_tells_what_it_waits_no_longer_for(folder: Path, tmp_path: Path) -> None:
     """Half of a request never comes: it is told so before the process ends."""
     end = run_program(

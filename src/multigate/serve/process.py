@@ -1,6 +1,7 @@
 """One process that serves, and several that take requests from one port."""
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -162,14 +163,23 @@ def _replace_dead(held: list[_Worker], job: Job, listening: socket.socket) -> No
 
 
 def _end(held: list[_Worker]) -> None:
-    for worker in held:
-        worker.process.terminate()
-    for worker in held:
-        worker.process.join(PATIENCE + 5)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.pipe.close()
+    """Let them answer what was asked. Their folder of metrics must stay until then, whatever signals come: a second
+    Ctrl-C is passed on, and they end at once by it, as one process does."""
+
+    def again(number: int, frame: FrameType | None) -> None:
+        for worker in held:
+            if number == signal.SIGINT and worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, number)
+
+    with handled(again):
+        for worker in held:
+            worker.process.terminate()
+        for worker in held:
+            worker.process.join(PATIENCE + 5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
 
 
 def _work(job: Job, listening: socket.socket, pipe: "Connection[Any, Any]") -> None:
