@@ -56,6 +56,8 @@ USUAL_DECAY = {"adamw": 0.05, "adam": 0.0}
 """Weight decay where none is set."""
 USUAL_RATE, USUAL_BATCH = 2e-3, 1024
 """The learning rate where none is set, and the most rows of a batch that it is for."""
+EPOCHS = 12
+"""Where none are set."""
 LEAST_BATCH, MOST_BATCH = 32, 4096
 STEPS, STEPS_IN_ALL = 150, 1800
 """Of an epoch, that a small table's batches are made small enough for; of all epochs, those of larger batches than the
@@ -175,7 +177,7 @@ with warnings.catch_warnings():
         balance: SerializeAsAny[Balance] = Fixed()
         optimizer: Optimizer = Optimizer()
 
-        epochs: int = Field(default=12, ge=1)
+        epochs: int = Field(default=EPOCHS, ge=1)
         batch_size: int | None = Field(default=None, ge=1)
         """Rows of a step; null is a power of two from 32 to 4096, for 150 steps an epoch, and 1800 in all of more than
         1024."""

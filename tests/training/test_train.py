@@ -274,6 +274,24 @@ def test_batches_follow_the_rows_of_tables(feed_experiment: Experiment, rows: in
     assert one.settled(rows).settled(3) == one.settled(rows)
 
 
+def test_twelve_epochs_that_get_better_to_the_last_are_told_to_be_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=600)
+    schema = Schema(features=[Number("x")], tasks=[Task("y", kind="regression")])
+    base = Experiment(schema=schema, optimizer={"learning_rate": 1e-4, "schedule": "constant"})
+    told = "the last epoch was the best; more may do better still: set epochs=24"
+    tables = {"train": {"x": x, "y": 2 * x}}
+    run = train(base, tmp_path / "slow", tables=tables, device="cpu")
+    errors = [1 - one["valid"]["valid/y/r2"] for one in run.history]
+    assert errors == sorted(errors, reverse=True)
+    assert len(errors) == run.summary["epochs"] == 12
+    assert capsys.readouterr().err.splitlines().count(told) == 1
+    train(base.with_(epochs=11), tmp_path / "chosen", tables=tables, device="cpu")
+    train(base.with_(optimizer={"learning_rate": 0.3}), tmp_path / "fast", tables=tables, device="cpu")
+    assert "epochs=" not in capsys.readouterr().err
+
+
 def test_the_learning_rate_follows_large_batches_where_it_is_left_out(feed_experiment: Experiment) -> None:
     def rate(size: int | None, rows: int = 10**6, **optimizer: float) -> float | None:
         return (

@@ -15,7 +15,7 @@ from multigate.bundle import Bundle
 from multigate.data.prepared import Prepared
 from multigate.data.rows import to_device
 from multigate.errors import ExperimentError
-from multigate.experiment import Experiment
+from multigate.experiment import EPOCHS, Experiment
 from multigate.model import Model
 from multigate.run import METRICS
 from multigate.training.allocator import keep_freed_memory
@@ -135,6 +135,8 @@ def fit(
         fitting.finish()
         if start is not None and fitting.stale == fitting.epoch:
             report.line("no epoch was better on the validation rows than the weights it began with; those are kept")
+        elif fitting.stale == 0 and experiment.epochs == EPOCHS:
+            report.detail(f"the last epoch was the best; more may do better still: set epochs={2 * EPOCHS}")
         rows = prepared.train.rows * fitting.step_done / len(fitting.loader)
         rows_per_second = rows / max(fitting.seconds, 1e-9)
         return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
