@@ -39,7 +39,7 @@ KILLS = {
     "before the first checkpoint is whole": Stop("writing:_put_in_place", 3),
     "before the rows are in place": Stop("data.prepared:_put_in_place"),
     "in the middle of a later epoch": Stop("training.fit:Fit.step", 15),
-    "before the bundle is whole": Stop("bundle:_checksum", 2),
+    "before the bundle is whole": Stop("bundle:checksum", 2),
     "before the summary is whole": Stop("training.train:write_text"),
 }
 
