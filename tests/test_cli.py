@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 import processes
 from multigate import cli
@@ -268,6 +270,26 @@ def test_a_field_given_as_an_option_is_told_where_it_is_set(verb: str, words: tu
     *_, error, hint = ended.stderr.splitlines()
     assert error.startswith(f"Error: No such option: {str(words[0]).partition('=')[0]}")
     assert hint == f"fields of the experiment are set with --set; {told}"
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"),
+    [("predict", "score"), ("evaluate", "score"), ("explain", "inspect"), ("calibrate", "train"), ("card", "report")],
+)
+def test_a_command_by_another_name_is_told_which_it_is(word: str, verb: str) -> None:
+    ended = multigate("--debug", word, "run")
+    assert ended.returncode == 2
+    *_, error, hint = ended.stderr.splitlines()
+    assert error.startswith(f"Error: No such command '{word}'.")
+    assert hint.startswith(f"multigate {verb} ")
+
+
+def test_other_names_are_of_no_command_and_tell_options_that_there_are() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert not cli.OTHERS.keys() & commands.keys()
+    for told in cli.OTHERS.values():
+        options = {name for one in commands[told.split()[0]].params for name in one.opts}
+        assert set(re.findall(r"--[a-z]+", told)) <= options
 
 
 def test_init_tells_where_it_writes() -> None:

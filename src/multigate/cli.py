@@ -25,6 +25,18 @@ app = typer.Typer(
 STOPPED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP, as shells have it."""
 
+OTHERS = {
+    **dict.fromkeys(("predict", "infer", "apply"), "score RUN TABLE --out predictions.parquet writes predictions"),
+    **dict.fromkeys(("evaluate", "eval", "test"), "score RUN scores the rows it set aside, score RUN TABLE others"),
+    **dict.fromkeys(
+        ("recalibrate", "calibrate"), "train --set recalibrate=isotonic does it, or mg.recalibrate in Python"
+    ),
+    **dict.fromkeys(("explain", "gates", "importance"), "inspect RUN tells why"),
+    **dict.fromkeys(("fit", "resume"), "train EXPERIMENT trains, and --resume goes on"),
+    **dict.fromkeys(("plot", "show", "card"), "report RUN writes a page, with --out card.md a model card"),
+}
+"""What people call commands elsewhere."""
+
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file (YAML).")]
@@ -443,7 +455,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code == STOPPED:  # typer's word for a Ctrl-C that no verb answered
             typer.echo("stopped; nothing half-written is left, so run the same command again", err=True)
-        if ended.code == 2 and (told := _field_meant(sys.argv[1:])) is not None:
+        if ended.code == 2 and (told := _command_meant(sys.argv[1:]) or _field_meant(sys.argv[1:])) is not None:
             typer.echo(told, err=True)
         raise
     except BaseException as error:
@@ -462,6 +474,13 @@ def _check_words(words: Sequence[str]) -> None:
     for word in words:
         if not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
             raise DataError(f"{word!a} holds bytes that are not UTF-8; rename it, or choose another name")
+
+
+def _command_meant(words: Sequence[str]) -> str | None:
+    """Which command does what one was taken to do that there is not."""
+    first = next((word for word in words if not word.startswith("-")), "")
+    told = OTHERS.get(first)
+    return None if told is None else f"multigate {told}"
 
 
 def _field_meant(words: Sequence[str]) -> str | None:
