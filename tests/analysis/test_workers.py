@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from multigate.analysis import workers as module
-from multigate.analysis.workers import Workers
+from multigate.analysis.workers import Job, Workers
 from multigate.errors import DataError, RunError
 from multigate.training.interrupts import Interrupted, Interrupts
 
@@ -121,27 +121,28 @@ def test_what_a_job_raises_is_raised_and_the_others_are_ended() -> None:
     # a job of an hour was not waited for
 
 
+def ends_beside_failure(job: Job, folder: Path) -> list[int | None]:
+    """How the process of a job ends that another's failure has asked to stop."""
+    with Workers(2) as workers:
+        with pytest.raises(DataError, match="no rows"):
+            list(workers.run([job, partial(fail_once_begun, folder)]))
+        busy = [worker.process for worker, _ in workers._busy.values()]
+    return [process.exitcode for process in busy]
+
+
 def test_what_fails_while_it_is_asked_to_stop_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multigate.analysis.workers.PATIENCE", 20)
-    with Workers(2) as workers:
-        with pytest.raises(DataError, match="no rows"):
-            list(workers.run([partial(fail_once_asked, tmp_path), partial(fail_once_begun, tmp_path)]))
-        busy = [worker.process for worker, _ in workers._busy.values()]
-    assert [process.exitcode for process in busy] == [0], "it did not have to be killed"
+    assert ends_beside_failure(partial(fail_once_asked, tmp_path), tmp_path) == [0], "it did not have to be killed"
 
 
 def test_what_is_being_trained_is_saved_and_its_process_ends_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multigate.analysis.workers.PATIENCE", 20)
-    with Workers(2) as workers:
-        with pytest.raises(DataError, match="no rows"):
-            list(workers.run([partial(save, tmp_path), partial(fail_once_begun, tmp_path)]))
-        busy = [worker.process for worker, _ in workers._busy.values()]
+    assert ends_beside_failure(partial(save, tmp_path), tmp_path) == [0], "it did not have to be killed"
     assert (tmp_path / "saved").exists()
-    assert [process.exitcode for process in busy] == [0], "it did not have to be killed"
 
 
 def test_a_process_that_is_killed_is_told_of() -> None:
@@ -162,7 +163,7 @@ def test_a_process_that_is_killed_before_it_reads_its_job_is_told_of(monkeypatch
 
 SCRIPT = """
 from functools import partial
-from multigate.analysis.workers import Workers
+from multigate.analysis.workers import Job, Workers
 print("begun", flush=True)
 def square(number):
     return number * number
