@@ -163,7 +163,7 @@ def test_a_process_that_is_killed_before_it_reads_its_job_is_told_of(monkeypatch
 
 SCRIPT = """
 from functools import partial
-from multigate.analysis.workers import Job, Workers
+from multigate.analysis.workers import Workers
 print("begun", flush=True)
 def square(number):
     return number * number
