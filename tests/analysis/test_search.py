@@ -239,6 +239,44 @@ def test_a_point_whose_process_is_killed_again_and_again_counts_as_hopeless(tmp_
     assert after.point != lost
 
 
+@pytest.mark.parametrize("hopeless", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("change", ["add_trial", "tell"])
+def test_a_begin_that_is_killed_itself_leaves_each_point_to_come_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, done: bool, hopeless: bool
+) -> None:
+    one = search(tmp_path)._replace(hopeless=-100.0)
+    wanted: Point = {"rate": 1e-3, "units": 32, "kind": "b"}
+    begin(one, [wanted])
+    for _ in range(KILLS if hopeless else 0):
+        with opened(one) as study:
+            study.ask()  # and never told
+        begin(one, [wanted])
+    with opened(one) as study:
+        trial = study.ask()
+        trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+        trial.suggest_int("units", 4, 256, log=True)
+        trial.suggest_categorical("kind", ("a", "b"))
+    whole = getattr(optuna.Study, change)
+
+    def killed(*given: Any, **named: Any) -> None:
+        if done:
+            whole(*given, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.Study, change, killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(one, [wanted])
+    begin(one, [wanted])
+    for _ in range(2):
+        try_one(one, hill)
+    first, *others = finished(one)
+    assert first.point == wanted
+    assert bool(first.hopeless) == hopeless
+    assert wanted not in [other.point for other in others]
+
+
 def test_points_that_are_wanted_first_are_tried_first_and_once(tmp_path: Path) -> None:
     one = search(tmp_path)
     wanted: list[Point] = [{"rate": 1e-3, "units": 32, "kind": "b"}, {"rate": 1e-2, "units": 4, "kind": "a"}]

@@ -38,11 +38,14 @@ class Attempts(NamedTuple):
 
 
 def lose(hopeless: float | None, study: Any, trial: Any) -> None:
-    """Have the point of a trial that nobody ended tried next, or count it as hopeless."""
-    point = trial.system_attrs.get("fixed_params", {}) | trial.params  # it may have been killed before it was at all
-    if not point:
-        return
+    """Have the point of a trial that nobody ended tried next, or count it as hopeless; once, however often called."""
+    point = _point(trial)
     before = Attempts.before(trial)
+    if not point or any(
+        Attempts.before(one) > before and one.number > trial.number and _point(one) == point
+        for one in study.get_trials(deepcopy=False)
+    ):
+        return
     now = before._replace(killed=before.killed + 1)
     if not is_hopeless(hopeless, trial):
         study.enqueue_trial(point, user_attrs=now.attributes())
@@ -57,6 +60,11 @@ def lose(hopeless: float | None, study: Any, trial: Any) -> None:
             user_attrs={**now.attributes(), SECONDS: 0.0, HOPELESS: GONE},
         )
     )
+
+
+def _point(trial: Any) -> dict[str, Any]:
+    """What a trial is at; one that waits, or was killed before it was at all, has what it was queued with."""
+    return dict(trial.system_attrs.get("fixed_params", {}) | trial.params)
 
 
 def is_hopeless(hopeless: float | None, trial: Any) -> bool:

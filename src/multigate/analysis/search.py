@@ -79,8 +79,8 @@ def begin(search: Search, first: Sequence[Point] = ()) -> list[Point]:
 
         lost = [] if search.shared else in_state(study, "RUNNING")
         for trial in lost:
+            lose(search.hopeless, study, trial)  # first, or its point is gone where this process is killed in between
             study.tell(trial.number, state=TrialState.FAIL)
-            lose(search.hopeless, study, trial)
         for point in first:
             study.enqueue_trial(point, skip_if_exists=True)
         return [trial.params for trial in lost if is_hopeless(search.hopeless, trial)]
