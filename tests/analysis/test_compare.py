@@ -22,12 +22,13 @@ from multigate.analysis.comparison import Comparison, open_comparison, remembere
 from multigate.analysis.inspection import inspect_model
 from multigate.analysis.relatedness import relatedness
 from multigate.analysis.subject import find_subject
+from multigate.assembly import build_model
 from multigate.batch import Batch
 from multigate.bundle import ROWS
 from multigate.calibration import Curve
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
-from multigate.data.prepared import prepare
+from multigate.data.prepared import Prepared, prepare
 from multigate.data.rows import join, pick_tasks
 from multigate.errors import ExperimentError, RunError
 from multigate.evaluate import forward, scores, spaces
@@ -36,6 +37,7 @@ from multigate.metrics import auc
 from multigate.run import strict
 from multigate.schema import Number, Output, Schema, Task
 from multigate.sharing import STRUCTURES, MMoE, Sharing, known_as
+from multigate.training.checkpoint import load_weights
 from multigate.training.cohort import Cohort
 from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted
@@ -237,6 +239,46 @@ def test_a_conditional_alone_learns_from_the_rows_where_its_parent_is_one(
     reached = scored.known[:, 0]
     assert row["buy|click/auc"] == auc(scored.logits[reached, 0], scored.labels[reached, 0])
     assert row["buy|click/auc"] != row["buy/auc"]
+
+
+def test_a_conditional_alone_is_scored_by_the_weights_of_all_others(tmp_path: Path) -> None:
+    """Purchases are known beside unknown clicks, which count once, and on some clicked rows, which count more."""
+    tables = {}
+    for seed, part in enumerate(("train", "valid", "test")):
+        draw = np.random.default_rng(seed)
+        x, z = draw.normal(size=(2, 1500))
+        click = draw.random(1500) < 0.7
+        buy = click & (draw.random(1500) < 0.6)
+        pay = buy & (draw.random(1500) < 1 / (1 + np.exp(z - x)))
+        untold = draw.random(1500) < 0.4
+        late = click & ~untold & (draw.random(1500) < 0.7)
+        masks = {"click": (click, untold), "buy": (buy, late), "pay": (pay, late)}
+        labels = {name: pa.array(found.astype(int), mask=mask) for name, (found, mask) in masks.items()}
+        tables[part] = pa.table({"x": x, "z": z} | labels)
+    tasks = (Task("click"), Task("buy", given="click"), Task("pay", given="buy"))
+    experiment = Experiment(
+        schema=Schema(features=[Number("x"), Number("z")], tasks=tasks),
+        **dict.fromkeys(tables, "told"),
+        sharing=MMoE(experts=2, hidden=(4,)),
+        epochs=1,
+    )
+    compare(experiment, tmp_path, structures=("single_task",), seeds=1, boosting=False, tables=tables, quiet=True)
+    part = Prepared(tmp_path / "prepared").test
+    assert part is not None
+    rows = join(list(part.batches(10_000)))
+    bought = rows.known[:, 2] & rows.known[:, 1] & (rows.labels[:, 1] == 1)
+    assert len(rows.weights[bought, 2].unique()) == 2
+
+    reached = Prepared(tmp_path / "reached").encoder
+    row = open_comparison(tmp_path).rows[0]
+    budget = multiply_adds(experiment.sharing, experiment, reached)
+    alone = within_budget(STRUCTURES["single_task"](), budget, experiment, reached, [2])
+    model = build_model(experiment.with_(sharing=alone), reached, [2])
+    model.load_state_dict(load_weights(tmp_path / "runs/single_task-0/pay/given/best.safetensors", torch.device("cpu")))
+    logits = forward(model, [pick_tasks(rows, [2])], torch.device("cpu")).logits[bought, 0]
+    told = auc(logits, rows.labels[bought, 2], rows.weights[bought, 2])
+    assert row["pay|buy/auc"] == pytest.approx(told, abs=1e-9)
+    assert abs(auc(logits, rows.labels[bought, 2]) - told) > 1e-4, "that the weights make a difference"
 
 
 TIME = ("seconds", "rows_per_second")

@@ -343,10 +343,12 @@ def _fit(
         fits = [fit(experiments[0], prepared, folders[0], device=device, report=report, tasks=places, resume=True)]
     else:
         fits = fit_cohort(experiments, prepared, folders, checkpoint, device=device, report=report, tasks=places)
-    part = prepared.test or prepared.valid
+    parts = [(one.test or one.valid).batches for one in (prepared, ground.prepared)]
     results = []
     for fitted in fits:
-        batches = (pick_tasks(batch, chosen) for batch in part.batches(ROWS))
+        # rows of a conditional alone do not tell what its labels weigh, which hangs on all of the chain
+        both = zip(*(batches(ROWS) for batches in parts), strict=True)
+        batches = (pick_tasks(rows._replace(weights=all_of_it.weights), chosen) for rows, all_of_it in both)
         found = spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen)
         metrics = scores(found)
         results.append((fitted, metrics, unscored(found, metrics)))
