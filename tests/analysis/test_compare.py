@@ -241,6 +241,19 @@ def test_a_conditional_alone_learns_from_the_rows_where_its_parent_is_one(
     assert row["buy|click/auc"] != row["buy/auc"]
 
 
+def of_conditional(folder: Path, experiment: Experiment, place: int) -> tuple[Batch, np.ndarray]:
+    """All test rows, and logits (R,) of the model of the conditional of the task at a place."""
+    part, reached = Prepared(folder / "prepared").test, Prepared(folder / "reached").encoder
+    assert part is not None
+    rows, name = join(list(part.batches(10_000))), experiment.schema.task_names[place]
+    budget = multiply_adds(experiment.sharing, experiment, reached)
+    structure = within_budget(STRUCTURES["single_task"](), budget, experiment, reached, [place])
+    model = build_model(experiment.with_(sharing=structure), reached, [place])
+    weights = folder / f"runs/single_task-0/{name}/given/best.safetensors"
+    model.load_state_dict(load_weights(weights, torch.device("cpu")))
+    return rows, forward(model, [pick_tasks(rows, [place])], torch.device("cpu")).logits[:, 0]
+
+
 def test_a_conditional_alone_is_scored_by_the_weights_of_all_others(tmp_path: Path) -> None:
     """Purchases are known beside unknown clicks, which count once, and on some clicked rows, which count more."""
     tables = {}
@@ -263,22 +276,38 @@ def test_a_conditional_alone_is_scored_by_the_weights_of_all_others(tmp_path: Pa
         epochs=1,
     )
     compare(experiment, tmp_path, structures=("single_task",), seeds=1, boosting=False, tables=tables, quiet=True)
-    part = Prepared(tmp_path / "prepared").test
-    assert part is not None
-    rows = join(list(part.batches(10_000)))
+    rows, logits = of_conditional(tmp_path, experiment, 2)
     bought = rows.known[:, 2] & rows.known[:, 1] & (rows.labels[:, 1] == 1)
     assert len(rows.weights[bought, 2].unique()) == 2
+    told = auc(logits[bought], rows.labels[bought, 2], rows.weights[bought, 2])
+    assert open_comparison(tmp_path).rows[0]["pay|buy/auc"] == pytest.approx(told, abs=1e-9)
+    assert abs(auc(logits[bought], rows.labels[bought, 2]) - told) > 1e-4, "that the weights make a difference"
 
-    reached = Prepared(tmp_path / "reached").encoder
-    row = open_comparison(tmp_path).rows[0]
-    budget = multiply_adds(experiment.sharing, experiment, reached)
-    alone = within_budget(STRUCTURES["single_task"](), budget, experiment, reached, [2])
-    model = build_model(experiment.with_(sharing=alone), reached, [2])
-    model.load_state_dict(load_weights(tmp_path / "runs/single_task-0/pay/given/best.safetensors", torch.device("cpu")))
-    logits = forward(model, [pick_tasks(rows, [2])], torch.device("cpu")).logits[bought, 0]
-    told = auc(logits, rows.labels[bought, 2], rows.weights[bought, 2])
-    assert row["pay|buy/auc"] == pytest.approx(told, abs=1e-9)
-    assert abs(auc(logits, rows.labels[bought, 2]) - told) > 1e-4, "that the weights make a difference"
+
+def test_a_conditional_alone_is_scored_on_the_rows_of_all_others(tmp_path: Path) -> None:
+    """Purchases that nobody saw are unknown to the chain, though the table tells of them."""
+    tables = {}
+    for seed, part in enumerate(("train", "valid", "test")):
+        draw = np.random.default_rng(seed)
+        x = draw.normal(size=800)
+        seen, buy = draw.random((2, 800)) < 0.5
+        pay = buy & ((x > 0) == seen)  # all the other way round where nobody saw it
+        labels = {name: found.astype(int) for name, found in {"seen": seen, "buy": buy, "pay": pay}.items()}
+        tables[part] = pa.table({"x": x} | labels)
+    experiment = Experiment(
+        schema=Schema(
+            features=[Number("x")], tasks=(Task("seen"), Task("buy", where="seen"), Task("pay", given="buy"))
+        ),
+        **dict.fromkeys(tables, "told"),
+        sharing=MMoE(experts=2, hidden=(4,)),
+        epochs=1,
+    )
+    compare(experiment, tmp_path, structures=("single_task",), seeds=1, boosting=False, tables=tables, quiet=True)
+    rows, logits = of_conditional(tmp_path, experiment, 2)
+    seen, bought = (np.array(tables["test"][name]) == 1 for name in ("seen", "buy"))
+    told, every = (auc(logits[those], rows.labels[those, 2]) for those in (seen & bought, bought))
+    assert open_comparison(tmp_path).rows[0]["pay|buy/auc"] == pytest.approx(told, abs=1e-9)
+    assert abs(every - told) > 1e-2, "that the rows make a difference"
 
 
 TIME = ("seconds", "rows_per_second")

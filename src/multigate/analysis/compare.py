@@ -31,6 +31,7 @@ from multigate.analysis.comparison import (
     read_result,
     remembered,
 )
+from multigate.batch import Batch
 from multigate.bundle import ROWS
 from multigate.data.prepared import Prepared
 from multigate.data.rows import join, pick_tasks
@@ -343,16 +344,24 @@ def _fit(
         fits = [fit(experiments[0], prepared, folders[0], device=device, report=report, tasks=places, resume=True)]
     else:
         fits = fit_cohort(experiments, prepared, folders, checkpoint, device=device, report=report, tasks=places)
-    parts = [(one.test or one.valid).batches for one in (prepared, ground.prepared)]
     results = []
     for fitted in fits:
-        # rows of a conditional alone do not tell what its labels weigh, which hangs on all of the chain
-        both = zip(*(batches(ROWS) for batches in parts), strict=True)
-        batches = (pick_tasks(rows._replace(weights=all_of_it.weights), chosen) for rows, all_of_it in both)
+        batches = (pick_tasks(batch, chosen) for batch in _scored_rows(ground, reached=prepared is ground.reached))
         found = spaces(schema, prepared.encoder, forward(fitted.model, batches, device), chosen)
         metrics = scores(found)
         results.append((fitted, metrics, unscored(found, metrics)))
     return results
+
+
+def _scored_rows(ground: Ground, *, reached: bool) -> Iterator[Batch]:
+    """The rows to compare on; with ``reached`` children are known there as their conditionals are by all others, on
+    rows whose parent is known and 1, and with the same weights, which hang on all of the chain."""
+    parents = [(at, parent) for at, parent in enumerate(ground.experiment.schema.parents()) if parent is not None]
+    for batch in (ground.prepared.test or ground.prepared.valid).batches(ROWS):
+        known = batch.known.clone()
+        for child, parent in parents if reached else ():
+            known[:, child] &= batch.known[:, parent] & (batch.labels[:, parent] == 1)
+        yield batch._replace(known=known)
 
 
 def _reached(experiment: Experiment) -> Experiment:
