@@ -189,6 +189,20 @@ def test_other_rows_are_refused_in_one_sentence(linear, columns, message):
     assert "\n" not in str(caught.value)
 
 
+def test_models_that_make_up_for_unknown_labels_in_another_way_are_refused(linear):
+    """Whichever came first would say what labels count, and which of the two is better."""
+    columns = table()
+    late = np.random.default_rng(1).random(600) < 0.5
+    clicked, bought = np.array(columns["click"]), np.array(columns["buy"])
+    columns["buy"] = [None if gone else bool(one) for one, gone in zip(bought, clicked & late, strict=True)]
+    plain = SCHEMA.with_(tasks=(Task("click"), Task("buy"), *TASKS[2:]))
+    one, other = linear(SCHEMA, columns, GOOD), linear(plain, columns, NOISY)
+    for pair in ((one, other), (other, one)):
+        with pytest.raises(MultigateError, match="task 'buy' that are known make up for unknown ones in another way"):
+            paired_differences(*pair)
+    assert paired_differences(linear(SCHEMA, table(), GOOD), linear(plain, table(), NOISY)), "where all are known"
+
+
 def test_models_without_a_common_task_and_subjects_without_rows_are_refused(linear):
     one, other = (linear(SCHEMA.only([name]), table(), GOOD) for name in ("click", "watch"))
     with pytest.raises(MultigateError, match="no task in common"):

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigate.analysis.subject import Subject
+from multigate.data.missingness import weights_of
 from multigate.errors import DataError
 from multigate.evaluate import Array, Scored, spaces
 from multigate.metrics import paired_bootstrap, score_task
@@ -35,7 +36,8 @@ def paired_differences(a: Subject, b: Subject, *, replicates: int = 200, seed: i
     Both models are scored on the same drawn rows (whole groups where there are groups), so that what makes rows hard
     for either cancels. The interval tells how the difference depends on the rows, not on the seeds of the trainings.
 
-    Raises ``DataError`` where the models share no task, or the subjects differ in rows, labels, weights or groups.
+    Raises ``DataError`` where the models share no task, or the subjects differ in rows, labels, weights or groups, or
+    in what known labels count for unknown ones.
     """
     if not a.count or a.count != b.count:
         raise _unpaired(a, b, f"they have {a.count:,} and {b.count:,} rows")
@@ -79,6 +81,11 @@ def _check_same_rows(a: Subject, b: Subject, scored_a: Scored, scored_b: Scored)
         rounding = 1e-6 * np.abs(one.values).max()
         same = np.isclose(one.values, other.values, rtol=1e-4, atol=rounding) & (one.weights == other.weights)
         _check_each_row(a, b, (one.known == other.known) & (same | ~one.known), f"label or weight of task {name!r}")
+        if not np.allclose(one.counts[one.known], other.counts[one.known]):
+            raise DataError(
+                f"{a.name} and {b.name} cannot be paired: labels of task {name!r} that are known make up for unknown "
+                "ones in another way, as its chain of 'given' is another; compare models with the same chain"
+            )
     _check_each_row(a, b, scored_a.groups == scored_b.groups, "group")
 
 
@@ -88,11 +95,12 @@ def _check_each_row(a: Subject, b: Subject, same: NDArray[np.bool_], what: str) 
 
 
 class _Labels(NamedTuple):
-    """Labels of one task in its own unit: kind and classes; values, weights and known (R,)."""
+    """Labels of one task in its own unit: kind and classes; values, weights, what they count in metrics, known (R,)."""
 
     meaning: tuple[str, ...]
     values: Array
     weights: Array
+    counts: Array
     known: NDArray[np.bool_]
 
 
@@ -101,7 +109,8 @@ def _labels(subject: Subject, scored: Scored, name: str) -> _Labels:
     encoder = subject.bundle.encoder
     values = encoder.decode(at, scored.labels[:, at])
     meaning = (encoder.layout.tasks[at].kind, *encoder.classes(at))
-    return _Labels(meaning, values, scored.weights[:, at], scored.known[:, at])
+    counts = weights_of(subject.bundle.schema, scored.labels, scored.known, scored.weights)
+    return _Labels(meaning, values, scored.weights[:, at], counts[:, at], scored.known[:, at])
 
 
 def _unpaired(a: Subject, b: Subject, why: str) -> DataError:
