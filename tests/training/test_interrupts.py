@@ -10,10 +10,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from multigate.datasets.feed import Feed, feed_schema, write_feed
 from multigate.experiment import Experiment
+from multigate.training.diverged import Diverged
+from multigate.training.fit import Fit
 from multigate.training.interrupts import Interrupted, handled, interruptible
+from multigate.training.loop import fit
+from multigate.training.progress import Reporter
+from multigate.training.same_rows import prepare_same
+from multigate.training.train import open_sources
 from processes import Stop, run
 
 PLACES = {
@@ -271,6 +278,49 @@ def test_a_signal_where_nothing_can_be_raised_is_not_lost(number: signal.Signals
     with pytest.raises(Interrupted, match="stopped; go on"), interruptible(lambda: "go on"):
         wait([Freed()])
     assert sys.unraisablehook is hook
+
+
+@pytest.mark.parametrize("ends", ["by who watches it", "by its loss", "by its predictions"])
+def test_a_signal_is_heard_where_the_training_then_ends_by_itself(
+    feed_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """A search would take such an end for the trial's, and go on with the next one."""
+    prepared = prepare_same(
+        feed_experiment, open_sources(feed_experiment, None), tmp_path, Reporter(quiet=True), fresh=True
+    )
+
+    class Ended(Exception):
+        pass
+
+    def watch(epoch: int, metrics: dict[str, float]) -> None:
+        if ends == "by who watches it":
+            signal.raise_signal(signal.SIGINT)
+            raise Ended
+
+    if ends != "by who watches it":
+        name = "step" if ends == "by its loss" else "evaluate"
+        undisturbed = getattr(Fit, name)
+
+        def disturbed(fitting: Fit, *given: Any) -> Any:
+            done = undisturbed(fitting, *given)
+            if fitting.step_done == len(fitting.loader):
+                signal.raise_signal(signal.SIGINT)
+                if name == "step":
+                    return done * float("nan")
+                raise Diverged("predictions are no longer numbers")
+            return done
+
+        monkeypatch.setattr(Fit, name, disturbed)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(Interrupted, match="stopped at step"):
+        fit(
+            feed_experiment,
+            prepared,
+            tmp_path / "run",
+            device=torch.device("cpu"),
+            report=Reporter(quiet=True),
+            watch=watch,
+        )
 
 
 def test_what_else_cannot_be_raised_is_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from multigate.run import METRICS
 from multigate.training.allocator import keep_freed_memory
 from multigate.training.board import Board
 from multigate.training.contention import Cores
-from multigate.training.diverged import diverged
+from multigate.training.diverged import Diverged, diverged
 from multigate.training.fit import CHECKPOINT, Fit
 from multigate.training.history import (
     entry_of,
@@ -112,8 +112,9 @@ def fit(
         opened, cores = False, Cores.of(threading.get_native_id())
         fitting.model.train()
         while not fitting.finished:
-            _run_epoch(fitting, report, interrupts, observe)
-            scored = fitting.evaluate()
+            with _heard(fitting, interrupts, Diverged):
+                _run_epoch(fitting, report, interrupts, observe)
+                scored = fitting.evaluate()
             if fitting.epoch == 0:
                 warn(fitting, report)
             entry = entry_of(fitting, scored)
@@ -129,7 +130,8 @@ def fit(
             report.detail(line_of(fitting, scored))
             tell_of_cores(cores, report)
             if watch is not None:
-                watch(fitting.epoch, scored)
+                with _heard(fitting, interrupts, Exception):
+                    watch(fitting.epoch, scored)
             if interrupts.asked:
                 raise fitting.stopped()
         fitting.finish()
@@ -140,6 +142,18 @@ def fit(
         rows = prepared.train.rows * fitting.step_done / len(fitting.loader)
         rows_per_second = rows / max(fitting.seconds, 1e-9)
         return Fitted(fitting.model, fitting.best, fitting.epoch, rows_per_second, fitting.seconds)
+
+
+@contextmanager
+def _heard(fitting: Fit, interrupts: Interrupts, end: type[Exception]) -> Iterator[None]:
+    """Where a signal asked to stop and the training then ends by itself, the signal counts: a search takes such an end
+    for that of a trial, and would go on with the next one."""
+    try:
+        yield
+    except end:
+        if interrupts.asked:
+            raise fitting.stopped() from None
+        raise
 
 
 def _tell_of_idle(fitting: Fit, report: Reporter) -> None:
