@@ -1040,3 +1040,30 @@ def test_a_stream_without_rows_is_told_of_by_who_reads_it(batches: int, tmp_path
         with pytest.raises(DataError, match="column names but no rows; give a table with at least one row"):
             list(open_table(tmp_path / "none.arrow").batches(columns))
     assert sum(batch.num_rows for batch in open_table(tmp_path).batches(["a"])) == 1, "beside one with rows"
+
+
+@pytest.mark.parametrize("change", ["appended to", "replaced", "removed and made anew", "another added", "nothing"])
+def test_files_that_change_between_the_first_batch_and_the_last_are_told(tmp_path: Path, change: str) -> None:
+    """By whoever reads them, such as for scores or predictions: rows of two tables would go together."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name in ("a.csv", "b.csv"):
+        write_csv(folder, "id,x\n" + "1,2\n" * 50, name)
+    batches = open_table(folder).batches(rows=50)
+    assert next(batches).num_rows == 50
+    match change:
+        case "appended to":
+            with (folder / "b.csv").open("a") as file:
+                file.write("3,4")
+        case "replaced":
+            write_csv(tmp_path, "id,x\n5,6\n", "b.csv").replace(folder / "b.csv")
+        case "removed and made anew":
+            (folder / "b.csv").unlink()
+            write_csv(folder, "id,x\n5,6\n", "b.csv")
+        case "another added":
+            write_csv(folder, "id,x\n7,8\n", "c.csv")
+    if change in ("another added", "nothing"):
+        assert sum(batch.num_rows for batch in batches) == 50
+        return
+    with pytest.raises(DataError, match="rows changed while it was read; go on once nothing writes to it"):
+        list(batches)

@@ -96,7 +96,8 @@ class Source:
         made null: for who reads it by its distinct values.
 
         Raises:
-            DataError: a column that is not there, a file that is damaged, or a CSV value that does not convert.
+            DataError: a column that is not there, a file that is damaged, a CSV value that does not convert, or, after
+                the last batch, files that were written to meanwhile.
         """
         there = {field.name: field for field in self.schema}
         for name in self.schema.names if columns is None else columns:
@@ -128,6 +129,7 @@ class Source:
             some = some or first > 1
         if not some:  # a stream, of which nothing tells before
             raise self._empty()
+        self.check_unchanged()  # or rows of two tables would go together
 
 
 def open_table(data: Any, types: Mapping[str, str] = {}, trained: Mapping[str, str] = {}) -> Source:
