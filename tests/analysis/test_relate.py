@@ -300,6 +300,8 @@ def test_auxiliary_tasks_count_and_tables_are_shared(feed_experiment: Experiment
         ({"seeds": True}, "seeds=True: relating wants one at least, a whole number"),
         ({"seeds": "2"}, "seeds='2': relating wants one at least, a whole number"),
         ({"pairs": "y+z"}, r"two tasks each, such as .*found 'y'"),
+        ({"structures": ""}, "wants one structure at least"),
+        ({"structures": []}, "wants one structure at least"),
         ({"pairs": [("click", "buy", "like")]}, "two tasks each"),
     ],
 )

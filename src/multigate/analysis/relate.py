@@ -76,6 +76,8 @@ def relate(
             f"{gates[0]!r}, whose use is 'gate'; leave 'use' out"
         )
     tried = _structures(listed(structures), experiment)
+    if train and not tried:
+        raise ExperimentError("relating wants one structure at least; name some, such as shared_bottom and mmoe")
     (beside,) = _structures([side_by_side], experiment).values()
     names = experiment.schema.task_names
     if isinstance(seeds, bool) or not isinstance(seeds, Integral) or seeds < 1:
