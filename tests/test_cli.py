@@ -247,6 +247,17 @@ def test_a_working_folder_that_was_removed_is_told(tmp_path: Path) -> None:
     assert done.stderr == "error: the folder that this command was started in was removed; cd to one that is there\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_working_folder_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
+    """There a training ended in a traceback when it wrote its bundle."""
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    command = [sys.executable, "-m", "multigate", "train", "x.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {str(folder)!a} holds bytes that are not UTF-8; rename it, or choose another name\n"
+
+
 def test_progress_without_standard_error_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with Reporter() as report:

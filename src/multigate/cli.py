@@ -509,13 +509,15 @@ def _field_meant(words: Sequence[str]) -> str | None:
 
 
 def _check_folder() -> None:
-    """Raise ``RunError`` where the working folder was removed: torch's libraries end the process there."""
+    """Raise ``RunError`` where the working folder was removed: torch's libraries end the process there. And
+    ``DataError`` where its name is no text: a training would end when it writes its bundle."""
     from multigate.errors import RunError
 
     try:
-        os.getcwd()
+        folder = os.getcwd()
     except FileNotFoundError:
         raise RunError("the folder that this command was started in was removed; cd to one that is there") from None
+    _check_words([folder])
 
 
 def _open_closed_streams() -> None:

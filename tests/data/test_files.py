@@ -6,6 +6,7 @@ import datetime as dt
 import gzip
 import os
 import random
+import sys
 import uuid
 from collections.abc import Callable
 from decimal import Decimal
@@ -1067,3 +1068,15 @@ def test_files_that_change_between_the_first_batch_and_the_last_are_told(tmp_pat
         return
     with pytest.raises(DataError, match="rows changed while it was read; go on once nothing writes to it"):
         list(batches)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.csv.gz", "a.jsonl", "a.arrow"])
+@pytest.mark.parametrize("given", ["itself", "its folder", "a glob"])
+def test_a_file_whose_name_is_no_text_is_told_by_it(tmp_path: Path, name: str, given: str) -> None:
+    """Arrow takes no such name: a whole file was called damaged, or it ended in a traceback."""
+    path = tmp_path / f"caf\udce9-{name}"
+    path.write_bytes(b"x")
+    table = {"itself": path, "its folder": tmp_path, "a glob": str(tmp_path / "*.*")}[given]
+    with pytest.raises(DataError, match=r"caf\\udce9-a.* holds bytes that are not UTF-8; rename it"):
+        open_table(table)
