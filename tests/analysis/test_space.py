@@ -79,6 +79,7 @@ def test_values_are_read_as_they_are_meant(key: str, written: object, wanted: ob
         ({"epochs": "8"}, "two or more"),
         ({"epochs": "8..4"}, "the lower end first"),
         ({"epochs": "a..4"}, "between two numbers"),
+        ({"epochs": "1..99999999999999999999"}, "ends at 9,007,199,254,740,992; found 1 to 1e"),
         ({"epochs": (1, 2, 3)}, "two numbers"),
         ({"epochs": 8}, r"a list of values, a range \(low, high\), or text .*found 8"),
         ({"epochs": np.array(8)}, r"a list of values, a range .*found array\(8\)"),

@@ -12,6 +12,10 @@ Point = dict[str, Value]
 """A value for every setting."""
 
 
+EXACT = 2**53
+"""Whole numbers up to this are exact, as ends of a range and in a table of the trials."""
+
+
 class Range(Options):
     """Numbers from ``low`` to ``high``, both included."""
 
@@ -27,6 +31,8 @@ class Range(Options):
             raise ValueError(f"a range goes up, and from above 0 with 'log'; found {self.low:g} to {self.high:g}")
         if self.whole and not (self.low.is_integer() and self.high.is_integer()):
             raise ValueError(f"a range of whole numbers has whole ends; found {self.low:g} to {self.high:g}")
+        if self.whole and max(-self.low, self.high) > EXACT:
+            raise ValueError(f"a range of whole numbers ends at {EXACT:,}; found {self.low:g} to {self.high:g}")
         return self
 
     def at(self, part: float) -> Value:
