@@ -447,8 +447,7 @@ def main() -> None:
     try:
         with handled(signal.default_int_handler):
             try:
-                _check_words(sys.argv[1:])
-                _check_folder()
+                _check_paths(sys.argv[1:])
                 app()
             finally:
                 sys.stdout.flush()
@@ -465,15 +464,6 @@ def main() -> None:
         except OSError:  # or Python would try again when it ends, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
-
-
-def _check_words(words: Sequence[str]) -> None:
-    """Raise ``DataError`` where a word is no text: neither Arrow nor YAML can have such a path."""
-    from multigate.errors import DataError
-
-    for word in words:
-        if not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
-            raise DataError(f"{word!a} holds bytes that are not UTF-8; rename it, or choose another name")
 
 
 def _command_meant(words: Sequence[str]) -> str | None:
@@ -508,16 +498,15 @@ def _field_meant(words: Sequence[str]) -> str | None:
     return None
 
 
-def _check_folder() -> None:
+def _check_paths(words: Sequence[str]) -> None:
     """Raise ``RunError`` where the working folder was removed: torch's libraries end the process there. And
-    ``DataError`` where its name is no text: a training would end when it writes its bundle."""
-    from multigate.errors import RunError
+    ``DataError`` where it or a word is no text: a training would end when it writes its bundle."""
+    from multigate.errors import RunError, check_text
 
     try:
-        folder = os.getcwd()
+        check_text([*words, os.getcwd()])
     except FileNotFoundError:
         raise RunError("the folder that this command was started in was removed; cd to one that is there") from None
-    _check_words([folder])
 
 
 def _open_closed_streams() -> None:

@@ -52,6 +52,13 @@ def nearest(name: str, choices: Iterable[str], *, told: str = "valid names") -> 
     return f"{told}: {shown}{', ...' if len(valid) > 12 else ''}" if valid else "there are none"
 
 
+def check_text(names: Iterable[str]) -> None:
+    """Raise ``DataError`` where a path holds bytes that are no text: neither Arrow nor YAML can have it."""
+    for name in names:
+        if not name.isascii() and any("\ud800" <= one <= "\udfff" for one in name):
+            raise DataError(f"{name!a} holds bytes that are not UTF-8; rename it, or choose another name")
+
+
 def one_line(error: Exception) -> str:
     """What an error says, in one line of 300 characters at most."""
     text = str(error) if isinstance(error, UnicodeError) else "; ".join(str(one) for one in error.args)

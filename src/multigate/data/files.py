@@ -20,7 +20,7 @@ from multigate.data.memory import Memory, content_hash, in_memory, plain_table
 from multigate.data.parquet_file import ParquetFile
 from multigate.data.partition import Keys, Part, keys_of, partitioned
 from multigate.data.types import common_type, converts, is_text, parse_type, type_name, value_type
-from multigate.errors import DataError, nearest
+from multigate.errors import DataError, check_text, nearest
 
 KINDS = {
     "Parquet": (".parquet", ".pq", ".parq"),
@@ -151,7 +151,7 @@ def open_table(data: Any, types: Mapping[str, str] = {}, trained: Mapping[str, s
         given = [data] if isinstance(data, str | Path) else list(data)
         found = {one: _found(str(one)) for one in given}
         paths = [path for one in given for path in found[one]]
-        _check_names_are_text(paths)
+        check_text(map(str, paths))
         keys = [keys_of(path) for path in paths]
         frozen = {column: parse_type(text) for column, text in types.items()}
         files = [_part(path, frozen, {column: parse_type(text) for column, text in trained.items()}) for path in paths]
@@ -259,13 +259,6 @@ def _found(given: str) -> list[Path]:
     raise DataError(
         f"there is no {given}: folder {missing.parent} has no {missing.name!r}; {nearest(missing.name, names)}"
     )
-
-
-def _check_names_are_text(paths: Sequence[Path]) -> None:
-    """Raise ``DataError`` where a name holds bytes that are no text: Arrow takes none."""
-    for path in map(str, paths):
-        if not path.isascii() and any("\ud800" <= one <= "\udfff" for one in path):
-            raise DataError(f"{path!a} holds bytes that are not UTF-8; rename it, or name the other files by a glob")
 
 
 def _stamped(paths: Sequence[Path]) -> str:
