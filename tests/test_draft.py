@@ -235,6 +235,21 @@ def test_labels_with_classes_that_are_none_are_told(tmp_path: Path, values: list
     assert "bought" not in draft(path, [Task("bought", kind="multiclass")]).partition("\nschema:\n")[0]
 
 
+@pytest.mark.parametrize("repeated", [30, 31])
+def test_classes_that_mostly_have_a_single_row_are_told(tmp_path: Path, repeated: int) -> None:
+    """As names and free text have, from which nothing can be learnt."""
+    names = [f"name {i}" for i in range(30)] + [f"repeated {i}" for i in range(repeated)] * 9
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": np.arange(len(names)) % 13, "owner": names}), path)
+    head = draft(path, ["owner"]).partition("\nschema:\n")[0]
+    assert "#   owner:" not in head
+    pq.write_table(pa.table({"x": np.arange(len(names) + 2) % 13, "owner": [*names, "a", "b"]}), path)
+    head = draft(path, ["owner"]).partition("\nschema:\n")[0]
+    told = f"#   owner: 32 of its {32 + repeated} classes have a single row, from which nothing is learnt; group them,"
+    assert told in head
+    assert "#   owner:" not in draft(path, [Task("owner", kind="multiclass")]).partition("\nschema:\n")[0]
+
+
 def test_labels_of_too_many_classes_say_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"x": np.arange(3000) % 13, "amount": [f"{i}.5 EUR" for i in range(3000)]}), path)

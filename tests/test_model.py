@@ -8,7 +8,7 @@ import torch
 
 from multigate.batch import BagIds, IdColumn, Layout, NumberColumn, TaskColumn, output_columns
 from multigate.errors import ExperimentError
-from multigate.model import Model, Tower
+from multigate.model import Heads, Model, Tower
 from multigate.nn.embed import Embedding
 from multigate.schema import Risk
 from multigate.sharing import STRUCTURES, MMoE, Shared, SharedBottom, SingleTask, Structure
@@ -128,8 +128,8 @@ def test_output_columns_follow_the_tasks() -> None:
 
 @pytest.mark.parametrize("name", [name for name, kind in STRUCTURES.items() if not kind.conditional])
 def test_multiply_adds_are_counted_by_torch_too(name: str) -> None:
-    """All matmuls of one more row, among many, but the numbers' own embedding; the heads are a product and a sum, not a
-    matmul."""
+    """All matmuls of one more row, among many, but the numbers' own embedding; the heads of one output each are a
+    product and a sum, not a matmul."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = build(STRUCTURES[name]()).eval()
@@ -140,7 +140,33 @@ def test_multiply_adds_are_counted_by_torch_too(name: str) -> None:
         return counter.get_total_flops() // 2
 
     embedding = math.prod(model.embed.embedded_numbers[0].weight.shape)
-    assert model.multiply_adds() == counted(4001) - counted(4000) - embedding + model.heads.weight.numel()
+    heads = sum(task.outputs == 1 for task in LAYOUT.tasks) * model.towers.d_out
+    assert model.multiply_adds() == counted(4001) - counted(4000) - embedding + heads
+
+
+@pytest.mark.parametrize("outputs", [(4,), (3, 3), (1, 4, 4, 1, 1, 2), (1, 1)])
+@pytest.mark.parametrize("last", [False, True])
+def test_heads_are_a_linear_map_of_each_tower(outputs: tuple[int, ...], last: bool) -> None:
+    """And so are their gradients, wherever the batch lies."""
+    kinds = ("binary" if many == 1 else "multiclass" for many in outputs)
+    tasks = [TaskColumn(name=f"t{i}", kind=kind, outputs=outputs[i]) for i, kind in enumerate(kinds)]
+    heads = Heads(tasks, [None] * len(tasks), 5).double()
+    towers = torch.randn(7, len(outputs), 5, dtype=torch.float64)
+    if last:
+        towers = towers.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    spans = output_columns(tasks)
+
+    def plain(towers: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        one_each = (towers[:, i] @ weight[start:end].T + bias[start:end] for i, (start, end) in enumerate(spans))
+        return torch.cat([*one_each], dim=1)
+
+    given = (towers.requires_grad_(), heads.weight, heads.bias)
+    torch.testing.assert_close(heads(towers), plain(*given))
+    pull = torch.randn(7, sum(outputs), dtype=torch.float64)
+    found, wanted = (torch.autograd.grad(made, given, pull) for made in (heads(towers), plain(*given)))
+    torch.testing.assert_close(found, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert heads.float()(towers.bfloat16()).dtype == torch.float32, "logits are not rounded"
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

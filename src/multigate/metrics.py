@@ -410,9 +410,11 @@ def _group_aucs(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, weights
 
 
 def _one_vs_rest(logits: ArrayLike, labels: ArrayLike) -> Iterable[_Curve]:
-    logits = np.asarray(logits)
+    """Of each class that a label has: others have no AUC. Of no rows that of the first class."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
     largest, log_total = _log_sums(logits)
-    return (_Curve(_floats(one) - largest - log_total, np.asarray(labels) == k) for k, one in enumerate(logits.T))
+    found = np.unique(labels).astype(np.intp) if len(labels) else [0]
+    return (_Curve(_floats(logits[:, k]) - largest - log_total, labels == k) for k in found)
 
 
 def _macro(aucs: list[Floats]) -> Floats:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from multigate.errors import ExperimentError
 from multigate.nn.chance import chance
 from multigate.nn.eager import multiplied_in
 from multigate.nn.embed import Embed, Embedding, OwnEmbeds
-from multigate.nn.layout import lies_last
+from multigate.nn.layout import lies_last, neighbours
 from multigate.nn.parallel import ParallelMLP
 from multigate.options import Options
 from multigate.schema import BIAS, Risk
@@ -224,25 +225,45 @@ class Heads(nn.Module):
     The bias starts at the base rate of the training rows, so that training starts from calibrated predictions.
     """
 
-    owner: Tensor
-
     def __init__(self, tasks: Sequence[TaskColumn], parents: Sequence[int | None], d_in: int) -> None:
         super().__init__()
-        owner = [i for i, task in enumerate(tasks) for _ in range(task.outputs)]
-        self.outputs = len(owner)
+        self.outputs = sum(task.outputs for task in tasks)
+        self.alike = [(len([*some]), outputs) for outputs, some in groupby(task.outputs for task in tasks)]
+        """So many neighbouring tasks with so many outputs each, which have one product."""
+        self.one_each = self.outputs == len(tasks)
         bound = 1 / math.sqrt(max(d_in, 1))
         self.weight = nn.Parameter(torch.empty(self.outputs, d_in).uniform_(-bound, bound))
         start = [value for i in range(len(tasks)) for value in _base_logits(tasks, parents, i)]
         self.bias = nn.Parameter(torch.tensor(start, dtype=torch.float32))
-        self.one_each = self.outputs == len(tasks)
-        self.register_buffer("owner", torch.tensor(owner), persistent=False)
 
     def forward(self, towers: Tensor) -> Tensor:
-        if not self.one_each:
-            towers = towers.index_select(1, self.owner)
-        if lies_last(towers):
-            return (towers.permute(1, 2, 0) * self.weight.unsqueeze(2)).sum(1).t() + self.bias
-        return (towers * self.weight).sum(-1) + self.bias
+        if self.one_each:
+            return _one_each(towers, self.weight) + self.bias
+        task, output, made = 0, 0, []
+        for n, outputs in self.alike:
+            some, of_some = neighbours(towers, task, task + n), slice(output, output + n * outputs)
+            weight, bias = self.weight[of_some], self.bias[of_some]
+            made.append(_one_each(some, weight) + bias if outputs == 1 else _several_each(some, weight, bias))
+            task, output = task + n, of_some.stop
+        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+
+
+def _one_each(towers: Tensor, weight: Tensor) -> Tensor:
+    """(B, n, H), a row of the weight (n, H) each -> (B, n)."""
+    if lies_last(towers):
+        return (towers.permute(1, 2, 0) * weight.unsqueeze(2)).sum(1).t()
+    return (towers * weight).sum(-1)
+
+
+def _several_each(towers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(B, n, H), m / n rows of the weight (m, H) each -> (B, m), in the weight's precision, as one output each is.
+
+    Classes lie last: thousands of them are compared row by row.
+    """
+    n, width = towers.shape[1:]
+    with torch.autocast(towers.device.type, enabled=False):
+        rows, each = towers.to(weight.dtype).transpose(0, 1), weight.view(n, -1, width).transpose(1, 2)
+        return torch.baddbmm(bias.view(n, 1, -1), rows, each).transpose(0, 1).flatten(1)
 
 
 class Bias(nn.Module):

@@ -73,22 +73,21 @@ class Objective(nn.Module):
             if self.binary:
                 losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
             else:
-                losses = torch.stack([self._one(t, logits, labels) for t in range(len(self.kinds))], dim=1)
+                outputs = torch.split(logits, [end - start for start, end in self.spans], dim=1)
+                losses = torch.stack([self._one(t, outputs[t], labels[:, t]) for t in range(len(self.kinds))], dim=1)
             # labels are 0 where unknown, so losses are finite there and the product is exactly zero
             counted = (losses * (weights * known)).sum(0)
             if self.risks and conditionals is not None:
                 counted = counted + self._risks(logits, conditionals.float(), imputed, labels, known, weights)
             return counted / (self.rates * max(labels.shape[0], 1))
 
-    def _one(self, t: int, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses (B,) of one task."""
-        start, end = self.spans[t]
-        label = labels[:, t]
+    def _one(self, t: int, outputs: Tensor, label: Tensor) -> Tensor:
+        """Losses (B,) of one task, of its outputs (B, o) and label (B,)."""
         if self.kinds[t] == "binary":
-            return functional.binary_cross_entropy_with_logits(logits[:, start], label, reduction="none")
+            return functional.binary_cross_entropy_with_logits(outputs[:, 0], label, reduction="none")
         if self.kinds[t] == "regression":
-            return (logits[:, start] - label).square()
-        return functional.cross_entropy(logits[:, start:end], label.long(), reduction="none")
+            return (outputs[:, 0] - label).square()
+        return functional.cross_entropy(outputs, label.long(), reduction="none")
 
     def _risks(
         self,

@@ -32,6 +32,7 @@ PAIRS = {
     "conflict, unlike lengths": ([3.0, 0.0, 1.0], [-0.5, 0.2, 0.3]),
     "agreement": ([1.0, 0.2], [0.8, 0.9]),
     "one inside the other": ([4.0, 0.0], [1.0, 0.3]),
+    "one a thousand times as long": ([1.0, 0.0], [-2e-4, 1e-3]),
 }
 MANY = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -163,7 +164,7 @@ def test_gradvac_turns_gradients_to_their_usual_cosines() -> None:
     assert any(torch.allclose(step, one, atol=1e-4) for one in possible)
 
 
-@pytest.mark.parametrize("name", ["conflict", "conflict, unlike lengths", "agreement"])
+@pytest.mark.parametrize("name", ["conflict", "conflict, unlike lengths", "agreement", "one a thousand times as long"])
 @pytest.mark.parametrize("c", [0.0, 0.2, 0.7])
 def test_cagrad_of_two_is_the_best_of_all_steps_in_its_ball(name: str, c: float) -> None:
     """The dual over the segment of two gradients, by looking at 20,001 points of it (Liu et al. 2021, Algorithm 1)."""

@@ -21,7 +21,7 @@ def chance(experiment: Experiment, metrics: dict[str, float]) -> float:
 def constants(experiment: Experiment, prepared: Prepared) -> list[Space]:
     """What there is to score where all validation rows are predicted to be the mean of their labels."""
     schema, layout = experiment.schema, prepared.layout
-    batches = list(prepared.valid.sample(ROWS, experiment.valid_rows))
+    batches = list(prepared.looked_at(ROWS, experiment.valid_rows))
     labels, known, weights, groups = (
         np.concatenate([getattr(batch, name).numpy() for batch in batches])
         for name in ("labels", "known", "weights", "groups")

@@ -9,7 +9,7 @@ from multigate.balance.gramian import Array, GramianBalance, nonnegative
 
 STEPS = 50
 STATIONARY = 100
-"""Where some mixture of the gradients is shorter than a gradient by this factor, no direction helps all tasks."""
+"""Where some mixture of the gradients is shorter than each of them by this factor, no direction helps all tasks."""
 
 
 class CAGrad(GramianBalance):
@@ -36,4 +36,5 @@ class CAGrad(GramianBalance):
             if np.abs(v - before).max() < 1e-9:
                 break
         radius = self.c * np.sqrt(max(square, 0))  # |sum_i v_i g_i|
-        return np.ones(n) if v.sum() > STATIONARY * radius else 1 + n * v
+        shortest = np.sqrt(gramian.diagonal().min())
+        return np.ones(n) if shortest * v.sum() > STATIONARY * radius else 1 + n * v

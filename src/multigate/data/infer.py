@@ -278,7 +278,7 @@ def _too_low(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -> It
 
 def _doubtful(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -> Iterator[Note]:
     """Labels of classes that nobody declared, some of which are none more often than not: a number beside 0 and 1 that
-    stands for unknown or is a sum, many whole numbers, a class spelled in two ways, a word for missing."""
+    stands for unknown or is a sum, many whole numbers, single rows, a class spelled in two ways, a word for missing."""
     for asked, task in zip(wanted, labels, strict=True):
         if {"kind", "classes"} & asked.model_fields_set or task.kind != "multiclass":
             continue
@@ -293,6 +293,14 @@ def _doubtful(wanted: Sequence[Task], labels: Sequence[Task], seen: Survey) -> I
                 task.source,
                 f"holds {len(task.classes)} whole numbers, a class each, whose order is not learnt; set kind: "
                 "regression if they count or measure",
+            )
+            continue
+        alone = sum(count == 1 for count in (column.counts or {}).values())
+        if 2 * alone > len(task.classes):
+            yield Note(
+                task.source,
+                f"{alone:,} of its {len(task.classes):,} classes have a single row, from which nothing is learnt; "
+                "group them, or choose another label",
             )
             continue
         spelled: dict[str, list[str]] = {}

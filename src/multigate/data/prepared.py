@@ -40,6 +40,8 @@ MANIFEST = "manifest.json"
 """What says which rows a folder holds, and that they are whole."""
 KEPT = 1 << 30
 """Bytes that a training table may take on disk from the fit to the encoding; a larger one is parsed twice."""
+OUTPUTS = 1 << 27
+"""Outputs of the validation rows that are held at once, at most: 512 MB."""
 
 
 class Table(Protocol):
@@ -130,6 +132,12 @@ class Prepared:
     @property
     def test(self) -> Part | None:
         return self.parts.get("test")
+
+    def looked_at(self, size: int, most: int) -> Iterator[Batch]:
+        """Validation rows to score after an epoch, ``size`` at a time: at most about ``most``, and as many as have
+        2^27 outputs, or those of thousands of classes would take all memory."""
+        outputs = sum(task.outputs for task in self.layout.tasks)
+        return self.valid.sample(size, min(most, max(1, OUTPUTS // outputs)))
 
 
 def open_prepared(folder: Path) -> Prepared | None:

@@ -164,7 +164,7 @@ class Fit:
 
     def validation(self) -> Iterator[Batch]:
         """The validation rows that are looked at after an epoch."""
-        looked_at = self.prepared.valid.sample(ROWS, self.experiment.valid_rows)
+        looked_at = self.prepared.looked_at(ROWS, self.experiment.valid_rows)
         return (pick_tasks(batch, self.tasks) for batch in looked_at)
 
     def evaluate(self, scored: Scored | None = None) -> dict[str, float]:

@@ -21,8 +21,8 @@ from multigate.schema import Schema
 
 Floats = NDArray[np.float64]
 
-LOOKED_AT = 1 << 16
-"""About how many rows' predictions are added up, at most."""
+LOOKED_AT, OUTPUTS = 1 << 16, 1 << 25
+"""About how many rows' predictions are added up, and how many outputs they have, at most."""
 MOST_CLASSES = 100
 """Of more the levels stay as they are: seldom ones are told by too few rows."""
 FURTHEST = 1.0
@@ -42,19 +42,22 @@ def match_totals(
     labels of one class, or of more than 100 classes stay as they are, and so do regressions through ``log1p``, of which
     the mean logarithm tells no total.
     """
-    seen = forward(model, (pick_tasks(batch, places) for batch in _drawn(rows)), device)
     spans, parents = output_columns(columns), schema.parents()
-    outputs, share = seen.conditionals.astype(np.float64), len(seen.labels) / rows.rows
+    looked_at = min(LOOKED_AT, max(1, OUTPUTS // spans[-1][1]))
+    seen = forward(model, (pick_tasks(batch, places) for batch in _drawn(rows, looked_at)), device)
+    share = len(seen.labels) / rows.rows
     reached: dict[int, Floats] = {}
-    shifts = np.zeros(outputs.shape[1])
+    shifts = np.zeros(spans[-1][1])
     for at in schema.order():
         task, (start, end), parent = schema.tasks[at], spans[at], parents[at]
-        own, labels = outputs[:, start:end], seen.labels[:, at, None].astype(np.float64)
+        if end - start > MOST_CLASSES:
+            continue
+        own, labels = seen.conditionals[:, start:end].astype(np.float64), seen.labels[:, at, None].astype(np.float64)
         above = np.ones(len(own)) if parent is None else reached[parent]
         counts = np.where(seen.known[:, at], seen.weights[:, at], 0).astype(np.float64)
         wanted = _mean_labels(rows, places[at], columns[at])
         logarithm = task.kind == "regression" and task.transform == "log1p"
-        level = task.weight > 0 and end - start <= MOST_CLASSES and not logarithm
+        level = task.weight > 0 and not logarithm
         if level and counts.any() and wanted is not None:
             counts /= counts.sum()
             if task.kind == "multiclass":
@@ -73,13 +76,14 @@ def match_totals(
         model.heads.bias.add_(torch.from_numpy(shifts).to(model.heads.bias))
 
 
-def _drawn(rows: Part) -> Iterator[Batch]:
-    """Rows drawn at random, the same each time: those side by side in a table are often of one user, shop or day."""
+def _drawn(rows: Part, most: int) -> Iterator[Batch]:
+    """About ``most`` rows, drawn at random, the same each time: those side by side in a table are often of one user,
+    shop or day."""
     draw = np.random.default_rng(0)
     for shard in rows.shards:
         drawn = shard
-        if rows.rows > LOOKED_AT:
-            many = math.ceil(shard.rows * LOOKED_AT / rows.rows)
+        if rows.rows > most:
+            many = math.ceil(shard.rows * most / rows.rows)
             drawn = pick(shard, torch.from_numpy(np.sort(draw.choice(shard.rows, many, replace=False))))
         yield from cuts(drawn, ROWS)
 
