@@ -53,6 +53,8 @@ class NumberColumn(Options):
     """That of the feature: shared, gate or bias:<task>."""
     of_vector: bool = False
     """Whether it is one of a vector's."""
+    flag: str = ""
+    """The name that it has in common with the neighbours whose flag for being missing is one; its own where empty."""
 
 
 class IdColumn(Options):

@@ -2,6 +2,7 @@ import datetime as dt
 import decimal
 import json
 import math
+import shutil
 import time
 import uuid
 
@@ -245,8 +246,28 @@ def test_vectors_are_columns_of_their_own():
         assert found[:, 1].nan_to_num(9).tolist() == pytest.approx([-1, 9, 1, 9], abs=1e-6)
         assert [column.feature for column in encoder.layout.numbers] == ["v[0]", "v[1]", "x"]
         assert [column.of_vector for column in encoder.layout.numbers] == [True, True, False]
+        assert [column.flag for column in encoder.layout.numbers] == ["v", "v", ""]
     with pytest.raises(DataError, match="column 'v', row 1: wanted 2 numbers in a list, found 3"):
         encoder.columns(batch_of(v=[[1.0, 2.0, 3.0]], x=[1]), labels=False, first_row=0)
+
+
+def test_vectors_of_encoders_written_before_keep_a_flag_for_each_number(tmp_path):
+    """Models beside them have weights for those, and so do models that go on from theirs."""
+    encoder = fit((Vector("v", size=2),), columns={"v": [[1.0, 2.0], [3.0, 5.0]]})
+    encoder.save(tmp_path / "new")
+    assert Encoder.load(tmp_path / "new").fingerprint == encoder.fingerprint
+    content = json.loads((tmp_path / "new" / "encoder.json").read_text())
+    del content["flags_apart"]
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    (tmp_path / "old" / "encoder.json").write_text(json.dumps(content))
+    old = Encoder.load(tmp_path / "old")
+    assert [column.flag for column in old.layout.numbers] == ["", ""]
+    assert old.fingerprint != encoder.fingerprint
+    old.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "encoder.json").read_text()) == content
+    for base in (old, encoder):
+        grown = base.grown(base.schema, [batch_of(v=[[9.0, 9.0], [1.0, 2.0]], y=[1, 0])])
+        assert [column.flag for column in grown.layout.numbers] == [column.flag for column in base.layout.numbers]
 
 
 # ---- time and bags

@@ -101,6 +101,20 @@ def test_dropout_is_on_all_but_the_values_of_numbers(drop_numbers: bool, tables:
     assert torch.equal(lost, ~(always | zero))
 
 
+def test_a_vector_has_one_flag_for_the_share_of_it_that_is_missing() -> None:
+    """And numbers beside it their own; two vectors side by side have two."""
+    names = {"a": "", "v[0]": "v", "v[1]": "v", "w[0]": "w", "w[1]": "w", "w[2]": "w", "w[3]": "w", "b": "", "c": ""}
+    numbers = tuple(NumberColumn(feature=name, of_vector=bool(flag), flag=flag) for name, flag in names.items())
+    embed = Embed(LAYOUT.with_(numbers=numbers, categories=(), bags=(), tables={}), Embedding(dropout=0.0)).eval()
+    cells = torch.arange(9.0).repeat(3, 1)
+    cells[1, 1:3], cells[2, 3], cells[2, 8], cells[0, 0] = math.nan, math.nan, math.nan, math.nan
+    x = embed(cells, torch.empty(3, 0, dtype=torch.int32))
+    assert embed.d_out == x.shape[1] == 9 + 5
+    assert torch.equal(x[:, :9], cells.nan_to_num(0))
+    assert x[:, 9:].tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0.25, 0, 1]]
+    assert embed.origins == (*range(9), 0, 1, 3, 7, 8)
+
+
 def dropped(many: int, rate: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
     """ids (B, C) of few values; what a layout makes of them without dropout, and with it; (B, C, dim)."""
     sizes = {f"c{i}": 3 + i for i in range(8)}

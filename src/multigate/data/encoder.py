@@ -240,7 +240,10 @@ class Encoder:
                         tables[name] = FIRST + len(self._values[feature.name])
                 case Vector():
                     names = [f"{feature.name}[{at}]" for at in range(feature.size)]
-                    numbers.extend(NumberColumn(feature=name, use=feature.use, of_vector=True) for name in names)
+                    flag = "" if self.fitted.flags_apart else feature.name
+                    numbers.extend(
+                        NumberColumn(feature=name, use=feature.use, of_vector=True, flag=flag) for name in names
+                    )
                 case Time():
                     for part in feature.parts:
                         name = f"{feature.name}:{part}"
@@ -341,6 +344,7 @@ class Encoder:
 
     @property
     def _content(self) -> dict[str, Any]:
+        vectors = any(isinstance(one, Vector) for one in self.schema.features)
         return {
             "format": FORMAT,
             "rows": self.rows,
@@ -351,6 +355,7 @@ class Encoder:
             "values": {name: list(values) for name, values in self.fitted.values.items()},
             "tables": sorted(self.fitted.vocabularies),
             "tasks": [one.model_dump(mode="json") for one in self.stats],
+            **({"flags_apart": False} if vectors and not self.fitted.flags_apart else {}),
         }
 
     def save(self, folder: Path) -> None:
@@ -401,6 +406,7 @@ class Encoder:
                 values={name: tuple(values) for name, values in content["values"].items()},
                 vocabularies=vocabularies,
                 tasks=tuple(LabelStats.model_validate(one) for one in content["tasks"]),
+                flags_apart=content.get("flags_apart", True),
             ),
         )
         scales, numbers = len(encoder.fitted.scales), len(encoder.layout.numbers)

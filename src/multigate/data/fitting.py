@@ -45,6 +45,8 @@ class Fitted(NamedTuple):
     vocabularies: dict[str, Vocabulary]
     """By embedding table."""
     tasks: tuple[LabelStats, ...]
+    flags_apart: bool = False
+    """Whether each number of a vector has a flag for being missing, in place of one for all, as it once had."""
 
 
 class Fit:
@@ -123,7 +125,8 @@ class Fit:
             for at, transform in enumerate(self._transforms)
         ]  # fmt: skip
         edges, embeddings, own = self._embeddings(scales)
-        return Fitted(self._rows, tuple(scales), edges, embeddings, own, vocabularies, stats)
+        apart = self._base is not None and self._base.flags_apart
+        return Fitted(self._rows, tuple(scales), edges, embeddings, own, vocabularies, stats, apart)
 
     def _ranked(self, at: int) -> Scale:
         knots, scores = fit_ranks(self._sample.column(at))

@@ -1,7 +1,8 @@
 """From encoded columns to x (B, D), or (B, n, D): embedding tables, numbers and their embeddings, side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from itertools import groupby
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -41,8 +42,8 @@ class Embedding(Options):
 class Embed(nn.Module):
     """numbers (B, N), categories (B, C), bags -> x (B, D), of the columns with one ``use``.
 
-    x holds, in this order: the numbers (missing as 0), their missing indicators, embeddings of the numbers, of the
-    categories, and the mean embedding of each bag.
+    x holds, in this order: the numbers (missing as 0), their missing indicators (of a vector, the share of it that is
+    missing), embeddings of the numbers, of the categories, and the mean embedding of each bag.
     """
 
     spared: Tensor | None
@@ -52,6 +53,7 @@ class Embed(nn.Module):
         self.pick = Pick(layout, use)
         layout = self.pick.layout
         self.numbers = len(layout.numbers)
+        self.flags = tuple(_flags(layout.numbers))
         self.embedded_numbers = nn.ModuleList(number_embeddings(layout.numbers, options.dim))
         self.tables = nn.ModuleDict()
         groups: dict[int, list[int]] = {}
@@ -71,20 +73,27 @@ class Embed(nn.Module):
         ]
         self.dropout = options.dropout
         kept = [not (options.drop_numbers or column.of_vector) for column in layout.numbers]
-        self.register_buffer("spared", torch.tensor([*kept, *kept]) if any(kept) else None, persistent=False)
+        kept += [kept[place] for place in self._flagged]
+        self.register_buffer("spared", torch.tensor(kept) if any(kept) else None, persistent=False)
         self.unseen = options.unseen
         self.d_out = (
-            2 * self.numbers
+            self.numbers
+            + len(self._flagged)
             + sum(part.d_out for part in self.embedded_numbers)  # type: ignore[misc]
             + sum(dim * len(columns) for dim, columns in groups.items())
             + sum(bag_dims)
         )
 
     @property
+    def _flagged(self) -> list[int]:
+        """The number, or the first of the numbers, that each flag for being missing is of."""
+        return [place for first, end, one in self.flags for place in range(first, first + 1 if one else end)]
+
+    @property
     def origins(self) -> tuple[int, ...]:
         """What each of the D columns of x is made of: a place among the layout's ``columns``."""
         numbers, categories, bags = self.pick.places
-        origins = [*numbers, *numbers]
+        origins = [*numbers, *(numbers[place] for place in self._flagged)]
         parts = [(part, numbers) for part in self.embedded_numbers] + [(part, categories) for part in self.categories]
         for part, places in parts:
             columns: list[int] = part.columns.tolist()  # type: ignore[operator]
@@ -116,8 +125,14 @@ class Embed(nn.Module):
     def _before(self, numbers: Tensor) -> list[Tensor]:
         missing = numbers.isnan()
         numbers = numbers.masked_fill(missing, 0.0)
-        before = [numbers, missing.to(numbers.dtype)] if self.numbers else []
+        before = [numbers, *self._flags(missing.to(numbers.dtype))] if self.numbers else []
         return before + [part(numbers) for part in self.embedded_numbers]
+
+    def _flags(self, missing: Tensor) -> list[Tensor]:
+        if len(self.flags) == 1 and not self.flags[0].one:
+            return [missing]
+        parts = [(missing[:, first:end], one) for first, end, one in self.flags]
+        return [part.mean(1, keepdim=True) if one else part for part, one in parts]
 
     def _embedded(self, ids: Tensor) -> list[Tensor]:
         return [part(ids, self.tables) for part in self.categories]
@@ -236,6 +251,21 @@ class Pick(nn.Module):
             return numbers, categories, bags
         numbers, categories = numbers.index_select(1, self.numbers), categories.index_select(1, self.categories)
         return numbers, categories, [bags[i] for i in self.bags]
+
+
+class Flags(NamedTuple):
+    """Numbers ``first`` to ``end``, without it, that have ``one`` flag for being missing, or one each."""
+
+    first: int
+    end: int
+    one: bool
+
+
+def _flags(columns: Sequence[NumberColumn]) -> Iterable[Flags]:
+    end = 0
+    for name, some in groupby(columns, lambda column: column.flag):
+        first, end = end, end + len([*some])
+        yield Flags(first, end, bool(name))
 
 
 def _places(columns: Sequence[NumberColumn | IdColumn], use: str) -> list[int]:
