@@ -96,12 +96,14 @@ def test_bags_and_columns_of_one_table_add_up() -> None:
     for one in (own, plain):
         column = one(torch.tensor([[1, 2], [2, 3]])).flatten(1)
         bag = one(torch.tensor([2, 2, 5]), torch.tensor([0, 2, 3]))
-        (column.square().sum() + bag.square().sum()).backward()
+        other = one(torch.tensor([5, 7, 7, 7, 1]), torch.tensor([0, 1, 5]))
+        (column.square().sum() + bag.square().sum() + other.pow(3).sum()).backward()
     (touched,) = optimizer.touched()
     assert touched is not None
-    assert touched.rows.tolist() == [1, 2, 3, 5]
+    assert touched.rows.tolist() == [1, 2, 3, 5, 7]
     assert plain.weight.grad is not None
     torch.testing.assert_close(touched.gradient, plain.weight.grad[touched.rows])
+    assert optimizer.touched() == [None], "they are taken once"
 
 
 def test_which_tables_are_large() -> None:

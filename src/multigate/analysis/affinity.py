@@ -91,8 +91,7 @@ def look(model: Model, objective: Objective, batch: Batch, rate: float) -> tuple
         )
         at_x.append(first.flatten())
         with torch.no_grad():
-            # added, not subtracted: gradients of large tables are sparse
-            moved = {name: p + -rate * gradient for (name, p), gradient in zip(shared.items(), rest, strict=True)}
+            moved = {name: p - rate * gradient for (name, p), gradient in zip(shared.items(), rest, strict=True)}
             outputs = functional_call(model, moved, (batch.numbers, batch.categories, batch.bags))
             after = _losses(outputs.logits, objective, batch)
             lookahead.append(1 - after / before.detach())  # 0 / 0 is NaN

@@ -169,7 +169,8 @@ class Embed(nn.Module):
             if columns:
                 assert isinstance(tables, StackedTables)
                 division = part.divided(columns, tables, place)
-                others, of_small = division.read(tables.weight, ids, self.training and tables.sparse, rate)
+                pulls = tables.pulls if self.training and tables.sparse else None
+                others, of_small = division.read(tables.weight, ids, rate, pulls)
                 dense.append(others.flatten(1))
                 runs += division.others.runs
                 looked_up.append(of_small)

@@ -11,7 +11,7 @@ from multigate.batch import IdColumn
 from multigate.nn.eager import eager, pays, watched
 from multigate.nn.lookups import small
 from multigate.nn.small_tables import Column, Division
-from multigate.nn.table_rows import Lookup, kernels_of, look_up
+from multigate.nn.table_rows import Lookup, Pull, Pulled, kernels_of, look_up
 
 
 class StackedTables(nn.Module):
@@ -28,7 +28,8 @@ class StackedTables(nn.Module):
         self.dim = dim
         self.weight = nn.Parameter(torch.randn(rows, dim).mul_(scale))
         self.sparse = False
-        """Whether gradients hold the rows of the batch alone, for an optimiser that moves no others."""
+        """Whether gradients are ``pulls`` of the rows of the batch, for an optimiser that moves no others."""
+        self.pulls: list[Pull] = []
 
     @torch.no_grad()
     def begin_with(self, old: "StackedTables") -> None:
@@ -43,14 +44,15 @@ class StackedTables(nn.Module):
 
         A bag is never empty: one without items holds the id of "missing".
         """
-        sparse = self.sparse and self.training
+        if self.sparse and self.training:
+            return Pulled.apply(self.weight, ids, offsets, self.pulls)  # type: ignore[no-untyped-call]
         if offsets is not None:
             return functional.embedding_bag(
-                ids, self.weight, offsets.to(ids.dtype), mode="mean", sparse=sparse, include_last_offset=True
+                ids, self.weight, offsets.to(ids.dtype), mode="mean", include_last_offset=True
             )
-        if self.training and not sparse and self.weight.device.type == "cpu":
+        if self.training and self.weight.device.type == "cpu":
             return Lookup.apply(self.weight, ids)  # type: ignore[no-untyped-call]
-        return functional.embedding(ids, self.weight, sparse=sparse)
+        return functional.embedding(ids, self.weight)
 
 
 class Categories(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 from multigate.nn.compiled import Columns, Lookups
 from multigate.nn.dropped_copies import Copies
 from multigate.nn.kernels import kernels
-from multigate.nn.table_rows import Divided, look_up
+from multigate.nn.table_rows import Divided, Pull, look_up
 
 Run = tuple[int, int]
 """Where neighbouring columns of x begin and end."""
@@ -93,16 +93,17 @@ class Division(NamedTuple):
             whole = not others and len(kept) == rows
             return cls(Side.of(small, dim, place), Side.of(others, dim, place), torch.tensor(kept), whole)
 
-    def read(self, weight: Tensor, ids: Tensor, sparse: bool, rate: float) -> tuple[Tensor, "Small"]:
+    def read(self, weight: Tensor, ids: Tensor, rate: float, pulls: list[Pull] | None) -> tuple[Tensor, "Small"]:
         """What the other columns read, (B, others, dim), and the small ones; ``Copies`` of them at a rate of dropout.
 
-        The gradient of the weight (rows, dim) is ``sparse`` or not.
+        The gradient of the weight (rows, dim) goes into ``pulls``, if given.
         """
         table, own = weight, self.small.ids(ids)
         others = weight.new_empty((len(ids), 0, weight.shape[1]))
-        if sparse or not self.whole:
+        if pulls is not None or not self.whole:
             rest, side = self.others.ids(ids), self.others
-            given = (rest, side.starts, side.owners, self.rows, self._seen(own) if sparse else None)
+            seen = None if pulls is None else self._seen(own)
+            given = (rest, side.starts, side.owners, self.rows, seen, pulls)
             read, table = Divided.apply(weight, *given)  # type: ignore[no-untyped-call]
             others = read if self.others.runs else others  # of no columns, nobody is to ask for a gradient
         if not rate:

@@ -1,7 +1,7 @@
 """Rows of embedding tables, and their gradients: by compiled code, or by torch's operators in a fraction of the time of
 its own gradient."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,19 +54,64 @@ class LookedUp(torch.autograd.Function):
         return _added_up_by(found, gradients[0], ids, starts, owners, ctx.rows), None, None, None
 
 
+class Pull(NamedTuple):
+    """A part of a table's gradient: that of its ``rows`` (V,), which may be there more than once, is that of ``which``
+    (V,) of some others (n, dim), or theirs in order."""
+
+    rows: Tensor
+    gradient: Tensor
+    which: Tensor | None = None
+
+
+class Pulled(torch.autograd.Function):
+    """Rows ids (B, C) of a table (rows, dim) -> (B, C, dim), or the means (B, dim) of bags of ids (V,) at ``offsets``
+    (B + 1,). The gradient of the table goes into ``pulls``, for what moves the rows of the batch alone.
+
+    As torch's own sparse one it would have a row for each item of a bag, and be copied for each reader of the table.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, offsets: Tensor | None, pulls: list[Pull]) -> Tensor:
+        ctx.save_for_backward(ids, offsets)
+        ctx.pulls = pulls
+        if offsets is None:
+            return functional.embedding(ids, weight)
+        return functional.embedding_bag(ids, weight, offsets.to(ids.dtype), mode="mean", include_last_offset=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        (ids, offsets), (gradient,) = ctx.saved_tensors, gradients
+        if offsets is None:
+            ctx.pulls.append(Pull(ids.flatten(), gradient.flatten(0, -2)))
+        else:
+            sizes = offsets.diff()
+            bags = torch.arange(len(sizes), dtype=torch.int32, device=ids.device)
+            which = bags.repeat_interleave(sizes, output_size=len(ids))
+            ctx.pulls.append(Pull(ids, gradient / sizes.unsqueeze(1), which))
+        return None, None, None, None
+
+
 class Divided(torch.autograd.Function):
     """``LookedUp``, with or without compiled code, and ``rows`` (V,) int64 of the table as one of their own (V, dim).
 
-    Both have one gradient of the table together. Where ``seen`` (V,) bool says which of these rows a batch reads, it is
-    sparse, and has those rows alone.
+    Both have one gradient of the table together. Where ``seen`` (V,) bool says which of these rows a batch reads, it
+    goes into ``pulls``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, ids: Tensor, starts: Tensor, owners: Tensor, rows: Tensor, seen: Tensor | None
+        ctx: Any,
+        weight: Tensor,
+        ids: Tensor,
+        starts: Tensor,
+        owners: Tensor,
+        rows: Tensor,
+        seen: Tensor | None,
+        pulls: list[Pull],
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(ids, starts, owners, rows, seen)
-        ctx.shape, found = weight.shape, kernels_of(ids)
+        ctx.pulls, ctx.many, found = pulls, len(weight), kernels_of(ids)
         read = functional.embedding(ids + starts, weight) if found is None else found.look_up(weight, ids, starts)
         return read, weight.index_select(0, rows)
 
@@ -76,17 +121,15 @@ class Divided(torch.autograd.Function):
         of_read, of_rows = gradients
         ids, starts, owners, rows, seen = ctx.saved_tensors
         if seen is not None:
-            places = torch.cat([(ids + starts).flatten(), rows[seen]]).unsqueeze(0)
-            values = torch.cat([of_read.flatten(0, 1), of_rows[seen]])
-            made = torch.sparse_coo_tensor(places, values, ctx.shape, check_invariants=False)
+            ctx.pulls += Pull((ids + starts).flatten(), of_read.flatten(0, 1)), Pull(rows[seen], of_rows[seen])
+            return None, None, None, None, None, None, None
+        found = kernels_of(ids)
+        if found is None:
+            made = _added_up(of_read, ids + starts, ctx.many)
         else:
-            found, many = kernels_of(ids), ctx.shape[0]
-            if found is None:
-                made = _added_up(of_read, ids + starts, many)
-            else:
-                made = _added_up_by(found, of_read, ids, starts, owners, many)
-            made.index_add_(0, rows, of_rows)
-        return made, None, None, None, None, None
+            made = _added_up_by(found, of_read, ids, starts, owners, ctx.many)
+        made.index_add_(0, rows, of_rows)
+        return made, None, None, None, None, None, None
 
 
 def kernels_of(ids: Tensor) -> Kernels | None:

@@ -11,6 +11,7 @@ from multigate.experiment import Optimizer
 from multigate.nn.compiled import Moments
 from multigate.nn.embedding_tables import StackedTables
 from multigate.nn.kernels import kernels_for
+from multigate.nn.table_rows import Pull
 from multigate.training.allocator import in_large_pages
 
 LARGE = 1 << 22
@@ -37,6 +38,7 @@ class TableOptimizer:
     """
 
     def __init__(self, tables: Sequence[StackedTables], options: Optimizer) -> None:
+        self.tables = tuple(tables)
         self.weights = [table.weight for table in tables]
         self.adam = options.embedding != "rowwise_adagrad"
         self.decay = options.decay
@@ -53,7 +55,7 @@ class TableOptimizer:
 
     def touched(self) -> list[Touched | None]:
         """Takes the gradients away from the tables; None where a batch has read nothing."""
-        return [_taken(weight) for weight in self.weights]
+        return [_taken(table) for table in self.tables]
 
     @torch.no_grad()
     def step(self, touched: Sequence[Touched | None], rate: float) -> None:
@@ -117,17 +119,31 @@ def large_tables(model: nn.Module, options: Optimizer) -> list[StackedTables]:
     return [] if options.embedding == "dense" else tables
 
 
-def _taken(weight: nn.Parameter) -> Touched | None:
-    """A sparse gradient with each row once."""
-    gradient, weight.grad = weight.grad, None
-    if gradient is None:
+def _taken(table: StackedTables) -> Touched | None:
+    """What pulls at the rows of a table, added up for each."""
+    pulls = list(table.pulls)
+    table.pulls.clear()
+    if not pulls:
         return None
-    ids, values = gradient._indices()[0], gradient._values()
-    if len(weight) <= torch.iinfo(torch.int32).max:
+    ids = torch.cat([pull.rows for pull in pulls])
+    if len(table.weight) <= torch.iinfo(torch.int32).max:
         ids = ids.int()  # sorted in half the time
     ids, order = torch.sort(ids, stable=True)
     starts = torch.cat((ids.new_ones(min(len(ids), 1), dtype=torch.bool), ids[1:] != ids[:-1])).nonzero().squeeze(1)
     ends = torch.cat((starts, starts.new_tensor([len(ids)])))
     # sums of neighbours in a table of gradients are what an embedding bag is
-    sums = functional.embedding_bag(order, values, ends, mode="sum", include_last_offset=True)
+    gradients = torch.cat([pull.gradient for pull in pulls])
+    if any(pull.which is not None for pull in pulls):
+        order = _places(pulls).index_select(0, order)
+    sums = functional.embedding_bag(order, gradients, ends, mode="sum", include_last_offset=True)
     return Touched(ids[starts].long(), sums)
+
+
+def _places(pulls: Sequence[Pull]) -> Tensor:
+    """Where the gradient of each row stands among those of all pulls."""
+    places, begin = [], 0
+    for rows, gradient, which in pulls:
+        own = torch.arange(len(rows), device=rows.device) if which is None else which
+        places.append(own + begin)
+        begin += len(gradient)
+    return torch.cat(places)
