@@ -47,6 +47,7 @@ PARTS = (
     Part("startup.py", ("--rounds", "3"), (*ONE, "--rows", "5000")),
     Part("train.py", ("--rounds", "3"), (*ONE, "--structures"), True),
     Part("train.py", ("--profile",), None, True),
+    Part("kinds.py", ("--rounds", "3"), (*ONE, "--kinds", "the same, a task of 1,000 classes", "a vector of 768")),
     Part(
         "wide.py",
         ("--rounds", "2", "--rows", "98304", "--ways", *SPARSE),
