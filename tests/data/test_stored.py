@@ -1,6 +1,8 @@
 """However a table is stored, its rows are prepared alike: against ids, numbers and labels counted in plain loops."""
 
 import math
+import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -225,6 +227,8 @@ def test_a_file_is_parsed_once(tmp_path, monkeypatch):
 
     def remove(stage, done, total):
         if (stage, done) == ("fit encoder", ROWS):
+            while any(thread.name == "multigate-ahead" for thread in threading.enumerate()):
+                time.sleep(0.001)  # until it was seen that nobody wrote to it while it was read
             path.rename(tmp_path / "aside")
         if (stage, done) == ("encode train", ROWS):
             (tmp_path / "aside").rename(path)

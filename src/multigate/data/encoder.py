@@ -161,7 +161,7 @@ class Encoder:
                     values, offsets = bags.column_ids(array, feature.separator, lookup, feature.source)
                     packed.append(BagIds(torch.from_numpy(values), torch.from_numpy(offsets)))
         if raw:
-            numbers |= zip(raw, self._scales.encode(np.stack(list(raw.values())), list(raw)), strict=True)
+            numbers |= zip(raw, self._scales.encode(list(raw.values()), list(raw)), strict=True)
         return Batch(
             rows_first([numbers[at] for at in range(len(numbers))]) if numbers else _nothing(rows, np.float32),
             rows_first(ids) if ids else _nothing(rows, np.int32),

@@ -17,6 +17,8 @@ from multigate.schema import Time, Vector
 
 PART_SIZES = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 
+TILE = 64
+"""Rows of vectors that are turned at a time."""
 _DAY = 86_400_000_000
 _ORDINAL = 719_163
 """Of 1970-01-01, as ``date.toordinal`` counts."""
@@ -56,13 +58,18 @@ def vector_column(array: pa.Array, feature: Vector) -> np.ndarray:
     wrong = np.flatnonzero(lengths != feature.size)
     if len(wrong):
         raise wrong_size(int(lengths[wrong[0]]), feature).error(feature.source, int(wrong[0]))
-    found = np.full((feature.size, len(array)), np.nan)
     try:
-        items = arrow.numbers(array.flatten(), feature.source)
+        items = arrow.numbers(array.flatten(), feature.source).reshape(-1, feature.size)
     except cells.ColumnError as error:
         row = None if error.row is None else int(np.flatnonzero(known)[error.row // feature.size])
         raise cells.ColumnError(error.column, error.why, row) from None
-    found[:, known] = items.reshape(-1, feature.size).T
+    if len(items) < len(array):
+        rows = np.full((len(array), feature.size), np.nan)
+        rows[known] = items
+        items = rows
+    found = np.empty((feature.size, len(array)))
+    for start in range(0, len(array), TILE):  # of all rows at once, what is written next is never in the cache
+        found[:, start : start + TILE] = items[start : start + TILE].T
     return found
 
 

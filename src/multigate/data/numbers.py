@@ -1,6 +1,6 @@
 """Number columns: what the training rows say of them, and how they are put on one scale."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import Literal
 
@@ -10,6 +10,8 @@ from multigate.options import Options
 
 BLOCK, BLOCK_VALUES = 65_536, 1 << 24
 """Rows that are summed together, fewer of a wide table: at most so many values."""
+TILE = 1 << 16
+"""Numbers that are worked on at a time."""
 SAMPLE, SAMPLE_VALUES = 200_000, 1 << 26
 """Rows of a sample, fewer of a wide table: at most so many values (512 MB)."""
 KNOTS = 1001
@@ -59,21 +61,30 @@ class Scales:
         np.minimum(np.maximum(x, -CLIP, out=x), CLIP, out=x)
         return x.astype(np.float32)
 
-    def encode(self, raw: np.ndarray, columns: Sequence[int] | None = None) -> np.ndarray:
-        """Raw (K, R) float64 of all columns, or of those at some places -> (K, R) float32, NaN where missing."""
+    def encode(self, raw: Sequence[np.ndarray] | np.ndarray, columns: Sequence[int] | None = None) -> np.ndarray:
+        """Raw numbers (R,) float64 of all columns, or of those at K places -> (K, R) float32, NaN where missing."""
         columns = range(len(self.scales)) if columns is None else columns
-        x = np.empty_like(raw)
-        for row, at in enumerate(columns):
-            if at in self._log:
-                x[row] = signed_log(raw[row])
-            elif at in self._ranked:
-                x[row] = self._ranked[at].scores_of(raw[row])
-            else:
-                x[row] = raw[row]
-        x -= self._mean[columns]
-        x /= self._sd[columns]
-        np.clip(x, -CLIP, CLIP, out=x)
-        return x.astype(np.float32)
+        rows = len(raw[0]) if len(raw) else 0
+        encoded = np.empty((len(columns), rows), np.float32)
+        for part in tiles(len(columns), rows):
+            x = np.empty((part.stop - part.start, rows))
+            for row, at in enumerate(columns[part], part.start):
+                if at in self._log:
+                    x[row - part.start] = signed_log(raw[row])
+                elif at in self._ranked:
+                    x[row - part.start] = self._ranked[at].scores_of(raw[row])
+                else:
+                    x[row - part.start] = raw[row]
+            x -= self._mean[columns[part]]
+            x /= self._sd[columns[part]]
+            encoded[part] = np.clip(x, -CLIP, CLIP, out=x)
+        return encoded
+
+
+def tiles(columns: int, rows: int) -> Iterator[slice]:
+    """Columns of so many rows, a few at a time: what is made of their numbers then stays in the processor's cache."""
+    many = max(1, TILE // max(rows, 1))
+    return (slice(first, min(first + many, columns)) for first in range(0, columns, many))
 
 
 def signed_log(x: np.ndarray) -> np.ndarray:
@@ -192,12 +203,13 @@ class Moments:
                 self._reduce()
 
     def _reduce(self) -> None:
-        block = self._block[:, : self._filled]
-        known = ~np.isnan(block)
-        count = known.sum(axis=1)
-        some = np.maximum(count, 1)
-        mean = np.where(known, block, 0.0).sum(axis=1) / some
-        squares = (np.where(known, block - mean[:, None], 0.0) ** 2).sum(axis=1)
+        count, mean, squares = (np.empty(len(self.count)) for _ in range(3))
+        for part in tiles(len(self.count), self._filled):
+            block = self._block[part, : self._filled]
+            known = ~np.isnan(block)
+            count[part] = known.sum(axis=1)
+            mean[part] = np.where(known, block, 0.0).sum(axis=1) / np.maximum(count[part], 1)
+            squares[part] = (np.where(known, block - mean[part, None], 0.0) ** 2).sum(axis=1)
         total = np.maximum(self.count + count, 1)
         step = mean - self.mean
         # Chan, Golub and LeVeque 1979
