@@ -19,13 +19,14 @@ from tied import Tied
 
 from multigate.balance import Fixed
 from multigate.bundle import load
+from multigate.data.fitting import Fit as Fitting
 from multigate.datasets.feed import Feed, write_feed
 from multigate.errors import BundleError, ExperimentError, RunError
 from multigate.evaluate import Monitor
 from multigate.experiment import Experiment
 from multigate.metrics import auc
 from multigate.run import METRICS, open_run, read_history
-from multigate.schema import Number, Schema, Task
+from multigate.schema import Number, Schema, Task, Vector
 from multigate.score import score_part, score_table
 from multigate.sharing import SharedBottom, Sharing
 from multigate.training.fit import CHECKPOINT, Fit
@@ -750,3 +751,19 @@ def test_what_is_of_ones_own_is_gone_on_with_from_python(
     with StopAt(5), pytest.raises(Interrupted) as told:
         train(feed_experiment.with_(**own), tmp_path / "run", quiet=True)
     assert str(told.value).endswith("go on with the same call of train and resume=True")
+
+
+def test_a_finished_run_of_older_vectors_gets_back_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number of theirs had a flag for being missing."""
+    rows = {"v": [[float(at), None] for at in range(40)], "click": [0, 1] * 20}
+    schema = Schema(features=[Vector("v", size=2)], tasks=[Task("click")])
+    experiment = Experiment(schema=schema, sharing=SharedBottom(hidden=(4,)), epochs=1)
+    finish = Fitting.finish
+    with monkeypatch.context() as older:
+        older.setattr(Fitting, "finish", lambda fit: finish(fit)._replace(flags_apart=True))
+        train(experiment, tmp_path / "run", tables={"train": rows}, quiet=True)
+    whole = contents(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    shutil.rmtree(tmp_path / "run" / "prepared")
+    train(experiment, tmp_path / "run", tables={"train": rows}, resume=True, quiet=True)
+    assert contents(tmp_path / "run") == whole

@@ -163,6 +163,7 @@ def prepare(
     base: Encoder | None = None,
     replace: bool = True,
     known: str | None = None,
+    encoder: str | None = None,
     shard_rows: int = SHARD,
 ) -> Prepared:
     """Fit the encoder on the training rows (or grow ``base`` by them), encode every row into ``folder``, and open it.
@@ -171,7 +172,8 @@ def prepare(
     from the same schema, split and tables is opened at once, unless files are missing; one prepared from others is
     replaced once the new one is whole, or, without ``replace``, refused. Files of another place or time are the same
     tables where their bytes are, which are read to know it. Where it is ``known`` which rows are wanted, by their
-    ``content``, others are refused, whether or not any are there.
+    ``content``, others are refused, whether or not any are there. ``encoder``: the fingerprint of the one that models
+    were trained with.
 
     Raises:
         DataError: a column or cell is not what the schema says, or a part has no rows.
@@ -181,7 +183,7 @@ def prepare(
     split = split.without(valid=valid is not None, test=test is not None)
     if valid is None and "valid" not in split.parts:
         raise DataError("the split leaves no valid rows: its valid is 0 and there is no valid table; give one of them")
-    recipe = _Recipe(schema, tables, split, base, shard_rows)
+    recipe = _Recipe(schema, tables, split, base, encoder, shard_rows)
     keys = {"key": recipe.key({name: table.fingerprint for name, table in tables.items()})}
     found = _manifest_in(folder)
     same = found is not None and found["key"] == keys["key"]
@@ -257,6 +259,7 @@ class _Recipe(NamedTuple):
     tables: Mapping[str, Table]
     split: Split
     base: Encoder | None
+    known: str | None
     shard_rows: int
 
     def key(self, tables: Mapping[str, str]) -> str:
@@ -274,13 +277,14 @@ class _Recipe(NamedTuple):
 
 def _write(recipe: _Recipe, folder: Path, kept: Kept, progress: Progress) -> dict[str, Any]:
     """Fit the encoder and encode all rows into a folder; what its manifest says of them."""
-    schema, tables, split, base, shard_rows = recipe
+    schema, tables, split, base, known, shard_rows = recipe
     splitter = split.resolve(tables["train"], schema)
     why = _why_empty(tables["train"], split, splitter)
     rows = _Rows(schema, tables["train"], splitter.columns, kept)
     training = _TrainingRows(rows, splitter, progress, why)
     with placed(tables["train"].name, training):
-        encoder = Encoder.fit(schema, training) if base is None else base.grown(schema, training)
+        fitted = Encoder.fit(schema, training) if base is None else base.grown(schema, training)
+    encoder = fitted.as_known(known)
     encoder.save(folder / "encoder")
     sources = {name: rows if name == "train" else _Rows(schema, table) for name, table in tables.items()}
     shard_rows = max(1, min(shard_rows, SHARD_BYTES // _row_bytes(encoder.layout)))

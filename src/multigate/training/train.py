@@ -173,7 +173,7 @@ def _prepared_again(
     start = _start(experiment)
     base = None if start is None else start.encoder
     sources = open_sources(experiment, tables)
-    prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=False)
+    prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=False, encoder=known)
     content = open_run(folder).summary.get("prepared")  # older ones do not tell
     if prepared.encoder.fingerprint != known or not (content is None or prepared.is_known_as(content)):
         remove(folder / PREPARED)
@@ -239,11 +239,12 @@ def prepare_sources(
     *,
     replace: bool = True,
     known: str | None = None,
+    encoder: str | None = None,
 ) -> Prepared:
     """The experiment's rows, split, encoded and on disk; reused where they are there already.
 
     Without ``replace`` rows that models were trained on already must still be those of the tables; which these are may
-    be ``known``, by their ``content``.
+    be ``known``, by their ``content``, and of which ``encoder``, by its fingerprint.
     """
     with disk_errors(folder):
         prepared = prepare(
@@ -257,6 +258,7 @@ def prepare_sources(
             base=base,
             replace=replace,
             known=known,
+            encoder=encoder,
         )
     for part, share in copies(prepared).items():
         advice = "keep them out of one of the two" if part in sources else "keep each row once in the table"
