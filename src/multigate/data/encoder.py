@@ -103,6 +103,8 @@ class Encoder:
 
     def as_known(self, fingerprint: str | None) -> "Encoder":
         """This one, or as older ones were, with a flag for each number of a vector, where that has the fingerprint."""
+        if fingerprint in (None, self.fingerprint):
+            return self
         apart = Encoder(self.schema, self.fitted._replace(flags_apart=True))
         return apart if fingerprint == apart.fingerprint else self
 
