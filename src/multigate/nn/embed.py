@@ -53,7 +53,7 @@ class Embed(nn.Module):
         self.pick = Pick(layout, use)
         layout = self.pick.layout
         self.numbers = len(layout.numbers)
-        self.flags = tuple(_flags(layout.numbers))
+        self.flags = tuple(_flags_of(layout.numbers))
         self.embedded_numbers = nn.ModuleList(number_embeddings(layout.numbers, options.dim))
         self.tables = nn.ModuleDict()
         groups: dict[int, list[int]] = {}
@@ -262,7 +262,7 @@ class Flags(NamedTuple):
     one: bool
 
 
-def _flags(columns: Sequence[NumberColumn]) -> Iterable[Flags]:
+def _flags_of(columns: Sequence[NumberColumn]) -> Iterable[Flags]:
     end = 0
     for name, some in groupby(columns, lambda column: column.flag):
         first, end = end, end + len([*some])
