@@ -53,8 +53,8 @@ class NumberColumn(Options):
     """That of the feature: shared, gate or bias:<task>."""
     of_vector: bool = False
     """Whether it is one of a vector's."""
-    flag: str = ""
-    """The name that it has in common with the neighbours whose flag for being missing is one; its own where empty."""
+    flag: str | None = ""
+    """None has no flag for being missing; empty has its own; a name has one with the neighbours of that name."""
 
 
 class IdColumn(Options):

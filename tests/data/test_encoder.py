@@ -246,14 +246,14 @@ def test_vectors_are_columns_of_their_own():
         assert found[:, 1].nan_to_num(9).tolist() == pytest.approx([-1, 9, 1, 9], abs=1e-6)
         assert [column.feature for column in encoder.layout.numbers] == ["v[0]", "v[1]", "x"]
         assert [column.of_vector for column in encoder.layout.numbers] == [True, True, False]
-        assert [column.flag for column in encoder.layout.numbers] == ["v", "v", ""]
+        assert [column.flag for column in encoder.layout.numbers] == ["v", "v", None]
     with pytest.raises(DataError, match="column 'v', row 1: wanted 2 numbers in a list, found 3"):
         encoder.columns(batch_of(v=[[1.0, 2.0, 3.0]], x=[1]), labels=False, first_row=0)
 
 
 def test_vectors_of_encoders_written_before_keep_a_flag_for_each_number(tmp_path):
     """Models beside them have weights for those, and so do models that go on from theirs."""
-    encoder = fit((Vector("v", size=2),), columns={"v": [[1.0, 2.0], [3.0, 5.0]]})
+    encoder = fit((Vector("v", size=2),), columns={"v": [[1.0, 2.0], [3.0, None]]})
     encoder.save(tmp_path / "new")
     assert Encoder.load(tmp_path / "new").fingerprint == encoder.fingerprint
     content = json.loads((tmp_path / "new" / "encoder.json").read_text())
@@ -268,6 +268,44 @@ def test_vectors_of_encoders_written_before_keep_a_flag_for_each_number(tmp_path
     for base in (old, encoder):
         grown = base.grown(base.schema, [batch_of(v=[[9.0, 9.0], [1.0, 2.0]], y=[1, 0])])
         assert [column.flag for column in grown.layout.numbers] == [column.flag for column in base.layout.numbers]
+
+
+def test_what_was_never_missing_has_no_flag_for_it(tmp_path):
+    """A flag that is 0 in every training row would have weights that nothing teaches. Biases are missing in training
+    whatever their column holds."""
+    features = (
+        Number("whole"), Number("gaps"), Number("far"), Vector("v", size=2), Vector("w", size=2),
+        Number("place", use="bias:y"),
+    )  # fmt: skip
+    columns = {"whole": [1, 2, 3], "gaps": [1, None, 3], "far": ["1", "1e300", "2"], "place": [1, 2, 3]}
+    columns |= {"v": [[1, 2], [3, 4], [5, 6]], "w": [[1, 2], [3, None], [5, 6]], "y": [0, 1, 0]}
+    encoder = fit(features, columns=columns)
+    wanted = {"whole": None, "gaps": "", "far": "", "v[0]": None, "v[1]": None, "w[0]": "w", "w[1]": "w", "place": ""}
+    assert {one.feature: one.flag for one in encoder.layout.numbers} == wanted
+    encoder.save(tmp_path)
+    assert Encoder.load(tmp_path).layout == encoder.layout
+    assert Encoder.load(tmp_path).fingerprint == encoder.fingerprint
+
+    gone = {name: pa.nulls(3) for name in ("whole", "v")}
+    later = batch_of(**(columns | gone))
+    grown = encoder.grown(encoder.schema, [later])
+    assert grown.layout == encoder.layout, "a model that goes on has the width it had"
+    assert grown.fitted.unflagged == {"whole": 3, "v": 3}
+    assert encoder.columns(later, labels=False).numbers[:, [0, 3, 4]].isnan().all()
+
+
+def test_numbers_of_encoders_written_before_all_have_a_flag(tmp_path):
+    encoder = fit((Number("x"), Number("z")), columns={"x": [1, 2, 3], "z": [1, None, 2], "y": [0, 1, 0]})
+    encoder.save(tmp_path)
+    content = json.loads((tmp_path / "encoder.json").read_text())
+    assert content.pop("flagged") == ["z"]
+    (tmp_path / "encoder.json").write_text(json.dumps(content))
+    old = Encoder.load(tmp_path)
+    assert [one.flag for one in old.layout.numbers] == ["", ""]
+    assert encoder.as_known(old.fingerprint).layout == old.layout
+    assert encoder.as_known("another") is encoder.as_known(None) is encoder
+    old.save(tmp_path)
+    assert json.loads((tmp_path / "encoder.json").read_text()) == content
 
 
 # ---- time and bags

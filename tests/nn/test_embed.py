@@ -115,6 +115,22 @@ def test_a_vector_has_one_flag_for_the_share_of_it_that_is_missing() -> None:
     assert embed.origins == (*range(9), 0, 1, 3, 7, 8)
 
 
+def test_numbers_that_were_never_missing_have_no_flag() -> None:
+    flags = {"a": None, "b": "", "v[0]": None, "v[1]": None, "c": "", "w[0]": "w", "w[1]": "w"}
+    numbers = tuple(NumberColumn(feature=name, of_vector="[" in name, flag=flag) for name, flag in flags.items())
+    cells = torch.arange(7.0).repeat(2, 1)
+    cells[0, :3], cells[1, 6] = math.nan, math.nan
+    for only, told in ((numbers, [[1, 0, 0], [0, 0, 0.5]]), (numbers[:1], [[], []]), (numbers[2:4], [[], []])):
+        embed = Embed(LAYOUT.with_(numbers=only, categories=(), bags=(), tables={}), Embedding(dropout=0.5))
+        first = numbers.index(only[0])
+        part = cells[:, first : first + len(only)]
+        x = embed.eval()(part, torch.empty(2, 0, dtype=torch.int32))
+        assert torch.equal(x[:, : len(only)], part.nan_to_num(0))
+        assert x[:, len(only) :].tolist() == told
+        assert embed.d_out == x.shape[1] == len(embed.origins)
+        assert embed.origins == (*range(len(only)), *((1, 4, 5) if only is numbers else ()))
+
+
 def dropped(many: int, rate: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
     """ids (B, C) of few values; what a layout makes of them without dropout, and with it; (B, C, dim)."""
     sizes = {f"c{i}": 3 + i for i in range(8)}

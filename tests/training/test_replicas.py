@@ -30,7 +30,7 @@ TASKS = (
     TaskColumn(name="size", kind="multiclass", outputs=3, class_rates=(0.5, 0.3, 0.2)),
 )
 LAYOUT = Layout(
-    numbers=(NumberColumn(feature="age"), NumberColumn(feature="time", embedding="periodic", dim=3)),
+    numbers=(NumberColumn(feature="age", flag=None), NumberColumn(feature="time", embedding="periodic", dim=3)),
     categories=(IdColumn(feature="user", table="user"), IdColumn(feature="shop", table="shop", dim=2)),
     bags=(IdColumn(feature="tags", table="tags"),),
     tables={"user": 9, "shop": 5, "tags": 7},

@@ -753,14 +753,17 @@ def test_what_is_of_ones_own_is_gone_on_with_from_python(
     assert str(told.value).endswith("go on with the same call of train and resume=True")
 
 
-def test_a_finished_run_of_older_vectors_gets_back_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each number of theirs had a flag for being missing."""
-    rows = {"v": [[float(at), None] for at in range(40)], "click": [0, 1] * 20}
-    schema = Schema(features=[Vector("v", size=2)], tasks=[Task("click")])
+@pytest.mark.parametrize("older", [{"flagged": None}, {"flagged": None, "flags_apart": True}])
+def test_a_finished_run_of_older_encoders_gets_back_its_rows(
+    older: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of their numbers had a flag for being missing, each number of a vector as well."""
+    rows = {"v": [[float(at), None] for at in range(40)], "x": list(range(40)), "click": [0, 1] * 20}
+    schema = Schema(features=[Vector("v", size=2), Number("x")], tasks=[Task("click")])
     experiment = Experiment(schema=schema, sharing=SharedBottom(hidden=(4,)), epochs=1)
     finish = Fitting.finish
-    with monkeypatch.context() as older:
-        older.setattr(Fitting, "finish", lambda fit: finish(fit)._replace(flags_apart=True))
+    with monkeypatch.context() as before:
+        before.setattr(Fitting, "finish", lambda fit: finish(fit)._replace(**older))
         train(experiment, tmp_path / "run", tables={"train": rows}, quiet=True)
     whole = contents(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "bundle")

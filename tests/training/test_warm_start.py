@@ -139,6 +139,25 @@ def test_interrupted_and_resumed_it_is_bit_equal(
     assert [entry["valid"] for entry in again.history] == [entry["valid"] for entry in run.history]
 
 
+def test_gaps_in_what_never_had_any_are_told(
+    late: Experiment, early: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a flag for being missing there is nothing that could learn from them."""
+    table = pq.read_table(early.experiment.train)
+    at = table.schema.names.index("age")
+    table = table.set_column(at, table.schema.field("age"), pc.fill_null(table["age"], 40))
+    first = train(early.experiment.with_(epochs=1), tmp_path / "first", tables={"train": table}, quiet=True)
+    capsys.readouterr()
+    second = train(late.with_(warm_start=str(first.folder)), tmp_path / "second", device="cpu")
+    gaps = pq.read_table(late.train)["age"].null_count
+    said = f"age is missing in {gaps} training rows, and was in none of those that {first.folder} was trained on"
+    lines = [line for line in capsys.readouterr().err.splitlines() if "is missing in" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(said)
+    flags = [{one.feature: one.flag for one in run.bundle().encoder.layout.numbers} for run in (first, second)]
+    assert flags[0] == flags[1] == {"price": "", "age": None}
+
+
 def test_rows_of_one_class_are_no_error_when_going_on(late: Experiment, early: Run, tmp_path: Path) -> None:
     table = pq.read_table(late.train)
     at = table.schema.names.index("like")

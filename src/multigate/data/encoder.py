@@ -102,11 +102,12 @@ class Encoder:
         return Encoder(schema, fit.finish())
 
     def as_known(self, fingerprint: str | None) -> "Encoder":
-        """This one, or as older ones were, with a flag for each number of a vector, where that has the fingerprint."""
+        """This one, or as older ones were, with more flags for being missing, where that has the fingerprint."""
         if fingerprint in (None, self.fingerprint):
             return self
-        apart = Encoder(self.schema, self.fitted._replace(flags_apart=True))
-        return apart if fingerprint == apart.fingerprint else self
+        of_all = self.fitted._replace(flagged=None)
+        older = (Encoder(self.schema, one) for one in (of_all, of_all._replace(flags_apart=True)))
+        return next((one for one in older if one.fingerprint == fingerprint), self)
 
     @property
     def rows(self) -> int:
@@ -247,7 +248,7 @@ class Encoder:
                         tables[name] = FIRST + len(self._values[feature.name])
                 case Vector():
                     names = [f"{feature.name}[{at}]" for at in range(feature.size)]
-                    flag = "" if self.fitted.flags_apart else feature.name
+                    flag = self._flag(feature)
                     numbers.extend(
                         NumberColumn(feature=name, use=feature.use, of_vector=True, flag=flag) for name in names
                     )
@@ -311,10 +312,19 @@ class Encoder:
 
     def _number_column(self, feature: Number) -> NumberColumn:
         kind = self.fitted.embeddings[feature.name]
+        flag = self._flag(feature)
         if kind == "bins":
-            return NumberColumn(feature=feature.name, use=feature.use)
+            return NumberColumn(feature=feature.name, use=feature.use, flag=flag)
         edges = self.fitted.edges[feature.name] if kind == "piecewise" else ()
-        return NumberColumn(feature=feature.name, embedding=kind, edges=edges, dim=feature.dim, use=feature.use)
+        return NumberColumn(
+            feature=feature.name, embedding=kind, edges=edges, dim=feature.dim, use=feature.use, flag=flag
+        )
+
+    def _flag(self, feature: Number | Vector) -> str | None:
+        """That of its ``NumberColumn``s."""
+        if self.fitted.flagged is not None and feature.name not in self.fitted.flagged:
+            return None
+        return feature.name if isinstance(feature, Vector) and not self.fitted.flags_apart else ""
 
     def _spell(self, column: str) -> cells.Spell | None:
         return cells.spelling(self.schema.types.get(column))
@@ -363,6 +373,7 @@ class Encoder:
             "tables": sorted(self.fitted.vocabularies),
             "tasks": [one.model_dump(mode="json") for one in self.stats],
             **({"flags_apart": False} if vectors and not self.fitted.flags_apart else {}),
+            **({} if self.fitted.flagged is None else {"flagged": list(self.fitted.flagged)}),
         }
 
     def save(self, folder: Path) -> None:
@@ -413,6 +424,7 @@ class Encoder:
                 values={name: tuple(values) for name, values in content["values"].items()},
                 vocabularies=vocabularies,
                 tasks=tuple(LabelStats.model_validate(one) for one in content["tasks"]),
+                flagged=None if content.get("flagged") is None else tuple(content["flagged"]),
                 flags_apart=content.get("flags_apart", True),
             ),
         )

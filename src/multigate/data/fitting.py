@@ -1,5 +1,7 @@
 """What an encoder learns from the training rows, in one pass."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -45,8 +47,12 @@ class Fitted(NamedTuple):
     vocabularies: dict[str, Vocabulary]
     """By embedding table."""
     tasks: tuple[LabelStats, ...]
+    flagged: tuple[str, ...] | None = None
+    """Number and vector features that have a flag for being missing: those that are, in training. None: all."""
     flags_apart: bool = False
-    """Whether each number of a vector has a flag for being missing, in place of one for all, as it once had."""
+    """Whether each number of a vector has a flag of its own, in place of one for all, as it once had."""
+    unflagged: Mapping[str, int] = MappingProxyType({})
+    """By feature without a flag: in how many of the later training rows it is missing. This is not saved."""
 
 
 class Fit:
@@ -116,17 +122,35 @@ class Fit:
             if self._base is not None:
                 vocabularies[table] = self._base.vocabularies[table].grown(vocabularies[table], feature.max_size)
         stats = self._labels.finish()
+        known, mean, sd = self._moments.finish()
+        missing = self._missing(known)
         if self._base is not None:
-            return self._base._replace(rows=self._rows, vocabularies=vocabularies, tasks=stats)
-        _, mean, sd = self._moments.finish()
+            flagged = self._base.flagged
+            gaps = {} if flagged is None else {name: one for name, one in missing.items() if name not in flagged}
+            return self._base._replace(rows=self._rows, vocabularies=vocabularies, tasks=stats, unflagged=gaps)
         scales = [
             self._ranked(at) if transform == "quantile" else
             Scale(transform=transform, mean=float(mean[at]), sd=float(sd[at]) or 1.0)
             for at, transform in enumerate(self._transforms)
         ]  # fmt: skip
         edges, embeddings, own = self._embeddings(scales)
-        apart = self._base is not None and self._base.flags_apart
-        return Fitted(self._rows, tuple(scales), edges, embeddings, own, vocabularies, stats, apart)
+        # biases are missing in a tenth of the rows in training, whatever the table holds
+        flagged = tuple(one.name for one in self._numeric if one.name in missing or one.biased is not None)
+        return Fitted(
+            self._rows, tuple(scales), edges, embeddings, own, vocabularies, stats,
+            flagged=None if len(flagged) == len(self._numeric) else flagged,
+        )  # fmt: skip
+
+    def _missing(self, known: np.ndarray) -> dict[str, int]:
+        """By feature with gaps: in how many rows it is missing, or the number of a vector that most often is."""
+        found: dict[str, int] = {}
+        at = 0
+        for feature in self._numeric:
+            size = feature.size if isinstance(feature, Vector) else 1
+            many = self._rows - int(known[at : at + size].min())
+            found |= {feature.name: many} if many else {}
+            at += size
+        return found
 
     def _ranked(self, at: int) -> Scale:
         knots, scores = fit_ranks(self._sample.column(at))

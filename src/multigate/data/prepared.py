@@ -305,6 +305,7 @@ def _write(recipe: _Recipe, folder: Path, kept: Kept, progress: Progress) -> dic
         "thresholds": splitter.thresholds,
         "followed": _told({name: one.followed.by_name(one.followed.shares()) for name, one in writers.items()}),
         "beside": _told({name: one.followed.by_name(one.followed.beside()) for name, one in writers.items()}),
+        "unflagged": dict(fitted.fitted.unflagged),
         "left_out": {table: one.left_out for table, one in encoder.fitted.vocabularies.items() if one.left_out},
         "labels": {one.name: {"known": one.known, "violations": one.violations} for one in encoder.stats},
     }

@@ -42,18 +42,24 @@ class Embedding(Options):
 class Embed(nn.Module):
     """numbers (B, N), categories (B, C), bags -> x (B, D), of the columns with one ``use``.
 
-    x holds, in this order: the numbers (missing as 0), their missing indicators (of a vector, the share of it that is
-    missing), embeddings of the numbers, of the categories, and the mean embedding of each bag.
+    x holds, in this order: the numbers (missing as 0), the missing indicators there are (of a vector, the share of it
+    that is missing), embeddings of the numbers, of the categories, and the mean embedding of each bag.
     """
 
     spared: Tensor | None
+    watched: Tensor
+    """The numbers that a flag for being missing is of, alone or with others."""
 
     def __init__(self, layout: Layout, options: Embedding, use: str = "shared") -> None:
         super().__init__()
         self.pick = Pick(layout, use)
         layout = self.pick.layout
         self.numbers = len(layout.numbers)
-        self.flags = tuple(_flags_of(layout.numbers))
+        watched = [i for i, column in enumerate(layout.numbers) if column.flag is not None]
+        self.register_buffer("watched", torch.tensor(watched, dtype=torch.int64), persistent=False)
+        self.flags = tuple(_flags_of([layout.numbers[i] for i in watched]))
+        self._flagged = tuple(watched[at] for one in self.flags for at in one.told)
+        """The number, or the first of the numbers, that each flag is of."""
         self.embedded_numbers = nn.ModuleList(number_embeddings(layout.numbers, options.dim))
         self.tables = nn.ModuleDict()
         groups: dict[int, list[int]] = {}
@@ -71,7 +77,6 @@ class Embed(nn.Module):
         self.bag_columns = [
             (str(dim), stacked[dim].start[bag.table]) for dim, bag in zip(bag_dims, layout.bags, strict=True)
         ]
-        self.dropout = options.dropout
         kept = [not (options.drop_numbers or column.of_vector) for column in layout.numbers]
         kept += [kept[place] for place in self._flagged]
         self.register_buffer("spared", torch.tensor(kept) if any(kept) else None, persistent=False)
@@ -83,11 +88,7 @@ class Embed(nn.Module):
             + sum(dim * len(columns) for dim, columns in groups.items())
             + sum(bag_dims)
         )
-
-    @property
-    def _flagged(self) -> list[int]:
-        """The number, or the first of the numbers, that each flag for being missing is of."""
-        return [place for first, end, one in self.flags for place in range(first, first + 1 if one else end)]
+        self.dropout = 0 if len(kept) == self.d_out and all(kept) else options.dropout
 
     @property
     def origins(self) -> tuple[int, ...]:
@@ -125,10 +126,15 @@ class Embed(nn.Module):
     def _before(self, numbers: Tensor) -> list[Tensor]:
         missing = numbers.isnan()
         numbers = numbers.masked_fill(missing, 0.0)
-        before = [numbers, *self._flags(missing.to(numbers.dtype))] if self.numbers else []
+        before = [numbers, *self._flags(missing, numbers.dtype)] if self.numbers else []
         return before + [part(numbers) for part in self.embedded_numbers]
 
-    def _flags(self, missing: Tensor) -> list[Tensor]:
+    def _flags(self, missing: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        if not self.flags:
+            return []
+        if len(self.watched) < self.numbers:
+            missing = missing.index_select(1, self.watched)
+        missing = missing.to(dtype)
         if len(self.flags) == 1 and not self.flags[0].one:
             return [missing]
         parts = [(missing[:, first:end], one) for first, end, one in self.flags]
@@ -255,11 +261,16 @@ class Pick(nn.Module):
 
 
 class Flags(NamedTuple):
-    """Numbers ``first`` to ``end``, without it, that have ``one`` flag for being missing, or one each."""
+    """Of those watched, ``first`` to ``end``, without it, that have ``one`` flag for being missing, or one each."""
 
     first: int
     end: int
     one: bool
+
+    @property
+    def told(self) -> range:
+        """One for each flag."""
+        return range(self.first, self.first + 1 if self.one else self.end)
 
 
 def _flags_of(columns: Sequence[NumberColumn]) -> Iterable[Flags]:

@@ -105,6 +105,11 @@ def _train(
     prepared = prepare_sources(experiment, sources, folder / PREPARED, report, base, replace=not begun, known=known)
     for table, many in prepared.manifest.get("left_out", {}).items():
         report.detail(f"{table}: {many:,} values are read as unseen (too rare, or beyond max_size)")
+    for name, many in prepared.manifest.get("unflagged", {}).items():
+        report.line(
+            f"{name} is missing in {many:,} training rows, and was in none of those that {experiment.warm_start} was "
+            "trained on: the model reads the mean there; to have it learn what a gap says, train from the start"
+        )
     fitted = fit(experiment, prepared, folder, device=device, report=report, start=start, resume=resume)
     _keep(experiment, prepared, fitted.model, device, folder)
     summary = {
