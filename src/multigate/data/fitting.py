@@ -1,6 +1,6 @@
 """What an encoder learns from the training rows, in one pass."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ from multigate.schema import Bag, Category, Number, Schema, Vector
 
 OFTEN = 100
 """Rows a value, on average, from which on each value may have an embedding of its own."""
+CUT = ("auto", "bins", "piecewise")
+"""Embeddings of numbers that are cut at quantiles, or may be."""
 
 _Edges = dict[str, tuple[float, ...]]
 
@@ -65,9 +67,7 @@ class Fit:
         self._schema, self._base = schema, base
         self._numeric = [one for one in schema.features if isinstance(one, Number | Vector)]
         self._transforms = [
-            one.transform if isinstance(one, Number) else "standard"
-            for one in self._numeric
-            for _ in range(one.size if isinstance(one, Vector) else 1)
+            one.transform if isinstance(one, Number) else "standard" for one in self._numeric for _ in range(_size(one))
         ]
         if base is None:
             check_own_tables(schema.features)
@@ -77,7 +77,13 @@ class Fit:
             for table, one in self._tables.items()
             if isinstance(one, Category) or (isinstance(one, Bag) and not one.buckets)
         }
-        self._moments, self._sample = Moments(len(self._transforms)), Sample(len(self._transforms))
+        self._sampled = [
+            at
+            for at, one in self._placed()
+            if isinstance(one, Number) and (one.transform == "quantile" or one.embedding in CUT)
+        ]
+        """The places of numbers of which some values are wanted themselves."""
+        self._moments, self._sample = Moments(len(self._transforms)), Sample(len(self._sampled))
         self._labels = LabelFit(schema, None if base is None else base.tasks)
         self._rows = 0
 
@@ -103,13 +109,27 @@ class Fit:
                     add_counts(self._counts[table_of(feature)], values, many.tolist())
                 case Bag() if not feature.buckets:
                     bags.count_items(array, feature.separator, self._counts[table_of(feature)], feature.source)
-        self._sample.add(raw)
-        for row, transform in enumerate(self._transforms):
-            if transform == "log":
+        if self._sampled:
+            self._sample.add(raw if len(self._sampled) == len(raw) else raw[self._sampled])
+        logs = [row for row, transform in enumerate(self._transforms) if transform == "log"]
+        if logs:
+            raw = raw.copy()
+            for row in logs:
                 raw[row] = signed_log(raw[row])
         self._moments.add(raw)
         self._labels.add(batch.num_rows, column)
         self._rows += batch.num_rows
+
+    def _placed(self) -> Iterator[tuple[int, Number | Vector]]:
+        """Number and vector features, and the place of the first number of each."""
+        at = 0
+        for one in self._numeric:
+            yield at, one
+            at += _size(one)
+
+    def _values(self, at: int) -> np.ndarray:
+        """The known values of the number at a place, or many of them."""
+        return self._sample.column(self._sampled.index(at))
 
     def finish(self) -> Fitted:
         if self._rows == 0:
@@ -143,19 +163,13 @@ class Fit:
 
     def _missing(self, known: np.ndarray) -> dict[str, int]:
         """By feature with gaps: in how many rows it is missing, or the number of a vector that most often is."""
-        found: dict[str, int] = {}
-        at = 0
-        for feature in self._numeric:
-            size = feature.size if isinstance(feature, Vector) else 1
-            many = self._rows - int(known[at : at + size].min())
-            found |= {feature.name: many} if many else {}
-            at += size
-        return found
+        gaps = {one.name: self._rows - int(known[at : at + _size(one)].min()) for at, one in self._placed()}
+        return {name: many for name, many in gaps.items() if many}
 
     def _ranked(self, at: int) -> Scale:
-        knots, scores = fit_ranks(self._sample.column(at))
+        knots, scores = fit_ranks(self._values(at))
         scale = Scale(transform="quantile", knots=tuple(knots.tolist()), scores=tuple(scores.tolist()))
-        found = Scales([scale]).encode(self._sample.column(at)[None]).astype(np.float64)
+        found = Scales([scale]).encode(self._values(at)[None]).astype(np.float64)
         if not found.size:
             return scale
         return scale.with_(mean=float(found.mean()), sd=float(found.std()) or 1.0)
@@ -165,12 +179,11 @@ class Fit:
         edges: _Edges = {}
         embeddings: dict[str, str] = {}
         own: _Edges = {}
-        at = 0
-        for feature in self._numeric:
+        for at, feature in self._placed():
             if isinstance(feature, Number):
                 kind: str = feature.embedding
-                if kind in ("auto", "bins", "piecewise"):
-                    distinct, counts = counted(self._sample.column(at))
+                if kind in CUT:
+                    distinct, counts = counted(self._values(at))
                     knots = _knots(distinct, counts, feature.bins, scales[at])
                     if kind == "auto":
                         kind = _beside(feature, distinct, counts, knots)
@@ -181,8 +194,12 @@ class Fit:
                         knots = edges_of(distinct, counts, feature.bins)
                     edges[feature.name] = tuple(knots.tolist())
                 embeddings[feature.name] = kind
-            at += feature.size if isinstance(feature, Vector) else 1
         return edges, embeddings, own
+
+
+def _size(feature: Number | Vector) -> int:
+    """Numbers that it has."""
+    return feature.size if isinstance(feature, Vector) else 1
 
 
 def _knots(distinct: np.ndarray, counts: np.ndarray, bins: int, scale: Scale) -> np.ndarray:

@@ -240,11 +240,11 @@ class Sample:
         self._hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
 
     def add(self, values: np.ndarray) -> None:
-        """Values (N, R)."""
+        """Values (N, R), which may be kept as they are: nobody writes into them any more."""
         hashes = row_hashes(self._rows, values.shape[1], seed=0x5A)
         self._rows += len(hashes)
         chosen = hashes <= self._limit
-        self._kept.append(values.copy() if chosen.all() else values[:, chosen])
+        self._kept.append(values if chosen.all() else values[:, chosen])
         self._hashes.append(hashes[chosen])
         self._many += len(self._hashes[-1])
         while self._many > self._size:
