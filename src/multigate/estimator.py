@@ -485,7 +485,7 @@ def _ranks(task: Task, column: pa.Array) -> Array:
         return arrow.numbers(column, task.source)
     index, values = arrow.codes(column, task.source)
     places: dict[str | None, float] = {None: np.nan}
-    ranks = [places.setdefault(text, len(places)) for text in arrow.texts(values)]  # -0 and 0 are one text
+    ranks = [places.setdefault(text, len(places)) for text in arrow.texts(values).to_pylist()]  # -0 and 0 are one text
     return np.array([*ranks, np.nan])[index]
 
 

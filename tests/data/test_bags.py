@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from multigate.data.bags import cell_ids, column_ids, count_items
+from multigate.data.text_counts import TextCounts
 from multigate.data.vocabulary import MISSING, UNSEEN, Vocabulary
 
 KNOWN = Vocabulary(("a", "b", "7"), (3, 2, 1))
@@ -48,7 +49,8 @@ def test_ids_of_a_column_are_those_of_its_cells(name: str) -> None:
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_items_of_a_column_are_counted(name: str) -> None:
-    counts: dict[str, int] = {"a": 10}
+    counts = TextCounts.of({"a": 10})
     count_items(COLUMNS[name], ",", counts, "tags")
     counted = Counter(one for cell in COLUMNS[name].to_pylist() for one in items_of(cell)) + Counter(a=10)
-    assert counts == dict(counted)
+    texts, times = counts.together()
+    assert dict(zip(texts.to_pylist(), times.tolist(), strict=True)) == dict(counted)

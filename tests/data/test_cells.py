@@ -29,6 +29,13 @@ def integers(draw):
     return array.slice(draw(st.integers(0, 2)), len(values))
 
 
+def texts_of(array, column, spell=None):
+    """Of ``distinct_texts``, the texts as a list."""
+    index, texts = arrow.distinct_texts(array, column, spell)
+    assert pa.types.is_large_string(texts.type)
+    return index, texts.to_pylist()
+
+
 def test_errors_of_cells_reach_other_processes() -> None:
     """A pool that cannot read the error of a worker waits for ever, or is broken."""
     with pytest.raises(cells.ColumnError) as caught:
@@ -58,16 +65,16 @@ def test_whole_numbers_that_a_float_cannot_hold_are_refused_or_rounded_as_in_tra
             cells.ColumnError, match=r"column 'id': wanted a whole number, found 1\.15.*Int64 or as text"
         ):
             arrow.distinct_texts(floats, "id", whole)
-        index, found = arrow.distinct_texts(floats.slice(0, 2), "id", whole)
+        index, found = texts_of(floats.slice(0, 2), "id", whole)
         assert [[*found, None][at] for at in index] == ["3", None]
     for written in ("9007199254740994.0", "1.152921504606847e+18", " -1E16 "):  # as pandas writes them
         with pytest.raises(cells.ColumnError, match=r"wanted a whole number, found '.*'; .*Int64 or as text") as told:
             arrow.distinct_texts(pa.array([None, written, "7.0"]), "id", whole)
         assert told.value.row == 1
     texts = pa.array(["7.0", None, "1e3", "-0.5", str(near), "9007199254740993.x", "1e400"])
-    index, found = arrow.distinct_texts(texts, "id", whole)
+    index, found = texts_of(texts, "id", whole)
     assert [[*found, None][at] for at in index] == ["7", None, "1000", "-0.5", str(near), "9007199254740993.x", "inf"]
-    index, found = arrow.distinct_texts(pa.array([near, 2**60, near]), "id", double)
+    index, found = texts_of(pa.array([near, 2**60, near]), "id", double)
     assert [found[at] for at in index] == [str(2**53), str(2**60), str(2**53)]
 
 
@@ -90,7 +97,7 @@ def test_integers_are_numbers_and_texts_by_way_of_distinct_ones(array):
     wanted = [cells.number(one) for one in array.to_pylist()]
     assert np.array_equal(found, wanted, equal_nan=True)
     assert np.array_equal(arrow.numbers(array, "c"), wanted, equal_nan=True)
-    index, texts = arrow.distinct_texts(array, "c")
+    index, texts = texts_of(array, "c")
     assert [[*texts, None][at] for at in index] == [cells.text(one) for one in array.to_pylist()]
 
 
@@ -109,9 +116,13 @@ def test_what_is_known_of_a_slice(values, skipped):
     assert buffers.known(array).tolist() == [one is not None for one in values[skipped:]]
 
 
-@given(st.lists(st.text()), st.lists(st.booleans()), st.lists(st.integers(-9, 9)))
+@given(st.lists(st.text() | st.none()), st.lists(st.booleans()), st.lists(st.integers(-9, 9)))
 def test_arrow_arrays_are_what_pyarrow_makes(texts, truths, whole):
-    assert buffers.as_arrow_text(texts).equals(pa.array(texts, pa.string()))
+    assert buffers.as_arrow_text(texts).equals(pa.array(texts, pa.large_string()))
+    for skipped in range(3):
+        assert buffers.truths(pa.array(truths, pa.bool_()).slice(skipped)).tolist() == truths[skipped:]
+    known = [one for one in texts if one is not None]
+    assert buffers.joined(buffers.as_arrow_text(known)).to_pybytes() == "\0".join(known).encode()
     assert buffers.as_arrow(np.array(truths, dtype=bool)).equals(pa.array(truths, pa.bool_()))
     assert buffers.as_arrow(np.array(whole, dtype=np.int16)).equals(pa.array(whole, pa.int16()))
 

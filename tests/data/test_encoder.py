@@ -19,6 +19,7 @@ from multigate.data.files import open_table
 from multigate.data.float32 import shortest, shortest_of
 from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
+from multigate.data.text_counts import TextCounts
 from multigate.data.types import parse_type, type_name
 from multigate.data.vocabulary import Vocabulary
 from multigate.errors import DataError, ExperimentError
@@ -81,7 +82,7 @@ def test_rare_and_supernumerary_values_are_unseen():
 @given(st.dictionaries(st.text(max_size=2), st.integers(1, 4)), st.integers(1, 4), st.none() | st.integers(1, 9))
 def test_a_vocabulary_holds_the_most_frequent_values(counts, min_count, max_size):
     plain = sorted((one for one in counts.items() if one[1] >= min_count), key=lambda one: (-one[1], one[0]))
-    found = Vocabulary.fit(counts, min_count, max_size)
+    found = Vocabulary.fit(TextCounts.of(counts), min_count, max_size)
     assert list(zip(found.values, found.counts, strict=True)) == plain[:max_size]
     assert found.left_out == len(counts) - len(found.values)
 

@@ -1,5 +1,12 @@
 """Vocabularies: which values are kept, in what order, and how they grow."""
 
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multigate.data import vocabulary
+from multigate.data.text_counts import TextCounts
 from multigate.data.vocabulary import Vocabulary
 
 
@@ -20,14 +27,14 @@ def test_a_vocabulary_that_is_full_keeps_its_own_values_and_counts_what_it_leave
 def test_a_vocabulary_keeps_the_most_frequent_and_of_equal_ones_the_first_by_name() -> None:
     counts = {"d": 2, "a": 1, "c": 2, "b": 2, "e": 7}
     for most in range(1, 7):
-        found = Vocabulary.fit(counts, 1, most)
+        found = Vocabulary.fit(TextCounts.of(counts), 1, most)
         assert (
             list(zip(found.values, found.counts, strict=True))
             == sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
         )
         assert found.left_out == max(5 - most, 0)
-    assert Vocabulary.fit(counts, 2, 5).values == ("e", "b", "c", "d")
-    assert Vocabulary.fit(counts, 3, 4).values == ("e",)
+    assert Vocabulary.fit(TextCounts.of(counts), 2, 5).values == ("e", "b", "c", "d")
+    assert Vocabulary.fit(TextCounts.of(counts), 3, 4).values == ("e",)
 
 
 def test_codes_of_one_width_are_found_without_the_zeros_they_begin_with() -> None:
@@ -42,3 +49,29 @@ def test_codes_of_one_width_are_found_without_the_zeros_they_begin_with() -> Non
     for values in (("01", "1"), ("007", "07"), ("0x1", "01a")):
         plain = Vocabulary(values, (2, 1))
         assert [plain.id(one) for one in (*values, "7")] == [2, 3, 0], "of several widths, they are other values"
+
+
+CODES = st.text(alphabet="017a\u0660", min_size=1, max_size=3)
+
+
+@given(st.lists(CODES, unique=True, max_size=30), st.lists(CODES | st.none(), max_size=30))
+def test_ids_of_many_values_are_those_of_each(values, asked):
+    """By their hashes, where there are many; the doors of single values are dicts."""
+    many = Vocabulary(values, [1] * len(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "SMALL", 0)
+        found = many.ids(pa.array(asked, pa.large_string()))
+    assert found.tolist() == [many.id(one) for one in asked]
+    assert found.tolist() == many.ids(pa.array(asked, pa.large_string())).tolist()
+
+
+@given(st.lists(CODES, unique=True, min_size=1, max_size=30))
+def test_codes_with_zeros_are_those_of_one_width(values):
+    zeros = [one for one in values if one[0] == "0" and one.isdecimal()]
+    widths = {len(one) for one in zeros}
+    alike = len(widths) == 1 and min(len(one) for one in values if one.isdecimal()) in widths
+    found = Vocabulary(values, [1] * len(values))
+    for one in zeros:
+        short = one.lstrip("0") or "0"
+        if short not in values:
+            assert found.id(short) == (found.id(one) if alike else 0)

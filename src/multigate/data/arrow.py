@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multigate.data.buffers import as_arrow, filled, known, plain, stored
+from multigate.data.buffers import as_arrow, as_arrow_text, as_text, filled, known, plain, slices, stored
 from multigate.data.cells import (
     DAYS,
     FIRST,
@@ -95,34 +95,40 @@ def with_codes(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names) if columns else batch
 
 
-def texts(values: pa.Array) -> list[str | None]:
-    """``text`` of every value."""
+def texts(values: pa.Array) -> pa.Array:
+    """``text`` of every value, as large strings, null where missing."""
     kind = values.type
     if pa.types.is_integer(kind):
-        return values.cast(pa.string()).to_pylist()
-    found = _python(values)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return [one or None for one in found]
-    return [text(one) for one in found]
+        return as_text(values)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return as_arrow_text([text(one) for one in _python(values)])
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        values.to_pylist()  # says that it is not UTF-8
+        raise
+    values = as_text(values)
+    empty = np.diff(slices(values)[0]) == 0
+    return pc.if_else(as_arrow(~empty), values, pa.nulls(len(values), values.type)) if empty.any() else values
 
 
-def distinct_texts(array: pa.Array, column: str, spell: Spell | None = None) -> tuple[np.ndarray, list[str | None]]:
+def distinct_texts(array: pa.Array, column: str, spell: Spell | None = None) -> tuple[np.ndarray, pa.Array]:
     """``codes`` and ``texts`` of a column, in any order, spelled by ``spell``."""
     array = plain(array)
     close = close_integers(array)
     if close is not None:
-        return close[0], _spelled(list(map(str, close[1].tolist())), array.type, spell)
+        return close[0], _spelled(texts(as_arrow(close[1])), array.type, spell)
     if spell is as_whole and (pa.types.is_floating(value_type(array.type)) or is_text(array.type)):
         index, found = through_distinct(array, exact_text, column)
-        return index, _spelled(found[:-1], array.type, spell)
+        return index, _spelled(as_arrow_text(found[:-1]), array.type, spell)
     index, values = codes(array, column)
     return index, _spelled(texts(values), array.type, spell)
 
 
-def _spelled(found: list[str | None], kind: pa.DataType, spell: Spell | None) -> list[str | None]:
+def _spelled(found: pa.Array, kind: pa.DataType, spell: Spell | None) -> pa.Array:
     if spell is None or spelling(str(kind)) is spell:
         return found
-    return [None if one is None else spell(one) for one in found]
+    return as_arrow_text([None if one is None else spell(one) for one in found.to_pylist()])
 
 
 def _python(values: pa.Array) -> list[Any]:

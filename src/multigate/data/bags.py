@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from multigate.data.arrow import codes, texts
 from multigate.data.buffers import filled, plain
 from multigate.data.cells import text
+from multigate.data.text_counts import TextCounts
 from multigate.data.types import is_list
-from multigate.data.vocabulary import MISSING, Lookup, add_counts
+from multigate.data.vocabulary import MISSING, Lookup
 
 
 def cell_items(cell: Any, separator: str) -> list[str]:
@@ -37,10 +38,10 @@ def column_ids(array: pa.Array, separator: str, lookup: Lookup, column: str) -> 
     return _fill(ids, lengths)
 
 
-def count_items(array: pa.Array, separator: str, counts: dict[str, int], column: str) -> None:
+def count_items(array: pa.Array, separator: str, counts: TextCounts, column: str) -> None:
     """Add the items of a column to the counts of its vocabulary."""
     index, values, _ = _items(array, separator, column)
-    add_counts(counts, texts(values), np.bincount(index, minlength=len(values))[: len(values)].tolist())
+    counts.add(texts(values), np.bincount(index, minlength=len(values))[: len(values)])
 
 
 def _items(array: pa.Array, separator: str, column: str) -> tuple[np.ndarray, pa.Array, np.ndarray]:

@@ -20,6 +20,7 @@ from multigate.batch import BagIds, Batch, IdColumn, Layout, NumberColumn
 from multigate.data import arrow, bags, buffers, cells, float32
 from multigate.data.features import PART_SIZES, by_name, missing, time_cell, time_column, vector_cell, vector_column
 from multigate.data.fitting import Fit, Fitted
+from multigate.data.hashes import hash_of, hashes_of
 from multigate.data.labels import Labels, LabelStats, rows_first
 from multigate.data.numbers import Scale, Scales, bin_ids, value_ids
 from multigate.data.vocabulary import (
@@ -29,7 +30,6 @@ from multigate.data.vocabulary import (
     Buckets,
     Lookup,
     Vocabulary,
-    hash_of,
     table_features,
     table_of,
 )
@@ -73,9 +73,11 @@ class Encoder:
         for table, feature in table_features(schema).items():
             if isinstance(feature, Hashed | Bag) and feature.buckets:
                 self._lookups[table] = Buckets(feature.buckets)
-        self._readers = [
-            (one.source, one.biased is None, self._found(one), self._reader(one)) for one in schema.features
-        ]
+
+    @cached_property
+    def _readers(self) -> list[tuple[str, bool, Callable[[str], int | None] | None, Reader]]:
+        """What reads a single row, made where one comes: of large vocabularies it takes memory and a while."""
+        return [(one.source, one.biased is None, self._found(one), self._reader(one)) for one in self.schema.features]
 
     @classmethod
     def fit(cls, schema: Schema, batches: Iterable[pa.RecordBatch]) -> "Encoder":
@@ -346,8 +348,8 @@ class Encoder:
         if name is None or (not required and name not in batch.schema.names):
             return torch.from_numpy(np.zeros(batch.num_rows, np.int64))
         index, texts = arrow.distinct_texts(by_name(batch)(name), name, self._spell(name))
-        hashes = np.array([hash_of(one) for one in texts] + [0], dtype=np.int64)
-        return torch.from_numpy(hashes[index])
+        hashes = np.where(buffers.known(texts), hashes_of(texts).view(np.int64), 0)
+        return torch.from_numpy(np.append(hashes, 0)[index])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -356,7 +358,7 @@ class Encoder:
         hashed = xxhash.xxh3_128(json.dumps(self._content | {"tasks": tasks}, indent=1).encode())
         for table in sorted(self.fitted.vocabularies):
             hashed.update(table.encode() + b"\0")
-            hashed.update("\0".join(self.fitted.vocabularies[table].values).encode("utf-8", "surrogatepass"))
+            hashed.update(buffers.joined(self.fitted.vocabularies[table].texts))
         return str(hashed.hexdigest())
 
     @property
@@ -382,11 +384,11 @@ class Encoder:
         (folder / CONTENT).write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
         held = sorted(self.fitted.vocabularies.items())
         names = pa.DictionaryArray.from_arrays(
-            buffers.as_arrow(np.repeat(np.arange(len(held), dtype=np.int32), [len(one.values) for _, one in held])),
-            buffers.as_arrow_text([name for name, _ in held]),
+            buffers.as_arrow(np.repeat(np.arange(len(held), dtype=np.int32), [len(one.texts) for _, one in held])),
+            buffers.as_arrow_text([name for name, _ in held]).cast(pa.string()),
         )
-        values = buffers.as_arrow_text([value for _, one in held for value in one.values])
-        counts = buffers.as_arrow(np.array([count for _, one in held for count in one.counts], dtype=np.int64))
+        values = pa.chunked_array([one.texts for _, one in held], pa.large_string()).cast(pa.string())
+        counts = pa.chunked_array([buffers.as_arrow(one.times) for _, one in held], pa.int64())
         table = pa.table({"table": names, "value": values, "count": counts})
         pq.write_table(table, folder / VOCABULARIES, compression="zstd")
 
@@ -409,11 +411,11 @@ class Encoder:
         if schema is not None and schema.with_(outputs=()) != saved:
             raise DataError(f"{folder} holds an encoder for another schema than the experiment's; prepare it again")
         index, names = arrow.codes(table["table"].combine_chunks(), "table")
-        values, counts = table["value"].to_pylist(), table["count"].to_pylist()
+        values, counts = table["value"].combine_chunks(), buffers.stored(table["count"].combine_chunks())
         vocabularies = {name: Vocabulary((), ()) for name in content["tables"]}
         for at, name in enumerate(names.to_pylist()):
             start, stop = np.searchsorted(index, at), np.searchsorted(index, at, side="right")
-            vocabularies[name] = Vocabulary(values[start:stop], counts[start:stop])
+            vocabularies[name] = Vocabulary(values.slice(start, stop - start), counts[start:stop])
         encoder = cls(
             saved,
             Fitted(

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from multigate.data import arrow, bags, cells, float32
+from multigate.data.ahead import worked
 from multigate.data.features import by_name, vector_column
 from multigate.data.labels import LabelFit, LabelStats
 from multigate.data.numbers import (
@@ -21,7 +22,8 @@ from multigate.data.numbers import (
     frequent_values,
     signed_log,
 )
-from multigate.data.vocabulary import Vocabulary, add_counts, check_own_tables, table_features, table_of
+from multigate.data.text_counts import TextCounts
+from multigate.data.vocabulary import Vocabulary, check_own_tables, table_features, table_of
 from multigate.errors import DataError
 from multigate.schema import Bag, Category, Number, Schema, Vector
 
@@ -72,8 +74,8 @@ class Fit:
         if base is None:
             check_own_tables(schema.features)
         self._tables = table_features(schema)
-        self._counts: dict[str, dict[str, int]] = {
-            table: {}
+        self._counts = {
+            table: TextCounts()
             for table, one in self._tables.items()
             if isinstance(one, Category) or (isinstance(one, Bag) and not one.buckets)
         }
@@ -106,7 +108,7 @@ class Fit:
                     spell = cells.spelling(self._schema.types.get(feature.source))
                     index, values = arrow.distinct_texts(array, feature.source, spell)
                     many = np.bincount(index, minlength=len(values))[: len(values)]
-                    add_counts(self._counts[table_of(feature)], values, many.tolist())
+                    self._counts[table_of(feature)].add(values, many)
                 case Bag() if not feature.buckets:
                     bags.count_items(array, feature.separator, self._counts[table_of(feature)], feature.source)
         if self._sampled:
@@ -134,13 +136,7 @@ class Fit:
     def finish(self) -> Fitted:
         if self._rows == 0:
             raise DataError("wanted training rows to fit the encoder on, found none; check the table and the split")
-        vocabularies = {}
-        for table, counts in self._counts.items():
-            feature = self._tables[table]
-            assert isinstance(feature, Category | Bag)
-            vocabularies[table] = Vocabulary.fit(counts, feature.min_count, feature.max_size)
-            if self._base is not None:
-                vocabularies[table] = self._base.vocabularies[table].grown(vocabularies[table], feature.max_size)
+        vocabularies = dict(zip(self._counts, worked(self._vocabulary, self._counts), strict=True))
         stats = self._labels.finish()
         known, mean, sd = self._moments.finish()
         missing = self._missing(known)
@@ -160,6 +156,12 @@ class Fit:
             self._rows, tuple(scales), edges, embeddings, own, vocabularies, stats,
             flagged=None if len(flagged) == len(self._numeric) else flagged,
         )  # fmt: skip
+
+    def _vocabulary(self, table: str) -> Vocabulary:
+        feature = self._tables[table]
+        assert isinstance(feature, Category | Bag)
+        fitted = Vocabulary.fit(self._counts[table], feature.min_count, feature.max_size)
+        return fitted if self._base is None else self._base.vocabularies[table].grown(fitted, feature.max_size)
 
     def _missing(self, known: np.ndarray) -> dict[str, int]:
         """By feature with gaps: in how many rows it is missing, or the number of a vector that most often is."""

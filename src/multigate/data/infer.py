@@ -418,7 +418,7 @@ def _target(task: Task, seen: Survey) -> Target:
         y = arrow.numbers(array, task.source)
         return Target(task.name, task.kind, np.log1p(np.maximum(y, 0)) if task.transform == "log1p" else y)
     index, values = arrow.codes(array, task.source)
-    texts = arrow.texts(values)
+    texts = arrow.texts(values).to_pylist()
     if task.kind == "multiclass":
         classes = {text: float(at) for at, text in enumerate(task.classes)}
         found = [classes.get(text or "", np.nan) for text in texts]

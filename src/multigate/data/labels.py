@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multigate.batch import TaskColumn
 from multigate.data import arrow, cells
+from multigate.data.buffers import as_arrow
 from multigate.data.missingness import Followed, chains
 from multigate.data.numbers import Moments
 from multigate.errors import DataError, nearest
@@ -332,7 +333,8 @@ class Spelling:
         for task, _, found in self._open:
             index, texts = arrow.distinct_texts(column(task.source), task.source)
             used = np.unique(index)
-            found.update(text for at in used[used < len(texts)].tolist() if (text := texts[at]) is not None)
+            texts = texts.take(as_arrow(used[used < len(texts)]))
+            found.update(text for text in texts.to_pylist() if text is not None)
         self._open = [one for one in self._open if not _shared(*one) and len(one[2]) <= MOST_VALUES]
 
     def check(self) -> None:

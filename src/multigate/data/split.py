@@ -10,9 +10,10 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from multigate.data import arrow, cells
+from multigate.data.buffers import known
+from multigate.data.hashes import hashes_of
 from multigate.data.numbers import Sample, row_hashes
 from multigate.data.types import value_type
-from multigate.data.vocabulary import xxh64
 from multigate.errors import DataError, ExperimentError
 from multigate.options import Options
 from multigate.schema import Schema
@@ -145,9 +146,8 @@ class _ByGroup:
 
     def assign(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
         index, texts = arrow.distinct_texts(batch.column(self._name), self._name, self._spell)
-        of_value = [0 if one is None else xxh64(one, self._split.seed) for one in texts]
-        hashes = np.array([*of_value, 0], dtype=np.uint64)[index]
-        alone = np.array([one is None for one in texts] + [True])[index]
+        hashes = np.append(hashes_of(texts, self._split.seed), np.uint64(0))[index]
+        alone = np.append(~known(texts), True)[index]
         if alone.any():
             hashes = np.where(alone, row_hashes(first_row, len(index), self._split.seed), hashes)
         return _place(hashes, self._split)

@@ -1,16 +1,24 @@
 """From the text of a value to its id: by a vocabulary of the training rows, or by hashing."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-import xxhash
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from multigate.data.buffers import as_arrow, as_arrow_text, as_text, known, stored
+from multigate.data.hashes import hashes_of, xxh64
+from multigate.data.text_counts import TextCounts
+from multigate.data.text_index import TextIndex
 from multigate.errors import ExperimentError
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Time
 
 UNSEEN, MISSING, FIRST = 0, 1, 2
 """The two ids every embedding table begins with, and the first id of a value."""
+SMALL = 1 << 12
+"""Values from which on those of many rows are looked up by their hashes, all at once."""
 
 
 class Lookup(Protocol):
@@ -23,7 +31,7 @@ class Lookup(Protocol):
 
     def id(self, text: str | None) -> int: ...
 
-    def ids(self, texts: Sequence[str | None]) -> np.ndarray: ...
+    def ids(self, texts: pa.Array) -> np.ndarray: ...
 
 
 class Vocabulary:
@@ -32,28 +40,59 @@ class Vocabulary:
     Codes filled up with zeros to one width are found without those too, as who reads 01023 as a number has them.
     """
 
-    def __init__(self, values: Sequence[str], counts: Sequence[int], left_out: int = 0) -> None:
-        self.values, self.counts = tuple(values), tuple(counts)
+    def __init__(self, values: Sequence[str] | pa.Array, counts: Sequence[int] | np.ndarray, left_out: int = 0) -> None:
+        self.texts = as_text(values) if isinstance(values, pa.Array) else as_arrow_text(values)
+        """The values, in the order of their ids, as large strings; what is made of them is made when asked for."""
+        self.times = np.array(counts, dtype=np.int64)
+        """How often each was seen."""
         self.left_out = left_out
         """Values of the rows fitted on that are too rare or too many to be kept; known only where it was fitted."""
-        self._id: dict[str | None, int] = {value: at for at, value in enumerate(self.values, FIRST)}
-        self._id[None] = MISSING
-        zeros = _padded(self.values)
-        self._width = len(zeros[0]) if zeros else 0
-        for code in zeros:
-            self._id.setdefault(code.lstrip("0") or "0", self._id[code])
 
     @classmethod
-    def fit(cls, counts: dict[str, int], min_count: int = 1, max_size: int | None = None) -> "Vocabulary":
+    def fit(cls, counts: TextCounts, min_count: int = 1, max_size: int | None = None) -> "Vocabulary":
         """The values seen at least ``min_count`` times, at most ``max_size`` of them."""
+        texts, times = counts.together()
         least = min_count
-        if max_size is not None and len(counts) > max_size:
-            times = np.fromiter(counts.values(), np.int64, len(counts))
+        if max_size is not None and len(times) > max_size:
             least = max(least, int(np.partition(times, -max_size)[-max_size]))
-        kept = sorted((item for item in counts.items() if item[1] > least), key=lambda item: (-item[1], item[0]))
-        kept += [(value, least) for value in sorted(value for value, count in counts.items() if count == least)]
-        kept = kept[:max_size]
-        return cls([value for value, _ in kept], [count for _, count in kept], len(counts) - len(kept))
+        often = np.flatnonzero(times >= least)
+        by_value = often[stored(pc.array_sort_indices(texts.take(as_arrow(often)))).astype(np.int64)]
+        kept = by_value[np.argsort(-times[by_value], kind="stable")][:max_size]
+        return cls(texts.take(as_arrow(kept)), times[kept], len(times) - len(kept))
+
+    @cached_property
+    def values(self) -> tuple[str, ...]:
+        return tuple(self.texts.to_pylist())
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(self.times.tolist())
+
+    @cached_property
+    def _zeros(self) -> list[int]:
+        """The places of codes that are found without the zeros they begin with, too."""
+        return _padded(self.texts)
+
+    @cached_property
+    def _width(self) -> int:
+        """That those have in common, 0 without any."""
+        return len(self.texts[self._zeros[0]].as_py()) if self._zeros else 0
+
+    @cached_property
+    def _shorter(self) -> dict[str, int]:
+        """The ids of those codes by what they are without zeros."""
+        codes = self.texts.take(as_arrow(np.array(self._zeros, dtype=np.int64))).to_pylist()
+        return {code.lstrip("0") or "0": FIRST + at for code, at in zip(codes, self._zeros, strict=True)}
+
+    @cached_property
+    def _id(self) -> dict[str | None, int]:
+        return self._shorter | {value: at for at, value in enumerate(self.values, FIRST)} | {None: MISSING}
+
+    @cached_property
+    def _index(self) -> tuple[TextIndex, np.ndarray]:
+        """Of all that is found, and the id of each; at the end, where -1 is, that of all others."""
+        ids = np.array([*range(FIRST, self.size), *self._shorter.values(), UNSEEN], dtype=np.int32)
+        return TextIndex(pa.concat_arrays([self.texts, as_arrow_text([*self._shorter])])), ids
 
     def grown(self, newer: "Vocabulary", max_size: int | None = None) -> "Vocabulary":
         """This one with the values that only ``newer`` has behind its own, whose ids stay; counts are added.
@@ -65,14 +104,15 @@ class Vocabulary:
         if self._width and not any(value[:1] == "0" for value in times if value != "0"):
             times = {value.zfill(self._width) if value.isdecimal() else value: times[value] for value in times}
         counts = [count + times.get(value, 0) for value, count in zip(self.values, self.counts, strict=True)]
-        new = [value for value in times if value not in self._id]
+        own = self._id
+        new = [value for value in times if value not in own]
         added = new[: None if max_size is None else max(max_size - len(self.values), 0)]
         left_out = newer.left_out + len(new) - len(added)
         return Vocabulary((*self.values, *added), (*counts, *(times[value] for value in added)), left_out)
 
     @property
     def size(self) -> int:
-        return FIRST + len(self.values)
+        return FIRST + len(self.texts)
 
     @property
     def found(self) -> Callable[[str], int | None]:
@@ -82,18 +122,26 @@ class Vocabulary:
     def id(self, text: str | None) -> int:
         return self._id.get(text, UNSEEN)
 
-    def ids(self, texts: Sequence[str | None]) -> np.ndarray:
+    def ids(self, texts: pa.Array) -> np.ndarray:
         """(V,) int32."""
-        find = self._id.get
-        return np.array([find(text, UNSEEN) for text in texts], dtype=np.int32)
+        if self.size <= SMALL:
+            find = self._id.get
+            return np.array([find(text, UNSEEN) for text in texts.to_pylist()], dtype=np.int32)
+        index, ids = self._index
+        found = ids[index.places(texts)]
+        found[~known(texts)] = MISSING
+        return found
 
 
-def _padded(values: Sequence[str]) -> list[str]:
-    """Those of digits alone that begin with a 0, where they have one width, and no others of digits are shorter."""
-    zeros = [value for value in values if value[:1] == "0" and value.isdecimal()]
-    widths = {len(value) for value in zeros}
-    alike = len(widths) == 1 and min(len(value) for value in values if value.isdecimal()) in widths
-    return zeros if alike else []
+def _padded(texts: pa.Array) -> list[int]:
+    """Places of those of digits alone that begin with a 0, where they have one width, and no others of digits are
+    shorter."""
+    decimal = pc.utf8_is_decimal(texts)
+    zeros = pc.and_(decimal, pc.starts_with(texts, "0"))
+    lengths = pc.utf8_length(texts)
+    widths = pc.unique(lengths.filter(zeros))
+    alike = len(widths) == 1 and pc.min(lengths.filter(decimal)).as_py() == widths[0].as_py()
+    return pc.indices_nonzero(zeros).to_pylist() if alike else []
 
 
 class Buckets:
@@ -109,29 +157,11 @@ class Buckets:
     def id(self, text: str | None) -> int:
         return MISSING if text is None else FIRST + xxh64(text) % self.buckets
 
-    def ids(self, texts: Sequence[str | None]) -> np.ndarray:
+    def ids(self, texts: pa.Array) -> np.ndarray:
         """(V,) int32."""
-        return np.array([self.id(text) for text in texts], dtype=np.int32)
-
-
-def add_counts(counts: dict[str, int], texts: Iterable[str | None], times: Iterable[int]) -> None:
-    """Count ``times`` more of each text into ``counts``; missing and unused values are left out."""
-    for text, many in zip(texts, times, strict=True):
-        if many and text is not None:
-            counts[text] = counts.get(text, 0) + many
-
-
-def hash_of(text: str | None) -> int:
-    """xxh64 as a signed 64-bit integer, 0 where missing: how rows of one group find each other."""
-    if text is None:
-        return 0
-    found = xxh64(text)
-    return found - (1 << 64) if found >= 1 << 63 else found
-
-
-def xxh64(text: str, seed: int = 0) -> int:
-    """Unsigned 64-bit xxHash of the UTF-8 text."""
-    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed)
+        found = (FIRST + hashes_of(texts) % np.uint64(self.buckets)).astype(np.int32)
+        found[~known(texts)] = MISSING
+        return found
 
 
 def table_of(feature: Category | Hashed | Bag) -> str:

@@ -1,0 +1,49 @@
+"""How often each text occurs, counted batch by batch without a Python object for each."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from multigate.data.buffers import as_arrow, as_arrow_text, as_text, known, stored
+
+PENDING = 1 << 16
+"""Texts that may wait to be added up, at least: as many as there are, where those are more."""
+
+
+class TextCounts:
+    """Texts and how often they were seen; nulls are left out."""
+
+    def __init__(self) -> None:
+        self._texts: list[pa.Array] = []
+        self._times: list[np.ndarray] = []
+        self._together = self._pending = 0
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int]) -> "TextCounts":
+        made = cls()
+        made.add(as_arrow_text([*counts]), np.array([*counts.values()], dtype=np.int64))
+        return made
+
+    def add(self, texts: pa.Array, times: np.ndarray) -> None:
+        """``times`` (V,) more of each of the texts (V,), which may repeat."""
+        used = np.flatnonzero((times > 0) & known(texts))
+        self._texts.append(as_text(texts if len(used) == len(texts) else texts.take(as_arrow(used))))
+        self._times.append(times[used].astype(np.int64))
+        self._pending += len(used)
+        if self._pending > max(PENDING, self._together):
+            self.together()
+
+    def together(self) -> tuple[pa.Array, np.ndarray]:
+        """The distinct texts (V,), in any order, and how often each was seen, (V,) int64."""
+        if len(self._texts) != 1 or self._pending:
+            coded = pc.dictionary_encode(pa.concat_arrays([_NONE, *self._texts]))
+            texts, index = coded.dictionary, stored(coded.indices)
+            times = np.zeros(len(texts), dtype=np.int64)
+            np.add.at(times, index, np.concatenate([np.empty(0, np.int64), *self._times]))
+            self._texts, self._times, self._together, self._pending = [texts], [times], len(texts), 0
+        return self._texts[0], self._times[0]
+
+
+_NONE = as_arrow_text([])
