@@ -5,7 +5,8 @@
 Census-Income's 199,523 training rows of 40 columns, from Parquet that stores text as codes, from Parquet that stores it
 plain, and from CSV; the 49,881 validation rows are always Parquet. The statistics pass is run alone. Preparing is that
 pass, encoding, and writing the shards. What is left when the pass is taken off it is told once as it is, from what the
-pass kept, and once where nothing is kept and every row is read again.
+pass kept, and once where nothing is kept and every row is read again. Then 200,000 rows of 8
+ids, each of a million values.
 """
 
 import tempfile
@@ -15,10 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 import torch
+from sklearn.preprocessing import LabelEncoder
 
 import multigate as mg
 import multigate.data.prepared as prepared_rows
@@ -38,6 +42,7 @@ from race import Folders, trained
 from results import show, table
 
 SCHEMA = census_schema(1)
+ROWS, IDS, VALUES = 200_000, 8, 1_000_000
 
 
 class Prepared(NamedTuple):
@@ -148,6 +153,38 @@ def passes(watch: Watch, tables: Path, folder: Path, rounds: int) -> list[str]:
     ]
 
 
+def ids(watch: Watch, folder: Path, rounds: int) -> list[str]:
+    """The table of what preparing ids takes, most of whose values are seen once, few often."""
+    draw, folders = np.random.default_rng(0), Folders(folder)
+    drawn = {f"id{i}": (VALUES * draw.random(ROWS) ** 2).astype(np.int64) for i in range(IDS)}
+    label = draw.integers(0, 2, ROWS)
+    schema = mg.Schema(features=[{"name": name, "kind": "category"} for name in drawn], tasks=["label"])
+    lines = []
+    for kind, prefix in (("whole numbers", None), ("texts", "user")):
+        columns = drawn if prefix is None else {k: [f"{prefix}{one:x}" for one in v.tolist()] for k, v in drawn.items()}
+        path = folder / "ids.parquet"
+        pq.write_table(pa.table({**columns, "label": label}), path)
+        sides = {
+            "tutorial": partial(seconds, partial(labelled, path)),
+            "multigate": partial(
+                seconds, lambda path=path: prepare(schema, open_table(path), None, None, Split(), folders())
+            ),
+        }
+        found = {name: spread(runs, float) for name, runs in watch.in_turn(sides, rounds).items()}
+        lines.append(line(f"{kind}: pandas and LabelEncoder", found["tutorial"], ROWS))
+        lines.append(line(f"{kind}: preparing", found["multigate"], ROWS))
+    return [
+        f"{ROWS:,} rows of {IDS} ids, each of {VALUES:,} values, from Parquet:",
+        table(["", "seconds", "rows/s"], lines),
+    ]
+
+
+def labelled(path: Path) -> None:
+    """What the tutorial does with a table of categories."""
+    for _, column in pd.read_parquet(path).items():
+        LabelEncoder().fit_transform(column)
+
+
 def line(name: str, found: Spread, rows: int | None) -> list[str]:
     return [name, found.text(3), "" if rows is None else f"{rows / found.middle:,.0f}"]
 
@@ -183,7 +220,7 @@ def main() -> None:
         folder = Path(text)
         tables = fetch("census-income", folder)
         watch, rounds = Watch(arguments.patience), arguments.rounds
-        parts = passes(watch, tables, folder, rounds)
+        parts = [*passes(watch, tables, folder, rounds), *ids(watch, folder, rounds)]
         if not arguments.no_epoch:
             parts += first_epoch(watch, tables, folder, rounds, arguments.threads)
     show("prepare", *parts)
