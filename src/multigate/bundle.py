@@ -384,7 +384,8 @@ def _restored(folder: Path, about: dict[str, Any], structures: Structures, preci
         raise BundleError(unknown)
     experiment = make_experiment(data, name=f"bundle {folder}")
     encoder = Encoder.load(folder / "encoder", experiment.schema)
-    encoder.row(dict.fromkeys(experiment.schema.columns(labels=False, carried=False)))  # or it fits no row at all
+    wanted = dict.fromkeys(experiment.schema.columns(labels=False, carried=False), pa.nulls(1))
+    encoder.columns(pa.RecordBatch.from_pydict(wanted), labels=False)  # or it fits no row at all
     with defaults(CPU), Blank():
         model = build_model(experiment, encoder)
     try:

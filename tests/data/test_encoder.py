@@ -118,6 +118,19 @@ def test_hashed_ids_are_xxh64_of_the_text():
     assert encoder.layout.tables == {"c": 99}
 
 
+def test_of_many_values_single_rows_and_tables_find_the_same_ids(tmp_path):
+    codes = [f"{at:05}" for at in range(6_000)] + ["x" * 40 + str(at) for at in range(3)]
+    encoder = fit((Category("c", min_count=1),), columns={"c": [*codes, "01234"], "y": [0, 1] * 3_002})
+    encoder.save(tmp_path)
+    loaded = Encoder.load(tmp_path)
+    assert loaded.fingerprint == encoder.fingerprint
+    asked = ["01234", "1234", "00000", "0", "05999", "06000", "x" * 40 + "2", "x" * 40, "", None, "é"]
+    wanted = [2, 2, 3, 3, 6_001, 0, 6_004, 0, 1, 1, 0]
+    for one in (encoder, loaded):
+        assert ids_of(one, c=asked) == wanted
+        assert [one.row({"c": value}).categories.item() for value in asked] == wanted
+
+
 def test_features_share_a_vocabulary_by_naming_a_table():
     features = (Category("author"), Category("reader", table="author"), Bag("friends", table="author"))
     columns = {"author": ["a", "b", "b", "b"], "reader": ["a", "a", "c", "c"], "friends": ["a,a,c", "", None, "a"]}

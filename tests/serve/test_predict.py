@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,18 +14,27 @@ from hypothesis import strategies as st
 from serving import SCHEMA, Rows, Serving, read
 
 from multigate.assembly import build_model
-from multigate.bundle import Bundle
+from multigate.bundle import Bundle, load
 from multigate.data.encoder import Encoder
 from multigate.errors import DataError
 from multigate.experiment import Experiment
 from multigate.schema import Bag, Category, Schema, Task
 from multigate.serve.body import DRAINED, LARGEST, to_json
+from multigate.serve.models import load_models
 from multigate.serve.predictions import predictions
 
 
 def in_rows(named: dict[str, Any]) -> Rows:
     columns = [values.tolist() for values in named.values()]
     return [dict(zip(named, one, strict=True)) for one in zip(*columns, strict=True)]
+
+
+def test_no_request_waits_for_what_values_are_looked_up_in(folder: Path) -> None:
+    """Of a million values that takes a second. A table wants none of it."""
+    assert not any("_id" in vars(one) for one in load(folder / "shop").encoder.fitted.vocabularies.values())
+    served = load_models({"shop": folder / "shop"}, "torch")["shop"].encoder.fitted.vocabularies
+    assert len(served) > 1
+    assert all("_id" in vars(one) for one in served.values())
 
 
 @pytest.mark.parametrize("gates", [False, True])

@@ -111,6 +111,11 @@ class Encoder:
         older = (Encoder(self.schema, one) for one in (of_all, of_all._replace(flags_apart=True)))
         return next((one for one in older if one.fingerprint == fingerprint), self)
 
+    def make_ready(self) -> None:
+        """Make what single rows are looked up in, before the first of them comes."""
+        for lookup in self._lookups.values():
+            lookup.id("")
+
     @property
     def rows(self) -> int:
         """Training rows."""

@@ -124,6 +124,8 @@ class Vocabulary:
 
     def ids(self, texts: pa.Array) -> np.ndarray:
         """(V,) int32."""
+        if texts.null_count == len(texts):
+            return np.full(len(texts), MISSING, dtype=np.int32)
         if self.size <= SMALL:
             find = self._id.get
             return np.array([find(text, UNSEEN) for text in texts.to_pylist()], dtype=np.int32)

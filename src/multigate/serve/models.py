@@ -38,5 +38,6 @@ def load_models(paths: Mapping[str, Path], engine: str) -> dict[str, Bundle]:
     known = cast(EngineName, engine)  # load checks it
     models = {name: load(path, engine=known) for name, path in paths.items()}
     for bundle in models.values():
+        bundle.encoder.make_ready()  # of a million values it takes a second, for which no request should wait
         bundle.engines = Engines(bundle.engines.row, bundle.engines.row)
     return models
