@@ -304,7 +304,7 @@ def test_what_was_never_missing_has_no_flag_for_it(tmp_path):
     later = batch_of(**(columns | gone))
     grown = encoder.grown(encoder.schema, [later])
     assert grown.layout == encoder.layout, "a model that goes on has the width it had"
-    assert grown.fitted.unflagged == {"whole": 3, "v": 3}
+    assert grown.fitted.unflagged == (("whole", 3), ("v", 3))
     assert encoder.columns(later, labels=False).numbers[:, [0, 3, 4]].isnan().all()
 
 

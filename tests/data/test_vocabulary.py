@@ -57,12 +57,13 @@ CODES = st.text(alphabet="017a\u0660", min_size=1, max_size=3)
 @given(st.lists(CODES, unique=True, max_size=30), st.lists(CODES | st.none(), max_size=30))
 def test_ids_of_many_values_are_those_of_each(values, asked):
     """By their hashes, where there are many; the doors of single values are dicts."""
-    many = Vocabulary(values, [1] * len(values))
+    many, wanted = (Vocabulary(values, [1] * len(values)) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vocabulary, "SMALL", 0)
         found = many.ids(pa.array(asked, pa.large_string()))
-    assert found.tolist() == [many.id(one) for one in asked]
-    assert found.tolist() == many.ids(pa.array(asked, pa.large_string())).tolist()
+    assert "_id" not in vars(many)
+    assert found.tolist() == [wanted.id(one) for one in asked]
+    assert found.tolist() == wanted.ids(pa.array(asked, pa.large_string())).tolist()
 
 
 @given(st.lists(CODES, unique=True, min_size=1, max_size=30))

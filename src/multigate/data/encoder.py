@@ -416,7 +416,10 @@ class Encoder:
         if schema is not None and schema.with_(outputs=()) != saved:
             raise DataError(f"{folder} holds an encoder for another schema than the experiment's; prepare it again")
         index, names = arrow.codes(table["table"].combine_chunks(), "table")
-        values, counts = table["value"].combine_chunks(), buffers.stored(table["count"].combine_chunks())
+        values, counts = (
+            table["value"].cast(pa.large_string()).combine_chunks(),
+            buffers.stored(table["count"].combine_chunks()),
+        )
         vocabularies = {name: Vocabulary((), ()) for name in content["tables"]}
         for at, name in enumerate(names.to_pylist()):
             start, stop = np.searchsorted(index, at), np.searchsorted(index, at, side="right")

@@ -1,7 +1,6 @@
 """What an encoder learns from the training rows, in one pass."""
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -55,8 +54,8 @@ class Fitted(NamedTuple):
     """Number and vector features that have a flag for being missing: those that are, in training. None: all."""
     flags_apart: bool = False
     """Whether each number of a vector has a flag of its own, in place of one for all, as it once had."""
-    unflagged: Mapping[str, int] = MappingProxyType({})
-    """By feature without a flag: in how many of the later training rows it is missing. This is not saved."""
+    unflagged: tuple[tuple[str, int], ...] = ()
+    """Features without a flag, and in how many of the later training rows each is missing. This is not saved."""
 
 
 class Fit:
@@ -142,7 +141,7 @@ class Fit:
         missing = self._missing(known)
         if self._base is not None:
             flagged = self._base.flagged
-            gaps = {} if flagged is None else {name: one for name, one in missing.items() if name not in flagged}
+            gaps = () if flagged is None else tuple(one for one in missing.items() if one[0] not in flagged)
             return self._base._replace(rows=self._rows, vocabularies=vocabularies, tasks=stats, unflagged=gaps)
         scales = [
             self._ranked(at) if transform == "quantile" else

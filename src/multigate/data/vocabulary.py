@@ -18,7 +18,8 @@ from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Tim
 UNSEEN, MISSING, FIRST = 0, 1, 2
 """The two ids every embedding table begins with, and the first id of a value."""
 SMALL = 1 << 12
-"""Values from which on those of many rows are looked up by their hashes, all at once."""
+"""Values of a vocabulary from which on texts are looked up by their hashes, all at once; and texts, where there is a
+dict as well (measured)."""
 
 
 class Lookup(Protocol):
@@ -126,7 +127,7 @@ class Vocabulary:
         """(V,) int32."""
         if texts.null_count == len(texts):
             return np.full(len(texts), MISSING, dtype=np.int32)
-        if self.size <= SMALL:
+        if self.size <= SMALL or (len(texts) < SMALL and "_id" in vars(self)):
             find = self._id.get
             return np.array([find(text, UNSEEN) for text in texts.to_pylist()], dtype=np.int32)
         index, ids = self._index
