@@ -131,6 +131,15 @@ def test_of_many_values_single_rows_and_tables_find_the_same_ids(tmp_path):
         assert [one.row({"c": value}).categories.item() for value in asked] == wanted
 
 
+@pytest.mark.parametrize("feature", [Category("c"), Hashed("c", buckets=9), Bag("c")])
+def test_text_that_is_not_utf_8_is_told(feature):
+    encoder = fit((feature,), columns={"c": ["a", "b"]})
+    ends = pa.py_buffer(np.array([0, 1, 3], dtype=np.int32))
+    odd = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"a\xff\xfe")])
+    with pytest.raises(DataError, match="holds text that is not UTF-8; write it again"):
+        encoder.columns(batch_of(c=odd), labels=False, first_row=0)
+
+
 def test_features_share_a_vocabulary_by_naming_a_table():
     features = (Category("author"), Category("reader", table="author"), Bag("friends", table="author"))
     columns = {"author": ["a", "b", "b", "b"], "reader": ["a", "a", "c", "c"], "friends": ["a,a,c", "", None, "a"]}
