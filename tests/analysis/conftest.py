@@ -14,6 +14,7 @@ from multigate.bundle import Bundle
 from multigate.data.encoder import Encoder
 from multigate.experiment import Experiment
 from multigate.model import Tower
+from multigate.nn.embed import Embed, Embedding
 from multigate.schema import Schema
 from multigate.sharing import SharedBottom
 
@@ -27,25 +28,25 @@ Linear = Callable[..., Subject]
 def linear() -> Linear:
     """(schema of plain numbers, table, heads, rows a batch) -> a subject whose tower outputs are heads @ numbers.
 
-    ``heads`` has a row of weights per output of each task; x is the encoded numbers, then as many zeros.
+    ``heads`` has a row of weights per output of each task; x is the encoded numbers, and then zeros where some are
+    missing in the table.
     """
 
     def make(schema: Schema, table: Mapping[str, Any], heads: Mapping[str, Any], rows: int = 1000) -> Subject:
         records = pa.table(dict(table)).combine_chunks()
-        experiment = Experiment(
-            schema=schema,
-            train="rows.parquet",
-            sharing=SharedBottom(hidden=(2 * len(schema.features),)),
-            tower=Tower(hidden=()),
-        )
         encoder = Encoder.fit(schema, records.to_batches())
+        width = Embed(encoder.layout, Embedding()).d_out
+        experiment = Experiment(
+            schema=schema, train="rows.parquet", sharing=SharedBottom(hidden=(width,)), tower=Tower(hidden=())
+        )
         model = build_model(experiment, encoder)
         weights = np.concatenate([np.atleast_2d(heads[task]) for task in schema.task_names])  # (O, N)
         with torch.no_grad():
             layer = model.sharing.bottom.layers[0]
             layer.weight.copy_(torch.eye(layer.weight.shape[1]))
             layer.bias.fill_(SHIFT)
-            model.heads.weight.copy_(torch.from_numpy(np.concatenate([weights, 0 * weights], axis=1)))
+            zeros = np.zeros((len(weights), width - weights.shape[1]))
+            model.heads.weight.copy_(torch.from_numpy(np.concatenate([weights, zeros], axis=1)))
             model.heads.bias.copy_(torch.from_numpy(-SHIFT * weights.sum(axis=1)))
         batches = tuple(encoder.columns(record) for record in records.to_batches(max_chunksize=rows))
         return Subject("a model", Bundle(experiment, encoder, model), batches, f"{records.num_rows:,} rows")
