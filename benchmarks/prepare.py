@@ -5,8 +5,8 @@
 Census-Income's 199,523 training rows of 40 columns, from Parquet that stores text as codes, from Parquet that stores it
 plain, and from CSV; the 49,881 validation rows are always Parquet. The statistics pass is run alone. Preparing is that
 pass, encoding, and writing the shards. What is left when the pass is taken off it is told once as it is, from what the
-pass kept, and once where nothing is kept and every row is read again. Then 200,000 rows of 8
-ids, each of a million values.
+pass kept, and once where nothing is kept and every row is read again. Then 200,000 rows of 8 ids, each of a million
+values.
 """
 
 import tempfile
@@ -174,7 +174,7 @@ def ids(watch: Watch, folder: Path, rounds: int) -> list[str]:
         lines.append(line(f"{kind}: pandas and LabelEncoder", found["tutorial"], ROWS))
         lines.append(line(f"{kind}: preparing", found["multigate"], ROWS))
     return [
-        f"{ROWS:,} rows of {IDS} ids, each of {VALUES:,} values, from Parquet:",
+        f"\n{ROWS:,} rows of {IDS} ids, each of {VALUES:,} values, from Parquet:",
         table(["", "seconds", "rows/s"], lines),
     ]
 

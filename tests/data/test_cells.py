@@ -101,6 +101,18 @@ def test_integers_are_numbers_and_texts_by_way_of_distinct_ones(array):
     assert [[*texts, None][at] for at in index] == [cells.text(one) for one in array.to_pylist()]
 
 
+@pytest.mark.parametrize("few", [0, 256])
+@given(
+    array=integers() | st.lists(st.none() | st.text(max_size=3)).map(lambda one: pa.array(one, pa.string()).slice(1))
+)
+def test_texts_are_those_of_each_cell_whether_python_or_arrow_reads_them(few, array):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrow, "FEW", few)
+        found = arrow.texts(array)
+    assert pa.types.is_large_string(found.type)
+    assert found.to_pylist() == [cells.text(one) for one in array.to_pylist()]
+
+
 @given(st.lists(st.none() | st.integers(0, 5), max_size=40), st.integers(0, 9), st.sampled_from(INTEGERS))
 def test_codes_of_a_slice_of_a_dictionary(indices, skipped, kind):
     values = pa.array(["b", None, "a", "b", "", "c"])

@@ -14,6 +14,7 @@ import torch
 import xxhash
 from hypothesis import HealthCheck, example, given, settings
 
+from multigate.data import arrow
 from multigate.data.encoder import Encoder
 from multigate.data.files import open_table
 from multigate.data.float32 import shortest, shortest_of
@@ -131,8 +132,10 @@ def test_of_many_values_single_rows_and_tables_find_the_same_ids(tmp_path):
         assert [one.row({"c": value}).categories.item() for value in asked] == wanted
 
 
+@pytest.mark.parametrize("few", [0, 256])
 @pytest.mark.parametrize("feature", [Category("c"), Hashed("c", buckets=9), Bag("c")])
-def test_text_that_is_not_utf_8_is_told(feature):
+def test_text_that_is_not_utf_8_is_told(feature, few, monkeypatch):
+    monkeypatch.setattr(arrow, "FEW", few)
     encoder = fit((feature,), columns={"c": ["a", "b"]})
     ends = pa.py_buffer(np.array([0, 1, 3], dtype=np.int32))
     odd = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"a\xff\xfe")])

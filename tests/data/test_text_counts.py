@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +16,8 @@ BATCHES = st.lists(st.lists(st.tuples(st.sampled_from(["", "a", "b", "\u00e9", N
 
 @given(BATCHES, st.sampled_from([0, 4, 1 << 16]))
 def test_texts_are_counted_over_all_batches(batches, pending):
-    patch_to, text_counts.PENDING = text_counts.PENDING, pending
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_counts, "PENDING", pending)
         counts, wanted = TextCounts(), Counter[str]()
         for batch in batches:
             counts.add(pa.array([text for text, _ in batch], pa.string()), np.array([n for _, n in batch], dtype=int))
@@ -27,5 +28,3 @@ def test_texts_are_counted_over_all_batches(batches, pending):
         for _ in range(2):
             texts, times = counts.together()
             assert dict(zip(texts.to_pylist(), times.tolist(), strict=True)) == dict(+wanted)
-    finally:
-        text_counts.PENDING = patch_to

@@ -33,6 +33,9 @@ from multigate.data.cells import (
 from multigate.data.float32 import LARGEST
 from multigate.data.types import is_list, is_moment, is_text, value_type
 
+FEW = 256
+"""Values that are read sooner by Python than by Arrow, for whose calls other threads must stop (measured)."""
+
 
 def codes(array: pa.Array, column: str) -> tuple[np.ndarray, pa.Array]:
     """Index of each row's value among the distinct ones (R,), and those; a null has the index after the last.
@@ -97,11 +100,11 @@ def with_codes(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def texts(values: pa.Array) -> pa.Array:
     """``text`` of every value, as large strings, null where missing."""
-    kind = values.type
-    if pa.types.is_integer(kind):
-        return as_text(values)
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    whole = pa.types.is_integer(values.type)
+    if len(values) <= FEW or not (whole or is_text(values.type)):
         return as_arrow_text([text(one) for one in _python(values)])
+    if whole:
+        return as_text(values)
     try:
         values.validate(full=True)
     except pa.ArrowInvalid:

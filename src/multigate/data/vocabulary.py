@@ -92,7 +92,7 @@ class Vocabulary:
     @cached_property
     def _index(self) -> tuple[TextIndex, np.ndarray]:
         """Of all that is found, and the id of each; at the end, where -1 is, that of all others."""
-        ids = np.array([*range(FIRST, self.size), *self._shorter.values(), UNSEEN], dtype=np.int32)
+        ids = np.append(np.arange(FIRST, self.size), [*self._shorter.values(), UNSEEN]).astype(np.int32)
         return TextIndex(pa.concat_arrays([self.texts, as_arrow_text([*self._shorter])])), ids
 
     def grown(self, newer: "Vocabulary", max_size: int | None = None) -> "Vocabulary":
@@ -105,8 +105,7 @@ class Vocabulary:
         if self._width and not any(value[:1] == "0" for value in times if value != "0"):
             times = {value.zfill(self._width) if value.isdecimal() else value: times[value] for value in times}
         counts = [count + times.get(value, 0) for value, count in zip(self.values, self.counts, strict=True)]
-        own = self._id
-        new = [value for value in times if value not in own]
+        new = [value for value in times if value not in self._id]
         added = new[: None if max_size is None else max(max_size - len(self.values), 0)]
         left_out = newer.left_out + len(new) - len(added)
         return Vocabulary((*self.values, *added), (*counts, *(times[value] for value in added)), left_out)
