@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from multigate.data import arrow, buffers, cells
 from multigate.data.labels import rows_first
 from multigate.data.numbers import Scale, Scales, counted
+from multigate.data.types import is_text
 
 INTEGERS = [getattr(pa, f"{sign}int{bits}")() for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
@@ -32,7 +33,7 @@ def integers(draw):
 def texts_of(array, column, spell=None):
     """Of ``distinct_texts``, the texts as a list."""
     index, texts = arrow.distinct_texts(array, column, spell)
-    assert pa.types.is_large_string(texts.type)
+    assert is_text(texts.type)
     return index, texts.to_pylist()
 
 
@@ -109,7 +110,7 @@ def test_texts_are_those_of_each_cell_whether_python_or_arrow_reads_them(few, ar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrow, "FEW", few)
         found = arrow.texts(array)
-    assert pa.types.is_large_string(found.type)
+    assert is_text(found.type)
     assert found.to_pylist() == [cells.text(one) for one in array.to_pylist()]
 
 

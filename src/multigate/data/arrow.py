@@ -99,10 +99,11 @@ def with_codes(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def texts(values: pa.Array) -> pa.Array:
-    """``text`` of every value, as large strings, null where missing."""
-    whole = pa.types.is_integer(values.type)
-    if len(values) <= FEW or not (whole or is_text(values.type)):
-        return as_arrow_text([text(one) for one in _python(values)])
+    """``text`` of every value, as strings or large ones, null where missing."""
+    whole, written = pa.types.is_integer(values.type), is_text(values.type)
+    if len(values) <= FEW or not (whole or written):
+        found = _python(values)
+        return values if written and "" not in found else as_arrow_text([text(one) for one in found])
     if whole:
         return as_text(values)
     try:

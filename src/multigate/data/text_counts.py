@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 
 from multigate.data.buffers import as_arrow, as_arrow_text, as_text, known, stored
 
+FEW = 256
+"""Texts that a dict counts sooner than arrays (measured)."""
 PENDING = 1 << 16
 """Texts that may wait to be added up, at least: as many as there are, where those are more."""
 
@@ -16,6 +18,7 @@ class TextCounts:
     """Texts and how often they were seen; nulls are left out."""
 
     def __init__(self) -> None:
+        self._few: dict[str, int] = {}
         self._texts: list[pa.Array] = []
         self._times: list[np.ndarray] = []
         self._together = self._pending = 0
@@ -28,15 +31,26 @@ class TextCounts:
 
     def add(self, texts: pa.Array, times: np.ndarray) -> None:
         """``times`` (V,) more of each of the texts (V,), which may repeat."""
-        used = np.flatnonzero((times > 0) & known(texts))
-        self._texts.append(as_text(texts if len(used) == len(texts) else texts.take(as_arrow(used))))
-        self._times.append(times[used].astype(np.int64))
-        self._pending += len(used)
-        if self._pending > max(PENDING, self._together):
+        if len(texts) <= FEW:
+            for text, many in zip(texts.to_pylist(), times.tolist(), strict=True):
+                if many and text is not None:
+                    self._few[text] = self._few.get(text, 0) + many
+        else:
+            used = np.flatnonzero((times > 0) & known(texts))
+            self._wait(texts if len(used) == len(texts) else texts.take(as_arrow(used)), times[used])
+        if self._pending + len(self._few) > max(PENDING, self._together):
             self.together()
+
+    def _wait(self, texts: pa.Array, times: np.ndarray) -> None:
+        self._texts.append(as_text(texts))
+        self._times.append(times.astype(np.int64))
+        self._pending += len(texts)
 
     def together(self) -> tuple[pa.Array, np.ndarray]:
         """The distinct texts (V,), in any order, and how often each was seen, (V,) int64."""
+        if self._few:
+            self._wait(as_arrow_text([*self._few]), np.array([*self._few.values()]))
+            self._few = {}
         if len(self._texts) != 1 or self._pending:
             coded = pc.dictionary_encode(pa.concat_arrays([_NONE, *self._texts]))
             texts, index = coded.dictionary, stored(coded.indices)
