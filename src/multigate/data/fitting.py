@@ -22,7 +22,7 @@ from multigate.data.numbers import (
     signed_log,
 )
 from multigate.data.text_counts import TextCounts
-from multigate.data.vocabulary import Vocabulary, check_own_tables, table_features, table_of
+from multigate.data.vocabulary import SMALL, Vocabulary, check_own_tables, table_features, table_of
 from multigate.errors import DataError
 from multigate.schema import Bag, Category, Number, Schema, Vector
 
@@ -135,7 +135,9 @@ class Fit:
     def finish(self) -> Fitted:
         if self._rows == 0:
             raise DataError("wanted training rows to fit the encoder on, found none; check the table and the split")
-        vocabularies = dict(zip(self._counts, worked(self._vocabulary, self._counts), strict=True))
+        threads = any(len(one) >= SMALL for one in self._counts.values())  # for few they take longer than the work
+        fitted = worked(self._vocabulary, self._counts) if threads else map(self._vocabulary, self._counts)
+        vocabularies = dict(zip(self._counts, fitted, strict=True))
         stats = self._labels.finish()
         known, mean, sd = self._moments.finish()
         missing = self._missing(known)

@@ -29,6 +29,10 @@ class TextCounts:
         made.add(as_arrow_text([*counts]), np.array([*counts.values()], dtype=np.int64))
         return made
 
+    def __len__(self) -> int:
+        """Texts that are held, some of them more than once."""
+        return len(self._few) + self._pending + self._together
+
     def add(self, texts: pa.Array, times: np.ndarray) -> None:
         """``times`` (V,) more of each of the texts (V,), which may repeat."""
         if len(texts) <= FEW:
@@ -38,7 +42,7 @@ class TextCounts:
         else:
             used = np.flatnonzero((times > 0) & known(texts))
             self._wait(texts if len(used) == len(texts) else texts.take(as_arrow(used)), times[used])
-        if self._pending + len(self._few) > max(PENDING, self._together):
+        if len(self) - self._together > max(PENDING, self._together):
             self.together()
 
     def _wait(self, texts: pa.Array, times: np.ndarray) -> None:
