@@ -581,9 +581,9 @@ def test_names_longer_than_what_is_looked_at_first_are_utf_8_wherever_that_ends(
 
 @pytest.mark.parametrize(("bad", "cure"), [("x", "string"), ("1.5", "double")])
 def test_a_value_that_does_not_convert_is_named_with_its_row(bad: str, cure: str, tmp_path: Path) -> None:
-    path = write_csv(tmp_path, "a,b,c\n" + "1,2,3\n" * 900_000 + f"1,{bad},3\n" + "1,2,3\n" * 10)
+    path = write_csv(tmp_path, "a,b,c\n" + "1,2,3\n" * 1_800_000 + f"1,{bad},3\n" + "1,2,3\n" * 10)
     source = open_table(path)
-    with pytest.raises(DataError, match=f"column 'b', row 900,002 .*: '{bad}' is not int64.* type to '{cure}'"):
+    with pytest.raises(DataError, match=f"column 'b', row 1,800,002 .*: '{bad}' is not int64.* type to '{cure}'"):
         rows_of(source, ["c", "b"])
     assert list(open_table(path, {"b": cure}).batches(["b"]))[-1]["b"].to_pylist()[-11] == parse_like(bad)
 
@@ -593,8 +593,8 @@ def parse_like(text: str) -> Any:
 
 
 def test_later_rows_of_another_encoding_are_named(tmp_path: Path) -> None:
-    path = write_csv(tmp_path, b"a,b\n" + b"1,cafe\n" * 900_000 + b"1,caf\xe9\n")
-    with pytest.raises(DataError, match=r"column 'b', row 900,002 .*is not UTF-8"):
+    path = write_csv(tmp_path, b"a,b\n" + b"1,cafe\n" * 1_800_000 + b"1,caf\xe9\n")
+    with pytest.raises(DataError, match=r"column 'b', row 1,800,002 .*is not UTF-8"):
         rows_of(open_table(path))
 
 

@@ -214,10 +214,10 @@ def test_the_first_row_that_is_wrong_is_named(stored, tmp_path):
 
 def test_text_of_another_encoding_is_named_with_its_row(tmp_path):
     """A file of Windows-1252 whose first such letter comes late."""
-    lines = ["c,y"] + [f"plain{at % 7},{at % 2}" for at in range(500_000)] + ["caf\xe9 10 \x80,1"]
+    lines = ["c,y"] + [f"plain{at % 7},{at % 2}" for at in range(1_000_000)] + ["caf\xe9 10 \x80,1"]
     (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("latin-1"))
     schema = Schema(features=(Category("c"),), tasks=(Task("y"),))
-    with pytest.raises(DataError, match=r"t\.csv: column 'c', row 500,002 .*is not UTF-8 text"):
+    with pytest.raises(DataError, match=r"t\.csv: column 'c', row 1,000,002 .*is not UTF-8 text"):
         prepare(schema, open_table(tmp_path / "t.csv"), None, None, Split(), tmp_path / "p")
 
 

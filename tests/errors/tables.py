@@ -237,8 +237,8 @@ def of_decimals(*more: str) -> Make:
 
 
 def late(value: str) -> Make:
-    """Whole numbers for longer than the first 4 MB, then this."""
-    return written("rows.csv", "colour,price,click\n" + "red,1,0\ngreen,2,1\n" * 300_000 + f"red,{value},0\n")
+    """Whole numbers for longer than the first 8 MB, then this."""
+    return written("rows.csv", "colour,price,click\n" + "red,1,0\ngreen,2,1\n" * 600_000 + f"red,{value},0\n")
 
 
 def zeroed(content: bytes) -> bytes:
@@ -307,7 +307,7 @@ CSV_CASES = [
     Case(CSV, "a row with too few fields", written("rows.csv", csv("red,2")), ("row 42", "2 fields", "mend the row")),
     Case(CSV, "a quote that is never closed", written("rows.csv", csv('"red,2,1')), ("row 42", "close its quote")),
     Case(CSV, "such a quote in the column names", written("rows.csv", csv(names='"a,b,c')), ("row 1", "close it")),
-    Case(CSV, "a cell of 9 MB", written("rows.csv", csv("x" * (9 << 20) + ",1,1")), ("more than 4 MB",)),
+    Case(CSV, "a cell of 20 MB", written("rows.csv", csv("x" * (20 << 20) + ",1,1")), ("more than 8 MB",)),
     Case(CSV, "Latin-1", written("rows.csv", csv("rôt,2,1").encode("latin-1")),
          ("column 'colour'", "save the file as")),
     Case(CSV, "Latin-1 in the column names", written("rows.csv", csv(names="côl,price,click").encode("latin-1")),
@@ -317,8 +317,8 @@ CSV_CASES = [
     Case(CSV, "two columns of one name", written("rows.csv", csv(names="price,price,click")), ("are named 'price'",)),
     Case(CSV, "a column without a name", written("rows.csv", csv(names="colour,,click")),
          ("column 2 has an empty name",)),
-    Case(CSV, "text after 4 MB of whole numbers", late("n.a."), ("row 600,002", "'n.a.'", "schema.types.price=string")),
-    Case(CSV, "a fraction after 4 MB of whole numbers", late("1.5"),
+    Case(CSV, "text after 8 MB of whole numbers", late("n.a."), ("row 1,200,002", "'n.a.'", "schema.types.price=string")),
+    Case(CSV, "a fraction after 8 MB of whole numbers", late("1.5"),
          ("'1.5' is not int64", "schema.types.price=double")),
     Case(CSV, "a decimal of more digits than its type", of_decimals("red,2.505,1"),
          ("column 'price', row 42", "schema.types.price=double")),
