@@ -12,7 +12,7 @@ from multigate.data.beginnings import PACKED, unpacked
 from multigate.data.cells import short
 from multigate.errors import DataError, one_line
 
-_QUOTED = re.compile(r'(?<![^,;\t|\n])"(?:[^"]|"")*"')
+_QUOTED = re.compile(r'(?<![^,;\t|\n])"[^"]*+(?:""[^"]*+)*"')
 """A field in quotes, which may hold what else separates."""
 _SEPARATOR = re.compile(r'("?)sep=([\x01-\x7f])\1[^\S\n]*(?:\n|$)')
 """The line before the column names that tells Excel what separates; its own quote marks would end it."""
