@@ -22,7 +22,7 @@ from multigate.data.numbers import CLIP, Moments, Sample, quantile_edges
 from multigate.data.rows import cut, join
 from multigate.data.text_counts import TextCounts
 from multigate.data.types import parse_type, type_name
-from multigate.data.vocabulary import Vocabulary
+from multigate.data.vocabulary import UNSEEN, Vocabulary
 from multigate.errors import DataError, ExperimentError
 from multigate.model import Heads
 from multigate.schema import Bag, Category, Hashed, Number, Schema, Task, Time, Vector
@@ -664,6 +664,31 @@ def test_one_row_and_many_rows_are_encoded_alike(table):
     whole = ENCODER.columns(table, labels=False)
     for at, row in enumerate(table.to_pylist()):
         same(cut(whole, at, at + 1), ENCODER.row(row))
+
+
+@pytest.mark.parametrize("small", [0, 4096], ids=["many values", "few"])
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (None, [-7, 0, 7, 70, 10**15 - 1, 10**15, 2**63 - 1]),
+        ("int64", [-7, 0, 7, 70, 10**15 - 1, 10**15, 2**63 - 1]),
+        ("double", [-7.0, 0.0, 7.5, 70.0, 1e15, 2.0**60]),
+        ("bool", [True, False]),
+        (None, ["007", "070", "-07"]),
+        (None, ["7", "-7", "-0", "--7", "-", "+7", " 70", "7.0", "\N{ARABIC-INDIC DIGIT SEVEN}", "1e15"]),
+    ],
+    ids=["whole", "told whole", "floats", "truth", "codes", "texts"],
+)
+def test_a_whole_number_has_the_id_in_a_row_that_it_has_in_a_table(kind, values, small, monkeypatch):
+    monkeypatch.setattr("multigate.data.vocabulary.SMALL", small)
+    types = {} if kind is None else {"c": kind}
+    encoder = fit((Category("c"),), columns={"c": values}, types=types)
+    asked = [-7, -1, 0, 1, 7, 70, 77, 10**15 - 1, 10**15, 10**15 + 1, 2**60, 2**63 - 1]
+    found = [encoder.row({"c": one}).categories.item() for one in asked]
+    assert found == ids_of(encoder, c=asked)
+    assert found == [encoder.row({"c": np.int64(one)}).categories.item() for one in asked]
+    assert encoder.row({"c": 10**20}).categories.item() == UNSEEN
+    assert encoder.row({"c": True}).categories.item() == ids_of(encoder, c=[True])[0]
 
 
 DECIMALS = [f"{at / 100:g}" for at in range(1, 400, 3)]

@@ -27,6 +27,8 @@ EXACT = 2**53
 """Up to here a float64 holds every whole number."""
 DIGITS = 15
 """Of whole numbers that are below it."""
+SHORT = 10**DIGITS
+"""Whole numbers below it are written alike in columns of whole ones, of floats and of decimals."""
 LATE = (datetime(2037, 1, 1) - _EPOCH) // _MICROSECOND
 """From then on Arrow's time zones have no summer, Python's do."""
 FIRST, LAST = (datetime.min - _EPOCH) // _MICROSECOND, (datetime.max - _EPOCH) // _MICROSECOND

@@ -45,6 +45,10 @@ Reader = Callable[[Any, list[float], list[int], list[list[int]]], None]
 """Reads one raw cell: appends to the row's raw numbers, its ids and its bags."""
 
 
+Found = Mapping[type, Callable[[Any], int | None]]
+"""By the type of a cell what finds its id, where it has one."""
+
+
 class Arrays(NamedTuple):
     """What a model reads of R rows, as in ``Batch``: numbers (R, N), ids (R, C), values and offsets of each bag."""
 
@@ -75,7 +79,7 @@ class Encoder:
                 self._lookups[table] = Buckets(feature.buckets)
 
     @cached_property
-    def _readers(self) -> list[tuple[str, bool, Callable[[str], int | None] | None, Reader]]:
+    def _readers(self) -> list[tuple[str, bool, Found, Reader]]:
         """What reads a single row, made where one comes: of large vocabularies it takes memory and a while."""
         return [(one.source, one.biased is None, self._found(one), self._reader(one)) for one in self.schema.features]
 
@@ -205,8 +209,8 @@ class Encoder:
         for column, told, found, read in self._readers:
             try:
                 value = row[column] if told else None
-                # most cells are texts of the training rows; a call each would take longer than finding their ids
-                if found is not None and type(value) is str and (known := found(value)) is not None:
+                # most cells are values of the training rows, whose ids are found sooner than whatever else they may be
+                if (find := found.get(type(value))) is not None and (known := find(value)) is not None:
                     ids.append(known)
                 else:
                     read(value, raw, ids, packed)
@@ -274,10 +278,13 @@ class Encoder:
             tasks=self._labels.layout(),
         )  # fmt: skip
 
-    def _found(self, feature: Feature) -> Callable[[str], int | None] | None:
-        """What gives the ids of texts that stand in a vocabulary as they are spelled in the column, None of others."""
+    def _found(self, feature: Feature) -> Found:
+        """What finds the ids of texts and whole numbers that stand in a vocabulary as the column spells them."""
         lookup = self._lookups[table_of(feature)] if isinstance(feature, Category) else None
-        return lookup.found if isinstance(lookup, Vocabulary) and self._spell(feature.source) is None else None
+        spell = self._spell(feature.source)
+        if not isinstance(lookup, Vocabulary) or spell not in (None, *cells.NUMBERS):
+            return {}
+        return {int: lookup.found_whole} if spell is not None else {int: lookup.found_whole, str: lookup.found}
 
     def _reader(self, feature: Feature) -> Reader:
         """The door of one feature for single rows."""

@@ -42,6 +42,7 @@ class Scales:
         self._mean = np.array([[scale.mean] for scale in scales], dtype=np.float64).reshape(-1, 1)
         self._sd = np.array([[scale.sd] for scale in scales], dtype=np.float64).reshape(-1, 1)
         self._log = {at for at, scale in enumerate(scales) if scale.transform == "log"}
+        self._logs = np.array(sorted(self._log), dtype=np.int64)
         self._ranked = {
             at: Ranks(np.array(scale.knots), np.array(scale.scores))
             for at, scale in enumerate(scales)
@@ -50,16 +51,15 @@ class Scales:
 
     def row(self, raw: list[float]) -> np.ndarray:
         """Raw numbers of one row -> (1, N) float32: the same as ``encode``, with few calls."""
-        x = np.array([raw], dtype=np.float64)
+        x = np.array(raw, dtype=np.float64)
         if self._log:
-            at = list(self._log)
-            x[0, at] = signed_log(x[0, at])
+            x[self._logs] = signed_log(x[self._logs])
         for column, ranks in self._ranked.items():
-            x[:, column] = ranks.scores_of(x[:, column])
-        x -= self._mean.T
-        x /= self._sd.T
+            x[column : column + 1] = ranks.scores_of(x[column : column + 1])
+        x -= self._mean[:, 0]
+        x /= self._sd[:, 0]
         np.minimum(np.maximum(x, -CLIP, out=x), CLIP, out=x)
-        return x.astype(np.float32)
+        return x.astype(np.float32)[None]
 
     def encode(self, raw: Sequence[np.ndarray] | np.ndarray, columns: Sequence[int] | None = None) -> np.ndarray:
         """Raw numbers (R,) float64 of all columns, or of those at K places -> (K, R) float32, NaN where missing."""

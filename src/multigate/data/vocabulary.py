@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multigate.data.buffers import as_arrow, as_arrow_text, as_text, known, stored
+from multigate.data.cells import DIGITS, SHORT
 from multigate.data.hashes import hashes_of, xxh64
 from multigate.data.text_counts import TextCounts
 from multigate.data.text_index import TextIndex
@@ -118,6 +119,15 @@ class Vocabulary:
     def found(self) -> Callable[[str], int | None]:
         """From a text to its id, None where it has none."""
         return self._id.get
+
+    @property
+    def found_whole(self) -> Callable[[int], int | None]:
+        """The same from a whole number of few digits, which most columns spell as Python does."""
+        if self.size <= SMALL:
+            whole = (text for text in self._id if text and len(text) <= DIGITS and text.removeprefix("-").isdecimal())
+            return {int(text): self._id[text] for text in whole if str(int(text)) == text}.get
+        find = self._id.get
+        return lambda value: find(str(value)) if -SHORT < value < SHORT else None
 
     def id(self, text: str | None) -> int:
         return self._id.get(text, UNSEEN)
