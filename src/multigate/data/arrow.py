@@ -118,20 +118,26 @@ def texts(values: pa.Array) -> pa.Array:
 
 def distinct_texts(array: pa.Array, column: str, spell: Spell | None = None) -> tuple[np.ndarray, pa.Array]:
     """``codes`` and ``texts`` of a column, in any order, spelled by ``spell``."""
+    index, values = distinct_values(array, column, spell)
+    return index, as_text(values) if pa.types.is_integer(values.type) else values
+
+
+def distinct_values(array: pa.Array, column: str, spell: Spell | None = None) -> tuple[np.ndarray, pa.Array]:
+    """``distinct_texts``, but of many whole numbers, whose texts take longer to make, int64 in the place of those."""
     array = plain(array)
-    close = close_integers(array)
-    if close is not None:
-        return close[0], _spelled(texts(as_arrow(close[1])), array.type, spell)
+    spell = None if spell is None or spelling(str(array.type)) is spell else spell
     if spell is as_whole and (pa.types.is_floating(value_type(array.type)) or is_text(array.type)):
         index, found = through_distinct(array, exact_text, column)
-        return index, _spelled(as_arrow_text(found[:-1]), array.type, spell)
-    index, values = codes(array, column)
-    return index, _spelled(texts(values), array.type, spell)
+        return index, _spelled(as_arrow_text(found[:-1]), spell)
+    close = close_integers(array)
+    index, values = codes(array, column) if close is None else (close[0], as_arrow(close[1]))
+    if spell is not None:
+        return index, _spelled(texts(values), spell)
+    many = len(values) > FEW and pa.types.is_signed_integer(values.type) and not values.null_count
+    return index, values.cast(pa.int64()) if many else texts(values)
 
 
-def _spelled(found: pa.Array, kind: pa.DataType, spell: Spell | None) -> pa.Array:
-    if spell is None or spelling(str(kind)) is spell:
-        return found
+def _spelled(found: pa.Array, spell: Spell) -> pa.Array:
     return as_arrow_text([None if one is None else spell(one) for one in found.to_pylist()])
 
 

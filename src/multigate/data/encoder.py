@@ -172,8 +172,8 @@ class Encoder:
                 case Time():
                     ids.extend(time_column(arrow.moments(array, feature.source, self._zone(feature.source)), feature))
                 case Category() | Hashed():
-                    index, texts = arrow.distinct_texts(array, feature.source, self._spell(feature.source))
-                    found = self._lookups[table_of(feature)].ids(texts)
+                    index, values = arrow.distinct_values(array, feature.source, self._spell(feature.source))
+                    found = self._lookups[table_of(feature)].ids(values)
                     ids.append(np.append(found, np.int32(MISSING)).take(index))
                 case Bag():
                     lookup = self._lookups[table_of(feature)]

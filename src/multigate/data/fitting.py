@@ -105,7 +105,7 @@ class Fit:
                     at += feature.size
                 case Category():
                     spell = cells.spelling(self._schema.types.get(feature.source))
-                    index, values = arrow.distinct_texts(array, feature.source, spell)
+                    index, values = arrow.distinct_values(array, feature.source, spell)
                     many = np.bincount(index, minlength=len(values))[: len(values)]
                     self._counts[table_of(feature)].add(values, many)
                 case Bag() if not feature.buckets:

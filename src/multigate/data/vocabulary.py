@@ -13,6 +13,7 @@ from multigate.data.cells import DIGITS, SHORT
 from multigate.data.hashes import hashes_of, xxh64
 from multigate.data.text_counts import TextCounts
 from multigate.data.text_index import TextIndex
+from multigate.data.whole_numbers import WholeIndex, text_order
 from multigate.errors import ExperimentError
 from multigate.schema import Bag, Category, Feature, Hashed, Number, Schema, Time
 
@@ -33,7 +34,9 @@ class Lookup(Protocol):
 
     def id(self, text: str | None) -> int: ...
 
-    def ids(self, texts: pa.Array) -> np.ndarray: ...
+    def ids(self, texts: pa.Array) -> np.ndarray:
+        """(V,) int32 of texts, or of int64s in their place."""
+        ...
 
 
 class Vocabulary:
@@ -58,7 +61,7 @@ class Vocabulary:
         if max_size is not None and len(times) > max_size:
             least = max(least, int(np.partition(times, -max_size)[-max_size]))
         often = np.flatnonzero(times >= least)
-        by_value = often[stored(pc.array_sort_indices(texts.take(as_arrow(often)))).astype(np.int64)]
+        by_value = often[text_order(texts.take(as_arrow(often)))]
         kept = by_value[np.argsort(-times[by_value], kind="stable")][:max_size]
         return cls(texts.take(as_arrow(kept)), times[kept], len(times) - len(kept))
 
@@ -95,6 +98,10 @@ class Vocabulary:
         """Of all that is found, and the id of each; at the end, where -1 is, that of all others."""
         ids = np.append(np.arange(FIRST, self.size), [*self._shorter.values(), UNSEEN]).astype(np.int32)
         return TextIndex(pa.concat_arrays([self.texts, as_arrow_text([*self._shorter])])), ids
+
+    @cached_property
+    def _wholes(self) -> WholeIndex | None:
+        return WholeIndex.of(self.texts)
 
     def grown(self, newer: "Vocabulary", max_size: int | None = None) -> "Vocabulary":
         """This one with the values that only ``newer`` has behind its own, whose ids stay; counts are added.
@@ -133,7 +140,12 @@ class Vocabulary:
         return self._id.get(text, UNSEEN)
 
     def ids(self, texts: pa.Array) -> np.ndarray:
-        """(V,) int32."""
+        """(V,) int32. Whole numbers may stand, as int64s, in the place of their texts."""
+        if pa.types.is_integer(texts.type):
+            if self.size > SMALL and self._wholes is not None:
+                places = self._wholes.places(stored(texts))
+                return np.where(places < 0, UNSEEN, FIRST + places).astype(np.int32)
+            texts = as_text(texts)
         if texts.null_count == len(texts):
             return np.full(len(texts), MISSING, dtype=np.int32)
         if self.size <= SMALL or (len(texts) < SMALL and "_id" in vars(self)):
