@@ -68,6 +68,15 @@ def test_infinite_predictions_are_worse_than_any_others() -> None:
     assert monitor.choice({"a/auc": 0.8, "b/r2": math.nan}) == 0.8, "no label of b is known"
 
 
+def test_a_wild_r2_does_not_choose_for_the_other_tasks() -> None:
+    monitor = Monitor("mean", Schema(features=[Number("x")], tasks=[Task("a"), Task("b", kind="regression")]))
+    early, late = {"a/auc": 0.6, "b/r2": -130_000.0}, {"a/auc": 0.9, "b/r2": -480_000.0}
+    assert monitor.choice(early) < monitor.choice(late)
+    assert monitor.choice({"a/auc": 0.6, "b/r2": -3.0}) < monitor.choice({"a/auc": 0.6, "b/r2": -2.0})
+    assert monitor.choice({"a/auc": 0.6, "b/r2": 0.2}) == pytest.approx(0.4)
+    assert monitor.choice({"a/auc": math.nan, "b/r2": -3.0}) == -3.0, "nothing to outweigh"
+
+
 def test_a_monitor_by_name_is_kept_to() -> None:
     monitor = Monitor("a/auc", Schema(features=[Number("x")], tasks=[Task("a")]))
     assert math.isnan(monitor.choice({"a/auc": math.nan, "a/log_loss": 0.3}))

@@ -165,10 +165,16 @@ class Monitor:
         """What weights are chosen by, higher is better: the value, or less the mean loss where no main metric is there.
 
         That depends on the labels of the rows alone, so that it is the same in all epochs. NaN where neither is there.
+        Beside other tasks an R2 below 0 counts as R2 / (1 - R2), above -1: it may be -100,000 where the training rows
+        have labels far from all others, and would choose for all tasks.
         """
         value = self.value(metrics)
-        if self.name != "mean" or not np.isnan(value):
+        if self.name != "mean":
             return value
+        if not np.isnan(value):
+            told = [metrics[name] for name in self.counted(metrics)]
+            alone = len(told) == 1 or np.isinf(value)
+            return value if alone else float(np.mean([one / (1 - one) if one < 0 else one for one in told]))
         losses = [metrics[name] for name in self._finite_losses(metrics)]
         return -float(np.mean(losses)) if losses else float("nan")
 
