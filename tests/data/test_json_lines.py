@@ -62,6 +62,13 @@ def test_text_stays_text_and_whole_numbers_keep_their_digits(tmp_path: Path) -> 
     assert rows_of(path, day="timestamp[us]")[0]["day"].year == 2026
 
 
+@pytest.mark.parametrize("key", ["é", "\\u00e9", "\\u00E9", "a\\/b", 'a\\"b'])
+def test_whole_numbers_keep_their_digits_however_their_key_is_written(tmp_path: Path, key: str) -> None:
+    long = 2**63 + 5
+    (path := tmp_path / "a.jsonl").write_text(f'{{"{key}": {long}, "y": 9.3e+18}}\n' * 2, encoding="utf-8")
+    assert rows_of(path)[1] == {json.loads(f'"{key}"'): str(long), "y": 9.3e18}
+
+
 @pytest.mark.parametrize(
     "first", [[None, "a"], [None, 1.5], [None, None, True], [None, "2026-01-05"], [None, [None, 1]]]
 )

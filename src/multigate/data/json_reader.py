@@ -14,6 +14,8 @@ import pyarrow.json
 
 _LONG = pa.decimal128(38, 0)
 _LONGS = pa.list_(_LONG)
+_OF_LONG = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")\s*+:\s*+(?:\[(?:[^\]]*[\s,])?)?-?\d{19,}(?![\d.eE])')
+"""A key whose value, or one in its list, is a number of many digits, not one such as 9.3e+18."""
 
 
 def parsed(block: bytes, kinds: pa.Schema) -> pa.Table:
@@ -101,9 +103,8 @@ def _may_be_long(column: pa.ChunkedArray) -> bool:
 
 
 def _is_whole(name: str, block: bytes) -> bool:
-    """Whether a number of a column, or in its lists, stands there with all of its many digits, not as 9.3e+18."""
-    key = re.escape(json.dumps(name, ensure_ascii=False).encode())
-    return re.search(key + rb"\s*:\s*(?:\[(?:[^\]]*[\s,])?)?-?\d{19,}(?![\d.eE])", block) is not None
+    """Whether a number of a column, or in its lists, stands there with all of its many digits."""
+    return any(json.loads(key) == name for key in set(_OF_LONG.findall(block)))  # keys have escapes, too
 
 
 def is_open(kind: pa.DataType) -> bool:
