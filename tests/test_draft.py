@@ -364,3 +364,18 @@ def test_features_and_tasks_by_name_keep_what_is_said_of_them(table: Path) -> No
         ("click", "binary", 3.0),
         ("grade", "multiclass", 1.0),
     ]
+
+
+def test_a_draft_says_beside_the_group_that_it_splits(tmp_path):
+    rows = 3_000
+    columns = {"user_id": [f"u{at % 500}" for at in range(rows)], "x": [at % 97 / 7 for at in range(rows)]}
+    columns |= {"y": [at % 2 for at in range(rows)], "at": [f"2026-01-{at % 28 + 1:02d}" for at in range(rows)]}
+    grouped, timed = tmp_path / "grouped.parquet", tmp_path / "timed.parquet"
+    pq.write_table(pa.table({name: columns[name] for name in ("user_id", "x", "y")}), grouped)
+    pq.write_table(pa.table(columns), timed)
+    group = "  group: user_id"
+    told = f"{group}  # each is in one part of the split alone; to predict for known ones, set split: {{by: fraction}}"
+    assert told in draft(grouped, ["y"]).splitlines()
+    assert group in draft(grouped, ["y"], ["split.by=fraction"]).splitlines()
+    assert group in draft(timed, ["y"]).splitlines()
+    assert yaml.safe_load(draft(grouped, ["y"]))["schema"]["group"] == "user_id"

@@ -13,6 +13,8 @@ from multigate.progress import Progress
 from multigate.schema import Task
 from multigate.yaml_text import dump_yaml
 
+BY_GROUP = "  # each is in one part of the split alone; to predict for known ones, set split: {by: fraction}"
+
 
 def draft(
     table: str | Path, tasks: Sequence[str | Task], changes: Sequence[str] = (), *, progress: Progress | None = None
@@ -72,7 +74,10 @@ def _render(name: str, data: dict[str, Any], findings: Findings) -> str:
         lines.append(f"  {part}:")
         lines += [f"    - {_flow(item)}" for item in schema.pop(part)]
     types = schema.pop("types", {})
-    lines += [f"  {key}: {_flow(value)}" for key, value in schema.items()]
+    by_group = "time" not in schema and "split" not in data
+    lines += [
+        f"  {key}: {_flow(value)}{BY_GROUP if key == 'group' and by_group else ''}" for key, value in schema.items()
+    ]
     if types:
         lines.append("  types:  # of the columns, so that a later file cannot be read otherwise")
         lines += [indent(dump_yaml(types).rstrip("\n"), "    ")]

@@ -104,7 +104,7 @@ def _may_be_long(column: pa.ChunkedArray) -> bool:
 
 def _is_whole(name: str, block: bytes) -> bool:
     """Whether a number of a column, or in its lists, stands there with all of its many digits."""
-    return any(json.loads(key) == name for key in set(_OF_LONG.findall(block)))  # keys have escapes, too
+    return any(json.loads(key, strict=False) == name for key in set(_OF_LONG.findall(block)))  # keys have escapes, too
 
 
 def is_open(kind: pa.DataType) -> bool:
