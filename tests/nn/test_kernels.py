@@ -467,6 +467,20 @@ def test_a_compiler_that_hangs_is_given_up_with_all_that_it_has_started(
     assert not any(map(is_at_work, started))
 
 
+def test_what_a_compiler_prints_need_not_be_utf_8(
+    anew: Callable[[], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nprintf 'caf\\351 closed' >&2\n[ \"$1\" = --version ]\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(compiler))
+    found = anew()
+    assert found.kernels is None
+    assert found.told.startswith("caf"), "its own words"
+    assert found.told.endswith("closed")
+
+
 def is_at_work(process: str) -> bool:
     """Whether there is such a process, and it has not ended with nobody to wait for it."""
     try:

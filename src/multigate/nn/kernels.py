@@ -182,7 +182,7 @@ def _run(at_work: list[subprocess.Popen[str]], until: float, *command: str) -> s
         raise late
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, errors="replace", start_new_session=True
     ) as process:
         at_work.append(process)
         try:
