@@ -10,8 +10,8 @@ from multigate.bundle import Bundle
 from multigate.data.names import FeatureColumns, feature_columns
 from multigate.data.rows import cut, pick
 from multigate.errors import ExperimentError
-from multigate.evaluate import Scored, forward, scores, spaces
-from multigate.metrics import HIGHER_IS_BETTER, PRIMARY
+from multigate.evaluate import Scored, forward, spaces
+from multigate.metrics import HIGHER_IS_BETTER, PRIMARY, score_task
 from multigate.options import Options
 from multigate.progress import Progress
 
@@ -112,6 +112,8 @@ def _forward(bundle: Bundle, batch: Batch) -> Scored:
 
 def _main_scores(bundle: Bundle, scored: Scored) -> dict[str, float]:
     """The main metric of each target, by ``<target>/<metric>``."""
-    found = spaces(bundle.schema, bundle.encoder, scored)
-    main = {f"{space.name}/{PRIMARY[space.kind]}" for space in found}
-    return {name: value for name, value in scores(found).items() if name in main}
+    found = {}
+    for space in spaces(bundle.schema, bundle.encoder, scored):
+        main = PRIMARY[space.kind]
+        found[f"{space.name}/{main}"] = score_task(space.kind, space.outputs, space.labels, space.weights)[main]
+    return found
