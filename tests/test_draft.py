@@ -99,6 +99,8 @@ def test_numbers_in_text_are_told(tmp_path: Path) -> None:
         "version": [f"{i % 30}.{i % 7}" + (f".{i % 4}" if i % 2 else "") for i in range(n)],
         "clock": [f"{i % 24:02d}:{i % 60:02d}" for i in range(n)],
         "few": [f"{i % 3}.5" for i in range(n)],
+        "change": [f"{i % 70 - 35:+d}" for i in range(n)],
+        "telephone": [f"+49{i % 70 + 1000}" for i in range(n)],
         "click": [i % 2 for i in range(n)],
     }
     path = tmp_path / "rows.parquet"
@@ -106,11 +108,12 @@ def test_numbers_in_text_are_told(tmp_path: Path) -> None:
     text = draft(path, ["click"])
     said = told_of(text)
     formats = ["comma", "german", "swiss", "quoted", "millions", "debit", "euros", "power", "french", "ledger"]
-    assert list(said) == [*formats, "below", "blank", "plain"]
+    assert list(said) == [*formats, "below", "blank", "plain", "change"]
     assert said["comma"] == "holds text such as '0,0'; write plain numbers (1234.56) to have it as one"
     assert said["below"].startswith("holds numbers, but also text such as '<0.5'; leave such cells empty")
     assert said["blank"].startswith("holds numbers, but also text such as ' '; leave")
     assert said["plain"] == "holds numbers as text, such as '2.5'; give it the kind number to have it as one"
+    assert said["change"] == "holds numbers as text, such as '-35'; give it the kind number to have it as one"
     schema = make_experiment(yaml.safe_load(text.replace("plain, kind: category", "plain, kind: number"))).schema
     encoder = Encoder.fit(schema, pa.table(columns).to_batches())
     at = [column.feature for column in encoder.layout.numbers].index("plain")

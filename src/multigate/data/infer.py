@@ -376,13 +376,15 @@ def _numeric(texts: pa.Array, column: Column, label: bool) -> str:
     trimmed = pc.utf8_trim_whitespace(texts)
     plain, marked, no_code = (pc.match_substring_regex(trimmed, one) for one in (_PLAIN, _MARKED, _NO_CODE))
     fractional = pc.any(pc.match_substring(texts.filter(plain), ".")).as_py()
+    # no codes, and no telephone numbers: +5 beside -7
+    signed = all(pc.any(pc.match_substring_regex(trimmed, rf"^\{sign}\d+$")).as_py() for sign in "+-")
     number = plain if fractional else pc.or_(plain, marked)
     numbers, others = texts.filter(number), texts.filter(pc.invert(number))
     if label and set(numbers.to_pylist()) == {"0", "1"} and len(others) and pc.all(pc.or_(number, no_code)).as_py():
         return f"holds 0, 1 and text such as {cells.short(others[0].as_py())}; leave such cells empty to have it binary"
     if len(numbers) < max(_MANY, _MOST * len(texts)):
         return ""
-    if not fractional and (
+    if not (fractional or signed) and (
         not len(others)
         or is_id(column)
         or are_codes(trimmed.filter(plain))
