@@ -43,8 +43,6 @@ FILES = CONTENT, VOCABULARIES = "encoder.json", "vocabularies.parquet"
 
 Reader = Callable[[Any, list[float], list[int], list[list[int]]], None]
 """Reads one raw cell: appends to the row's raw numbers, its ids and its bags."""
-
-
 Found = Mapping[type, Callable[[Any], int | None]]
 """By the type of a cell what finds its id, where it has one."""
 
